@@ -1,0 +1,39 @@
+# The libraries the project builds on. scripts/install-deps.sh provides every one of them.
+find_package(Threads REQUIRED)
+
+# SentencePiece is linked statically and its symbols stay hidden: libxsr.so must not fight with another copy in
+# the same process, and Debian ships no static library, so install-deps.sh builds one from Debian's source package.
+find_library(XSR_SENTENCEPIECE_LIBRARY NAMES libsentencepiece.a
+  HINTS "${PROJECT_SOURCE_DIR}/.deps/sentencepiece/lib" REQUIRED)
+find_path(XSR_SENTENCEPIECE_INCLUDE_DIR NAMES sentencepiece_processor.h
+  HINTS "${PROJECT_SOURCE_DIR}/.deps/sentencepiece/include" NO_DEFAULT_PATH REQUIRED)
+add_library(xsr_sentencepiece STATIC IMPORTED)
+set_target_properties(xsr_sentencepiece PROPERTIES
+  IMPORTED_LOCATION "${XSR_SENTENCEPIECE_LIBRARY}"
+  INTERFACE_INCLUDE_DIRECTORIES "${XSR_SENTENCEPIECE_INCLUDE_DIR}"
+  INTERFACE_LINK_LIBRARIES Threads::Threads)
+
+# Header-only xxHash: one inlined implementation, no run-time dependency.
+find_path(XSR_XXHASH_INCLUDE_DIR NAMES xxhash.h REQUIRED)
+add_library(xsr_xxhash INTERFACE)
+target_include_directories(xsr_xxhash SYSTEM INTERFACE "${XSR_XXHASH_INCLUDE_DIR}")
+target_compile_definitions(xsr_xxhash INTERFACE XXH_INLINE_ALL)
+
+if(XSR_BUILD_TOOLS OR XSR_BUILD_TESTS)
+  find_package(CLI11 REQUIRED)
+  find_package(nlohmann_json REQUIRED)
+  find_package(fmt REQUIRED)
+  find_package(ZLIB REQUIRED)
+endif()
+if(XSR_ONEDNN)
+  find_package(dnnl QUIET)
+  if(NOT dnnl_FOUND)
+    message(STATUS "oneDNN not found: its gemm and the bench's yardstick are left out")
+  endif()
+endif()
+if(XSR_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(XSR_BUILD_TOOLS AND XSR_BUILD_BENCH)
+  find_package(benchmark REQUIRED)
+endif()

@@ -1,0 +1,20 @@
+#pragma once
+#include <stdexcept>
+#include <string>
+
+#include "xsr/xsr.h"
+
+namespace xsr {
+
+/// What the C++ side of the library and the tools throw; c_api.cpp turns it into its status and message.
+class Error : public std::runtime_error {
+ public:
+  Error(xsr_status status, const std::string& message)
+      : std::runtime_error(message), status_(status) {}
+  xsr_status status() const noexcept { return status_; }
+
+ private:
+  xsr_status status_;
+};
+
+}  // namespace xsr

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what building, testing and running xsr needs on Debian (bookworm or newer). Idempotent: what is there
+# is left alone. Works as root or through sudo. Says what it does.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(
+  build-essential cmake ninja-build git ca-certificates dpkg-dev pkg-config
+  clang clang-format libclang-rt-14-dev llvm          # second compiler, fuzzers, format check
+  libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libxxhash-dev
+  libgtest-dev libbenchmark-dev libdnnl-dev
+  python3
+)
+say() { echo "install-deps: $*" >&2; }
+
+sudo=""
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { say "not root and no sudo: run this as root"; exit 1; }
+  sudo="sudo"
+fi
+
+missing=()
+for p in "${packages[@]}"; do
+  dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "apt-get install ${missing[*]}"
+  $sudo apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+else
+  say "all Debian packages are there"
+fi
+
+# SentencePiece as a static, position-independent library: Debian ships only the shared one, so build its source
+# package. The apt lists for sources live in a folder of ours; the system's configuration is not touched.
+sp="$PWD/.deps/sentencepiece"
+if [ ! -e "$sp/lib/libsentencepiece.a" ]; then
+  say "building SentencePiece (static) from Debian's source package into .deps/"
+  work="$PWD/.deps/work"
+  rm -rf "$work" && mkdir -p "$work/lists/partial" "$work/src"
+  . /etc/os-release
+  keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  echo "deb-src [signed-by=$keyring] http://deb.debian.org/debian ${VERSION_CODENAME:-bookworm} main" >"$work/src.list"
+  opts=(-o Dir::Etc::sourcelist="$work/src.list" -o Dir::Etc::sourceparts=/dev/null
+        -o Dir::State::Lists="$work/lists" -o APT::Sandbox::User="$(id -un)")
+  # `apt-get update` locks the system's archive folder, hence root; the download itself does not need it.
+  $sudo apt-get "${opts[@]}" update -qq
+  (cd "$work/src" && apt-get "${opts[@]}" source --download-only -qq sentencepiece)
+  tar -xzf "$work"/src/sentencepiece_*.orig.tar.gz -C "$work/src"
+  cmake -S "$work"/src/sentencepiece-*/ -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
+    -DSPM_ENABLE_SHARED=OFF -DSPM_ENABLE_TCMALLOC=OFF -DCMAKE_INSTALL_PREFIX="$sp" -DCMAKE_INSTALL_LIBDIR=lib \
+    -DCMAKE_CXX_FLAGS="-fvisibility=hidden -w" >"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
+  cmake --build "$work/build" --target install >>"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
+  $sudo rm -rf "$work"
+else
+  say "SentencePiece is built"
+fi
+say "done"
