@@ -196,7 +196,11 @@ std::unique_ptr<Checkpoint> Checkpoint::open_memory(std::span<const unsigned cha
 
 void Checkpoint::read() {
   if (file_.empty()) throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: the file is empty", name_));
-  if (starts_with(file_, "PK\x03\x04") || starts_with(file_, "PK\x05\x06")) {
+  // safetensors before the pickle: the low byte of a header length may be any pickle opcode, but a
+  // pickle of torch.save has 0xf9 of its magic number where the header's brace stands.
+  if (file_.size() >= 9 && file_[8] == '{') {
+    contents_ = read_safetensors(file_, name_);
+  } else if (starts_with(file_, "PK\x03\x04") || starts_with(file_, "PK\x05\x06")) {
     contents_ = read_pytorch_zip(file_, name_);
   } else if (file_[0] == 0x80) {
     contents_ = read_pytorch_legacy(file_, name_);
@@ -207,8 +211,6 @@ void Checkpoint::read() {
             "{}: is a tar file, as PyTorch before 0.1.10 wrote; load it with an older PyTorch and "
             "save it again with torch.save",
             name_));
-  } else if (file_.size() >= 9 && file_[8] == '{') {
-    contents_ = read_safetensors(file_, name_);
   } else {
     throw Error(
         XSR_STATUS_BAD_FILE,
@@ -226,6 +228,14 @@ void Checkpoint::read() {
     contents_.stripped_prefix = kModule;
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
+    for (const char c : tensors[i].name) {
+      if (static_cast<unsigned char>(c) < 0x20 ||
+          c == 0x7f) {  // would garble the terminal it is printed on
+        throw Error(XSR_STATUS_BAD_FILE,
+                    fmt::format("{}: the name of tensor {} contains the control character 0x{:02x}",
+                                name_, i, static_cast<unsigned char>(c)));
+      }
+    }
     if (!index_.emplace(tensors[i].name, i).second) {
       throw Error(XSR_STATUS_BAD_FILE,
                   fmt::format("{}: the tensor {} occurs twice, expected every name once", name_,
