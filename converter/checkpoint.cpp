@@ -5,10 +5,10 @@
 #include <bit>
 #include <cstring>
 
-#include "converter/float_convert.h"
 #include "converter/mapped_file.h"
 #include "converter/pytorch.h"
 #include "converter/safetensors.h"
+#include "kernels/storage.h"
 
 namespace xsr {
 
@@ -119,10 +119,10 @@ std::vector<To> convert(const CheckpointTensor& t) {
       with(load<float>);
       break;
     case ScalarType::kF16:
-      with([](const unsigned char* p) { return f32_from_f16(load<uint16_t>(p)); });
+      with([](const unsigned char* p) { return kernels::f32_from_f16(load<uint16_t>(p)); });
       break;
     case ScalarType::kBF16:
-      with([](const unsigned char* p) { return f32_from_bf16(load<uint16_t>(p)); });
+      with([](const unsigned char* p) { return kernels::f32_from_bf16(load<uint16_t>(p)); });
       break;
     case ScalarType::kI64:
       with(load<int64_t>);
@@ -211,6 +211,9 @@ void Checkpoint::read() {
             "{}: is a tar file, as PyTorch before 0.1.10 wrote; load it with an older PyTorch and "
             "save it again with torch.save",
             name_));
+  } else if (starts_with(file_, "\x89XSR")) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                fmt::format("{}: is a .xsr file already, expected a checkpoint", name_));
   } else {
     throw Error(
         XSR_STATUS_BAD_FILE,
