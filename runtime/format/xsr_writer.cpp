@@ -1,0 +1,298 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "runtime/error.h"
+#include "runtime/format/xsr_file.h"
+#include "runtime/format/xsr_layout.h"
+
+namespace xsr {
+namespace {
+
+[[noreturn]] void invalid(const std::string& message) {
+  throw Error(XSR_STATUS_INVALID_ARGUMENT, message);
+}
+
+/// A run of bytes of the caller's, and where it goes.
+struct Chunk {
+  uint64_t offset;
+  const void* data;
+  uint64_t size;
+};
+
+/// A whole file: the bytes before the data section, then chunks in rising order with zeros between
+/// and behind them.
+struct Plan {
+  std::vector<unsigned char> metadata;
+  std::vector<Chunk> chunks;
+  uint64_t file_size = 0;
+};
+
+/// Places `size` bytes at the next aligned offset at or after *end and moves *end behind them and
+/// their padding.
+Section place(uint64_t* end, uint64_t size) {
+  const Section section{*end, size};
+  uint64_t next;
+  if (__builtin_add_overflow(*end, size, &next) ||
+      __builtin_add_overflow(next, padding_after(next), &next)) {
+    invalid("the tensors together have more bytes than 64 bits can count");
+  }
+  *end = next;
+  return section;
+}
+
+ConfigRecord to_record(const ModelConfig& c) {
+  ConfigRecord r{};
+  r.family = static_cast<uint32_t>(c.family);
+  r.num_layers = c.num_layers;
+  r.hidden_size = c.hidden_size;
+  r.num_heads = c.num_heads;
+  r.intermediate_size = c.intermediate_size;
+  r.vocab_size = c.vocab_size;
+  r.num_positions = c.num_positions;
+  r.position_offset = c.position_offset;
+  r.num_token_types = c.num_token_types;
+  r.max_seq_len = c.max_seq_len;
+  r.embedding_size = c.embedding_size;
+  r.activation = static_cast<uint32_t>(c.activation);
+  r.norm_placement = static_cast<uint32_t>(c.norm_placement);
+  r.pooling = static_cast<uint32_t>(c.pooling);
+  r.pooler_activation = static_cast<uint32_t>(c.pooler_activation);
+  r.flags = (c.has_pooler ? kFlagPooler : 0u) | (c.normalize ? kFlagNormalize : 0u) |
+            (c.lowercase ? kFlagLowercase : 0u) | (c.add_cls ? kFlagAddCls : 0u) |
+            (c.add_sep ? kFlagAddSep : 0u);
+  r.layer_norm_eps = c.layer_norm_eps;
+  r.tokenizer = static_cast<uint32_t>(c.tokenizer);
+  r.pad_id = c.pad_id;
+  r.unk_id = c.unk_id;
+  r.mask_id = c.mask_id;
+  r.cls_id = c.cls_id;
+  r.sep_id = c.sep_id;
+  return r;
+}
+
+/// Places the tensor's data and scales behind *end and fills its entry, but for the name's offset.
+TensorEntry place_tensor(const TensorSource& source, uint64_t* end, std::vector<Chunk>* chunks) {
+  TensorEntry entry{};
+  entry.name_size = static_cast<uint32_t>(std::min<size_t>(source.name.size(), UINT32_MAX));
+  entry.dtype = static_cast<uint32_t>(source.dtype);
+  entry.layout = static_cast<uint32_t>(source.layout);
+  const uint64_t size = tensor_bytes(source.dtype, source.layout, source.dims);
+  entry.rank = static_cast<uint32_t>(source.dims.size());
+  std::copy(source.dims.begin(), source.dims.end(), entry.dims);
+  if (source.data == nullptr) invalid("its data is a null pointer");
+  const bool has_scales = source.dtype == DType::kI8;
+  if (has_scales != (source.scales != nullptr)) {
+    invalid(has_scales
+                ? "its scales are a null pointer, expected one scale for each row of an i8 tensor"
+                : std::string("it has scales, expected none for dtype ") + to_string(source.dtype));
+  }
+  if (find_panel_damage(source.dtype, source.layout, source.dims, source.data, size) != size) {
+    invalid("its panel padding is not zero");
+  }
+  const Section data = place(end, size);
+  entry.data_offset = data.offset;
+  entry.data_size = data.size;
+  chunks->push_back({data.offset, source.data, data.size});
+  if (has_scales) {
+    const Section scales =
+        place(end, source.dims[0] * sizeof(float));  // no overflow: size ≥ dims[0]
+    entry.scales_offset = scales.offset;
+    entry.scales_size = scales.size;
+    chunks->push_back({scales.offset, source.scales, scales.size});
+  }
+  entry.checksum = tensor_checksum(source.data, entry.data_size, source.scales, entry.scales_size);
+  return entry;
+}
+
+Plan make_plan(const ModelConfig& config, std::span<const TensorSource> tensors,
+               std::string_view tokenizer, std::string_view provenance) {
+  if (tensors.size() > UINT32_MAX) invalid("a file holds at most 2^32 - 1 tensors");
+  std::string names;
+  std::vector<TensorEntry> table(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    table[i].name_offset = static_cast<uint32_t>(names.size());
+    names.append(tensors[i].name).push_back('\0');
+    if (names.size() > UINT32_MAX) invalid("the tensors' names have more than 2^32 - 1 bytes");
+  }
+
+  FileHeader header{};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  header.version = kFormatVersion;
+  header.endian_mark = kEndianMark;
+  header.tensor_count = static_cast<uint32_t>(tensors.size());
+  uint64_t end = sizeof(FileHeader);
+  Section* const sections = header.sections;
+  sections[kConfigSection] = place(&end, sizeof(ConfigRecord));
+  sections[kTensorTableSection] = place(&end, table.size() * sizeof(TensorEntry));
+  sections[kNamesSection] = place(&end, names.size());
+  sections[kProvenanceSection] = place(&end, provenance.size() + 1);  // with a NUL, for C
+  sections[kTokenizerSection] = place(&end, tokenizer.size());
+  sections[kDataSection].offset = end;
+
+  Plan plan;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const uint32_t name_offset = table[i].name_offset;
+    try {
+      table[i] = place_tensor(tensors[i], &end, &plan.chunks);
+    } catch (const Error& error) {
+      throw Error(error.status(),
+                  "tensor " + std::to_string(i) + " '" + tensors[i].name + "': " + error.what());
+    }
+    table[i].name_offset = name_offset;
+  }
+  sections[kDataSection].size = end - sections[kDataSection].offset;
+  header.file_size = plan.file_size = end;
+
+  const ConfigRecord record = to_record(config);
+  plan.metadata.assign(sections[kDataSection].offset, 0);
+  unsigned char* const bytes = plan.metadata.data();
+  const auto put = [&](SectionIndex index, const void* data, size_t size) {
+    if (size > 0) std::memcpy(bytes + sections[index].offset, data, size);
+  };
+  put(kConfigSection, &record, sizeof record);
+  put(kTensorTableSection, table.data(), table.size() * sizeof(TensorEntry));
+  put(kNamesSection, names.data(), names.size());
+  put(kProvenanceSection, provenance.data(), provenance.size());
+  put(kTokenizerSection, tokenizer.data(), tokenizer.size());
+  std::memcpy(bytes, &header, sizeof header);
+  header.header_checksum = header_checksum(bytes, plan.metadata.size());
+  std::memcpy(bytes, &header, sizeof header);
+
+  // The reader's own checks of names, config and shapes: what it would refuse is not written.
+  parse_metadata(bytes, plan.file_size);
+  return plan;
+}
+
+Plan make_plan_or_invalid(const std::string& name, const ModelConfig& config,
+                          std::span<const TensorSource> tensors, std::string_view tokenizer,
+                          std::string_view provenance) {
+  try {
+    return make_plan(config, tensors, tokenizer, provenance);
+  } catch (const Error& error) {
+    invalid(name + ": not written, the reader would refuse it: " + error.what());
+  }
+}
+
+/// path.partial: removed again unless it was renamed to path.
+class PartialFile {
+ public:
+  PartialFile(const std::string& path, uint64_t expected_size)
+      : path_(path), partial_(path + ".partial"), expected_size_(expected_size) {
+    do {
+      fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    } while (fd_ < 0 && errno == EINTR);
+    if (fd_ < 0) fail("cannot create the file");
+  }
+  ~PartialFile() {
+    if (fd_ >= 0) ::close(fd_);
+    if (!renamed_) ::unlink(partial_.c_str());
+  }
+  PartialFile(const PartialFile&) = delete;
+  PartialFile& operator=(const PartialFile&) = delete;
+
+  void write(const void* data, uint64_t size) {
+    const char* bytes = static_cast<const char*>(data);
+    while (size > 0) {
+      const ssize_t count = ::write(fd_, bytes, std::min<uint64_t>(size, uint64_t{1} << 30));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) {
+        fail("cannot write after " + std::to_string(written_) + " of " +
+             std::to_string(expected_size_) + " bytes");
+      }
+      bytes += count;
+      size -= static_cast<uint64_t>(count);
+      written_ += static_cast<uint64_t>(count);
+    }
+  }
+
+  void pad_to(uint64_t offset) {
+    static constexpr unsigned char kZero[kAlignment] = {};
+    while (written_ < offset) write(kZero, std::min(kAlignment, offset - written_));
+  }
+
+  /// The data reaches the disk before the name does, so that a crash leaves the old file or the
+  /// whole new one.
+  void commit() {
+    if (::fsync(fd_) != 0) fail("cannot flush the file to disk");
+    const int fd = std::exchange(fd_, -1);
+    if (::close(fd) != 0) fail("cannot close the file");
+    if (::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
+    renamed_ = true;
+    const size_t slash = path_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+    const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder_fd < 0)
+      return;  // a folder one may write to but not read: its entry reaches the disk in its own time
+    const int result = ::fsync(folder_fd);
+    const int error = errno;
+    ::close(folder_fd);
+    if (result != 0 && error != EINVAL && error != ENOTSUP &&
+        error != EROFS) {  // some file systems cannot do it
+      throw Error(XSR_STATUS_IO, path_ + ": written, but its folder cannot be flushed to disk: " +
+                                     std::system_category().message(error) +
+                                     "; a crash may bring the old file back");
+    }
+  }
+
+ private:
+  // Also called by the constructor, whose object has no destructor run; there is nothing to remove
+  // then.
+  [[noreturn]] void fail(const std::string& what) {
+    const int error = errno;
+    const char* mend =
+        error == ENOSPC || error == EDQUOT || error == EFBIG
+            ? ". Free some space or raise the limit and write it again; an older file is as it was."
+            : "";
+    throw Error(XSR_STATUS_IO,
+                partial_ + ": " + what + ": " + std::system_category().message(error) + mend);
+  }
+
+  const std::string path_, partial_;
+  const uint64_t expected_size_;
+  uint64_t written_ = 0;
+  int fd_ = -1;
+  bool renamed_ = false;
+};
+
+}  // namespace
+
+void write_xsr_file(const std::string& path, const ModelConfig& config,
+                    std::span<const TensorSource> tensors, std::string_view tokenizer,
+                    std::string_view provenance_json) {
+  const Plan plan = make_plan_or_invalid(path, config, tensors, tokenizer, provenance_json);
+  PartialFile file(path, plan.file_size);
+  file.write(plan.metadata.data(), plan.metadata.size());
+  for (const Chunk& chunk : plan.chunks) {
+    file.pad_to(chunk.offset);
+    file.write(chunk.data, chunk.size);
+  }
+  file.pad_to(plan.file_size);
+  file.commit();
+}
+
+std::shared_ptr<unsigned char[]> write_xsr_memory(const ModelConfig& config,
+                                                  std::span<const TensorSource> tensors,
+                                                  std::string_view tokenizer,
+                                                  std::string_view provenance_json, size_t* size) {
+  const Plan plan = make_plan_or_invalid("memory", config, tensors, tokenizer, provenance_json);
+  constexpr std::align_val_t kAlign{kAlignment};
+  std::shared_ptr<unsigned char[]> memory(
+      static_cast<unsigned char*>(::operator new[](plan.file_size, kAlign)),
+      [](unsigned char* bytes) { ::operator delete[](bytes, kAlign); });
+  std::memset(memory.get(), 0, plan.file_size);
+  std::memcpy(memory.get(), plan.metadata.data(), plan.metadata.size());
+  for (const Chunk& chunk : plan.chunks)
+    std::memcpy(memory.get() + chunk.offset, chunk.data, chunk.size);
+  *size = plan.file_size;
+  return memory;
+}
+
+}  // namespace xsr
