@@ -21,7 +21,7 @@ demo:
 	echo "make demo: $$(($$(date +%s) - start)) s in all, dependencies and build included"
 
 test: all
-	ctest --preset release
+	ctest --preset release $(CTEST_FLAGS)
 
 bench: all
 	build/release/bench/xsr-bench -m $(MODEL)
