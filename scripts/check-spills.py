@@ -2,7 +2,7 @@
 """check-spills.py OBJECT...: no micro-kernel keeps a vector on the stack in its inner loop.
 
 Disassembles the objects and takes every innermost loop of which at least half of the vector instructions are fused
-multiply-adds: that is the sum over K, while the loops of an epilogue (exp, rounding, selection) stay below. Fails
+multiply-adds (the stack's left out): that is the sum over K, while the loops of an epilogue (exp, rounding, selection) stay below. Fails
 where such a loop moves an xmm, ymm or zmm register through the stack pointer (or the frame pointer, where there is
 one), and where an object has no such loop at all.
 """
@@ -54,7 +54,8 @@ def main(paths):
             stack = re.compile(r"\((%rsp|%rbp)[,)]" if framed else r"\(%rsp[,)]")
             for first, last in innermost_loops(body):
                 loop = [i for i in body if first <= i[0] <= last]
-                vector = sum(bool(VECTOR.search(o)) for _, _, o in loop)
+                # Moves to and from the stack do not count, or a loop full of them would pass for an epilogue.
+                vector = sum(bool(VECTOR.search(o)) and not stack.search(o) for _, _, o in loop)
                 multiply_adds = sum(m.startswith(("vfmadd", "vfnmadd")) for _, m, _ in loop)
                 if multiply_adds < 2 or 2 * multiply_adds < vector:
                     continue
