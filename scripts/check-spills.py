@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """check-spills.py OBJECT...: no micro-kernel keeps a vector on the stack in its inner loop.
 
-Disassembles the objects and takes every innermost loop of which at least half of the vector instructions are fused
-multiply-adds (the stack's left out): that is the sum over K, while the loops of an epilogue (exp, rounding, selection) stay below. Fails
-where such a loop moves an xmm, ymm or zmm register through the stack pointer (or the frame pointer, where there is
-one), and where an object has no such loop at all.
+Disassembles the objects and takes every innermost loop whose only floating-point arithmetic is fused multiply-adds:
+that is a sum over K, while the loops of an epilogue also multiply, add, round or compare. Fails where such a loop moves
+an xmm, ymm or zmm register through the stack pointer (or the frame pointer, where there is one), and where an object
+has no such loop at all.
 """
 import re
 import subprocess
@@ -13,6 +13,7 @@ import sys
 FUNCTION = re.compile(r"^([0-9a-f]+) <(.+)>:$")
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(\S+)\s*(.*)$")
 VECTOR = re.compile(r"%[xyz]mm")
+OTHER_ARITHMETIC = re.compile(r"v(add|sub|mul|div|max|min|round|rndscale|scalef|sqrt|rcp|cmp|getexp)\w*[ps][sd]$")
 JUMP_TARGET = re.compile(r"^([0-9a-f]+)\b")
 
 
@@ -54,10 +55,8 @@ def main(paths):
             stack = re.compile(r"\((%rsp|%rbp)[,)]" if framed else r"\(%rsp[,)]")
             for first, last in innermost_loops(body):
                 loop = [i for i in body if first <= i[0] <= last]
-                # Moves to and from the stack do not count, or a loop full of them would pass for an epilogue.
-                vector = sum(bool(VECTOR.search(o)) and not stack.search(o) for _, _, o in loop)
                 multiply_adds = sum(m.startswith(("vfmadd", "vfnmadd")) for _, m, _ in loop)
-                if multiply_adds < 2 or 2 * multiply_adds < vector:
+                if multiply_adds < 2 or any(OTHER_ARITHMETIC.match(m) for _, m, _ in loop):
                     continue
                 in_object += 1
                 spills = [f"{a:x}: {m} {o}" for a, m, o in loop if stack.search(o) and VECTOR.search(o)]

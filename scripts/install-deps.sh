@@ -13,7 +13,7 @@ case "${1:-all}" in
     packages+=(
       git pkg-config ccache python3
       clang clang-format libclang-rt-dev llvm # second compiler, fuzzers, format check
-      libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev
+      libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libssl-dev
       libgtest-dev libbenchmark-dev libdnnl-dev
     ) ;;
   *) echo "usage: $0 [demo]" >&2; exit 2 ;;
