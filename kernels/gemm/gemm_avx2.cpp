@@ -66,10 +66,14 @@ static inline __attribute__((always_inline)) void accumulate(const Tile& tile,
   const uint16_t* w = (const uint16_t*)tile.panel;
   int32_t k = 0;
   for (; k + 2 <= tile.K; k += 2, w += 2 * kPanelColumns) {
-    const __m256i pair0 = _mm256_load_si256((const __m256i*)w),
-                  pair1 = _mm256_load_si256((const __m256i*)(w + 16));
-    multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(pair0), widen_low<S>(pair1), acc);
-    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S>(pair0), widen_high<S>(pair1), acc);
+    const __m256i* pairs = (const __m256i*)w;
+    multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(_mm256_load_si256(pairs)),
+                     widen_low<S>(_mm256_load_si256(pairs + 1)), acc);
+    // Load the pairs again: kept across the first half they would be registers 17 and 18, and
+    // spill.
+    __asm__ volatile("" ::: "memory");
+    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S>(_mm256_load_si256(pairs)),
+                     widen_high<S>(_mm256_load_si256(pairs + 1)), acc);
   }
   if (k < tile.K) {  // an odd K: a[k + 1] does not exist
     const __m256i pair0 = _mm256_load_si256((const __m256i*)w),
