@@ -6,12 +6,20 @@ namespace xsr {
 
 // The numbers of these enums are those of the .xsr file (docs/FORMAT.md); they never change.
 enum class Family : uint32_t { kXsr = 1, kEms = 2, kBert = 3, kXlmRoberta = 4 };
-enum class Activation : uint32_t { kNone = 0, kSwish = 1, kGeluErf = 2, kGeluTanh = 3, kRelu = 4, kTanh = 5 };
+enum class Activation : uint32_t {
+  kNone = 0,
+  kSwish = 1,
+  kGeluErf = 2,
+  kGeluTanh = 3,
+  kRelu = 4,
+  kTanh = 5
+};
 enum class NormPlacement : uint32_t { kPost = 0, kPre = 1 };
 enum class Pooling : uint32_t { kMean = 0, kMax = 1, kCls = 2 };
 enum class TokenizerKind : uint32_t { kNone = 0, kSentencePiece = 1, kWordPiece = 2 };
 
-/// Everything about a model that is not a tensor. Sizes in elements; ids are -1 where the model has none.
+/// Everything about a model that is not a tensor. Sizes in elements; ids are -1 where the model has
+/// none.
 struct ModelConfig {
   Family family = Family::kXsr;
   int32_t num_layers = 0;
@@ -30,8 +38,8 @@ struct ModelConfig {
   Activation pooler_activation = Activation::kNone;  // of a dense layer after pooling
   bool has_pooler = false;                           // a dense layer stands after pooling
   bool normalize = false;                            // L2-normalise the embedding
-  bool lowercase = false;                            // lower-case the text first, as Python's str.lower
-  double layer_norm_eps = 1e-12;                     // inside the square root
+  bool lowercase = false;         // lower-case the text first, as Python's str.lower
+  double layer_norm_eps = 1e-12;  // inside the square root
   TokenizerKind tokenizer = TokenizerKind::kNone;
   int32_t pad_id = -1, unk_id = -1, mask_id = -1, cls_id = -1, sep_id = -1;
   bool add_cls = false;  // cls_id before every sentence
@@ -44,8 +52,9 @@ const char* to_string(NormPlacement);
 const char* to_string(Pooling);
 const char* to_string(TokenizerKind);
 
-/// Throws Error(BAD_FILE) naming the field whose value is impossible (zero sizes, heads that do not divide the hidden
-/// size, ids outside the vocabulary, max_seq_len beyond the position table, eps not in [0, 1), ...).
+/// Throws Error(BAD_FILE) naming the field whose value is impossible (zero sizes, heads that do not
+/// divide the hidden size, ids outside the vocabulary, max_seq_len beyond the position table, eps
+/// not in [0, 1), ...).
 void validate(const ModelConfig& config);
 
 }  // namespace xsr

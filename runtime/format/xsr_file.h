@@ -13,8 +13,9 @@ namespace xsr {
 
 // The numbers are those of the .xsr file (docs/FORMAT.md).
 enum class DType : uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3 };
-/// Row-major: [dims...]. Panels: a matrix [N, K] (N outputs, K inputs) packed as kernels/gemm/gemm.h says:
-/// [ceil(N/32)][ceil(K/kp)][32][kp] with zeros in the padding; kp = 1 (f32), 2 (bf16, f16), 4 (i8).
+/// Row-major: [dims...]. Panels: a matrix [N, K] (N outputs, K inputs) packed as
+/// kernels/gemm/gemm.h says: [ceil(N/32)][ceil(K/kp)][32][kp] with zeros in the padding; kp = 1
+/// (f32), 2 (bf16, f16), 4 (i8).
 enum class Layout : uint32_t { kRowMajor = 0, kPanels32 = 1 };
 
 size_t dtype_size(DType);
@@ -28,23 +29,25 @@ struct TensorView {
   std::string_view name;
   DType dtype = DType::kF32;
   Layout layout = Layout::kRowMajor;
-  std::vector<uint64_t> dims;       // logical shape, 1 to 4 dimensions
-  const void* data = nullptr;       // 64-byte aligned
-  uint64_t size = 0;                // bytes
-  uint64_t offset = 0;              // bytes from the start of the file
-  uint64_t checksum = 0;            // XXH3-64 of the data
-  const float* scales = nullptr;    // i8 only: [N]
+  std::vector<uint64_t> dims;     // logical shape, 1 to 4 dimensions
+  const void* data = nullptr;     // 64-byte aligned
+  uint64_t size = 0;              // bytes
+  uint64_t offset = 0;            // bytes from the start of the file
+  uint64_t checksum = 0;          // XXH3-64 of the data; i8: of data and scales in one run
+  const float* scales = nullptr;  // i8 only: [N]
 };
 
-/// A .xsr file of format version 1, validated: magic, version, endian mark, sizes, every offset and product, names,
-/// no holes, no overlaps, no trailing bytes, the header's checksum. The tensors' checksums are checked by verify().
-/// Immutable after opening; safe to share between threads.
+/// A .xsr file of format version 1, validated: magic, version, endian mark, sizes, every offset and
+/// product, names, no holes, no overlaps, no trailing bytes, the header's checksum. The tensors'
+/// checksums are checked by verify(). Immutable after opening; safe to share between threads.
 class XsrFile {
  public:
-  /// Maps the file read-only. Throws Error: IO, BAD_FILE, UNSUPPORTED; the message names path, offset, found, expected.
+  /// Maps the file read-only. Throws Error: IO, BAD_FILE, UNSUPPORTED; the message names path,
+  /// offset, found, expected.
   static std::unique_ptr<XsrFile> open(const std::string& path);
   /// data must be 64-byte aligned and outlive the object.
-  static std::unique_ptr<XsrFile> open_memory(const void* data, size_t size, const std::string& name = "memory");
+  static std::unique_ptr<XsrFile> open_memory(const void* data, size_t size,
+                                              const std::string& name = "memory");
   ~XsrFile();
   XsrFile(const XsrFile&) = delete;
   XsrFile& operator=(const XsrFile&) = delete;
@@ -52,12 +55,17 @@ class XsrFile {
   const ModelConfig& config() const { return config_; }
   std::span<const TensorView> tensors() const { return tensors_; }
   const TensorView* find(std::string_view name) const;  // null when there is none
-  std::string_view tokenizer() const { return tokenizer_; }    // the tokenizer model's bytes, maybe empty
-  std::string_view provenance() const { return provenance_; }  // JSON, NUL-terminated just past its end
-  const std::string& name() const { return name_; }            // path, for messages
+  std::string_view tokenizer() const {
+    return tokenizer_;
+  }  // the tokenizer model's bytes, maybe empty
+  std::string_view provenance() const {
+    return provenance_;
+  }                                                  // JSON, NUL-terminated just past its end
+  const std::string& name() const { return name_; }  // path, for messages
   uint64_t size() const { return size_; }
   uint64_t header_checksum() const { return header_checksum_; }
-  /// Checks every tensor's checksum. Throws Error(BAD_FILE) naming the first damaged tensor.
+  /// Checks every tensor's checksum and that the padding behind and inside it is zero; reads the
+  /// whole file. Throws Error(BAD_FILE) naming the first damaged tensor.
   void verify() const;
 
  private:
@@ -84,13 +92,19 @@ struct TensorSource {
   const float* scales = nullptr;  // i8 only: [N]
 };
 
-/// Writes path.partial, fsyncs it and renames it to path when whole; on failure the partial file is removed and an
-/// existing path is left as it was. Bytes are a function of the arguments alone. Throws Error(IO, INVALID_ARGUMENT).
-void write_xsr_file(const std::string& path, const ModelConfig& config, std::span<const TensorSource> tensors,
-                    std::string_view tokenizer, std::string_view provenance_json);
-/// The same into memory (for tests and for models that live in memory only). 64-byte aligned buffer.
-std::shared_ptr<unsigned char[]> write_xsr_memory(const ModelConfig& config, std::span<const TensorSource> tensors,
-                                                  std::string_view tokenizer, std::string_view provenance_json,
-                                                  size_t* size);
+/// Writes path.partial, fsyncs it and renames it to path when whole; on failure the partial file is
+/// removed and an existing path is left as it was. Bytes are a function of the arguments alone.
+/// Throws Error(IO, INVALID_ARGUMENT); the latter for whatever XsrFile::open() or verify() would
+/// refuse. Where files are limited (RLIMIT_FSIZE) the caller must ignore SIGXFSZ to get an error
+/// instead of the signal.
+void write_xsr_file(const std::string& path, const ModelConfig& config,
+                    std::span<const TensorSource> tensors, std::string_view tokenizer,
+                    std::string_view provenance_json);
+/// The same into memory (for tests and for models that live in memory only). 64-byte aligned
+/// buffer.
+std::shared_ptr<unsigned char[]> write_xsr_memory(const ModelConfig& config,
+                                                  std::span<const TensorSource> tensors,
+                                                  std::string_view tokenizer,
+                                                  std::string_view provenance_json, size_t* size);
 
 }  // namespace xsr
