@@ -6,7 +6,8 @@
 
 namespace xsr {
 
-/// What the C++ side of the library and the tools throw; c_api.cpp turns it into its status and message.
+/// What the C++ side of the library and the tools throw; c_api.cpp turns it into its status and
+/// message.
 class Error : public std::runtime_error {
  public:
   Error(xsr_status status, const std::string& message)

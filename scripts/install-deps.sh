@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 packages=(
   build-essential cmake ninja-build git ca-certificates dpkg-dev pkg-config
   clang clang-format libclang-rt-14-dev llvm          # second compiler, fuzzers, format check
-  libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libxxhash-dev
+  libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libssl-dev libxxhash-dev
   libgtest-dev libbenchmark-dev libdnnl-dev
   python3
 )

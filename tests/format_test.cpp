@@ -680,6 +680,8 @@ class BrokenFiles {
     const Section provenance = sample.section(kProvenanceSection);
     add_value<char>("NUL in the provenance", provenance.offset + 3, 0,
                     "expected to hold one NUL, at its end");
+    add_value<char>("provenance that is not UTF-8", provenance.offset + 3, '\xff',
+                    "expected to be UTF-8");
     add_value<char>("provenance without NUL", provenance.offset + provenance.size - 1, ' ',
                     "expected to hold one NUL, at its end");
   }
@@ -1267,6 +1269,7 @@ TEST(Format, WriterRefusesWhatTheReaderWould) {
   expect_refused(config, {}, kTokenizer, kProvenance, "family is 77, this build knows 1 (xsr)");
   expect_refused(make_config(), {}, "", kProvenance,
                  "the config's tokenizer is sentencepiece, but the tokenizer section has 0 bytes");
+  expect_refused(make_config(), {}, kTokenizer, "\xc3(", "expected to be UTF-8");
   expect_refused(make_config(), {}, kTokenizer, std::string_view("a\0b", 3),
                  "expected to hold one NUL");
 }

@@ -9,15 +9,17 @@
  *     if (xsr_session_create(model, NULL, &session, detail, sizeof detail)) ...
  *     xsr_session_embed_texts(session, texts, count, embeddings, results);
  *
- * Promises. The same text, model, ISA and compute type give the same bits whatever stands beside the text in the
- * call, in whatever order, and with any number of threads. No function prints, aborts, exits or lets an exception out.
+ * Promises. The same text, model, ISA and compute type give the same bits whatever stands beside
+ * the text in the call, in whatever order, and with any number of threads. No function prints,
+ * aborts, exits or lets an exception out.
  *
- * Errors. Every function that can fail returns an xsr_status; 0 is success. Results come through out-parameters,
- * which are written only on success. Functions that open or create take a buffer for a message that says what was
- * found, what was expected and where; the buffer may be NULL. A session keeps the message of its last failed call.
+ * Errors. Every function that can fail returns an xsr_status; 0 is success. Results come through
+ * out-parameters, which are written only on success. Functions that open or create take a buffer
+ * for a message that says what was found, what was expected and where; the buffer may be NULL. A
+ * session keeps the message of its last failed call.
  *
- * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once; it must outlive
- * its sessions. An xsr_session serves one call at a time.
+ * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once;
+ * it must outlive its sessions. An xsr_session serves one call at a time.
  */
 #ifndef XSR_XSR_H
 #define XSR_XSR_H
@@ -42,18 +44,21 @@ extern "C" {
 /* The values are fixed: a status keeps its number for ever. */
 typedef enum xsr_status {
   XSR_STATUS_OK = 0,
-  XSR_STATUS_INVALID_ARGUMENT = 1, /* the caller's mistake: a null pointer, a token id out of range, ... */
-  XSR_STATUS_IO = 2,               /* the operating system refused: file not found, not readable, ... */
-  XSR_STATUS_BAD_FILE = 3,         /* the file is damaged, truncated, or no .xsr file */
-  XSR_STATUS_UNSUPPORTED = 4,      /* a file version, model family, ISA, dtype or device this build cannot serve */
+  XSR_STATUS_INVALID_ARGUMENT =
+      1,                   /* the caller's mistake: a null pointer, a token id out of range, ... */
+  XSR_STATUS_IO = 2,       /* the operating system refused: file not found, not readable, ... */
+  XSR_STATUS_BAD_FILE = 3, /* the file is damaged, truncated, or no .xsr file */
+  XSR_STATUS_UNSUPPORTED =
+      4, /* a file version, model family, ISA, dtype or device this build cannot serve */
   XSR_STATUS_OUT_OF_MEMORY = 5,
   XSR_STATUS_CUDA = 6,
   XSR_STATUS_INTERNAL = 7 /* a bug in xsr */
 } xsr_status;
 
 typedef enum xsr_isa {
-  XSR_ISA_AUTO = 0,  /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
-  XSR_ISA_REF = 1,   /* plain loops */
+  XSR_ISA_AUTO =
+      0,           /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
+  XSR_ISA_REF = 1, /* plain loops */
   XSR_ISA_AVX2 = 2,  /* AVX2 and FMA */
   XSR_ISA_AVX512 = 3 /* AVX-512 F, BW, DQ, VL */
 } xsr_isa;
@@ -69,37 +74,39 @@ typedef enum xsr_normalize {
 typedef struct xsr_model xsr_model;
 typedef struct xsr_session xsr_session;
 
-/* Option structs begin with their size, which the caller sets to sizeof; a member beyond the caller's size takes
- * its default, and so does every member that is 0. */
+/* Option structs begin with their size, which the caller sets to sizeof; a member beyond the
+ * caller's size takes its default, and so does every member that is 0. */
 typedef struct xsr_model_options {
   size_t size;
-  int32_t verify_checksums; /* 1: also check the XXH3 checksum of every tensor (reads the whole file) */
+  int32_t
+      verify_checksums; /* 1: also check the XXH3 checksum of every tensor (reads the whole file) */
 } xsr_model_options;
 
 typedef struct xsr_session_options {
   size_t size;
   xsr_device device;
-  xsr_isa isa;             /* a choice this CPU cannot run is XSR_STATUS_UNSUPPORTED */
-  int32_t num_threads;     /* 0: the processors this process may use (affinity and cgroup quota) */
+  xsr_isa isa;         /* a choice this CPU cannot run is XSR_STATUS_UNSUPPORTED */
+  int32_t num_threads; /* 0: the processors this process may use (affinity and cgroup quota) */
   xsr_normalize normalize;
-  int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA. Changes speed and memory, never bits. */
+  int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA. Changes speed and
+                               memory, never bits. */
 } xsr_session_options;
 
 typedef struct xsr_model_info {
-  size_t size;              /* set by the caller to sizeof(xsr_model_info) */
-  const char* family;       /* "xsr"; lives as long as the model */
+  size_t size;        /* set by the caller to sizeof(xsr_model_info) */
+  const char* family; /* "xsr"; lives as long as the model */
   int32_t num_layers;
   int32_t hidden_size;
   int32_t num_heads;
   int32_t intermediate_size;
   int32_t vocab_size;
-  int32_t max_seq_len;      /* tokens; a longer text is truncated to it */
-  int32_t embedding_size;   /* floats per sentence embedding */
-  int32_t has_tokenizer;    /* 0: the model takes token ids only */
-  int32_t lowercase;        /* 1: text is lower-cased before it is tokenised */
-  int32_t normalize;        /* 1: the model's embeddings are L2-normalised */
-  const char* provenance;   /* JSON: source file, its SHA-256, licence; lives as long as the model */
-  uint64_t file_size;       /* bytes */
+  int32_t max_seq_len;    /* tokens; a longer text is truncated to it */
+  int32_t embedding_size; /* floats per sentence embedding */
+  int32_t has_tokenizer;  /* 0: the model takes token ids only */
+  int32_t lowercase;      /* 1: text is lower-cased before it is tokenised */
+  int32_t normalize;      /* 1: the model's embeddings are L2-normalised */
+  const char* provenance; /* JSON: source file, its SHA-256, licence; lives as long as the model */
+  uint64_t file_size;     /* bytes */
 } xsr_model_info;
 
 /* UTF-8, not necessarily NUL-terminated; may contain NUL bytes. data may be NULL when size is 0. */
@@ -109,14 +116,16 @@ typedef struct xsr_text {
 } xsr_text;
 
 typedef struct xsr_text_result {
-  int32_t num_tokens;     /* tokens that were embedded, after truncation */
-  uint8_t truncated;      /* 1: the text had more than max_seq_len tokens; the rest was left out */
-  uint8_t empty;          /* 1: no tokens, the embedding is the zero vector */
-  uint16_t reserved;      /* 0 */
-  uint32_t replaced_bytes; /* malformed UTF-8 sequences replaced by U+FFFD, counted in replaced bytes */
+  int32_t num_tokens; /* tokens that were embedded, after truncation */
+  uint8_t truncated;  /* 1: the text had more than max_seq_len tokens; the rest was left out */
+  uint8_t empty;      /* 1: no tokens, the embedding is the zero vector */
+  uint16_t reserved;  /* 0 */
+  uint32_t
+      replaced_bytes; /* malformed UTF-8 sequences replaced by U+FFFD, counted in replaced bytes */
 } xsr_text_result;
 
-/* ---- Library --------------------------------------------------------------------------------------------- */
+/* ---- Library
+ * --------------------------------------------------------------------------------------------- */
 
 /* "0.1.0"; static. */
 XSR_API const char* xsr_version_string(void);
@@ -125,27 +134,32 @@ XSR_API const char* xsr_status_string(xsr_status status);
 /* "ref", "avx2", ...; "unknown" for another value; static. */
 XSR_API const char* xsr_isa_string(xsr_isa isa);
 
-/* ---- Models ---------------------------------------------------------------------------------------------- */
+/* ---- Models
+ * ---------------------------------------------------------------------------------------------- */
 
-/* Maps the file read-only, validates its header, tables and every offset, and loads the tokenizer. The tensors are
- * not copied and not read. options may be NULL. detail (detail_size bytes, may be NULL) receives a message on failure.
- * Errors: IO, BAD_FILE, UNSUPPORTED, OUT_OF_MEMORY, INVALID_ARGUMENT. */
-XSR_API xsr_status xsr_model_open(const char* path, const xsr_model_options* options, xsr_model** model,
-                                  char* detail, size_t detail_size);
+/* Maps the file read-only, validates its header, tables and every offset, and loads the tokenizer.
+ * The tensors are not copied and not read. options may be NULL. detail (detail_size bytes, may be
+ * NULL) receives a message on failure. Errors: IO, BAD_FILE, UNSUPPORTED, OUT_OF_MEMORY,
+ * INVALID_ARGUMENT. */
+XSR_API xsr_status xsr_model_open(const char* path, const xsr_model_options* options,
+                                  xsr_model** model, char* detail, size_t detail_size);
 /* The same from memory, which must be 64-byte aligned and outlive the model; it is not copied. */
-XSR_API xsr_status xsr_model_open_memory(const void* data, size_t size, const xsr_model_options* options,
-                                         xsr_model** model, char* detail, size_t detail_size);
+XSR_API xsr_status xsr_model_open_memory(const void* data, size_t size,
+                                         const xsr_model_options* options, xsr_model** model,
+                                         char* detail, size_t detail_size);
 /* NULL is allowed. Every session of the model must have been destroyed before. */
 XSR_API void xsr_model_close(xsr_model* model);
 /* Fills info up to info->size bytes. */
 XSR_API xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info);
-/* Checks the XXH3 checksum of every tensor; reads the whole file. Errors: BAD_FILE naming the tensor. */
+/* Checks the XXH3 checksum of every tensor; reads the whole file. Errors: BAD_FILE naming the
+ * tensor. */
 XSR_API xsr_status xsr_model_verify(const xsr_model* model, char* detail, size_t detail_size);
 
-/* ---- Sessions -------------------------------------------------------------------------------------------- */
+/* ---- Sessions
+ * -------------------------------------------------------------------------------------------- */
 
-/* options may be NULL: CPU, fastest ISA, all processors. Errors: INVALID_ARGUMENT (an unknown XSR_FORCE_ISA too),
- * UNSUPPORTED, OUT_OF_MEMORY. */
+/* options may be NULL: CPU, fastest ISA, all processors. Errors: INVALID_ARGUMENT (an unknown
+ * XSR_FORCE_ISA too), UNSUPPORTED, OUT_OF_MEMORY. */
 XSR_API xsr_status xsr_session_create(const xsr_model* model, const xsr_session_options* options,
                                       xsr_session** session, char* detail, size_t detail_size);
 /* NULL is allowed. */
@@ -154,31 +168,36 @@ XSR_API void xsr_session_destroy(xsr_session* session);
 XSR_API xsr_isa xsr_session_get_isa(const xsr_session* session);
 /* Threads this session works with, the caller's included. */
 XSR_API int32_t xsr_session_get_num_threads(const xsr_session* session);
-/* The message of the last call on this session that failed; "" if none did. Lives until the next call. */
+/* The message of the last call on this session that failed; "" if none did. Lives until the next
+ * call. */
 XSR_API const char* xsr_session_get_error(const xsr_session* session);
 
 /* Embeds count texts of any length, in any order.
  *   embeddings [count, embedding_size] f32, row i is texts[i]; written only on success
  *   results    [count], may be NULL
- * An empty text gives a zero row and its flag. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without tokenizer),
- * OUT_OF_MEMORY. */
-XSR_API xsr_status xsr_session_embed_texts(xsr_session* session, const xsr_text* texts, size_t count,
-                                           float* embeddings, xsr_text_result* results);
+ * An empty text gives a zero row and its flag. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without
+ * tokenizer), OUT_OF_MEMORY. */
+XSR_API xsr_status xsr_session_embed_texts(xsr_session* session, const xsr_text* texts,
+                                           size_t count, float* embeddings,
+                                           xsr_text_result* results);
 
 /* Embeds count token sequences, as a tokenizer of this model gives them (special tokens included).
  *   token_ids  [offsets[count]] ids in [0, vocab_size)
  *   offsets    [count + 1]      sequence i is token_ids[offsets[i] .. offsets[i + 1])
- * Sequences longer than max_seq_len are truncated and flagged. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. */
+ * Sequences longer than max_seq_len are truncated and flagged. Errors: INVALID_ARGUMENT,
+ * OUT_OF_MEMORY. */
 XSR_API xsr_status xsr_session_embed_ids(xsr_session* session, const int32_t* token_ids,
                                          const size_t* offsets, size_t count, float* embeddings,
                                          xsr_text_result* results);
 
 /* Tokenises one text as xsr_session_embed_texts does, truncation included.
  *   token_ids  [capacity], may be NULL when capacity is 0
- *   num_tokens receives how many ids the text has; only the first min(capacity, num_tokens) are written
- * result may be NULL. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without tokenizer), OUT_OF_MEMORY. */
+ *   num_tokens receives how many ids the text has; only the first min(capacity, num_tokens) are
+ * written result may be NULL. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without tokenizer),
+ * OUT_OF_MEMORY. */
 XSR_API xsr_status xsr_session_tokenize(xsr_session* session, xsr_text text, int32_t* token_ids,
-                                        size_t capacity, size_t* num_tokens, xsr_text_result* result);
+                                        size_t capacity, size_t* num_tokens,
+                                        xsr_text_result* result);
 
 #ifdef __cplusplus
 }

@@ -15,6 +15,7 @@
 #include "runtime/error.h"
 #include "runtime/format/named_values.h"
 #include "runtime/format/xsr_layout.h"
+#include "runtime/text/utf8.h"
 
 namespace xsr {
 namespace {
@@ -481,6 +482,9 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
                                   " bytes is expected to hold one NUL, at its end");
   }
   metadata.provenance = {provenance_text, provenance.size - 1};
+  if (!is_valid_utf8(metadata.provenance)) {
+    bad_at(provenance.offset, "the provenance text is expected to be UTF-8 and is not");
+  }
 
   const Section& tokenizer = header.sections[kTokenizerSection];
   metadata.tokenizer = {reinterpret_cast<const char*>(file + tokenizer.offset), tokenizer.size};

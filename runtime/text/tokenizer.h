@@ -8,7 +8,8 @@
 
 namespace xsr {
 
-/// Text to token ids, for one model. Immutable; encode() may be called from any number of threads at once.
+/// Text to token ids, for one model. Immutable; encode() may be called from any number of threads
+/// at once.
 class Tokenizer {
  public:
   struct Result {
@@ -17,19 +18,28 @@ class Tokenizer {
   };
 
   virtual ~Tokenizer() = default;
-  /// Appends the ids of text to ids, at most max_tokens of them (the model's special tokens included): malformed UTF-8
-  /// becomes U+FFFD, then lower-casing when the model asks for it, then the model's own normaliser and segmentation.
-  /// An empty text (or one the normaliser empties) gives no ids at all. Throws Error(INTERNAL) only on a bug.
-  virtual Result encode(std::string_view text, size_t max_tokens, std::vector<int32_t>& ids) const = 0;
+  /// Appends the ids of text to ids, at most max_tokens of them (the model's special tokens
+  /// included): malformed UTF-8 becomes U+FFFD, then lower-casing when the model asks for it, then
+  /// the model's own normaliser and segmentation. An empty text (or one the normaliser empties)
+  /// gives no ids at all. Throws Error(INTERNAL) only on a bug.
+  ///
+  /// Time and memory stay bounded for a text of any length: segmentation stops behind the last id
+  /// that is kept, and the ids are still those of the whole text. (Two corners of SentencePiece
+  /// allow an exception: a text that for 256 KiB on end has no place where no piece could span two
+  /// characters, and the rounding of a unigram model's scores behind the first 64 KiB.)
+  virtual Result encode(std::string_view text, size_t max_tokens,
+                        std::vector<int32_t>& ids) const = 0;
   /// Ids the tokenizer can give are in [0, vocab_size).
   virtual int32_t vocab_size() const = 0;
 };
 
-/// blob: the bytes of a SentencePiece model. Throws Error(BAD_FILE) when it does not parse or its vocabulary is larger
-/// than config.vocab_size.
-std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string_view blob, const ModelConfig& config);
+/// blob: the bytes of a SentencePiece model. Throws Error(BAD_FILE) when it does not parse or its
+/// vocabulary is larger than config.vocab_size.
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string_view blob,
+                                                        const ModelConfig& config);
 
-/// The tokenizer of a model, null when config.tokenizer is kNone. UNSUPPORTED for kinds this build does not know.
+/// The tokenizer of a model, null when config.tokenizer is kNone. UNSUPPORTED for kinds this build
+/// does not know.
 std::unique_ptr<Tokenizer> make_tokenizer(std::string_view blob, const ModelConfig& config);
 
 }  // namespace xsr

@@ -1,0 +1,34 @@
+#pragma once
+#include <stdint.h>
+
+#include "kernels/types.h"
+
+namespace xsr::kernels {
+
+/// Token and position look-up, their sum, and the LayerNorm over it, one row a token:
+///
+///     e = token[token_ids[i]] + position[positions[i]] (+ token_type)
+///     out[i] = (e - mean(e)) / sqrt(var(e) + eps) · gamma + beta
+///
+/// token_ids   [N]      in [0, V); only rows [first, last) are read
+/// positions   [N]      in [0, P)
+/// token       [V, C]   row-major in `storage`; widened to f32 exactly
+/// position    [P, C]   row-major in `storage`
+/// token_type  [C]      added to every row; null when the model has none
+/// gamma, beta [C]
+/// out         [N, C]   row stride `out_stride` ≥ C floats; rows [first, last) are written, nothing
+/// else
+///
+/// Accumulates in f32, two passes (mean, then centred squares). Error against the double reference
+/// ≤ 2× that of the f32 reference. Pure: no allocation, no threads, no globals. Alignment: none
+/// needed, 64 bytes is faster. Source: papers.md 1a; LayerNorm: Ba et al. 2016, eq. 4.
+using embedding_forward_f32_t = void(const int32_t* token_ids, const int32_t* positions,
+                                     int32_t first, int32_t last, const void* token,
+                                     const void* position, Storage storage, const float* token_type,
+                                     const float* gamma, const float* beta, float eps, int32_t C,
+                                     float* out, int64_t out_stride);
+
+embedding_forward_f32_t embedding_forward_f32_ref, embedding_forward_f32_avx2,
+    embedding_forward_f32_avx512;
+
+}  // namespace xsr::kernels

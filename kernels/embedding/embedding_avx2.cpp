@@ -1,0 +1,27 @@
+#include "kernels/embedding/embedding.h"
+
+#include "kernels/layernorm/layernorm_avx2.h"
+
+namespace xsr::kernels {
+
+void embedding_forward_f32_avx2(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                                int32_t last, const void* token, const void* position,
+                                Storage storage, const float* token_type, const float* gamma,
+                                const float* beta, float eps, int32_t C, float* out,
+                                int64_t out_stride) {
+  for (int32_t i = first; i < last; ++i) {
+    const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
+    float* row = out + i * out_stride;
+    for (int32_t c = 0; c < C; c += 8) {
+      const __m256i mask = tail_mask8(C - c);
+      __m256 value = _mm256_add_ps(load_f32(token, storage, t + c, C - c),
+                                   load_f32(position, storage, p + c, C - c));
+      if (token_type != nullptr)
+        value = _mm256_add_ps(value, _mm256_maskload_ps(token_type + c, mask));
+      _mm256_maskstore_ps(row + c, mask, value);
+    }
+    layernorm_row_avx2(row, C, gamma, beta, eps, row);
+  }
+}
+
+}  // namespace xsr::kernels

@@ -1,0 +1,32 @@
+#include "kernels/embedding/embedding.h"
+
+#include "kernels/layernorm/layernorm_avx512.h"
+
+namespace xsr::kernels {
+
+void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                                  int32_t last, const void* token, const void* position,
+                                  Storage storage, const float* token_type, const float* gamma,
+                                  const float* beta, float eps, int32_t C, float* out,
+                                  int64_t out_stride) {
+  for (int32_t i = first; i < last; ++i) {
+    const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
+    if (i + 1 < last) {  // the next row of a table of many megabytes comes from DRAM
+      const char* next = (const char*)token + (int64_t)token_ids[i + 1] * C * storage_size(storage);
+      for (int64_t byte = 0; byte < (int64_t)C * storage_size(storage); byte += 64)
+        _mm_prefetch(next + byte, _MM_HINT_T0);
+    }
+    float* row = out + i * out_stride;
+    for (int32_t c = 0; c < C; c += 16) {
+      const __mmask16 mask = tail_mask(C - c);
+      __m512 value = _mm512_add_ps(load_f32(token, storage, t + c, mask),
+                                   load_f32(position, storage, p + c, mask));
+      if (token_type != nullptr)
+        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
+      _mm512_mask_storeu_ps(row + c, mask, value);
+    }
+    layernorm_row_avx512(row, C, gamma, beta, eps, row);
+  }
+}
+
+}  // namespace xsr::kernels

@@ -1,0 +1,16 @@
+#include "kernels/embedding/embedding_ref.h"
+
+#include "kernels/embedding/embedding.h"
+
+namespace xsr::kernels {
+
+void embedding_forward_f32_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                               int32_t last, const void* token, const void* position,
+                               Storage storage, const float* token_type, const float* gamma,
+                               const float* beta, float eps, int32_t C, float* out,
+                               int64_t out_stride) {
+  embedding_forward_ref(token_ids, positions, first, last, token, position, storage, token_type,
+                        gamma, beta, eps, C, out, out_stride);
+}
+
+}  // namespace xsr::kernels

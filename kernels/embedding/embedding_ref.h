@@ -1,0 +1,25 @@
+#pragma once
+#include <stdint.h>
+
+#include "kernels/layernorm/layernorm_ref.h"
+#include "kernels/storage.h"
+
+namespace xsr::kernels {
+
+template <typename T>
+void embedding_forward_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                           int32_t last, const void* token, const void* position, Storage storage,
+                           const float* token_type, const float* gamma, const float* beta, T eps,
+                           int32_t C, T* out, int64_t out_stride) {
+  for (int32_t i = first; i < last; ++i) {
+    T* row = out + i * out_stride;
+    for (int32_t c = 0; c < C; ++c) {
+      row[c] = T(load_storage(token, storage, (int64_t)token_ids[i] * C + c)) +
+               T(load_storage(position, storage, (int64_t)positions[i] * C + c));
+      if (token_type != nullptr) row[c] += T(token_type[c]);
+    }
+    layernorm_row_ref(row, C, gamma, beta, eps, row);
+  }
+}
+
+}  // namespace xsr::kernels

@@ -1,0 +1,180 @@
+#include "kernels/gemm/gemm.h"
+
+#include "kernels/simd/avx2.h"
+
+namespace xsr::kernels {
+namespace {
+
+// 6 rows × 16 columns: 12 accumulators, 2 weight vectors, 1 broadcast, of 16 registers. A panel is
+// passed in two halves.
+constexpr int32_t kMaxRows = 6;
+constexpr int32_t kColumns = 16;
+
+struct Tile {
+  const float* a;
+  int64_t a_stride;
+  const void* panel;  // of the half: first of its 16 columns
+  int32_t K;
+  const GemmEpilogue* epilogue;
+  int32_t column;
+  int64_t count;  // columns of the half that exist
+  float* out;
+  int64_t out_stride;
+  const float* residual;
+};
+
+template <int MR>
+static inline __attribute__((always_inline)) void multiply_add(const float* a, int64_t stride,
+                                                               __m256 w0, __m256 w1,
+                                                               __m256 (&acc)[MR][2]) {
+#pragma GCC unroll 6
+  for (int m = 0; m < MR; ++m) {
+    const __m256 x = _mm256_broadcast_ss(a + m * stride);
+    acc[m][0] = _mm256_fmadd_ps(x, w0, acc[m][0]);
+    acc[m][1] = _mm256_fmadd_ps(x, w1, acc[m][1]);
+  }
+}
+
+// A 32-bit lane holds inputs k (low half) and k + 1 (high half) of one output.
+template <Storage S>
+static inline __m256 widen_low(__m256i pair) {
+  if (S == Storage::kBF16) return _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+  const __m256i masked = _mm256_and_si256(pair, _mm256_set1_epi32(0xffff));
+  return _mm256_cvtph_ps(
+      _mm_packus_epi32(_mm256_castsi256_si128(masked), _mm256_extracti128_si256(masked, 1)));
+}
+template <Storage S>
+static inline __m256 widen_high(__m256i pair) {
+  if (S == Storage::kBF16)
+    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xffff0000u)));
+  const __m256i high = _mm256_srli_epi32(pair, 16);
+  return _mm256_cvtph_ps(
+      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+
+template <int MR, Storage S>
+static inline __attribute__((always_inline)) void accumulate(const Tile& tile,
+                                                             __m256 (&acc)[MR][2]) {
+  const float* a = tile.a;
+  if (S == Storage::kF32) {
+    const float* w = (const float*)tile.panel;
+    for (int32_t k = 0; k < tile.K; ++k, w += kPanelColumns) {
+      multiply_add<MR>(a + k, tile.a_stride, _mm256_load_ps(w), _mm256_load_ps(w + 8), acc);
+    }
+    return;
+  }
+  const uint16_t* w = (const uint16_t*)tile.panel;
+  int32_t k = 0;
+  for (; k + 2 <= tile.K; k += 2, w += 2 * kPanelColumns) {
+    const __m256i pair0 = _mm256_load_si256((const __m256i*)w),
+                  pair1 = _mm256_load_si256((const __m256i*)(w + 16));
+    multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(pair0), widen_low<S>(pair1), acc);
+    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S>(pair0), widen_high<S>(pair1), acc);
+  }
+  if (k < tile.K) {  // an odd K: a[k + 1] does not exist
+    const __m256i pair0 = _mm256_load_si256((const __m256i*)w),
+                  pair1 = _mm256_load_si256((const __m256i*)(w + 16));
+    multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(pair0), widen_low<S>(pair1), acc);
+  }
+}
+
+template <int MR, Storage S>
+void gemm_tile(const Tile& tile) {
+  __m256 acc[MR][2];
+#pragma GCC unroll 6
+  for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+  accumulate<MR, S>(tile, acc);
+  const GemmEpilogue& epilogue = *tile.epilogue;
+  const __m256i mask[2] = {tail_mask8(tile.count), tail_mask8(tile.count - 8)};
+#pragma GCC unroll 6
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      __m256 value = acc[m][j];
+      if (epilogue.bias != nullptr) {
+        value =
+            _mm256_add_ps(value, _mm256_maskload_ps(epilogue.bias + tile.column + 8 * j, mask[j]));
+      }
+      if (epilogue.activation != Activation::kNone)
+        value = activate_f32(value, epilogue.activation);
+      if (epilogue.residual != nullptr) {
+        value = _mm256_add_ps(
+            value,
+            _mm256_maskload_ps(tile.residual + m * epilogue.residual_stride + 8 * j, mask[j]));
+      }
+      _mm256_maskstore_ps(tile.out + m * tile.out_stride + 8 * j, mask[j], value);
+    }
+  }
+}
+
+template <Storage S>
+void gemm_tile_rows(int32_t rows, const Tile& tile) {
+  switch (rows) {
+    case 1:
+      return gemm_tile<1, S>(tile);
+    case 2:
+      return gemm_tile<2, S>(tile);
+    case 3:
+      return gemm_tile<3, S>(tile);
+    case 4:
+      return gemm_tile<4, S>(tile);
+    case 5:
+      return gemm_tile<5, S>(tile);
+    case 6:
+      return gemm_tile<6, S>(tile);
+  }
+}
+
+template <Storage S>
+void gemm_forward(const float* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
+                  int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue, float* out,
+                  int64_t out_stride) {
+  const int32_t kp = panel_group(S);
+  const int64_t panel_bytes = (int64_t)((w.K + kp - 1) / kp) * kp * kPanelColumns * storage_size(S);
+  const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
+  for (int32_t panel = first_panel; panel < last_panel; ++panel) {
+    for (int32_t half = 0; half < 2; ++half) {
+      Tile tile;
+      tile.column = panel * kPanelColumns + half * kColumns;
+      tile.count = w.N - tile.column;
+      if (tile.count <= 0) break;
+      tile.a_stride = a_stride;
+      tile.panel =
+          (const char*)w.data + panel * panel_bytes + half * kColumns * kp * storage_size(S);
+      tile.K = w.K;
+      tile.epilogue = &epilogue;
+      tile.out_stride = out_stride;
+      int32_t row = 0;
+      for (int32_t block = 0; block < blocks; ++block) {
+        const int32_t rows = (M - row) / (blocks - block);
+        tile.a = a + row * a_stride;
+        tile.out = out + row * out_stride + tile.column;
+        tile.residual = epilogue.residual == nullptr
+                            ? nullptr
+                            : epilogue.residual + row * epilogue.residual_stride + tile.column;
+        gemm_tile_rows<S>(rows, tile);
+        row += rows;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void gemm_forward_f32_avx2(const float* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
+                           int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue,
+                           float* out, int64_t out_stride) {
+  switch (w.storage) {
+    case Storage::kF32:
+      return gemm_forward<Storage::kF32>(a, a_stride, M, w, first_panel, last_panel, epilogue, out,
+                                         out_stride);
+    case Storage::kF16:
+      return gemm_forward<Storage::kF16>(a, a_stride, M, w, first_panel, last_panel, epilogue, out,
+                                         out_stride);
+    case Storage::kBF16:
+      return gemm_forward<Storage::kBF16>(a, a_stride, M, w, first_panel, last_panel, epilogue, out,
+                                          out_stride);
+  }
+}
+
+}  // namespace xsr::kernels

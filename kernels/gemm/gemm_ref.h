@@ -1,0 +1,37 @@
+#pragma once
+#include "kernels/activation/activation_ref.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/storage.h"
+
+namespace xsr::kernels {
+
+static inline int64_t packed_index(int32_t n, int32_t k, int32_t K, int32_t kp) {
+  return (((int64_t)(n / kPanelColumns) * ((K + kp - 1) / kp) + k / kp) * kPanelColumns +
+          n % kPanelColumns) *
+             kp +
+         k % kp;
+}
+
+template <typename T>
+void gemm_forward_ref(const T* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
+                      int32_t first_panel, int32_t last_panel, const T* bias, Activation activation,
+                      const T* residual, int64_t residual_stride, T* out, int64_t out_stride) {
+  const int32_t kp = panel_group(w.storage);
+  const int32_t first = first_panel * kPanelColumns;
+  const int32_t last = last_panel * kPanelColumns < w.N ? last_panel * kPanelColumns : w.N;
+  for (int32_t m = 0; m < M; ++m) {
+    for (int32_t n = first; n < last; ++n) {
+      T sum = 0;
+      for (int32_t k = 0; k < w.K; ++k) {
+        sum +=
+            a[m * a_stride + k] * T(load_storage(w.data, w.storage, packed_index(n, k, w.K, kp)));
+      }
+      if (bias != nullptr) sum += bias[n];
+      sum = activate_ref(sum, activation);
+      if (residual != nullptr) sum += residual[m * residual_stride + n];
+      out[m * out_stride + n] = sum;
+    }
+  }
+}
+
+}  // namespace xsr::kernels

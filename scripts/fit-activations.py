@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Fits the polynomials of kernels/simd/*.h. Needs mpmath; prints coefficients, constant term first, as float32.
+
+Each fit is Chebyshev interpolation at 60 digits (near-minimax), then rounded to float32. What the rounded polynomial
+costs in ULP over the whole range is measured by tests/activation_test.cpp, not here.
+"""
+import struct
+
+import mpmath as mp
+
+mp.mp.dps = 60
+
+
+def f32(x):
+    return struct.unpack("f", struct.pack("f", float(x)))[0]
+
+
+def show(name, f, interval, degree, even=False):
+    coefficients = mp.chebyfit(f, interval, degree + 1)[::-1]
+    print(name, "[%s, %s]" % tuple(mp.nstr(mp.mpf(v), 6) for v in interval))
+    for c in coefficients:
+        print("   %.9gf" % f32(c))
+
+
+half_ln2 = mp.log(2) / 2
+# e^r = 1 + r + r^2 P(r)
+show("exp", lambda r: (mp.exp(r) - 1 - r) / r**2 if r else mp.mpf(1) / 2, [-half_ln2 * 1.0001, half_ln2 * 1.0001], 4)
+
+
+# tanh(x) = x + x s P(s), s = x^2, |x| <= 0.625
+def tanh_rest(s):
+    if s < mp.mpf("1e-12"):
+        return -mp.mpf(1) / 3 + 2 * s / 15
+    x = mp.sqrt(s)
+    return (mp.tanh(x) - x) / (x * s)
+
+
+show("tanh", tanh_rest, [mp.mpf(0), mp.mpf("0.625") ** 2], 5)
+
+
+# erfcx(t) = P(q) / (1 + 2 t), q = (t - 2) / (t + 2), t >= 0 (up to 10.2, where float32 erfc has underflowed)
+def erfcx_scaled(q):
+    t = 2 * (1 + q) / (1 - q)
+    return (1 + 2 * t) * mp.exp(t * t) * mp.erfc(t)
+
+
+show("erfcx", erfcx_scaled, [mp.mpf(-1), mp.mpf("8.3") / mp.mpf("12.3")], 10)
