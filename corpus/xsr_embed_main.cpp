@@ -84,7 +84,9 @@ class Embedder {
   explicit Embedder(const Options& options) : options_(options) {
     char detail[kMessageBytes] = "";
     xsr_model* model = nullptr;
-    check(xsr_model_open(options.model.c_str(), nullptr, &model, detail, sizeof detail), detail);
+    xsr_status status =
+        xsr_model_open(options.model.c_str(), nullptr, &model, detail, sizeof detail);
+    check(status, detail);
     model_.reset(model);
     info_.size = sizeof info_;
     check(xsr_model_get_info(model, &info_), "");
@@ -100,7 +102,8 @@ class Embedder {
     session_options.isa = isa_named(options.isa);
     session_options.num_threads = options.threads;
     xsr_session* session = nullptr;
-    check(xsr_session_create(model, &session_options, &session, detail, sizeof detail), detail);
+    status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
+    check(status, detail);
     session_.reset(session);
   }
 

@@ -1,6 +1,5 @@
-// Arbitrary bytes as text, and as a SentencePiece model. The first byte chooses: bit 0 the tiny
-// model (bpe, unigram), bits 1-3 whether the text is repeated up to a length (6: 10,000 bytes,
-// 7: 70,000; long texts are cut), bit 7 "these bytes are a model".
+// Arbitrary bytes as text. The first byte chooses: bit 0 the tiny model (bpe, unigram), the others,
+// when they are 1, that the text is repeated up to 10,000 bytes (long texts are cut; slow).
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -58,19 +57,6 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
   if (size == 0) return 0;
   const unsigned char mode = data[0];
   const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
-  if (mode & 0x80) {
-    try {
-      const auto tokenizer = xsr::make_sentencepiece_tokenizer(bytes, config());
-      std::vector<int32_t> ids;
-      tokenizer->encode("The miller\u2026 e\u0301 \uFB01n\u00A0 <sep>x & the lake \u6F22\u5B57",
-                        1000, ids);
-      tokenizer->encode(bytes, 1000, ids);
-      for (int32_t id : ids) REQUIRE(id >= 0 && id < tokenizer->vocab_size());
-    } catch (const xsr::Error& e) {
-      REQUIRE(e.status() == XSR_STATUS_BAD_FILE);
-    }
-    return 0;
-  }
   std::string repaired, lower, again;
   const uint32_t replaced = xsr::sanitize_utf8(bytes, repaired);
   REQUIRE(xsr::is_valid_utf8(repaired));
@@ -82,7 +68,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
   xsr::append_lowercase(bytes, again);  // malformed text gives some result, never a crash
 
   std::string text(bytes);
-  const size_t length = (mode >> 1 & 7) == 7 ? 70000 : (mode >> 1 & 7) == 6 ? 10000 : 0;
+  const size_t length = mode >> 1 == 1 ? 10000 : 0;
   while (!bytes.empty() && text.size() < length) text += bytes;
   check(*models[mode & 1], text);
   return 0;
