@@ -7,7 +7,7 @@
 
 #include "converter/checkpoint.h"
 #include "converter/pickle.h"
-#include "tests/checkpoint_builder.h"
+#include "tests/support/checkpoint_builder.h"
 
 namespace xsr {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "converter/checkpoint.h"
-#include "tests/checkpoint_builder.h"
+#include "tests/support/checkpoint_builder.h"
 
 namespace {
 
