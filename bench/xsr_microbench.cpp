@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <random>
 #include <string>
@@ -19,6 +20,9 @@
 #include "bench/huge_buffer.h"
 #include "kernels/dispatch.h"
 #include "kernels/shapes.h"
+#ifdef XSR_HAVE_ONEDNN
+#include "kernels/gemm/gemm_onednn.h"
+#endif
 
 namespace xsr::bench {
 namespace {
@@ -92,8 +96,12 @@ std::vector<int32_t> sentences_of(int32_t tokens, int32_t length) {
   return cu_seqlens;
 }
 
-void bench_gemm_forward_f32(const std::string& name, Isa isa, gemm_forward_f32_t* gemm) {
-  for (const Storage storage : kStorages) {
+/// make(w) gives what is to be timed: something called as gemm_forward_f32_t is, without w, which
+/// may change between calls to any of `copies` matrices that lie one after the other.
+template <typename Make>
+void add_gemms(const std::string& name, Isa isa, std::initializer_list<Storage> storages,
+               bool padded, const Make& make) {
+  for (const Storage storage : storages) {
     for (const GemmShape& shape : kXsrGemms) {
       for (const int32_t M : kXsrTokenCounts) {
         if (isa == Isa::kRef && M > kRefRows) continue;
@@ -108,7 +116,8 @@ void bench_gemm_forward_f32(const std::string& name, Isa isa, gemm_forward_f32_t
               gemm_pack_panels(plain.data(), shape.N, shape.K, storage, weights.data());
               for (size_t i = 1; i < copies; ++i)
                 memcpy(static_cast<char*>(weights.data()) + i * bytes, weights.data(), bytes);
-              const int64_t a_stride = padded_stride(shape.K), out_stride = padded_stride(shape.N);
+              const int64_t a_stride = padded ? padded_stride(shape.K) : shape.K;
+              const int64_t out_stride = padded ? padded_stride(shape.N) : shape.N;
               const std::vector<float> a = normal_floats(M * a_stride, 1.0f, 2);
               const std::vector<float> residual = normal_floats(M * out_stride, 1.0f, 3);
               const std::vector<float> bias = normal_floats(shape.N, 0.1f, 4);
@@ -118,27 +127,61 @@ void bench_gemm_forward_f32(const std::string& name, Isa isa, gemm_forward_f32_t
               epilogue.residual = shape.residual ? residual.data() : nullptr;
               epilogue.residual_stride = out_stride;
               std::vector<float> out(M * out_stride), expected(M * out_stride);
-              PackedMatrix w{weights.data(), storage, shape.N, shape.K};
-              gemm(a.data(), a_stride, M, w, 0, panel_count(shape.N), epilogue, out.data(),
-                   out_stride);
-              gemm_forward_f32_ref(a.data(), a_stride, std::min(M, kRefRows), w, 0,
+              std::vector<PackedMatrix> matrices;
+              for (size_t i = 0; i < copies; ++i)
+                matrices.push_back({static_cast<const char*>(weights.data()) + i * bytes, storage,
+                                    shape.N, shape.K});
+              auto gemm = make(matrices);
+              const auto call = [&](size_t copy) {
+                gemm(copy, a.data(), a_stride, M, epilogue, out.data(), out_stride);
+              };
+              call(0);
+              const int32_t checked_rows = std::min(M, kRefRows);
+              gemm_forward_f32_ref(a.data(), a_stride, checked_rows, matrices[0], 0,
                                    panel_count(shape.N), epilogue, expected.data(), out_stride);
-              const size_t checked = size_t(std::min(M, kRefRows)) * out_stride;
-              const bool right =
-                  agrees({out.begin(), out.begin() + checked},
-                         {expected.begin(), expected.begin() + checked});
+              const size_t checked = checked_rows * out_stride;
+              const bool right = agrees({out.begin(), out.begin() + checked},
+                                        {expected.begin(), expected.begin() + checked});
+              for (size_t i = 0; i < copies; ++i) call(i);
               size_t copy = 0;
               run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
-                w.data = static_cast<const char*>(weights.data()) + copy * bytes;
+                call(copy);
                 copy = copy + 1 == copies ? 0 : copy + 1;
-                gemm(a.data(), a_stride, M, w, 0, panel_count(shape.N), epilogue, out.data(),
-                     out_stride);
               });
             });
       }
     }
   }
 }
+
+void bench_gemm_forward_f32(const std::string& name, Isa isa, gemm_forward_f32_t* gemm) {
+  add_gemms(name, isa, {Storage::kF32, Storage::kBF16, Storage::kF16}, true,
+            [gemm](const std::vector<PackedMatrix>& matrices) {
+              return
+                  [&matrices, gemm](size_t i, const float* a, int64_t a_stride, int32_t M,
+                                    const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
+                    gemm(a, a_stride, M, matrices[i], 0, panel_count(matrices[i].N), epilogue, out,
+                         out_stride);
+                  };
+            });
+}
+
+#ifdef XSR_HAVE_ONEDNN
+void bench_gemm_onednn() {
+  OnednnGemm::set_num_threads(1);
+  add_gemms("gemm_forward_f32_onednn", Isa::kAvx2, {Storage::kF32}, false,
+            [](const std::vector<PackedMatrix>& matrices) {
+              auto gemms = std::make_shared<std::vector<std::unique_ptr<OnednnGemm>>>();
+              for (const PackedMatrix& w : matrices)
+                gemms->push_back(std::make_unique<OnednnGemm>(w));
+              return [gemms, panels = panel_count(matrices[0].N)](
+                         size_t i, const float* a, int64_t a_stride, int32_t M,
+                         const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
+                (*gemms)[i]->forward(a, a_stride, M, 0, panels, epilogue, out, out_stride);
+              };
+            });
+}
+#endif
 
 void bench_embedding_forward_f32(const std::string& name, Isa, embedding_forward_f32_t* embedding) {
   for (const Storage storage : kStorages) {
@@ -191,7 +234,8 @@ void bench_layernorm_forward_f32(const std::string& name, Isa, layernorm_forward
     add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
       const int64_t stride = padded_stride(kC);
       const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
-      const std::vector<float> gamma = normal_floats(kC, 1.0f, 2), beta = normal_floats(kC, 1.0f, 3);
+      const std::vector<float> gamma = normal_floats(kC, 1.0f, 2),
+                               beta = normal_floats(kC, 1.0f, 3);
       std::vector<float> out(N * stride), expected(N * stride);
       const auto call = [&](layernorm_forward_f32_t* f, float* to) {
         f(x.data(), stride, 0, N, kC, gamma.data(), beta.data(), 1e-12f, to, stride);
@@ -300,6 +344,9 @@ void add_all() {
 #define XSR_KERNEL(op, isa, level) \
   if (isa_supported(level)) bench_##op(#op "_" #isa, level, op##_##isa);
 #include "kernels/kernels.inc"
+#ifdef XSR_HAVE_ONEDNN
+  bench_gemm_onednn();
+#endif
 }
 
 }  // namespace
