@@ -24,6 +24,7 @@ if(XSR_BUILD_TOOLS OR XSR_BUILD_TESTS)
   find_package(nlohmann_json REQUIRED)
   find_package(fmt REQUIRED)
   find_package(ZLIB REQUIRED)
+  find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # SHA-256 of the converter's input
 endif()
 if(XSR_ONEDNN)
   find_package(dnnl QUIET)

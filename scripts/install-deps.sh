@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # Installs what building, testing and running xsr needs on Debian (bookworm or newer). Idempotent: what is there
 # is left alone. Works as root or through sudo. Says what it does.
+#   install-deps.sh        everything: tools, tests, benches, checks
+#   install-deps.sh demo   what the library and the examples need
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(
-  build-essential cmake ninja-build git ca-certificates dpkg-dev pkg-config
-  clang clang-format libclang-rt-14-dev llvm          # second compiler, fuzzers, format check
-  libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libxxhash-dev
-  libgtest-dev libbenchmark-dev libdnnl-dev
-  python3
-)
+packages=(build-essential cmake ninja-build ca-certificates libxxhash-dev)
+case "${1:-all}" in
+  demo) ;;
+  all)
+    packages+=(
+      git pkg-config ccache python3
+      clang clang-format libclang-rt-dev llvm # second compiler, fuzzers, format check
+      libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libssl-dev
+      libgtest-dev libbenchmark-dev libdnnl-dev
+    ) ;;
+  *) echo "usage: $0 [demo]" >&2; exit 2 ;;
+esac
 say() { echo "install-deps: $*" >&2; }
 
 sudo=""
@@ -50,7 +57,11 @@ if [ ! -e "$sp/lib/libsentencepiece.a" ]; then
   cmake -S "$work"/src/sentencepiece-*/ -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
     -DSPM_ENABLE_SHARED=OFF -DSPM_ENABLE_TCMALLOC=OFF -DCMAKE_INSTALL_PREFIX="$sp" -DCMAKE_INSTALL_LIBDIR=lib \
     -DCMAKE_CXX_FLAGS="-fvisibility=hidden -w" >"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
-  cmake --build "$work/build" --target install >>"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
+  # Only what xsr links: neither the trainer nor the command-line tools.
+  cmake --build "$work/build" --target sentencepiece-static >>"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
+  mkdir -p "$sp/include" "$sp/lib"
+  cp "$work"/src/sentencepiece-*/src/sentencepiece_processor.h "$sp/include/"
+  cp "$work/build/src/libsentencepiece.a" "$sp/lib/"  # last: what is tested for above
   $sudo rm -rf "$work"
 else
   say "SentencePiece is built"

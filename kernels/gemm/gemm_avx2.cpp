@@ -35,18 +35,19 @@ static inline __attribute__((always_inline)) void multiply_add(const float* a, i
   }
 }
 
-// A 32-bit lane holds inputs k (low half) and k + 1 (high half) of one output.
+// A 32-bit lane holds inputs k (low half) and k + 1 (high half) of one output. Shifts in pairs: a
+// mask would take the one register that is left.
 template <Storage S>
 static inline __m256 widen_low(__m256i pair) {
   if (S == Storage::kBF16) return _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
-  const __m256i masked = _mm256_and_si256(pair, _mm256_set1_epi32(0xffff));
+  const __m256i masked = _mm256_srli_epi32(_mm256_slli_epi32(pair, 16), 16);
   return _mm256_cvtph_ps(
       _mm_packus_epi32(_mm256_castsi256_si128(masked), _mm256_extracti128_si256(masked, 1)));
 }
 template <Storage S>
 static inline __m256 widen_high(__m256i pair) {
   if (S == Storage::kBF16)
-    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xffff0000u)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(pair, 16), 16));
   const __m256i high = _mm256_srli_epi32(pair, 16);
   return _mm256_cvtph_ps(
       _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
@@ -66,10 +67,13 @@ static inline __attribute__((always_inline)) void accumulate(const Tile& tile,
   const uint16_t* w = (const uint16_t*)tile.panel;
   int32_t k = 0;
   for (; k + 2 <= tile.K; k += 2, w += 2 * kPanelColumns) {
-    const __m256i pair0 = _mm256_load_si256((const __m256i*)w),
-                  pair1 = _mm256_load_si256((const __m256i*)(w + 16));
-    multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(pair0), widen_low<S>(pair1), acc);
-    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S>(pair0), widen_high<S>(pair1), acc);
+    const __m256i* pair = (const __m256i*)w;
+    multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(_mm256_load_si256(pair)),
+                     widen_low<S>(_mm256_load_si256(pair + 1)), acc);
+    // Read again rather than kept: two registers more and gcc spills in this loop.
+    __asm__("" : "+r"(pair));
+    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S>(_mm256_load_si256(pair)),
+                     widen_high<S>(_mm256_load_si256(pair + 1)), acc);
   }
   if (k < tile.K) {  // an odd K: a[k + 1] does not exist
     const __m256i pair0 = _mm256_load_si256((const __m256i*)w),

@@ -71,15 +71,19 @@ struct Accumulate {
     for (; k + 2 <= tile.K; k += 2, w += 2 * kPanelColumns) {
       _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
       _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
-      const __m512i pair0 = _mm512_load_si512(w), pair1 = _mm512_load_si512(w + 32);
-      const __m512 even0 = widen_low<S>(pair0), even1 = widen_low<S>(pair1);
+      const __m512 even0 = widen_low<S>(_mm512_load_si512(w));
+      const __m512 even1 = widen_low<S>(_mm512_load_si512(w + 32));
 #pragma GCC unroll 12
       for (int m = 0; m < MR; ++m) {
         const __m512 x = _mm512_set1_ps(a[m * stride + k]);
         acc[m][0] = _mm512_fmadd_ps(x, even0, acc[m][0]);
         acc[m][1] = _mm512_fmadd_ps(x, even1, acc[m][1]);
       }
-      const __m512 odd0 = widen_high<S>(pair0), odd1 = widen_high<S>(pair1);
+      // Read again rather than kept: two registers more and gcc spills in the inner loop.
+      const uint16_t* again = w;
+      __asm__("" : "+r"(again));
+      const __m512 odd0 = widen_high<S>(_mm512_load_si512(again));
+      const __m512 odd1 = widen_high<S>(_mm512_load_si512(again + 32));
 #pragma GCC unroll 12
       for (int m = 0; m < MR; ++m) {
         const __m512 x = _mm512_set1_ps(a[m * stride + k + 1]);

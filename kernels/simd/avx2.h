@@ -69,8 +69,8 @@ static inline __m256 gelu_erf_f32(__m256 x) {
   // The same formula as in avx512.h, where it is explained.
   const __m256 one = _mm256_set1_ps(1.0f), two = _mm256_set1_ps(2.0f), half = _mm256_set1_ps(0.5f);
   const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
-  const __m256 t = _mm256_mul_ps(magnitude, _mm256_set1_ps(0.707106781f));
   const __m256 bounded = _mm256_min_ps(_mm256_set1_ps(16.0f), magnitude);
+  const __m256 t = _mm256_mul_ps(bounded, _mm256_set1_ps(0.707106781f));
   const __m256 square = _mm256_mul_ps(bounded, bounded);
   const __m256 error = _mm256_fmsub_ps(bounded, bounded, square);
   __m256 tail = exp_f32(_mm256_mul_ps(square, _mm256_set1_ps(-0.5f)));

@@ -47,11 +47,11 @@ static inline __m512 gelu_erf_f32(__m512 x) {
   // 2).
   const __m512 one = _mm512_set1_ps(1.0f), two = _mm512_set1_ps(2.0f);
   const __m512 magnitude = _mm512_abs_ps(x);
-  const __m512 t = _mm512_mul_ps(magnitude, _mm512_set1_ps(0.707106781f));
   // e^(-t²) = e^(-x²/2): the square's rounding error e is put back as a factor 1 - e/2, or the tail
   // would lose digits.
-  const __m512 bounded =
-      _mm512_min_ps(_mm512_set1_ps(16.0f), magnitude);  // e^-128 is 0; keeps the square finite
+  const __m512 bounded = _mm512_min_ps(_mm512_set1_ps(16.0f),
+                                       magnitude);  // e^-128 is 0; keeps all that follows finite
+  const __m512 t = _mm512_mul_ps(bounded, _mm512_set1_ps(0.707106781f));
   const __m512 square = _mm512_mul_ps(bounded, bounded);
   const __m512 error = _mm512_fmsub_ps(bounded, bounded, square);
   const __m512 half = _mm512_set1_ps(0.5f);

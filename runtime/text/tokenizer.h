@@ -22,6 +22,11 @@ class Tokenizer {
   /// included): malformed UTF-8 becomes U+FFFD, then lower-casing when the model asks for it, then
   /// the model's own normaliser and segmentation. An empty text (or one the normaliser empties)
   /// gives no ids at all. Throws Error(INTERNAL) only on a bug.
+  ///
+  /// Time and memory stay bounded for a text of any length: segmentation stops behind the last id
+  /// that is kept, and the ids are still those of the whole text. (Two corners of SentencePiece
+  /// allow an exception: a text that for 256 KiB on end has no place where no piece could span two
+  /// characters, and the rounding of a unigram model's scores behind the first 64 KiB.)
   virtual Result encode(std::string_view text, size_t max_tokens,
                         std::vector<int32_t>& ids) const = 0;
   /// Ids the tokenizer can give are in [0, vocab_size).

@@ -1,0 +1,37 @@
+# The common journeys. Each target stands alone: on a fresh Debian machine it installs what it needs first.
+.PHONY: all demo test bench format install clean deps deps-demo
+PREFIX ?= /usr/local
+MODEL ?= models/xsr-en-fr.xsr
+
+all: deps
+	cmake --preset release
+	cmake --build --preset release
+
+deps:
+	scripts/install-deps.sh
+
+deps-demo:
+	scripts/install-deps.sh demo
+
+# Builds the library and the demo only, then searches a few hundred sentence pairs across languages.
+demo:
+	@start=$$(date +%s) && $(MAKE) --no-print-directory deps-demo && cmake --preset demo >/dev/null && \
+	cmake --build --preset demo --target xsr-demo && \
+	build/demo/examples/xsr-demo --model $(MODEL) --pairs examples/data/tatoeba.en-fr.tsv && \
+	echo "make demo: $$(($$(date +%s) - start)) s in all, dependencies and build included"
+
+test: all
+	ctest --preset release $(CTEST_FLAGS)
+
+bench: all
+	build/release/bench/xsr-bench -m $(MODEL)
+
+format:
+	scripts/check-format.sh --fix
+
+# sudo make install, or make install PREFIX=$$HOME/.local
+install: all
+	cmake --install build/release --prefix $(PREFIX)
+
+clean:
+	rm -rf build

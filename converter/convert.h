@@ -1,0 +1,50 @@
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "converter/checkpoint.h"
+#include "runtime/format/xsr_file.h"
+
+namespace xsr {
+
+struct ConvertOptions {
+  Family family = Family::kXsr;
+  std::optional<int32_t> num_heads;      // default: hidden_size / 64 where that is whole
+  std::optional<Activation> activation;  // the others: the family's default
+  std::optional<bool> lowercase;
+  DType dtype = DType::kF32;  // of weight matrices and embedding tables: kF32, kBF16 or kF16
+  std::string prefix;  // only tensors whose name begins so are looked at, and it is taken off
+  std::string
+      sentencepiece;  // the bytes of a SentencePiece model; empty: the model takes token ids only
+  std::string sentencepiece_name;  // its file name, for messages and provenance
+  std::string license;             // the terms the weights come under, as text
+};
+
+/// A model ready to be written; owns its tensors.
+struct ConvertedModel {
+  struct Tensor {
+    std::string name;
+    DType dtype = DType::kF32;
+    Layout layout = Layout::kRowMajor;
+    std::vector<uint64_t> dims;
+    std::vector<unsigned char> data;
+  };
+  ModelConfig config;
+  std::vector<Tensor> tensors;
+  std::string tokenizer;
+  std::string provenance;            // JSON
+  std::vector<std::string> dropped;  // names of tensors that only training needs
+
+  /// Views of the tensors for write_xsr_file; they live as long as this object stays unchanged.
+  std::vector<TensorSource> sources() const;
+};
+
+/// Renames, stacks, rounds and packs the tensors of a checkpoint as the family's table says.
+/// Deterministic. Throws Error(BAD_FILE) that names what is missing, unexpected, of the wrong
+/// shape, not tied though it should be, or not finite (NaN, infinity, or beyond the range of
+/// dtype), and Error(INVALID_ARGUMENT, UNSUPPORTED) for options that do not fit.
+ConvertedModel convert_checkpoint(const Checkpoint& checkpoint, const ConvertOptions& options);
+
+}  // namespace xsr

@@ -1,0 +1,158 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "converter/convert.h"
+#include "converter/inspect.h"
+#include "converter/mapped_file.h"
+#include "runtime/error.h"
+
+namespace {
+
+struct Arguments {
+  std::string in, out, spm, license, prefix, inspect, check;
+  xsr::Family family = xsr::Family::kXsr;
+  int32_t heads = 0;
+  xsr::Activation activation = xsr::Activation::kNone;
+  bool lowercase = false;
+  xsr::DType dtype = xsr::DType::kF32;
+};
+
+std::string read_text(const std::string& path) {
+  const xsr::MappedFile file(path);
+  const auto bytes = file.bytes();
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+void convert(const Arguments& a, xsr::ConvertOptions options) {
+  std::error_code ignored;
+  if (std::filesystem::equivalent(a.in, a.out, ignored)) {
+    throw xsr::Error(
+        XSR_STATUS_INVALID_ARGUMENT,
+        fmt::format("{}: is the input too, which would be overwritten: give another -o", a.out));
+  }
+  if (!a.spm.empty()) {
+    options.sentencepiece = read_text(a.spm);
+    options.sentencepiece_name = a.spm;
+    if (options.sentencepiece.empty()) {
+      throw xsr::Error(XSR_STATUS_BAD_FILE,
+                       fmt::format("{}: the file is empty, expected a SentencePiece model", a.spm));
+    }
+  }
+  // A licence is a few lines of text or a path to them; a path cannot be mistaken for text that is
+  // meant.
+  options.license =
+      std::filesystem::is_regular_file(a.license, ignored) ? read_text(a.license) : a.license;
+
+  const auto checkpoint = xsr::Checkpoint::open(a.in);
+  const xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
+  const auto sources = model.sources();
+  xsr::write_xsr_file(a.out, model.config, sources, model.tokenizer, model.provenance);
+
+  const auto& c = model.config;
+  fmt::print(stderr,
+             "xsr-convert: {}: family {}, {} layers, hidden_size {}, {} heads, intermediate_size "
+             "{}, vocab_size {}, at most {} "
+             "tokens, {}{}, weights in {}, {} bytes\n",
+             a.out, to_string(c.family), c.num_layers, c.hidden_size, c.num_heads,
+             c.intermediate_size, c.vocab_size, c.max_seq_len, to_string(c.activation),
+             c.lowercase ? ", lower-cased" : "", to_string(a.dtype),
+             std::filesystem::file_size(a.out));
+  if (!model.dropped.empty()) {
+    fmt::print(stderr, "xsr-convert: left out, needed for training only: {}\n",
+               fmt::join(model.dropped, ", "));
+  }
+  if (!checkpoint->outside().empty()) {
+    fmt::print(stderr, "xsr-convert: left out, not part of the model: {} tensors ({}, ...)\n",
+               checkpoint->outside().size(), checkpoint->outside()[0].name);
+  }
+  if (a.spm.empty())
+    fmt::print(stderr, "xsr-convert: no --spm given: the model takes token ids only, not text\n");
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{
+      "Converts a trained checkpoint (PyTorch, safetensors) to one .xsr file. Nothing in a "
+      "checkpoint is executed."};
+  app.name("xsr-convert");
+  Arguments a;
+  auto* in = app.add_option("IN", a.in, "the checkpoint");
+  auto* out = app.add_option("-o,--output", a.out, "the .xsr file to write");
+  app.add_option("--spm", a.spm, "SentencePiece model; without it the file takes token ids only");
+  app.add_option("--family", a.family, "model family (default xsr)")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, xsr::Family>{{"xsr", xsr::Family::kXsr}}));
+  auto* heads = app.add_option("--heads", a.heads, "attention heads (default hidden_size / 64)")
+                    ->check(CLI::PositiveNumber);
+  auto* activation =
+      app.add_option("--activation", a.activation,
+                     "activation of the feed-forward layers (default: the family's, xsr: swish)")
+          ->transform(CLI::CheckedTransformer(
+              std::map<std::string, xsr::Activation>{{"swish", xsr::Activation::kSwish},
+                                                     {"gelu", xsr::Activation::kGeluErf},
+                                                     {"gelu-tanh", xsr::Activation::kGeluTanh},
+                                                     {"relu", xsr::Activation::kRelu},
+                                                     {"tanh", xsr::Activation::kTanh}}));
+  auto* lowercase =
+      app.add_flag("--lowercase,!--no-lowercase", a.lowercase,
+                   "lower-case texts before tokenising them (default: the family's, xsr: yes)");
+  app.add_option("--dtype", a.dtype, "of weight matrices and tables: f32, bf16, f16 (default f32)")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, xsr::DType>{
+          {"f32", xsr::DType::kF32}, {"bf16", xsr::DType::kBF16}, {"f16", xsr::DType::kF16}}));
+  app.add_option("--license", a.license,
+                 "terms of the weights, a text or a file with it; kept in the model's provenance");
+  app.add_option("--prefix", a.prefix,
+                 "look only at tensors whose names begin so, and take it off");
+  auto* inspect =
+      app.add_option("--inspect", a.inspect,
+                     "print configuration, tensors, sizes and checksums of FILE (any format)");
+  auto* check = app.add_option(
+      "--check", a.check, "verify every checksum of a .xsr FILE and look for NaN and infinity");
+  inspect->type_name("FILE")->excludes(check)->excludes(in)->excludes(out);
+  check->type_name("FILE")->excludes(in)->excludes(out);
+  app.set_version_flag("--version", fmt::format("xsr-convert {}.{}.{}", XSR_VERSION_MAJOR,
+                                                XSR_VERSION_MINOR, XSR_VERSION_PATCH));
+  try {
+    app.parse(argc, argv);
+    if (!*inspect && !*check && (!*in || !*out)) {
+      throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");
+    }
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  std::string text;
+  if (*inspect) text = xsr::inspect_file(a.inspect);
+  if (*check) text = xsr::check_xsr_file(a.check);
+  if (!text.empty()) {
+    if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
+      throw xsr::Error(XSR_STATUS_IO, "standard output: cannot write");
+    }
+    return 0;
+  }
+  xsr::ConvertOptions options;
+  options.family = a.family;
+  if (*heads) options.num_heads = a.heads;
+  if (*activation) options.activation = a.activation;
+  if (*lowercase) options.lowercase = a.lowercase;
+  options.dtype = a.dtype;
+  options.prefix = a.prefix;
+  convert(a, std::move(options));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "xsr-convert: out of memory\n");
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "xsr-convert: {}\n", e.what());
+  }
+  return 1;
+}

@@ -1,0 +1,47 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace xsr {
+
+/// Reads a zip archive by its central directory. Stored entries are read in place, deflated ones
+/// inflated on request. Everything is checked before use: one disk, no encryption, no entry that
+/// overlaps another or the directory, no name twice, no bytes before or after the archive; what is
+/// odd is refused by name.
+class ZipArchive {
+ public:
+  struct Entry {
+    std::string name;
+    uint16_t method = 0;  // 0 stored, 8 deflated
+    uint32_t crc = 0;
+    uint64_t size = 0;                    // uncompressed bytes
+    std::span<const unsigned char> data;  // as it lies in the file
+    uint64_t offset = 0;                  // of data in the file
+  };
+  /// An entry may inflate to at most this many times its compressed size (and the first kFreeBytes
+  /// are free): weights do not compress that far, bombs do.
+  static constexpr uint64_t kMaxRatio = 200;
+  static constexpr uint64_t kFreeBytes = 1 << 20;
+
+  /// Throws Error(BAD_FILE, UNSUPPORTED); name is for messages.
+  ZipArchive(std::span<const unsigned char> file, const std::string& name);
+
+  std::span<const Entry> entries() const { return entries_; }
+  const Entry* find(std::string_view name) const;  // null when there is none
+  /// The contents of an entry, its CRC-32 checked. A deflated one is inflated into buffer, which
+  /// must outlive the result.
+  std::span<const unsigned char> read(const Entry& entry, std::vector<unsigned char>& buffer) const;
+
+ private:
+  void read_directory(std::span<const unsigned char> file);
+
+  std::string name_;
+  std::vector<Entry> entries_;
+  std::unordered_map<std::string_view, size_t> index_;
+};
+
+}  // namespace xsr

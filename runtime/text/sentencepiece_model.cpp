@@ -1,0 +1,224 @@
+#include "runtime/text/sentencepiece_model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "runtime/error.h"
+
+namespace xsr {
+namespace {
+
+// The library's tables for user-defined symbols that are prefixes of each other have 64 places.
+constexpr size_t kMaxNestedSymbols = 64;
+// Far above any real piece; the library recurses once per character in places.
+constexpr size_t kMaxPieceBytes = 4096;
+// The library counts bytes in int.
+constexpr size_t kMaxBlobBytes = size_t{1} << 30;
+
+[[noreturn]] void fail(const std::string& what) {
+  throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
+}
+
+/// Reads the fields of one protocol-buffers message, wire format as in the protobuf encoding
+/// document.
+class Message {
+ public:
+  Message(std::string_view bytes, size_t offset) : bytes_(bytes), offset_(offset) {}
+
+  /// Moves to the next field; false at the end.
+  bool next() {
+    field_begin_ = at_;
+    if (at_ == bytes_.size()) return false;
+    const uint64_t tag = varint();
+    number_ = tag >> 3;
+    wire_ = static_cast<int>(tag & 7);
+    if (number_ == 0 || number_ > 0x1FFFFFFF) fail_here("field number " + std::to_string(number_));
+    size_t size = 0;
+    switch (wire_) {
+      case 0:
+        value_ = varint();
+        return true;
+      case 1:
+        size = 8;
+        break;
+      case 2: {
+        const uint64_t length = varint();
+        if (length > bytes_.size() - at_) {
+          fail_here("a field of " + std::to_string(length) + " bytes where " +
+                    std::to_string(bytes_.size() - at_) + " are left");
+        }
+        size = static_cast<size_t>(length);
+        break;
+      }
+      case 5:
+        size = 4;
+        break;
+      default:
+        fail_here("wire type " + std::to_string(wire_) + ", expected 0, 1, 2 or 5");
+    }
+    if (size > bytes_.size() - at_) fail_here("the file ends inside a number");
+    data_ = bytes_.substr(at_, size);
+    at_ += size;
+    return true;
+  }
+
+  uint64_t number() const { return number_; }
+  uint64_t value() const {
+    if (wire_ != 0) fail_type("a number");
+    return value_;
+  }
+  bool flag() const { return value() != 0; }
+  std::string_view data() const {
+    if (wire_ != 2) fail_type("bytes");
+    return data_;
+  }
+  Message message() const {
+    return Message(data(), offset_ + static_cast<size_t>(data_.data() - bytes_.data()));
+  }
+  std::string_view raw() const { return bytes_.substr(field_begin_, at_ - field_begin_); }
+
+ private:
+  uint64_t varint() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      if (at_ == bytes_.size()) fail_here("the message ends inside a number");
+      const unsigned char byte = static_cast<unsigned char>(bytes_[at_++]);
+      value |= static_cast<uint64_t>(byte & 0x7F) << shift;
+      if (!(byte & 0x80)) return value;
+    }
+    fail_here("a number of more than 10 bytes");
+  }
+  [[noreturn]] void fail_here(const std::string& what) const {
+    fail("offset " + std::to_string(offset_ + field_begin_) + ": " + what);
+  }
+  [[noreturn]] void fail_type(const std::string& expected) const {
+    fail_here("field " + std::to_string(number_) + " has wire type " + std::to_string(wire_) +
+              ", expected " + expected);
+  }
+
+  std::string_view bytes_;
+  size_t offset_;  // of bytes_ in the file, for messages
+  size_t at_ = 0, field_begin_ = 0;
+  uint64_t number_ = 0, value_ = 0;
+  int wire_ = 0;
+  std::string_view data_;
+};
+
+void parse_trainer(Message m, SentencePieceModel& model) {
+  while (m.next()) {
+    switch (m.number()) {
+      case 3:
+        if (m.value() < 1 || m.value() > 4) {
+          fail("model_type is " + std::to_string(m.value()) +
+               ", expected 1 (unigram), 2 (bpe), 3 (word) or 4 (char)");
+        }
+        model.type = static_cast<SentencePieceType>(m.value());
+        break;
+      case 24:
+        model.treat_whitespace_as_suffix = m.flag();
+        break;
+      case 35:
+        model.byte_fallback = m.flag();
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+void parse_normalizer(Message m, SentencePieceModel& model) {
+  while (m.next()) {
+    switch (m.number()) {
+      case 2:
+        model.charsmap = m.data();
+        break;
+      case 3:
+        model.add_dummy_prefix = m.flag();
+        break;
+      case 4:
+        model.remove_extra_whitespaces = m.flag();
+        break;
+      case 5:
+        model.escape_whitespaces = m.flag();
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+void parse_piece(Message m, SentencePieceModel& model) {
+  SentencePieceModel::Piece piece;
+  while (m.next()) {
+    if (m.number() == 1) {
+      piece.text = m.data();
+    } else if (m.number() == 3) {
+      if (m.value() < 1 || m.value() > 6) {
+        fail("piece " + std::to_string(model.pieces.size()) + " has type " +
+             std::to_string(m.value()) + ", expected 1 to 6");
+      }
+      piece.type = static_cast<PieceType>(m.value());
+    }
+  }
+  if (piece.text.empty() || piece.text.size() > kMaxPieceBytes) {
+    fail("piece " + std::to_string(model.pieces.size()) + " has " +
+         std::to_string(piece.text.size()) + " bytes, expected 1 to " +
+         std::to_string(kMaxPieceBytes));
+  }
+  if (piece.text.find('\0') != std::string_view::npos) {
+    fail("piece " + std::to_string(model.pieces.size()) + " contains a NUL byte");
+  }
+  model.pieces.push_back(piece);
+}
+
+void check_nesting(const SentencePieceModel& model) {
+  std::vector<std::string_view> symbols, open;
+  for (const auto& p : model.pieces) {
+    if (p.type == PieceType::kUserDefined) symbols.push_back(p.text);
+  }
+  std::sort(symbols.begin(), symbols.end());
+  for (std::string_view s : symbols) {
+    while (!open.empty() && s.substr(0, open.back().size()) != open.back()) open.pop_back();
+    open.push_back(s);
+    if (open.size() > kMaxNestedSymbols) {
+      fail("more than " + std::to_string(kMaxNestedSymbols) +
+           " user-defined symbols begin with each other: " + std::string(open.front()));
+    }
+  }
+}
+
+}  // namespace
+
+SentencePieceModel parse_sentencepiece_model(std::string_view blob) {
+  SentencePieceModel model;
+  if (blob.size() > kMaxBlobBytes) {
+    fail(std::to_string(blob.size()) + " bytes, expected at most " + std::to_string(kMaxBlobBytes));
+  }
+  model.segmenter.reserve(blob.size());
+  for (Message m(blob, 0); m.next();) {
+    switch (m.number()) {
+      case 1:
+        parse_piece(m.message(), model);
+        model.segmenter.append(m.raw());
+        break;
+      case 2:
+        parse_trainer(m.message(), model);
+        model.segmenter.append(m.raw());
+        break;
+      case 3:
+        parse_normalizer(m.message(), model);
+        break;
+      default:  // self-test data, the rules for decoding
+        break;
+    }
+  }
+  if (model.pieces.empty()) fail("there are no pieces; is this a SentencePiece model?");
+  check_nesting(model);
+  // normalizer_spec { add_dummy_prefix: false remove_extra_whitespaces: false escape_whitespaces:
+  // false }
+  model.segmenter.append("\x1A\x06\x18\x00\x20\x00\x28\x00", 8);
+  return model;
+}
+
+}  // namespace xsr

@@ -1,0 +1,46 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace xsr {
+
+/// The numbers of SentencePiece's ModelProto.
+enum class SentencePieceType { kUnigram = 1, kBpe = 2, kWord = 3, kChar = 4 };
+enum class PieceType {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
+
+/// What a SentencePiece model file says, as far as encoding needs it. Views point into the file's
+/// bytes.
+struct SentencePieceModel {
+  struct Piece {
+    std::string_view text;
+    PieceType type = PieceType::kNormal;
+  };
+
+  SentencePieceType type = SentencePieceType::kUnigram;
+  bool byte_fallback = false;
+  bool treat_whitespace_as_suffix = false;
+  bool add_dummy_prefix = true;
+  bool remove_extra_whitespaces = true;
+  bool escape_whitespaces = true;
+  std::string_view charsmap;  // the normaliser's rules, maybe empty
+  std::vector<Piece> pieces;  // by id
+  /// A model file with the same pieces and training settings whose normaliser changes nothing, and
+  /// without the self-test: what the SentencePiece library gets to see.
+  std::string segmenter;
+};
+
+/// Parses and checks the bytes of a SentencePiece model: every length, and what the library itself
+/// takes on trust (pieces with NUL bytes, very long pieces, more nested user-defined symbols than
+/// its tables hold). Throws Error(BAD_FILE) with the offset.
+SentencePieceModel parse_sentencepiece_model(std::string_view blob);
+
+}  // namespace xsr

@@ -1,0 +1,50 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/text/sentencepiece_model.h"
+
+namespace xsr {
+
+/// SentencePiece's text normalisation: the model's character rules (longest match first, left to
+/// right), white space made one U+2581 each or one a run, the prefix in front. Immutable. It exists
+/// beside the library's own because that one takes the rules of a damaged model on trust, and needs
+/// memory for the whole text where a piece would do.
+class SentencePieceNormalizer {
+ public:
+  /// Throws Error(BAD_FILE) when the rules are no such table.
+  explicit SentencePieceNormalizer(const SentencePieceModel& model);
+
+  /// One text, from front to back.
+  class Stream {
+   public:
+    /// text must outlive the stream; well-formed UTF-8.
+    Stream(const SentencePieceNormalizer& normalizer, std::string_view text);
+    /// Appends normalised text to out until out has at least `size` bytes or the text ends; false
+    /// when it has ended, and then the white space that the model drops at the end is gone too.
+    bool append(size_t size, std::string& out);
+
+   private:
+    const SentencePieceNormalizer& n_;
+    std::string_view rest_;
+    bool after_space_;
+    bool begun_ = false;
+  };
+
+ private:
+  std::string_view prefix(std::string_view text, size_t* consumed) const;
+  void append_escaped(std::string_view piece, std::string& out) const;
+
+  bool treat_whitespace_as_suffix_, add_dummy_prefix_, remove_extra_whitespaces_;
+  std::string_view space_;      // what a space becomes
+  std::vector<uint32_t> trie_;  // double array, as precompiled_charsmap holds it
+  std::string replacements_;    // NUL-terminated strings, the trie's values are offsets
+  std::set<std::string, std::less<>> symbols_;  // user-defined symbols: kept as they are
+  std::vector<size_t> symbol_sizes_;            // their different sizes, longest first
+};
+
+}  // namespace xsr

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# install_test.sh BUILD: installs the build into a folder of its own, moves that folder, and builds the examples
+# against it as another project would: with find_package, and with pkg-config and a bare compiler.
+set -euo pipefail
+build=$(realpath "${1:?usage: install_test.sh BUILD}")
+source=$(realpath "$(dirname "$0")/..")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "install_test: $*" >&2; exit 1; }
+
+cmake --install "$build" --prefix "$work/first" >"$work/log" || { cat "$work/log" >&2; fail "cmake --install failed"; }
+prefix="$work/moved"
+mv "$work/first" "$prefix"
+lib=$(dirname "$(find "$prefix" -name libxsr.so | head -n 1)")
+[ -n "$lib" ] || fail "no libxsr.so was installed"
+for f in include/xsr/xsr.h include/xsr/xsr.hpp bin/xsr-convert bin/xsr-embed bin/xsr-bench; do
+  [ -e "$prefix/$f" ] || fail "$f was not installed"
+done
+! grep -rlI "$source" "$prefix" || fail "these installed files name the source tree"
+
+cmake -S "$source/examples" -B "$work/examples" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_C_FLAGS="-Wall -Wextra -pedantic -Werror" -DCMAKE_CXX_FLAGS="-Wall -Wextra -pedantic -Werror" >"$work/log" &&
+  cmake --build "$work/examples" >>"$work/log" || { cat "$work/log" >&2; fail "the examples do not build with find_package"; }
+for p in embed-c embed-cpp xsr-demo; do [ -x "$work/examples/$p" ] || fail "find_package built no $p"; done
+
+command -v pkg-config >/dev/null || fail "no pkg-config (scripts/install-deps.sh)"
+export PKG_CONFIG_PATH="$lib/pkgconfig"
+version=$(pkg-config --modversion xsr)
+flags=$(pkg-config --cflags --libs xsr)
+${CC:-gcc} -std=c11 -Wall -Wextra -pedantic -Werror "$source/examples/embed.c" $flags -lm -Wl,-rpath,"$lib" -o "$work/embed-c"
+${CXX:-g++} -std=c++20 -Wall -Wextra -pedantic -Werror "$source/examples/embed.cpp" $flags -Wl,-rpath,"$lib" -o "$work/embed-cpp"
+
+# Without a model file: an error that names it. With the shipped one: vectors.
+! "$work/embed-c" "$work/none.xsr" 2>"$work/error" || fail "embed-c took a file that does not exist"
+grep -q "none.xsr" "$work/error" || fail "the error does not name the file: $(cat "$work/error")"
+if [ -e "$prefix/share/xsr/models/xsr-en-fr.xsr" ]; then
+  model="$prefix/share/xsr/models/xsr-en-fr.xsr"
+  one=$("$work/embed-c" "$model") && two=$("$work/examples/embed-c" "$model") || fail "embed-c failed"
+  [ "$one" = "$two" ] || fail "the two builds of embed-c differ: $one / $two"
+  "$work/embed-cpp" "$model" "A cat." "Un chat."
+  "$work/examples/xsr-demo" --model "$model" --pairs "$source/examples/data/tatoeba.en-fr.tsv" >"$work/demo" || fail "xsr-demo failed"
+  grep "P@1" "$work/demo"
+  one=${one##*$'\n'}
+fi
+echo "install_test: xsr $version, find_package and pkg-config work; ${one:-no shipped model}"
