@@ -1,12 +1,15 @@
 #include "kernels/gemm/gemm_onednn.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <dnnl.hpp>
 #include <limits>
 #include <map>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -42,6 +45,16 @@ dnnl::algorithm eltwise_algorithm(Activation activation) {
   return dnnl::algorithm::undef;
 }
 
+/// On 2 MiB pages where the system grants them, as xsr's own weights are.
+std::shared_ptr<void> huge_memory(size_t bytes) {
+  constexpr size_t kPage = size_t{2} << 20;
+  const size_t size = (bytes + kPage - 1) / kPage * kPage;
+  void* data = std::aligned_alloc(kPage, size);
+  if (data == nullptr) throw std::bad_alloc();
+  madvise(data, size, MADV_HUGEPAGE);
+  return {data, std::free};
+}
+
 // M, first_panel, last_panel, a_stride, out_stride, bias?, activation, residual (0, 1, 2: in
 // place), residual_stride
 using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, bool, Activation, int, int64_t>;
@@ -50,6 +63,7 @@ struct Product {
   dnnl::primitive primitive;
   memory a, weights, bias, residual, out;
   std::unordered_map<int, memory> arguments;
+  std::shared_ptr<void> weights_memory;  // when they are reordered
   std::string implementation;
   bool reads_panels = false;
 
@@ -173,7 +187,8 @@ struct OnednnGemm::State {
       product.weights = memory(weights, cpu_engine(), const_cast<float*>(panels() + first * K));
     } else {
       memory source(plain_weights, cpu_engine(), const_cast<float*>(rows() + first));
-      product.weights = memory(weights, cpu_engine());
+      product.weights_memory = huge_memory(weights.get_size());
+      product.weights = memory(weights, cpu_engine(), product.weights_memory.get());
       dnnl::reorder(source, product.weights).execute(stream, source, product.weights);
       stream.wait();
     }
