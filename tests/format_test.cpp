@@ -27,6 +27,7 @@ namespace xsr {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 constexpr uint64_t kTwoTo60 = uint64_t{1} << 60;
@@ -679,6 +680,21 @@ class BrokenFiles {
     add_value<char>("name without NUL", names.offset + sample.entry(0).name_size, 'x',
                     "tensor 0: its name ends in byte 120, expected 0");
     const Section provenance = sample.section(kProvenanceSection);
+    add({"provenance of no bytes",
+         [=](Image& image) {  // everything behind it moves up
+           const uint64_t lost = provenance.size + padding_after(provenance.size);
+           std::memmove(image.data() + provenance.offset, image.data() + provenance.offset + lost,
+                        image.size() - provenance.offset - lost);
+           image.resize(image.size() - lost);
+           FileHeader header = image.header();
+           header.file_size -= lost;
+           header.sections[kProvenanceSection].size = 0;
+           header.sections[kTokenizerSection].offset -= lost;
+           header.sections[kDataSection].offset -= lost;
+           image.put(0, header);
+         },
+         XSR_STATUS_BAD_FILE,
+         "the provenance text of 0 bytes is expected to hold one NUL, at its end"});
     add_value<char>("NUL in the provenance", provenance.offset + 3, 0,
                     "expected to hold one NUL, at its end");
     add_value<char>("provenance that is not UTF-8", provenance.offset + 3, '\xff',
@@ -858,10 +874,13 @@ TEST(Format, RoundTripThroughAFile) {
   const std::string path = folder / "model.xsr";
   write_xsr_file(path, make_config(), tensors.sources(), kTokenizer, kProvenance);
   EXPECT_EQ(folder.names(), std::set<std::string>{"model.xsr"});
-  const auto file = XsrFile::open(path);
+  auto file = XsrFile::open(path);
   expect_same(*file, make_config(), tensors.sources());
   EXPECT_EQ(file->name(), path);
   EXPECT_EQ(file->size(), std::filesystem::file_size(path));
+  EXPECT_THAT(read_all("/proc/self/maps"), HasSubstr(path));
+  file.reset();
+  EXPECT_THAT(read_all("/proc/self/maps"), Not(HasSubstr(path)));
 }
 
 TEST(Format, EveryConfigFieldKeepsItsValue) {

@@ -470,14 +470,8 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
 
   const Section& provenance = header.sections[kProvenanceSection];
   const char* provenance_text = reinterpret_cast<const char*>(file + provenance.offset);
-  const uint64_t provenance_field =
-      offsetof(FileHeader, sections) + kProvenanceSection * sizeof(Section);
-  if (provenance.size == 0) {
-    bad_at(provenance_field + sizeof(uint64_t),
-           "the provenance section has 0 bytes, expected at least its closing NUL");
-  }
-  const void* nul = std::memchr(provenance_text, 0, provenance.size);
-  if (nul != provenance_text + provenance.size - 1) {
+  if (provenance.size == 0 ||
+      std::memchr(provenance_text, 0, provenance.size) != provenance_text + provenance.size - 1) {
     bad_at(provenance.offset, "the provenance text of " + number(provenance.size) +
                                   " bytes is expected to hold one NUL, at its end");
   }
