@@ -1,0 +1,37 @@
+#pragma once
+#include <sched.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace xsr::bench {
+
+/// "AMD EPYC ...", from /proc/cpuinfo; "unknown" when it does not say.
+std::string cpu_model();
+/// "gcc 12.2.0" or "clang 14.0.6": what the bench itself was built with.
+std::string compiler();
+/// The commit the build was configured at, "unknown" outside a git checkout.
+std::string commit();
+/// Bytes of one core's L2; 1 MiB when the system does not say.
+int64_t l2_bytes();
+
+/// The processors the calling thread may run on.
+std::vector<int> allowed_cpus();
+
+/// Keeps the calling thread, and the threads it makes meanwhile, on one processor; the destructor
+/// gives the old set back.
+class PinToCpu {
+ public:
+  explicit PinToCpu(int cpu);
+  ~PinToCpu();
+  PinToCpu(const PinToCpu&) = delete;
+  PinToCpu& operator=(const PinToCpu&) = delete;
+  bool pinned() const { return pinned_; }
+
+ private:
+  cpu_set_t before_;
+  bool pinned_;
+};
+
+}  // namespace xsr::bench

@@ -1,0 +1,136 @@
+#include "bench/report.h"
+
+#include <fmt/format.h>
+
+#include "bench/machine.h"
+
+namespace xsr::bench {
+
+double Report::flop_per_token() const {
+  const double C = info.hidden_size, F = info.intermediate_size;
+  return 2.0 * (4.0 * C * C + 2.0 * C * F) * info.num_layers;
+}
+
+double Report::share_of_roofline(double tokens, double seconds) const {
+  return floor_seconds(roofline, tokens * flop_per_token(), static_cast<double>(weight_bytes)) /
+         seconds;
+}
+
+void print_table(const Report& report, std::FILE* to) {
+  const xsr_model_info& info = report.info;
+  fmt::print(to, "model     {}: {} layers, hidden {}, {} heads, intermediate {}, vocabulary {}\n",
+             report.model, info.num_layers, info.hidden_size, info.num_heads,
+             info.intermediate_size, info.vocab_size);
+  fmt::print(to, "          weights of the layers {:.1f} MB, token table {:.1f} MB, stored in {}\n",
+             1e-6 * static_cast<double>(report.weight_bytes),
+             1e-6 * static_cast<double>(report.token_table_bytes), report.storage);
+  fmt::print(to, "machine   {}; {} thread{}{}; ISA {}; computed in {}\n", cpu_model(),
+             report.threads, report.threads == 1 ? "" : "s",
+             report.pinned_cpu >= 0 ? fmt::format(" on CPU {}", report.pinned_cpu) : "",
+             report.isa, report.dtype);
+  fmt::print(to, "build     xsr {}, {}, commit {}\n", xsr_version_string(), compiler(), commit());
+  fmt::print(to, "check     differs from the ref kernels by {:.2g} at most (allowed {:.2g})\n",
+             report.check.largest_difference, report.check.allowed);
+  fmt::print(to, "roofline  {:.1f} GFLOP/s, {:.1f} GB/s from beyond L2; {:.3f} MFLOP a token\n",
+             report.roofline.peak_gflops, report.roofline.read_gb_per_s,
+             1e-6 * report.flop_per_token());
+  if (!report.latency.empty()) {
+    fmt::print(to, "\none sentence, ids to vector\n{:>8}{:>11}{:>11}{:>11}{:>10}{:>12}{:>10}\n",
+               "tokens", "p50 us", "p90 us", "p99 us", "GFLOP/s", "roofline", "calls");
+    for (const Latency& row : report.latency) {
+      fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>11.1f}{:>10.1f}{:>12.3f}{:>10}\n", row.tokens,
+                 1e6 * row.p50, 1e6 * row.p90, 1e6 * row.p99,
+                 1e-9 * row.tokens * report.flop_per_token() / row.p50,
+                 report.share_of_roofline(row.tokens, row.p50), row.calls);
+    }
+  }
+  if (!report.chain.empty()) {
+    fmt::print(to, "\nbeside oneDNN's matrix products alone, by turns\n{:>8}{:>11}{:>11}{:>22}\n",
+               "tokens", "xsr us", "oneDNN us", "oneDNN's time / xsr's");
+    for (const ChainLatency& row : report.chain) {
+      fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>22.3f}\n", row.tokens, 1e6 * row.xsr_p50,
+                 1e6 * row.chain_p50, row.chain_p50 / row.xsr_p50);
+    }
+  }
+  if (report.corpus) {
+    const Corpus& corpus = *report.corpus;
+    const auto sentences = static_cast<double>(corpus.sentences);
+    const auto tokens = static_cast<double>(corpus.tokens);
+    fmt::print(to, "\ncorpus ({}), {} sentences, {} tokens, median of {} pass{}\n", corpus.input,
+               corpus.sentences, corpus.tokens, corpus.passes, corpus.passes == 1 ? "" : "es");
+    fmt::print(to, "{:>14.1f} sentences/s{:>12.1f} tokens/s{:>9.1f} GFLOP/s{:>8.3f} of roofline\n",
+               sentences / corpus.seconds, tokens / corpus.seconds,
+               1e-9 * tokens * report.flop_per_token() / corpus.seconds,
+               report.share_of_roofline(tokens, corpus.seconds));
+    if (corpus.tokenizer_seconds > 0) {
+      fmt::print(to, "{:>14.1f} tokens/s tokenising, {:.1f} % of the time\n",
+                 tokens / corpus.tokenizer_seconds,
+                 100 * corpus.tokenizer_seconds / (corpus.seconds * report.threads));
+    }
+  }
+}
+
+nlohmann::ordered_json to_json(const Report& report) {
+  using Json = nlohmann::ordered_json;
+  Json json;
+  json["cpu"] = cpu_model();
+  json["isa"] = report.isa;
+  json["dtype"] = report.dtype;
+  json["threads"] = report.threads;
+  json["latency"] = Json::array();
+  for (const Latency& row : report.latency) {
+    json["latency"].push_back({{"tokens", row.tokens},
+                               {"p50_us", 1e6 * row.p50},
+                               {"p90_us", 1e6 * row.p90},
+                               {"p99_us", 1e6 * row.p99},
+                               {"share_of_roofline", report.share_of_roofline(row.tokens, row.p50)},
+                               {"calls", row.calls}});
+  }
+  json["corpus"] = nullptr;
+  if (report.corpus) {
+    const Corpus& corpus = *report.corpus;
+    const auto tokens = static_cast<double>(corpus.tokens);
+    json["corpus"] = {
+        {"sentences_per_s", static_cast<double>(corpus.sentences) / corpus.seconds},
+        {"tokens_per_s", tokens / corpus.seconds},
+        {"gflop_per_s", 1e-9 * tokens * report.flop_per_token() / corpus.seconds},
+        {"share_of_roofline", report.share_of_roofline(tokens, corpus.seconds)},
+        {"input", corpus.input},
+        {"sentences", corpus.sentences},
+        {"tokens", corpus.tokens},
+        {"passes", corpus.passes}};
+    if (corpus.tokenizer_seconds > 0) {
+      json["corpus"]["tokenizer_tokens_per_s"] = tokens / corpus.tokenizer_seconds;
+      json["corpus"]["tokenizer_share"] =
+          corpus.tokenizer_seconds / (corpus.seconds * report.threads);
+    }
+  }
+  json["onednn_chain"] = Json::array();
+  for (const ChainLatency& row : report.chain) {
+    json["onednn_chain"].push_back({{"tokens", row.tokens},
+                                    {"p50_us", 1e6 * row.chain_p50},
+                                    {"xsr_p50_us", 1e6 * row.xsr_p50},
+                                    {"ratio", row.chain_p50 / row.xsr_p50}});
+  }
+  json["roofline"] = {{"peak_gflop_per_s", report.roofline.peak_gflops},
+                      {"read_gb_per_s", report.roofline.read_gb_per_s},
+                      {"flop_per_token", report.flop_per_token()},
+                      {"weight_bytes", report.weight_bytes}};
+  json["check"] = {{"largest_difference", report.check.largest_difference},
+                   {"allowed", report.check.allowed}};
+  json["model"] = {{"name", report.model},
+                   {"num_layers", report.info.num_layers},
+                   {"hidden_size", report.info.hidden_size},
+                   {"num_heads", report.info.num_heads},
+                   {"intermediate_size", report.info.intermediate_size},
+                   {"vocab_size", report.info.vocab_size},
+                   {"token_table_bytes", report.token_table_bytes},
+                   {"storage", report.storage}};
+  json["build"] = {{"version", xsr_version_string()},
+                   {"compiler", compiler()},
+                   {"commit", commit()}};
+  json["pinned_cpu"] = report.pinned_cpu >= 0 ? Json(report.pinned_cpu) : Json(nullptr);
+  return json;
+}
+
+}  // namespace xsr::bench

@@ -1,0 +1,39 @@
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/measure.h"
+#include "bench/roofline.h"
+
+namespace xsr::bench {
+
+/// One run of the bench: one model, ISA and number of threads.
+struct Report {
+  std::string model, isa, dtype, storage;
+  int32_t threads = 0;
+  int32_t pinned_cpu = -1;  // -1: not pinned
+  xsr_model_info info{};
+  int64_t weight_bytes = 0;  // of the layers, as stored
+  int64_t token_table_bytes = 0;
+  Check check;
+  Roofline roofline;
+  std::vector<Latency> latency;
+  std::optional<Corpus> corpus;
+  std::vector<ChainLatency> chain;
+
+  /// Matrix products of one token: 2 (4 C² + 2 C F) a layer. Attention scores, 4 T C a layer and
+  /// token of a sentence of T, are not counted: the roofline is that of the products.
+  double flop_per_token() const;
+  double share_of_roofline(double tokens, double seconds) const;
+};
+
+/// A table for people.
+void print_table(const Report& report, std::FILE* to);
+/// cpu, isa, dtype, threads, latency, corpus, and what else is known. Times in µs where a key says so.
+nlohmann::ordered_json to_json(const Report& report);
+
+}  // namespace xsr::bench

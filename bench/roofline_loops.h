@@ -1,0 +1,20 @@
+#pragma once
+// The two loops that a roofline is made of, one copy per ISA; see roofline.h. The ISA files include
+// no library header, as kernels/ does.
+#include <stdint.h>
+
+namespace xsr::bench {
+
+/// Multiply-adds on registers alone: 24 (AVX-512) or 12 (AVX2) independent accumulators, so that the
+/// units' latency never shows. seed [448] are the operands and what the accumulators begin with: all
+/// different (equal chains are one chain to a compiler), finite, not zero. sink [16] receives the
+/// sums. Returns the floating-point operations done, 2 a multiply-add.
+using fma_loop_t = double(int64_t iterations, const float* seed, float* sink);
+fma_loop_t fma_loop_avx2, fma_loop_avx512;
+
+/// Loads every byte of data [bytes], 64-byte aligned, bytes a multiple of 512. Returns a value that
+/// depends on all of them.
+using read_loop_t = uint64_t(const void* data, int64_t bytes);
+read_loop_t read_loop_avx2, read_loop_avx512;
+
+}  // namespace xsr::bench

@@ -1,0 +1,273 @@
+// xsr-bench: how fast a model is on this machine, and how far from what the machine can do.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/machine.h"
+#include "bench/measure.h"
+#include "bench/random_model.h"
+#include "bench/report.h"
+#include "kernels/isa.h"
+#include "runtime/error.h"
+#include "runtime/format/xsr_file.h"
+
+namespace xsr::bench {
+namespace {
+
+constexpr uint32_t kSeed = 20261124;
+
+struct Options {
+  std::string model;
+  std::vector<int32_t> random;
+  std::string storage = "f32", isa = "auto", dtype = "f32", yardstick = "auto";
+  std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
+  std::string corpus, corpus_ids, json;
+  bool no_corpus = false;
+  int32_t cpu = -1;
+  int32_t sentences = 3000;
+  double seconds = 0.5, corpus_seconds = 60;
+};
+
+/// What the roofline and the yardstick need to know of the model, from its file.
+struct Shape {
+  int64_t weight_bytes = 0, token_table_bytes = 0;
+  std::string storage;
+  kernels::Activation activation = kernels::Activation::kNone;
+};
+
+Shape shape_of(const XsrFile& file) {
+  Shape shape;
+  for (const TensorView& tensor : file.tensors()) {
+    if (tensor.name.starts_with("layer.") && tensor.dims.size() == 2) {
+      shape.weight_bytes += static_cast<int64_t>(tensor.size);
+      shape.storage = to_string(tensor.dtype);
+    }
+    if (tensor.name == "embedding.token")
+      shape.token_table_bytes = static_cast<int64_t>(tensor.size);
+  }
+  shape.activation = static_cast<kernels::Activation>(file.config().activation);
+  return shape;
+}
+
+xsr_isa isa_of(const std::string& name) {
+  return name == "ref"      ? XSR_ISA_REF
+         : name == "avx2"   ? XSR_ISA_AVX2
+         : name == "avx512" ? XSR_ISA_AVX512
+                            : XSR_ISA_AUTO;
+}
+
+DType storage_of(const std::string& name) {
+  return name == "bf16" ? DType::kBF16 : name == "f16" ? DType::kF16 : DType::kF32;
+}
+
+Report measure(const Options& options, const Model& model, const Shape& shape,
+               const std::string& name, int32_t threads) {
+  Report report;
+  report.model = name;
+  report.dtype = options.dtype;
+  report.storage = shape.storage;
+  report.info = model.info();
+  report.weight_bytes = shape.weight_bytes;
+  report.token_table_bytes = shape.token_table_bytes;
+
+  // One thread stays where it is, so that the clock and the caches are one core's. The last
+  // processor, since the first serves most interrupts.
+  std::unique_ptr<PinToCpu> pin;
+  if (threads == 1) {
+    const int cpu = options.cpu >= 0 ? options.cpu : allowed_cpus().back();
+    pin = std::make_unique<PinToCpu>(cpu);
+    if (pin->pinned()) report.pinned_cpu = cpu;
+    if (!pin->pinned() && options.cpu >= 0)
+      throw Error(XSR_STATUS_INVALID_ARGUMENT, "--cpu " + std::to_string(cpu) + ": " +
+                                                   std::strerror(errno) +
+                                                   "; this process may not run there");
+  }
+  Session session(model, isa_of(options.isa), threads);
+  report.isa = xsr_isa_string(session.isa());
+  report.threads = session.num_threads();
+  report.check = check_against_ref(model, session);
+  if (!report.check.passed) {
+    throw Error(XSR_STATUS_INTERNAL,
+                fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
+                            "is {:.3g}; a wrong result is not timed",
+                            name, report.isa, report.check.largest_difference,
+                            report.check.allowed));
+  }
+
+  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), report.threads,
+                      shape.weight_bytes);
+  meter.measure();
+  for (const int32_t tokens : options.tokens) {
+    if (tokens > model.info().max_seq_len) {
+      fmt::print(stderr, "xsr-bench: {} tokens are left out, the model takes {} at most\n", tokens,
+                 model.info().max_seq_len);
+      continue;
+    }
+    report.latency.push_back(measure_latency(model, session, tokens, options.seconds));
+    meter.measure();
+  }
+  if (threads == 1 && options.yardstick != "none") {
+    const auto chain =
+        OnednnChain::create(model.info().num_layers, model.info().hidden_size,
+                            model.info().intermediate_size, shape.activation);
+    if (chain == nullptr && options.yardstick == "onednn")
+      throw Error(XSR_STATUS_UNSUPPORTED,
+                  "--yardstick onednn: built without oneDNN; install libdnnl-dev and configure "
+                  "with -DXSR_ONEDNN=ON");
+    for (const Latency& row : report.latency) {
+      if (chain != nullptr)
+        report.chain.push_back(
+            measure_chain(model, session, *chain, row.tokens, options.seconds));
+    }
+  }
+  if (!options.no_corpus) {
+    if (!options.corpus.empty()) {
+      report.corpus = measure_texts(model, session, read_lines(options.corpus),
+                                    options.corpus_seconds);
+    } else if (!options.corpus_ids.empty()) {
+      report.corpus =
+          measure_ids(model, session, read_ids(options.corpus_ids, model.info().vocab_size),
+                      options.corpus_seconds);
+    } else {
+      report.corpus = measure_ids(model, session,
+                                  log_normal_sentences(options.sentences, model.info().vocab_size,
+                                                       model.info().max_seq_len, kSeed),
+                                  options.corpus_seconds);
+      report.corpus->input = "log-normal";
+    }
+  }
+  meter.measure();
+  report.roofline = meter.roofline();
+  return report;
+}
+
+void write_json(const std::string& path, const std::string& text) {
+  if (path == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return;
+  }
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) throw Error(XSR_STATUS_IO, path + ": " + std::strerror(errno));
+}
+
+int run(const Options& options) {
+  std::unique_ptr<RandomModel> random;
+  std::unique_ptr<Model> model;
+  Shape shape;
+  std::string name = options.model;
+  if (!options.random.empty()) {
+    const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
+                                   options.random[3], options.random[4]};
+    random = std::make_unique<RandomModel>(random_shape, storage_of(options.storage), kSeed);
+    model = std::make_unique<Model>(random->data(), random->size());
+    shape = shape_of(*XsrFile::open_memory(random->data(), random->size()));
+    name = "random";
+  } else {
+    model = std::make_unique<Model>(options.model);
+    shape = shape_of(*XsrFile::open(options.model));
+  }
+  if (!options.corpus.empty() && model->info().has_tokenizer == 0)
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                name + ": the model has no tokenizer, so it cannot embed the text of " +
+                    options.corpus + "; give token ids with --corpus-ids");
+
+  std::FILE* const table = options.json == "-" ? stderr : stdout;
+  nlohmann::ordered_json reports = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < options.threads.size(); ++i) {
+    const Report report = measure(options, *model, shape, name, options.threads[i]);
+    if (i > 0) fmt::print(table, "\n");
+    print_table(report, table);
+    reports.push_back(to_json(report));
+  }
+  if (!options.json.empty()) {
+    const auto& json = reports.size() == 1 ? reports[0] : reports;
+    write_json(options.json, json.dump(2) + "\n");
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace xsr::bench
+
+int main(int argc, char** argv) {
+  xsr::bench::Options options;
+  CLI::App app(
+      "Times a model: latency of one sentence, throughput on a corpus, and the share of what the "
+      "machine can do (the roofline, measured in the same run). Checks the embeddings against the "
+      "ref kernels first and refuses to time wrong ones.");
+  app.set_version_flag("--version", xsr_version_string());
+  auto* source = app.add_option_group("model");
+  source->add_option("-m,--model", options.model, "the .xsr file");
+  source
+      ->add_option("--random", options.random,
+                   "a random model: layers,hidden,heads,intermediate,vocabulary, e.g. "
+                   "2,512,8,1024,50000")
+      ->delimiter(',')
+      ->expected(5);
+  source->require_option(1);
+  app.add_option("--storage", options.storage, "of the random model's weights")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads,
+                 "one or more, each timed by itself; 0: all processors. One thread is pinned")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
+      ->check(CLI::Range(0, 4095));
+  app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512"}))
+      ->capture_default_str();
+  app.add_option("--dtype", options.dtype, "what is computed in")
+      ->check(CLI::IsMember({"f32"}))
+      ->capture_default_str();
+  app.add_option("--tokens", options.tokens, "lengths of the single sentences")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--seconds", options.seconds, "of timing for each length")
+      ->check(CLI::Range(0.001, 3600.0))
+      ->capture_default_str();
+  auto* text = app.add_option("--corpus", options.corpus,
+                              "throughput on this file, a sentence a line, text to vector");
+  auto* ids = app.add_option("--corpus-ids", options.corpus_ids,
+                             "the same from token ids, space-separated, a sentence a line");
+  auto* none = app.add_flag("--no-corpus", options.no_corpus, "latency only");
+  text->excludes(ids);
+  none->excludes(text)->excludes(ids);
+  app.add_option("--sentences", options.sentences,
+                 "random sentences of log-normal lengths (mean 24.9 tokens) when no corpus is given")
+      ->check(CLI::Range(1, 10'000'000))
+      ->capture_default_str();
+  app.add_option("--corpus-seconds", options.corpus_seconds, "stop the corpus after so long")
+      ->check(CLI::Range(0.001, 86400.0))
+      ->capture_default_str();
+  app.add_option("--yardstick", options.yardstick,
+                 "oneDNN's matrix products beside xsr, one thread; auto: when built")
+      ->check(CLI::IsMember({"auto", "onednn", "none"}))
+      ->capture_default_str();
+  app.add_option("--json", options.json,
+                 "write the figures to this file, - for stdout (the table then goes to stderr); an "
+                 "array when --threads has several values");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    return xsr::bench::run(options);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "xsr-bench: {}\n", error.what());
+    return 1;
+  }
+}
