@@ -291,10 +291,10 @@ class Interpreter {
     const auto s = take(n);
     return {reinterpret_cast<const char*>(s.data()), s.size()};
   }
-  std::string_view line() {
+  std::string_view line(const char* what) {
     const auto rest = bytes_.subspan(at_);
     const auto* nl = static_cast<const unsigned char*>(std::memchr(rest.data(), '\n', rest.size()));
-    if (nl == nullptr) bad("GLOBAL has no end of line: truncated?");
+    if (nl == nullptr) bad(fmt::format("the {} of GLOBAL has no end of line: truncated?", what));
     const auto out = text(static_cast<uint64_t>(nl - rest.data()));
     ++at_;
     return out;
@@ -661,8 +661,8 @@ class Interpreter {
         get(number(4));
         return false;
       case 'c': {
-        const std::string_view module = line();
-        global(module, line());
+        const std::string_view module = line("module");
+        global(module, line("name"));
         return false;
       }
       case 0x93: {

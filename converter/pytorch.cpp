@@ -214,11 +214,10 @@ CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const s
     }
   }
   if (object == nullptr) {
-    throw Error(
-        XSR_STATUS_BAD_FILE,
-        fmt::format(
-            "{}: the zip archive has no NAME/data.pkl, so it is no checkpoint of torch.save",
-            name));
+    throw Error(XSR_STATUS_BAD_FILE,
+                fmt::format("{}: the zip archive of {} entries has no NAME/data.pkl, so it is no "
+                            "checkpoint of torch.save",
+                            name, zip.entries().size()));
   }
   const std::string folder = object->name.substr(0, object->name.size() - std::strlen("data.pkl"));
   for (const auto& e : zip.entries()) {
@@ -365,7 +364,10 @@ CheckpointContents read_pytorch_legacy(std::span<const unsigned char> file,
     if (it == described.end())
       bad(keys_at, fmt::format("the storage key {:.40} belongs to no tensor", key.text));
     const uint64_t bytes = storage_bytes(*it->second, name);
-    if (file.size() - at < 8) bad(at, fmt::format("storage {} has no size: truncated?", key.text));
+    if (file.size() - at < 8) {
+      bad(at, fmt::format("storage {} has no size, only {} bytes follow: truncated?", key.text,
+                          file.size() - at));
+    }
     int64_t numel;
     std::memcpy(&numel, file.data() + at, 8);
     if (numel != it->second->integer) {

@@ -49,10 +49,22 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
   if (file.size() < kEndSize) bad("the zip archive has no end record: truncated?");
   uint64_t end = file.size() - kEndSize;
   const uint64_t lowest = end > 65535 ? end - 65535 : 0;
-  while (load<uint32_t>(file, end) != kEndOfDirectory ||
-         end + kEndSize + load<uint16_t>(file, end + 20) != file.size()) {
-    if (end == lowest) bad("the zip archive has no end record at the end of the file: truncated?");
-    --end;
+  std::string mismatch;  // of the end record nearest to the end of the file
+  for (;; --end) {
+    if (load<uint32_t>(file, end) == kEndOfDirectory) {
+      const uint64_t follow = file.size() - end - kEndSize,
+                     comment = load<uint16_t>(file, end + 20);
+      if (follow == comment) break;
+      if (mismatch.empty()) {
+        mismatch =
+            fmt::format("the zip end record at byte {} has a comment of {} bytes, but {} follow",
+                        end, comment, follow);
+      }
+    }
+    if (end == lowest) {
+      bad(mismatch.empty() ? "the zip archive has no end record at the end of the file: truncated?"
+                           : mismatch);
+    }
   }
   uint64_t disk = load<uint16_t>(file, end + 4), directory_disk = load<uint16_t>(file, end + 6);
   uint64_t on_disk = load<uint16_t>(file, end + 8), count = load<uint16_t>(file, end + 10);
@@ -63,7 +75,8 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
     const uint64_t locator = end - kLocatorSize;
     const uint64_t end64 = load<uint64_t>(file, locator + 8);
     if (load<uint32_t>(file, locator + 4) != 0 || load<uint32_t>(file, locator + 16) > 1) {
-      unsupported("the zip archive spans several disks");
+      unsupported(
+          fmt::format("the zip archive spans {} disks", load<uint32_t>(file, locator + 16)));
     }
     if (locator < kEndSize64 || end64 > locator - kEndSize64 ||
         load<uint32_t>(file, end64) != kEndOfDirectory64) {
@@ -97,6 +110,7 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
 
   entries_.reserve(count);
   std::vector<std::pair<uint64_t, uint64_t>> ranges;  // [local header, end of data)
+  uint64_t inflated = 0;                              // bytes of all deflated entries
   uint64_t at = directory;
   for (uint64_t i = 0; i < count; ++i) {
     if (directory_end - at < kDirectoryHeaderSize || load<uint32_t>(file, at) != kDirectoryHeader) {
@@ -189,6 +203,15 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
                       "Save the checkpoint with "
                       "torch.save, which does not compress",
                       e.name, compressed, e.size, kMaxRatio));
+    }
+    if (e.method == 8 &&
+        (__builtin_add_overflow(inflated, e.size, &inflated) ||
+         (inflated > kFreeBytes && (inflated - kFreeBytes) / kMaxTotalRatio > file.size()))) {
+      bad(
+          fmt::format("the zip entries up to {} inflate to more than {} times the {} bytes of the "
+                      "file: a zip bomb? Save the "
+                      "checkpoint with torch.save, which does not compress",
+                      e.name, kMaxTotalRatio, file.size()));
     }
     e.data = file.subspan(e.offset, compressed);
     ranges.emplace_back(local, e.offset + compressed);

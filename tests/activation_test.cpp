@@ -21,11 +21,11 @@ struct Bound {
 
 // kernels/README.md states the same numbers.
 const Bound kBounds[] = {
-    {Activation::kSwish, "swish", -87, 3.4e38, 3.0},
-    {Activation::kGeluErf, "gelu_erf", -5.5, 3.4e38, 12.0},
-    {Activation::kGeluTanh, "gelu_tanh", -3, 3.4e38, 12.0},
+    {Activation::kSwish, "swish", -87, 3.4e38, 2.5},
+    {Activation::kGeluErf, "gelu_erf", -5.5, 3.4e38, 5.0},
+    {Activation::kGeluTanh, "gelu_tanh", -3, 3.4e38, 10.0},
     {Activation::kRelu, "relu", -3.4e38, 3.4e38, 0.0},
-    {Activation::kTanh, "tanh", -3.4e38, 3.4e38, 2.0},
+    {Activation::kTanh, "tanh", -3.4e38, 3.4e38, 1.5},
 };
 
 double ulp_of(double exact) {
@@ -67,8 +67,7 @@ TEST_P(ActivationSweep, LargestErrorInUlp) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, ActivationSweep,
-                         ::testing::Values(Isa::kRef, Isa::kAvx2, Isa::kAvx512),
+INSTANTIATE_TEST_SUITE_P(Isa, ActivationSweep, ::testing::Values(Isa::kAvx2, Isa::kAvx512),
                          [](const auto& info) { return isa_name(info.param); });
 
 }  // namespace

@@ -21,6 +21,10 @@ using test::ErrorBudget;
 using test::Guarded;
 using test::Random;
 
+// Designed inputs that magnify rounding: the largest error is one row's, and with it a matter of
+// luck for both sides.
+constexpr double kIllConditioned = 4;
+
 struct KernelRow {
   const char* op;
   const char* name;
@@ -170,7 +174,7 @@ void check_layernorm(const KernelRow& row, const std::string& filter) {
       layernorm_forward_ref<double>(wide.data(), stride, 0, N, C, gamma.data(), beta.data(),
                                     double(1e-12f), exact.data(), stride);
       const std::string what = row.name + shape_text({{"C", C}, {"offset", int64_t(offset)}});
-      ErrorBudget budget;
+      ErrorBudget budget(offset == 0 ? 2 : kIllConditioned);
       for (int32_t i = 0; i < N; ++i) {
         for (int32_t c = 0; c < C; ++c)
           budget.add(out[i * stride + c], plain[i * stride + c], exact[i * stride + c], i, c);
@@ -362,8 +366,8 @@ void check_attention(const KernelRow& row, const std::string& filter) {
                                   out_stride, exact_lse.data(), wide_scratch.data());
     std::string what = row.name + shape_text({{"B", B}, {"H", H}, {"D", D}}) + "  lengths";
     for (int32_t length : shape.lengths) what += " " + std::to_string(length);
-    ErrorBudget budget,
-        lse_budget(3);  // lse serves the backward pass alone, hence the factor of gradients
+    ErrorBudget budget(shape.scale > 1 ? kIllConditioned : 2);
+    ErrorBudget lse_budget(3);  // lse serves the backward pass alone, hence the factor of gradients
     for (int32_t i = 0; i < N; ++i) {
       for (int32_t c = 0; c < H * D; ++c) {
         budget.add(out[i * out_stride + c], plain[i * out_stride + c], exact[i * out_stride + c], i,
@@ -395,20 +399,20 @@ void check_activation(const KernelRow& row, const std::string& filter) {
   auto* kernel = reinterpret_cast<activation_forward_f32_t*>(row.function);
   Random random(5);
   for (Activation activation : kActivations) {
+    ErrorBudget
+        budget;  // over all lengths: a vector of one element says nothing about an error's size
     for (int32_t n = 0; n <= 33; ++n) {
       Guarded x = random_rows(random, 1, n, n, n % 4, 4), out(n, (n + 1) % 4);
       kernel(x.data(), n, activation, out.data());
-      ErrorBudget budget;
       for (int32_t i = 0; i < n; ++i) {
         budget.add(out[i], activate_ref(x[i], activation), activate_ref(double(x[i]), activation),
-                   0, i);
+                   n, i);
       }
-      EXPECT_TRUE(budget.check(
-          row.name + shape_text({{"n", n}, {"activation", int64_t(activation)}}), filter));
       EXPECT_TRUE(out.intact());
       kernel(x.data(), n, activation, x.data());
       EXPECT_EQ(0, std::memcmp(x.data(), out.data(), 4 * n)) << "in place";
     }
+    EXPECT_TRUE(budget.check(row.name + shape_text({{"activation", int64_t(activation)}}), filter));
     const float infinity = std::numeric_limits<float>::infinity();
     const float specials[] = {NAN,    infinity, -1e30f, 1e30f,  0.0f,   -0.0f,
                               1e-40f, -1e-40f,  88.8f,  -88.8f, -104.0f};

@@ -15,6 +15,7 @@
 #include "runtime/error.h"
 #include "runtime/format/named_values.h"
 #include "runtime/format/xsr_layout.h"
+#include "runtime/text/utf8.h"
 
 namespace xsr {
 namespace {
@@ -438,10 +439,10 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
     const Section& section = header.sections[i];
     const uint64_t field = offsetof(FileHeader, sections) + i * sizeof(Section);
     expected = check_range(section, expected, size, field, kSectionNames[i]);
-    if (i != kDataSection) {
-      check_zero(file, section.offset + section.size, expected,
-                 std::string("padding after ") + kSectionNames[i]);
-    }
+  }
+  for (uint32_t i = 0; i < kDataSection; ++i) {
+    check_zero(file, header.sections[i].offset + header.sections[i].size,
+               header.sections[i + 1].offset, std::string("padding after ") + kSectionNames[i]);
   }
   if (expected != size || data.size % kAlignment != 0) {
     bad_at(data_field + sizeof(uint64_t), "the data section has " + number(data.size) +
@@ -469,18 +470,15 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
 
   const Section& provenance = header.sections[kProvenanceSection];
   const char* provenance_text = reinterpret_cast<const char*>(file + provenance.offset);
-  const uint64_t provenance_field =
-      offsetof(FileHeader, sections) + kProvenanceSection * sizeof(Section);
-  if (provenance.size == 0) {
-    bad_at(provenance_field + sizeof(uint64_t),
-           "the provenance section has 0 bytes, expected at least its closing NUL");
-  }
-  const void* nul = std::memchr(provenance_text, 0, provenance.size);
-  if (nul != provenance_text + provenance.size - 1) {
+  if (provenance.size == 0 ||
+      std::memchr(provenance_text, 0, provenance.size) != provenance_text + provenance.size - 1) {
     bad_at(provenance.offset, "the provenance text of " + number(provenance.size) +
                                   " bytes is expected to hold one NUL, at its end");
   }
   metadata.provenance = {provenance_text, provenance.size - 1};
+  if (!is_valid_utf8(metadata.provenance)) {
+    bad_at(provenance.offset, "the provenance text is expected to be UTF-8 and is not");
+  }
 
   const Section& tokenizer = header.sections[kTokenizerSection];
   metadata.tokenizer = {reinterpret_cast<const char*>(file + tokenizer.offset), tokenizer.size};
@@ -539,7 +537,8 @@ std::unique_ptr<XsrFile> XsrFile::open(const std::string& path) {
   };
   int fd;
   do {
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // O_NONBLOCK: a named pipe would otherwise wait here for a writer. It means nothing to a file.
+    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   } while (fd < 0 && errno == EINTR);
   if (fd < 0) throw io_error("cannot open the model file");
   // The mapping outlives the descriptor.

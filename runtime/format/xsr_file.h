@@ -33,7 +33,7 @@ struct TensorView {
   const void* data = nullptr;     // 64-byte aligned
   uint64_t size = 0;              // bytes
   uint64_t offset = 0;            // bytes from the start of the file
-  uint64_t checksum = 0;          // XXH3-64 of the data
+  uint64_t checksum = 0;          // XXH3-64 of the data; i8: of data and scales in one run
   const float* scales = nullptr;  // i8 only: [N]
 };
 
@@ -64,7 +64,8 @@ class XsrFile {
   const std::string& name() const { return name_; }  // path, for messages
   uint64_t size() const { return size_; }
   uint64_t header_checksum() const { return header_checksum_; }
-  /// Checks every tensor's checksum. Throws Error(BAD_FILE) naming the first damaged tensor.
+  /// Checks every tensor's checksum and that the padding behind and inside it is zero; reads the
+  /// whole file. Throws Error(BAD_FILE) naming the first damaged tensor.
   void verify() const;
 
  private:
@@ -93,7 +94,9 @@ struct TensorSource {
 
 /// Writes path.partial, fsyncs it and renames it to path when whole; on failure the partial file is
 /// removed and an existing path is left as it was. Bytes are a function of the arguments alone.
-/// Throws Error(IO, INVALID_ARGUMENT).
+/// Throws Error(IO, INVALID_ARGUMENT); the latter for whatever XsrFile::open() or verify() would
+/// refuse. Where files are limited (RLIMIT_FSIZE) the caller must ignore SIGXFSZ to get an error
+/// instead of the signal.
 void write_xsr_file(const std::string& path, const ModelConfig& config,
                     std::span<const TensorSource> tensors, std::string_view tokenizer,
                     std::string_view provenance_json);

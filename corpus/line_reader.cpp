@@ -1,0 +1,130 @@
+#include "corpus/line_reader.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/error.h"
+
+namespace xsr {
+namespace {
+
+constexpr int kStopPollMilliseconds = 100;
+
+[[noreturn]] void fail(const std::string& name, const char* what) {
+  const int error = errno;
+  throw Error(XSR_STATUS_IO, name + ": cannot " + what + ": " + std::strerror(error));
+}
+
+/// Bytes at the end of text[0, size) that belong to a character which goes on behind it.
+size_t split_character_bytes(const char* text, size_t size) {
+  for (size_t back = 1; back <= 3 && back <= size; ++back) {
+    const unsigned char byte = static_cast<unsigned char>(text[size - back]);
+    if ((byte & 0xC0) == 0x80) continue;
+    const size_t length = byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+    return length > back ? back : 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+LineReader::LineReader(const std::string& path, size_t max_line_bytes,
+                       const std::atomic<bool>* stop, size_t block_bytes)
+    : name_(path == "-" ? "standard input" : path),
+      max_line_bytes_(max_line_bytes),
+      stop_(stop),
+      block_(std::max<size_t>(block_bytes, 1)) {
+  if (path == "-") {
+    fd_ = STDIN_FILENO;
+  } else {
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd_ < 0) fail(name_, "open");
+  }
+  struct stat status;
+  if (::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode)) {
+    const off_t at = ::lseek(fd_, 0, SEEK_CUR);  // standard input may stand in the middle of a file
+    total_bytes_ =
+        static_cast<uint64_t>(std::max<off_t>(0, status.st_size - std::max<off_t>(0, at)));
+  }
+}
+
+LineReader::~LineReader() {
+  if (fd_ > STDIN_FILENO) ::close(fd_);
+}
+
+/// Reads the next block; false at the end of the input.
+bool LineReader::fill() {
+  for (;;) {
+    if (stop_ && stop_->load(std::memory_order_relaxed)) return false;
+    if (stop_) {
+      pollfd waiting{fd_, POLLIN, 0};
+      const int ready = ::poll(&waiting, 1, kStopPollMilliseconds);
+      if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
+    }
+    const ssize_t got = ::read(fd_, block_.data(), block_.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail(name_, "read");
+    begin_ = 0;
+    end_ = static_cast<size_t>(got);
+    return got > 0;
+  }
+}
+
+bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
+  batch.bytes.clear();
+  batch.ends.clear();
+  batch.cut.clear();
+  batch.first_line = lines_ + 1;
+  size_t line_begin = 0;
+  uint64_t length = 0;  // of the line so far, what is not kept included
+  bool any = false;     // a line has begun
+  bool last_is_cr = false;
+  const auto finish_line = [&](bool at_newline) {
+    const uint64_t content = length - (at_newline && last_is_cr ? 1 : 0);
+    const bool cut = content > max_line_bytes_;
+    size_t kept = static_cast<size_t>(std::min<uint64_t>(content, max_line_bytes_));
+    if (cut) kept -= split_character_bytes(batch.bytes.data() + line_begin, kept);
+    line_begin += kept;
+    batch.bytes.resize(line_begin);
+    batch.ends.push_back(line_begin);
+    batch.cut.push_back(cut);
+    ++lines_;
+    length = 0;
+    any = last_is_cr = false;
+  };
+  while (any ||
+         (batch.size() < max_lines && (batch.bytes.size() < max_bytes || batch.size() == 0))) {
+    if (begin_ == end_ && !fill()) {
+      if (any && stop_ && stop_->load(std::memory_order_relaxed)) {
+        batch.bytes.resize(line_begin);  // stopped in the middle of a line, which does not count
+      } else if (any) {
+        finish_line(false);
+      }
+      break;
+    }
+    const char* from = block_.data() + begin_;
+    const char* newline = static_cast<const char*>(std::memchr(from, '\n', end_ - begin_));
+    const size_t size = newline ? static_cast<size_t>(newline - from) : end_ - begin_;
+    begin_ += size + (newline ? 1 : 0);
+    consumed_ += size + (newline ? 1 : 0);
+    any = true;
+    if (size > 0) {
+      // One byte more than a line may have is kept, for it may be the CR of a line that fits.
+      const size_t room = max_line_bytes_ + 1 - (batch.bytes.size() - line_begin);
+      batch.bytes.append(from, std::min(size, room));
+      length += size;
+      last_is_cr = from[size - 1] == '\r';
+    }
+    if (newline) finish_line(true);
+  }
+  batch.bytes_consumed = consumed_;
+  return batch.size() > 0;
+}
+
+}  // namespace xsr

@@ -1,0 +1,192 @@
+#include "corpus/vector_writer.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "corpus/progress.h"
+#include "runtime/error.h"
+
+namespace xsr {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "f32 and npy files are little-endian");
+
+// NumPy wants the data at a multiple of 64; the header is padded to this size so that the row
+// count, unknown until the end, can be written over it.
+constexpr size_t kNpyHeaderBytes = 128;
+
+std::string npy_header(uint64_t rows, size_t columns) {
+  std::string header = "\x93NUMPY\x01";
+  header += '\0';
+  const size_t length = kNpyHeaderBytes - 10;
+  header += static_cast<char>(length & 0xFF);
+  header += static_cast<char>(length >> 8);
+  header +=
+      fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", rows, columns);
+  header.resize(kNpyHeaderBytes - 1, ' ');
+  header += '\n';
+  return header;
+}
+
+bool ends_with(const std::string& text, const char* end) {
+  const size_t size = std::strlen(end);
+  return text.size() > size && text.compare(text.size() - size, size, end) == 0;
+}
+
+std::string reason(int error) {
+  std::string text = std::strerror(error);
+  if (!text.empty() && text[0] >= 'A' && text[0] <= 'Z')
+    text[0] = static_cast<char>(text[0] + ('a' - 'A'));
+  return text;
+}
+
+/// The folder that holds the path, for the fsync that makes a rename last.
+std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+}  // namespace
+
+VectorFormat vector_format(const std::string& path) {
+  if (path == "-") return ::isatty(STDOUT_FILENO) ? VectorFormat::kTsv : VectorFormat::kF32;
+  if (ends_with(path, ".npy")) return VectorFormat::kNpy;
+  if (ends_with(path, ".f32")) return VectorFormat::kF32;
+  if (ends_with(path, ".tsv")) return VectorFormat::kTsv;
+  throw Error(XSR_STATUS_INVALID_ARGUMENT, path +
+                                               ": the ending names the format, and this is none of "
+                                               ".npy, .f32 and .tsv (or - for standard "
+                                               "output)");
+}
+
+VectorWriter::VectorWriter(const std::string& path, VectorFormat format, size_t columns)
+    : path_(path), format_(format), columns_(columns) {
+  if (path == "-") {
+    path_ = "standard output";
+    fd_ = STDOUT_FILENO;
+  } else {
+    partial_ = path + ".partial";
+    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd_ < 0) {
+      throw Error(XSR_STATUS_IO, partial_ + ": cannot create: " + std::strerror(errno));
+    }
+  }
+  if (format_ == VectorFormat::kNpy) {
+    const std::string header = npy_header(0, columns_);
+    write(header.data(), header.size());
+    whole_bytes_ = header.size();
+  }
+}
+
+VectorWriter::~VectorWriter() {
+  if (!partial_.empty() && fd_ >= 0) ::close(fd_);
+}
+
+void VectorWriter::fail(const char* what, int error) {
+  const uint64_t rows = rows_;
+  const std::string kept = abandon();
+  std::string message = path_ + ": ";
+  // "No space left on device after 1,204,992 rows." says all; the other errors also need to say
+  // during what.
+  if (error != ENOSPC && error != EDQUOT) message += std::string("cannot ") + what + ": ";
+  message += reason(error) + " after " + with_separators(rows) + " rows.";
+  if (!kept.empty()) message += " " + kept;
+  throw Error(XSR_STATUS_IO, message);
+}
+
+void VectorWriter::write(const char* data, size_t size) {
+  while (size > 0) {
+    const ssize_t put = ::write(fd_, data, size);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail("write", errno);
+    data += put;
+    size -= static_cast<size_t>(put);
+  }
+}
+
+void VectorWriter::append(const float* rows, size_t count) {
+  size_t size = count * columns_ * sizeof(float);
+  if (format_ == VectorFormat::kTsv) {
+    text_.clear();
+    char number[32];
+    for (size_t i = 0; i < count; ++i) {
+      for (size_t j = 0; j < columns_; ++j) {
+        const int length = std::snprintf(number, sizeof number, "%.9g",
+                                         static_cast<double>(rows[i * columns_ + j]));
+        text_.append(number, static_cast<size_t>(length));
+        text_ += j + 1 == columns_ ? '\n' : '\t';
+      }
+    }
+    size = text_.size();
+    write(text_.data(), size);
+  } else {
+    write(reinterpret_cast<const char*>(rows), size);
+  }
+  whole_bytes_ += size;
+  rows_ += count;
+}
+
+/// Writes the header again, now with the row count.
+void VectorWriter::write_header() {
+  const std::string header = npy_header(rows_, columns_);
+  for (size_t at = 0; at < header.size();) {
+    const ssize_t put =
+        ::pwrite(fd_, header.data() + at, header.size() - at, static_cast<off_t>(at));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail("write the header", errno);
+    at += static_cast<size_t>(put);
+  }
+}
+
+void VectorWriter::finish() {
+  if (partial_.empty()) return;
+  if (format_ == VectorFormat::kNpy) write_header();
+  if (::fsync(fd_) != 0) fail("flush", errno);
+  const int closed = ::close(fd_);
+  fd_ = -1;
+  if (closed != 0) fail("close", errno);
+  if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("rename its partial file", errno);
+  const int folder = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder >= 0) {
+    ::fsync(folder);  // not every file system can; the file itself is safe
+    ::close(folder);
+  }
+}
+
+std::string VectorWriter::abandon() noexcept {
+  try {
+    if (partial_.empty() || abandoned_) return "";
+    abandoned_ = true;
+    if (rows_ == 0) {
+      if (fd_ >= 0) ::close(fd_);
+      fd_ = -1;
+      ::unlink(partial_.c_str());
+      return "";
+    }
+    if (fd_ >= 0) {
+      // A failed append may have left part of a row behind.
+      if (::ftruncate(fd_, static_cast<off_t>(whole_bytes_)) != 0) {
+        return "The rows written are in " + partial_ +
+               ", perhaps with part of another behind them.";
+      }
+      if (format_ == VectorFormat::kNpy) {
+        const std::string header = npy_header(rows_, columns_);
+        if (::pwrite(fd_, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
+          return "The rows written are in " + partial_ + ", whose header gives no row count.";
+        }
+      }
+    }
+    return "The rows written are kept in " + partial_ + ".";
+  } catch (...) {
+    return "";
+  }
+}
+
+}  // namespace xsr

@@ -1,0 +1,299 @@
+// xsr-embed: one sentence a line in, one vector a line out.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <future>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "corpus/line_reader.h"
+#include "corpus/progress.h"
+#include "corpus/token_line.h"
+#include "corpus/vector_writer.h"
+#include "runtime/error.h"
+#include "xsr/xsr.h"
+
+namespace {
+
+using xsr::LineBatch;
+using xsr::with_separators;
+
+constexpr int kOk = 0, kFailed = 1, kUsage = 2;
+// A batch ends at the first of these; with them memory does not depend on the input.
+constexpr size_t kBatchLines = 8192;
+constexpr size_t kBatchTextBytes = 8 << 20;
+constexpr size_t kBatchVectorBytes = 16 << 20;
+constexpr size_t kMaxLineBytes = 16 << 20;
+constexpr size_t kMessageBytes = 1024;
+
+std::atomic<bool> stop_requested{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
+
+void request_stop(int) { stop_requested.store(true, std::memory_order_relaxed); }
+
+/// The first SIGINT or SIGTERM ends the run in good order, the second at once.
+void install_signal_handlers() {
+  struct sigaction action = {};
+  action.sa_handler = request_stop;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  // A reader of our standard output that has gone away is an error message, not a silent death.
+  signal(SIGPIPE, SIG_IGN);
+}
+
+struct Options {
+  std::string model, input = "-", output, isa = "auto";
+  bool ids = false, quiet = false;
+  int threads = 0;
+};
+
+struct Totals {
+  uint64_t lines = 0, tokens = 0, truncated = 0, empty = 0, replaced_bytes = 0;
+};
+
+struct ModelDeleter {
+  void operator()(xsr_model* m) const { xsr_model_close(m); }
+};
+struct SessionDeleter {
+  void operator()(xsr_session* s) const { xsr_session_destroy(s); }
+};
+
+void check(xsr_status status, const std::string& message) {
+  if (status != XSR_STATUS_OK) {
+    throw xsr::Error(status, message.empty() ? xsr_status_string(status) : message);
+  }
+}
+
+xsr_isa isa_named(const std::string& name) {
+  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512}) {
+    if (name == xsr_isa_string(isa)) return isa;
+  }
+  return XSR_ISA_AUTO;
+}
+
+class Embedder {
+ public:
+  explicit Embedder(const Options& options) : options_(options) {
+    char detail[kMessageBytes] = "";
+    xsr_model* model = nullptr;
+    xsr_status status =
+        xsr_model_open(options.model.c_str(), nullptr, &model, detail, sizeof detail);
+    check(status, detail);
+    model_.reset(model);
+    info_.size = sizeof info_;
+    check(xsr_model_get_info(model, &info_), "");
+    if (!options.ids && !info_.has_tokenizer) {
+      throw xsr::Error(
+          XSR_STATUS_UNSUPPORTED,
+          options.model +
+              ": the model has no tokenizer and takes token ids only; give ids with --ids, or "
+              "convert the model with --spm");
+    }
+    xsr_session_options session_options = {};
+    session_options.size = sizeof session_options;
+    session_options.isa = isa_named(options.isa);
+    session_options.num_threads = options.threads;
+    xsr_session* session = nullptr;
+    status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
+    check(status, detail);
+    session_.reset(session);
+  }
+
+  size_t columns() const { return static_cast<size_t>(info_.embedding_size); }
+
+  /// vectors [batch.size(), columns()]. file: for messages.
+  void embed(const LineBatch& batch, const std::string& file, std::vector<float>& vectors,
+             Totals& totals) {
+    const size_t count = batch.size();
+    vectors.resize(count * columns());
+    results_.assign(count, xsr_text_result{});
+    xsr_status status;
+    if (options_.ids) {
+      parse_ids(batch, file);
+      status = xsr_session_embed_ids(session_.get(), ids_.data(), offsets_.data(), count,
+                                     vectors.data(), results_.data());
+    } else {
+      texts_.clear();
+      for (size_t i = 0; i < count; ++i) {
+        const std::string_view line = batch.line(i);
+        texts_.push_back({line.data(), line.size()});
+      }
+      status = xsr_session_embed_texts(session_.get(), texts_.data(), count, vectors.data(),
+                                       results_.data());
+    }
+    check(status, xsr_session_get_error(session_.get()));
+    for (size_t i = 0; i < count; ++i) {
+      const xsr_text_result& r = results_[i];
+      totals.tokens += static_cast<uint64_t>(r.num_tokens);
+      totals.truncated += r.truncated || batch.cut[i];
+      totals.empty += r.empty;
+      totals.replaced_bytes += r.replaced_bytes;
+    }
+    totals.lines += count;
+  }
+
+ private:
+  void parse_ids(const LineBatch& batch, const std::string& file) {
+    ids_.clear();
+    offsets_.assign(1, 0);
+    for (size_t i = 0; i < batch.size(); ++i) {
+      std::string_view line = batch.line(i);
+      // The cut may have gone through a number.
+      if (batch.cut[i]) line = line.substr(0, line.find_last_of(" \t") + 1);
+      std::string_view bad;
+      if (!xsr::parse_token_line(line, info_.vocab_size, ids_, &bad)) {
+        constexpr size_t kShown = 40;
+        throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                         fmt::format("{}:{}: \"{}{}\" is no token id; expected numbers from 0 to "
+                                     "{}, separated by spaces",
+                                     file, batch.first_line + i, bad.substr(0, kShown),
+                                     bad.size() > kShown ? "..." : "", info_.vocab_size - 1));
+      }
+      offsets_.push_back(ids_.size());
+    }
+  }
+
+  const Options& options_;
+  std::unique_ptr<xsr_model, ModelDeleter> model_;
+  std::unique_ptr<xsr_session, SessionDeleter> session_;
+  xsr_model_info info_ = {};
+  std::vector<xsr_text> texts_;
+  std::vector<xsr_text_result> results_;
+  std::vector<int32_t> ids_;
+  std::vector<size_t> offsets_;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+int run(const Options& options) {
+  const xsr::VectorFormat format = xsr::vector_format(options.output);
+  Embedder embedder(options);
+  xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
+  xsr::VectorWriter writer(options.output, format, embedder.columns());
+  install_signal_handlers();
+
+  const auto start = std::chrono::steady_clock::now();
+  const size_t batch_lines =
+      std::clamp<size_t>(kBatchVectorBytes / (embedder.columns() * sizeof(float)), 1, kBatchLines);
+  xsr::Progress progress(stderr, ::isatty(STDERR_FILENO), reader.total_bytes());
+  Totals totals;
+  // Two of each: while one batch is embedded, the next is read and the one before is written.
+  LineBatch batches[2];
+  std::vector<float> vectors[2];
+  std::future<bool> next;
+  std::future<void> written;
+  try {
+    const auto read = [&](LineBatch& batch) {
+      return reader.read(batch_lines, kBatchTextBytes, batch);
+    };
+    next = std::async(std::launch::async, read, std::ref(batches[0]));
+    for (size_t turn = 0; next.get(); turn ^= 1) {
+      const LineBatch& batch = batches[turn];
+      next = std::async(std::launch::async, read, std::ref(batches[turn ^ 1]));
+      embedder.embed(batch, reader.name(), vectors[turn], totals);
+      if (written.valid()) written.get();
+      written = std::async(std::launch::async, [&, turn, count = batch.size()] {
+        writer.append(vectors[turn].data(), count);
+      });
+      if (!options.quiet) {
+        progress.update(batch.bytes_consumed, totals.lines, seconds_since(start));
+      }
+      if (stop_requested) break;
+    }
+    if (next.valid()) next.wait();
+    if (written.valid()) written.get();
+  } catch (const std::exception& e) {
+    stop_requested = true;  // the reader may be waiting for input
+    if (next.valid()) next.wait();
+    if (written.valid()) written.wait();
+    progress.clear();
+    const bool out_of_memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
+    std::string message = out_of_memory ? "out of memory" : e.what();
+    if (const std::string kept = writer.abandon(); !kept.empty()) {
+      message += fmt::format(" ({} rows. {})", with_separators(writer.rows()), kept);
+    }
+    throw xsr::Error(out_of_memory ? XSR_STATUS_OUT_OF_MEMORY : XSR_STATUS_IO, message);
+  }
+  progress.clear();
+  if (stop_requested) {
+    const std::string kept = writer.abandon();
+    fmt::print(stderr, "xsr-embed: {}: interrupted after {} rows.{}{}\n", options.output,
+               with_separators(writer.rows()), kept.empty() ? "" : " ", kept);
+    return kFailed;
+  }
+  writer.finish();
+  const double seconds = seconds_since(start);
+  if (!options.quiet) {
+    fmt::print(stderr,
+               "xsr-embed: {} lines, {} tokens, {} truncated, {} empty, {} replaced bytes, {:.2f} "
+               "s, {} sentences/s\n",
+               with_separators(totals.lines), with_separators(totals.tokens),
+               with_separators(totals.truncated), with_separators(totals.empty),
+               with_separators(totals.replaced_bytes), seconds,
+               with_separators(static_cast<uint64_t>(
+                   static_cast<double>(totals.lines) / std::max(seconds, 1e-9) + 0.5)));
+  }
+  return kOk;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{
+      "Turns sentences into vectors: one sentence a line in, row i is line i (blank lines are zero "
+      "vectors)."};
+  app.footer(
+      "A line ends with LF or CRLF. Malformed UTF-8 is replaced and counted. Lines longer than the "
+      "model's maximum are\n"
+      "truncated and counted; of a line of more than 16 MiB only the first 16 MiB are looked at. "
+      "The output is written as\n"
+      "OUT.partial and renamed when whole; a run that fails or is interrupted leaves the rows it "
+      "has there, and no OUT.\n"
+      "With -o - the vectors go to standard output as raw f32, or as text when that is a "
+      "terminal.\n"
+      "Exit status: 0 done, 1 failed or interrupted, 2 wrong usage.");
+  app.add_option("-m,--model", options.model, "Model file (.xsr)")->required();
+  app.add_option("-i,--input", options.input, "Text, UTF-8; - is standard input")
+      ->capture_default_str();
+  app.add_option("-o,--output", options.output,
+                 "Vectors: OUT.npy, OUT.f32 (raw, little-endian), OUT.tsv or -")
+      ->required();
+  app.add_flag("--ids", options.ids,
+               "Lines hold token ids separated by spaces, special tokens included");
+  app.add_option("--threads", options.threads, "Threads; 0: the processors this process may use")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--isa", options.isa, "Instruction set")
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512"}))
+      ->capture_default_str();
+  app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
+  app.set_version_flag("--version", std::string("xsr-embed ") + xsr_version_string());
+  try {
+    app.parse(argc, argv);
+    xsr::vector_format(options.output);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? kOk : kUsage;
+  } catch (const xsr::Error& e) {
+    fmt::print(stderr, "xsr-embed: {}\n", e.what());
+    return kUsage;
+  }
+  try {
+    return run(options);
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "xsr-embed: out of memory\n");
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "xsr-embed: {}\n", e.what());
+  }
+  return kFailed;
+}

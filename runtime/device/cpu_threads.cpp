@@ -1,0 +1,161 @@
+#include "runtime/device/cpu_threads.h"
+
+#include <sched.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <system_error>
+
+#include "runtime/error.h"
+
+namespace xsr {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+void pause_cpu() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+/// Spins until ready() or the time is over.
+template <typename Ready>
+bool spin_until(Ready&& ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      pause_cpu();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return ready();
+}
+
+/// "quota period" of cgroup v2, or the two files of v1; 0 when there is no limit.
+double cgroup_cpus() {
+  double quota = 0, period = 0;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "re")) {
+    const int fields = std::fscanf(file, "%lf %lf", &quota, &period);
+    std::fclose(file);
+    return fields == 2 && quota > 0 && period > 0 ? quota / period
+                                                  : 0;  // "max 100000" gives no first field
+  }
+  const char* const paths[] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+                               "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
+  double* const values[] = {&quota, &period};
+  for (int i = 0; i < 2; ++i) {
+    std::FILE* file = std::fopen(paths[i], "re");
+    if (file == nullptr) return 0;
+    const int fields = std::fscanf(file, "%lf", values[i]);
+    std::fclose(file);
+    if (fields != 1) return 0;
+  }
+  return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+uint32_t stage_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+int32_t total_of(uint64_t ticket) { return static_cast<int32_t>((ticket >> 16) & 0xffff); }
+int32_t next_of(uint64_t ticket) { return static_cast<int32_t>(ticket & 0xffff); }
+bool has_task(uint64_t ticket) { return next_of(ticket) < total_of(ticket); }
+
+}  // namespace
+
+int32_t usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  int32_t count = sched_getaffinity(0, sizeof set, &set) == 0
+                      ? CPU_COUNT(&set)
+                      : static_cast<int32_t>(std::thread::hardware_concurrency());
+  const double quota = cgroup_cpus();
+  if (quota > 0 && std::ceil(quota) < count) count = static_cast<int32_t>(std::ceil(quota));
+  return count < 1 ? 1 : count;
+}
+
+ThreadPool::ThreadPool(int32_t num_threads)
+    : num_threads_(num_threads < 1 ? 1 : num_threads), may_spin_(num_threads_ <= usable_cpus()) {
+  try {
+    for (int32_t thread = 1; thread < num_threads_; ++thread)
+      threads_.emplace_back(&ThreadPool::work, this, thread);
+  } catch (const std::system_error& e) {
+    const std::string started = std::to_string(threads_.size());
+    this->stop_.store(true);
+    wake_.fetch_add(1);
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    throw Error(XSR_STATUS_OUT_OF_MEMORY, "cannot start " + std::to_string(num_threads_) +
+                                              " threads: " + e.what() + " after " + started +
+                                              "; ask for fewer threads");
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true);
+  wake_.fetch_add(1);
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+bool ThreadPool::claim_and_do(int32_t thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  while (has_task(ticket)) {
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
+                                       std::memory_order_acquire))
+      continue;
+    // The stage cannot end before this task is counted as finished, so its job stays in place.
+    const Job& job = jobs_[stage_of(ticket) & 1];
+    try {
+      job.function.load(std::memory_order_relaxed)(job.context.load(std::memory_order_relaxed),
+                                                   next_of(ticket), thread);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == total_of(ticket))
+      finished_.notify_one();
+    return true;
+  }
+  return false;
+}
+
+void ThreadPool::run(Function function, void* context, int32_t total) {
+  const uint32_t stage = stage_of(ticket_.load(std::memory_order_relaxed)) + 1;
+  jobs_[stage & 1].function.store(function, std::memory_order_relaxed);
+  jobs_[stage & 1].context.store(context, std::memory_order_relaxed);
+  finished_.store(0, std::memory_order_relaxed);
+  ticket_.store(static_cast<uint64_t>(stage) << 32 | static_cast<uint64_t>(total) << 16,
+                std::memory_order_release);
+  wake_.fetch_add(1);
+  wake_.notify_all();  // no system call when nobody sleeps
+  while (claim_and_do(0)) {
+  }
+  const auto all_finished = [&] { return finished_.load(std::memory_order_acquire) == total; };
+  if (!may_spin_ || !spin_until(all_finished)) {
+    for (int32_t finished = finished_.load(std::memory_order_acquire); finished != total;
+         finished = finished_.load(std::memory_order_acquire)) {
+      finished_.wait(finished, std::memory_order_acquire);
+    }
+  }
+  if (error_) {
+    std::exception_ptr error;
+    {
+      const std::lock_guard<std::mutex> lock(error_mutex_);
+      std::swap(error, error_);
+    }
+    std::rethrow_exception(error);
+  }
+}
+
+void ThreadPool::work(int32_t thread) {
+  while (!stop_.load(std::memory_order_acquire)) {
+    const int32_t wake = wake_.load(std::memory_order_acquire);
+    if (claim_and_do(thread)) continue;
+    const auto something_to_do = [&] { return wake_.load(std::memory_order_relaxed) != wake; };
+    if (may_spin_ && spin_until(something_to_do)) continue;
+    wake_.wait(wake, std::memory_order_acquire);
+  }
+}
+
+}  // namespace xsr

@@ -1,0 +1,255 @@
+#include "runtime/encoder/session.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/error.h"
+
+namespace xsr {
+namespace {
+
+// The kernels have enums of their own, since they know no model; their numbers are the file's.
+static_assert(static_cast<int>(kernels::Activation::kSwish) ==
+              static_cast<int>(Activation::kSwish));
+static_assert(static_cast<int>(kernels::Activation::kGeluErf) ==
+              static_cast<int>(Activation::kGeluErf));
+static_assert(static_cast<int>(kernels::Activation::kGeluTanh) ==
+              static_cast<int>(Activation::kGeluTanh));
+static_assert(static_cast<int>(kernels::Activation::kRelu) == static_cast<int>(Activation::kRelu));
+static_assert(static_cast<int>(kernels::Activation::kTanh) == static_cast<int>(Activation::kTanh));
+static_assert(static_cast<int>(kernels::Pooling::kMax) == static_cast<int>(Pooling::kMax));
+static_assert(static_cast<int>(kernels::Pooling::kCls) == static_cast<int>(Pooling::kCls));
+static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
+
+// Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
+// call.
+constexpr size_t kBlockSentences = 4096;
+// Texts a thread claims at a time: some ten microseconds of tokenising each.
+constexpr size_t kTextsPerTask = 16;
+// A chunk shorter than this leaves the gemm tiles half empty; better one thread than two half-empty
+// ones.
+constexpr int32_t kLeastChunkTokens = 12;
+constexpr int32_t kMostThreads = 1024;
+
+/// Tokens of a chunk: enough rows for the tiles and to pay for one pass over the weights, few
+/// enough that the chunk's activations stay in L2 (perf.md 2.5: 48 to 384 differ little in f32 with
+/// AVX-512).
+int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef ? 32 : 96; }
+
+kernels::Isa choose_isa(xsr_isa wanted) {
+  kernels::Isa isa = kernels::best_isa();
+  if (wanted != XSR_ISA_AUTO) {
+    if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  "isa " + std::to_string(wanted) + " is no value of xsr_isa");
+    }
+    isa = static_cast<kernels::Isa>(wanted);
+    if (!kernels::isa_supported(isa)) {
+      throw Error(XSR_STATUS_UNSUPPORTED,
+                  std::string("this CPU or operating system does not run ") +
+                      kernels::isa_name(isa) + "; the fastest here is " +
+                      kernels::isa_name(kernels::best_isa()));
+    }
+  }
+  if (const char* forced = std::getenv("XSR_FORCE_ISA"); forced != nullptr && forced[0] != '\0') {
+    kernels::Isa cap;
+    if (!kernels::parse_isa(forced, &cap)) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT, "XSR_FORCE_ISA is \"" + std::string(forced) +
+                                                   "\"; it can be ref, avx2 or avx512");
+    }
+    if (!kernels::isa_supported(cap)) {
+      throw Error(XSR_STATUS_UNSUPPORTED, std::string("XSR_FORCE_ISA asks for ") + forced +
+                                              ", which this CPU or operating system does not run");
+    }
+    isa = std::min(isa, cap);
+  }
+  return isa;
+}
+
+bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
+  switch (wanted) {
+    case XSR_NORMALIZE_MODEL:
+      return config.normalize;
+    case XSR_NORMALIZE_OFF:
+      return false;
+    case XSR_NORMALIZE_ON:
+      return true;
+  }
+  throw Error(XSR_STATUS_INVALID_ARGUMENT,
+              "normalize " + std::to_string(wanted) + " is no value of xsr_normalize");
+}
+
+int32_t choose_threads(int32_t wanted) {
+  if (wanted < 0 || wanted > kMostThreads) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT, "num_threads is " + std::to_string(wanted) +
+                                                 "; it can be 0 (all) to " +
+                                                 std::to_string(kMostThreads));
+  }
+  return wanted == 0 ? usable_cpus() : wanted;
+}
+
+int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa, const ModelConfig& config) {
+  if (wanted < 0 || wanted > (1 << 20)) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT, "max_batch_tokens is " + std::to_string(wanted) +
+                                                 "; it can be 0 (tuned) to 1048576");
+  }
+  // Sentences are never split, so a chunk has room for the longest.
+  return std::max(wanted == 0 ? tuned_chunk_tokens(isa) : wanted, config.max_seq_len);
+}
+
+}  // namespace
+
+Session::Session(const Model& model, const xsr_session_options& options)
+    : model_(model),
+      kernels_(kernels::resolve_kernels(choose_isa(options.isa))),
+      normalize_(choose_normalize(options.normalize, model.config())),
+      chunk_tokens_(options.max_batch_tokens != 0 ? options.max_batch_tokens
+                                                  : tuned_chunk_tokens(kernels_.isa)),
+      pool_(choose_threads(options.num_threads)) {
+  if (options.device != XSR_DEVICE_CPU) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                options.device == XSR_DEVICE_CUDA
+                    ? "this version has no CUDA device; use XSR_DEVICE_CPU"
+                    : "device " + std::to_string(options.device) + " is no value of xsr_device");
+  }
+  const int32_t room = choose_chunk_tokens(options.max_batch_tokens, kernels_.isa, model.config());
+  for (int32_t thread = 0; thread < pool_.num_threads(); ++thread) {
+    // Thread 0's workspace also serves chunks that all threads share, so it holds everyone's
+    // attention scratch.
+    workspaces_.push_back(std::make_unique<Workspace>(model.config(), room, room,
+                                                      thread == 0 ? pool_.num_threads() : 1));
+  }
+  ids_.resize(pool_.num_threads());
+}
+
+void Session::embed_chunk(size_t first, size_t last, Workspace& workspace, ThreadPool* pool,
+                          float* embeddings) {
+  int32_t num_tokens = 0;
+  workspace.cu_seqlens[0] = 0;
+  for (size_t i = first; i < last; ++i) {
+    const Sentence& sentence = sentences_[i];
+    if (sentence.size > 0)
+      std::memcpy(workspace.token_ids + num_tokens, sentence.ids(),
+                  sizeof(int32_t) * sentence.size);
+    for (int32_t t = 0; t < sentence.size; ++t) {
+      workspace.positions[num_tokens + t] = model_.config().position_offset + t;
+    }
+    num_tokens += sentence.size;
+    workspace.cu_seqlens[i - first + 1] = num_tokens;
+  }
+  encode_chunk(model_.config(), model_.weights(), kernels_, static_cast<int32_t>(last - first),
+               normalize_, workspace, pool, embeddings + first * model_.config().embedding_size);
+}
+
+void Session::embed_block(float* embeddings) {
+  int64_t num_tokens = 0;
+  for (const Sentence& sentence : sentences_) num_tokens += sentence.size;
+  // A block too small to give every thread a whole chunk is cut into smaller ones, as long as they
+  // are worth it.
+  const int64_t share = (num_tokens + num_threads() - 1) / num_threads();
+  const int64_t limit =
+      std::min<int64_t>(chunk_tokens_, std::max<int64_t>(share, kLeastChunkTokens));
+  std::vector<size_t> chunks = {0};
+  int64_t tokens = 0;
+  for (size_t i = 0; i < sentences_.size(); ++i) {
+    const size_t in_chunk = i - chunks.back();
+    const bool full = tokens + sentences_[i].size > limit ||
+                      in_chunk == static_cast<size_t>(workspaces_[0]->max_sentences());
+    if (in_chunk > 0 && full) {
+      chunks.push_back(i);
+      tokens = 0;
+    }
+    tokens += sentences_[i].size;
+  }
+  chunks.push_back(sentences_.size());
+  const int32_t count = static_cast<int32_t>(chunks.size()) - 1;
+  if (count < num_threads()) {  // the threads share each chunk
+    ThreadPool* pool = num_threads() > 1 ? &pool_ : nullptr;
+    for (int32_t c = 0; c < count; ++c)
+      embed_chunk(chunks[c], chunks[c + 1], *workspaces_[0], pool, embeddings);
+  } else {  // each thread takes whole chunks, without barriers
+    pool_.for_each(count, [&](int32_t c, int32_t thread) {
+      embed_chunk(chunks[c], chunks[c + 1], *workspaces_[thread], nullptr, embeddings);
+    });
+  }
+}
+
+void Session::embed_texts(std::span<const xsr_text> texts, float* embeddings,
+                          xsr_text_result* results) {
+  const Tokenizer* tokenizer = model_.tokenizer();
+  if (tokenizer == nullptr) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                model_.file().name() +
+                    " holds no tokenizer, it takes token ids only; convert it with --spm to embed "
+                    "text");
+  }
+  const size_t max_tokens = model_.config().max_seq_len;
+  for (size_t first = 0; first < texts.size(); first += kBlockSentences) {
+    const size_t count = std::min(kBlockSentences, texts.size() - first);
+    sentences_.assign(count, Sentence());
+    for (std::vector<int32_t>& ids : ids_) ids.clear();
+    const size_t tasks = (count + kTextsPerTask - 1) / kTextsPerTask;
+    pool_.for_each(static_cast<int32_t>(tasks), [&](int32_t task, int32_t thread) {
+      std::vector<int32_t>& ids = ids_[thread];
+      const size_t end = std::min(count, (task + 1) * kTextsPerTask);
+      for (size_t i = task * kTextsPerTask; i < end; ++i) {
+        const xsr_text& text = texts[first + i];
+        const size_t offset = ids.size();
+        const Tokenizer::Result result = tokenizer->encode({text.data, text.size}, max_tokens, ids);
+        sentences_[i] = {&ids, nullptr, offset, static_cast<int32_t>(ids.size() - offset)};
+        if (results != nullptr) {
+          results[first + i] = {sentences_[i].size, result.truncated, sentences_[i].size == 0, 0,
+                                result.replaced_bytes};
+        }
+      }
+    });
+    embed_block(embeddings + first * model_.config().embedding_size);
+  }
+}
+
+void Session::embed_ids(const int32_t* token_ids, std::span<const size_t> offsets,
+                        float* embeddings, xsr_text_result* results) {
+  const ModelConfig& config = model_.config();
+  const size_t total = offsets.size() - 1;
+  for (size_t i = 0; i < total; ++i) {
+    if (offsets[i + 1] < offsets[i]) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  "offsets[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +
+                      ", below offsets[" + std::to_string(i) + "] = " + std::to_string(offsets[i]));
+    }
+    for (size_t t = offsets[i]; t < offsets[i + 1]; ++t) {
+      if (token_ids[t] < 0 || token_ids[t] >= config.vocab_size) {
+        throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                    "token_ids[" + std::to_string(t) + "] (sequence " + std::to_string(i) +
+                        ") is " + std::to_string(token_ids[t]) + ", expected 0 to " +
+                        std::to_string(config.vocab_size - 1));
+      }
+    }
+  }
+  for (size_t first = 0; first < total; first += kBlockSentences) {
+    const size_t count = std::min(kBlockSentences, total - first);
+    sentences_.assign(count, Sentence());
+    for (size_t i = 0; i < count; ++i) {
+      const size_t begin = offsets[first + i], length = offsets[first + i + 1] - begin;
+      const bool truncated = length > static_cast<size_t>(config.max_seq_len);
+      const int32_t size = truncated ? config.max_seq_len : static_cast<int32_t>(length);
+      sentences_[i] = {nullptr, token_ids + begin, 0, size};
+      if (results != nullptr) results[first + i] = {size, truncated, size == 0, 0, 0};
+    }
+    embed_block(embeddings + first * config.embedding_size);
+  }
+}
+
+xsr_text_result Session::tokenize(xsr_text text, std::vector<int32_t>& token_ids) const {
+  if (model_.tokenizer() == nullptr) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                model_.file().name() + " holds no tokenizer, it takes token ids only");
+  }
+  const Tokenizer::Result result =
+      model_.tokenizer()->encode({text.data, text.size}, model_.config().max_seq_len, token_ids);
+  const int32_t size = static_cast<int32_t>(token_ids.size());
+  return {size, result.truncated, size == 0, 0, result.replaced_bytes};
+}
+
+}  // namespace xsr

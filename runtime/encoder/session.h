@@ -1,0 +1,55 @@
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/encoder/encoder.h"
+#include "runtime/encoder/model.h"
+#include "xsr/xsr.h"
+
+namespace xsr {
+
+/// Turns texts or token ids into embeddings with the threads and the ISA it was created with. One
+/// call at a time.
+class Session {
+ public:
+  /// Throws Error: INVALID_ARGUMENT (an unknown XSR_FORCE_ISA too), UNSUPPORTED, OUT_OF_MEMORY.
+  Session(const Model& model, const xsr_session_options& options);
+
+  kernels::Isa isa() const { return kernels_.isa; }
+  int32_t num_threads() const { return pool_.num_threads(); }
+
+  // As declared in xsr.h; arguments that are pointers have been checked there. Throw Error.
+  void embed_texts(std::span<const xsr_text> texts, float* embeddings, xsr_text_result* results);
+  void embed_ids(const int32_t* token_ids, std::span<const size_t> offsets, float* embeddings,
+                 xsr_text_result* results);
+  xsr_text_result tokenize(xsr_text text, std::vector<int32_t>& token_ids) const;
+
+  std::string error;  // of the last call that failed; kept for xsr_session_get_error
+
+ private:
+  /// A sentence of the block at hand: its ids stand in `ids_of`.
+  struct Sentence {
+    const std::vector<int32_t>* owner = nullptr;  // null: `data` is the caller's own memory
+    const int32_t* data = nullptr;
+    size_t offset = 0;  // into *owner, whose memory may still move
+    int32_t size = 0;
+    const int32_t* ids() const { return owner == nullptr ? data : owner->data() + offset; }
+  };
+
+  void embed_block(float* embeddings);
+  void embed_chunk(size_t first, size_t last, Workspace& workspace, ThreadPool* pool,
+                   float* embeddings);
+
+  const Model& model_;
+  kernels::KernelTable kernels_;
+  bool normalize_;
+  int32_t chunk_tokens_;
+  ThreadPool pool_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one a thread
+  std::vector<std::vector<int32_t>> ids_;               // one a thread
+  std::vector<Sentence> sentences_;
+};
+
+}  // namespace xsr

@@ -1,0 +1,125 @@
+#include "runtime/encoder/weights.h"
+
+#include "runtime/error.h"
+
+namespace xsr {
+namespace {
+
+std::string shape_text(std::span<const uint64_t> dims) {
+  std::string text = "[";
+  for (size_t i = 0; i < dims.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+class Binder {
+ public:
+  explicit Binder(const XsrFile& file) : file_(file) {}
+
+  const TensorView& tensor(const std::string& name, std::initializer_list<int64_t> shape,
+                           Layout layout) const {
+    const TensorView* found = file_.find(name);
+    const std::vector<uint64_t> expected(shape.begin(), shape.end());
+    if (found == nullptr) {
+      throw Error(XSR_STATUS_BAD_FILE, file_.name() + ": tensor " + name + " " +
+                                           shape_text(expected) +
+                                           " is missing; convert the model again");
+    }
+    if (found->dims != expected || found->layout != layout) {
+      throw Error(XSR_STATUS_BAD_FILE,
+                  file_.name() + ": tensor " + name + " is " + shape_text(found->dims) + " " +
+                      to_string(found->layout) + ", expected " + shape_text(expected) + " " +
+                      to_string(layout) + " from the file's configuration");
+    }
+    return *found;
+  }
+
+  const float* vector(const std::string& name, int64_t size) const {
+    const TensorView& found = tensor(name, {size}, Layout::kRowMajor);
+    if (found.dtype != DType::kF32) {
+      throw Error(XSR_STATUS_UNSUPPORTED, file_.name() + ": tensor " + name + " is " +
+                                              to_string(found.dtype) +
+                                              ", vectors are expected in f32");
+    }
+    return static_cast<const float*>(found.data);
+  }
+
+  kernels::Storage storage(const TensorView& found) const {
+    switch (found.dtype) {
+      case DType::kF32:
+        return kernels::Storage::kF32;
+      case DType::kF16:
+        return kernels::Storage::kF16;
+      case DType::kBF16:
+        return kernels::Storage::kBF16;
+      case DType::kI8:
+        break;
+    }
+    throw Error(XSR_STATUS_UNSUPPORTED, file_.name() + ": tensor " + std::string(found.name) +
+                                            " is " + to_string(found.dtype) +
+                                            ", this version computes with f32, f16 and bf16");
+  }
+
+  NormWeights norm(const std::string& name, int64_t size) const {
+    return {vector(name + ".weight", size), vector(name + ".bias", size)};
+  }
+
+  LinearWeights linear(const std::string& name, int32_t N, int32_t K) const {
+    const TensorView& found = tensor(name + ".weight", {N, K}, Layout::kPanels32);
+    return {{found.data, storage(found), N, K}, vector(name + ".bias", N)};
+  }
+
+ private:
+  const XsrFile& file_;
+};
+
+}  // namespace
+
+EncoderWeights bind_weights(const XsrFile& file) {
+  const ModelConfig& config = file.config();
+  if (config.family != Family::kXsr || config.norm_placement != NormPlacement::kPost) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                file.name() + ": family " + to_string(config.family) + " with " +
+                    to_string(config.norm_placement) +
+                    " layer norm; this version runs family xsr with post layer norm");
+  }
+  const Binder bind(file);
+  const int32_t C = config.hidden_size, F = config.intermediate_size;
+  EncoderWeights weights;
+  const TensorView& token =
+      bind.tensor("embedding.token", {config.vocab_size, C}, Layout::kRowMajor);
+  const TensorView& position =
+      bind.tensor("embedding.position", {config.num_positions, C}, Layout::kRowMajor);
+  weights.table_storage = bind.storage(token);
+  if (bind.storage(position) != weights.table_storage) {
+    throw Error(XSR_STATUS_BAD_FILE, file.name() + ": embedding.position is " +
+                                         to_string(position.dtype) + ", embedding.token is " +
+                                         to_string(token.dtype) + "; they must agree");
+  }
+  weights.token = token.data;
+  weights.position = position.data;
+  if (config.num_token_types > 0) {
+    const TensorView& types =
+        bind.tensor("embedding.token_type", {config.num_token_types, C}, Layout::kRowMajor);
+    if (types.dtype != DType::kF32) {
+      throw Error(XSR_STATUS_UNSUPPORTED, file.name() + ": embedding.token_type is " +
+                                              to_string(types.dtype) + ", expected f32");
+    }
+    weights.token_type = static_cast<const float*>(types.data);
+  }
+  weights.embedding_norm = bind.norm("embedding.norm", C);
+  for (int32_t i = 0; i < config.num_layers; ++i) {
+    const std::string at = "layer." + std::to_string(i) + ".";
+    LayerWeights layer;
+    layer.qkv = bind.linear(at + "qkv", 3 * C, C);
+    layer.attention_output = bind.linear(at + "attention_output", C, C);
+    layer.attention_norm = bind.norm(at + "attention_norm", C);
+    layer.up = bind.linear(at + "up", F, C);
+    layer.down = bind.linear(at + "down", C, F);
+    layer.output_norm = bind.norm(at + "output_norm", C);
+    weights.layers.push_back(layer);
+  }
+  if (config.has_pooler) weights.pooler = bind.linear("pooler", config.embedding_size, C);
+  return weights;
+}
+
+}  // namespace xsr

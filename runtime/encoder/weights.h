@@ -1,0 +1,45 @@
+#pragma once
+#include <vector>
+
+#include "kernels/gemm/gemm.h"
+#include "runtime/format/xsr_file.h"
+
+namespace xsr {
+
+struct NormWeights {
+  const float* gamma = nullptr;  // [C]
+  const float* beta = nullptr;   // [C]
+};
+
+struct LinearWeights {
+  kernels::PackedMatrix weight;  // [N, K]
+  const float* bias = nullptr;   // [N]
+};
+
+struct LayerWeights {
+  LinearWeights qkv;               // [3C, C]: Q, K, V one under the other
+  LinearWeights attention_output;  // [C, C]
+  NormWeights attention_norm;
+  LinearWeights up;    // [F, C]
+  LinearWeights down;  // [C, F]
+  NormWeights output_norm;
+};
+
+/// The tensors of a model, as pointers into its mapped file. Nothing is copied or widened: the
+/// kernels read the file's bytes.
+struct EncoderWeights {
+  kernels::Storage table_storage = kernels::Storage::kF32;
+  const void* token = nullptr;        // [V, C]
+  const void* position = nullptr;     // [P, C]
+  const float* token_type = nullptr;  // [C], row 0 of the token-type table; null without one
+  NormWeights embedding_norm;
+  std::vector<LayerWeights> layers;
+  LinearWeights pooler;  // [embedding_size, C]; without data when the model has none
+};
+
+/// Finds every tensor the configuration asks for and checks its shape, dtype and layout. Throws
+/// Error(BAD_FILE) naming the tensor, what was found and what was expected; UNSUPPORTED for a model
+/// this build cannot run.
+EncoderWeights bind_weights(const XsrFile& file);
+
+}  // namespace xsr

@@ -1,0 +1,62 @@
+#include "runtime/encoder/workspace.h"
+
+#include <sys/mman.h>
+
+#include <new>
+
+#include "kernels/attention/attention.h"
+
+namespace xsr {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr int64_t kStridePadding = 16;  // floats
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+int64_t padded_stride(int64_t columns) { return (columns + 15) / 16 * 16 + kStridePadding; }
+
+}  // namespace
+
+Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_sentences,
+                     int32_t num_threads)
+    : max_tokens_(max_tokens), max_sentences_(max_sentences) {
+  const int64_t C = config.hidden_size, F = config.intermediate_size, N = max_tokens;
+  x_stride = context_stride = pooled_stride = padded_stride(C);
+  qkv_stride = padded_stride(3 * C);
+  hidden_stride = padded_stride(F);
+  const int32_t longest = config.max_seq_len < max_tokens ? config.max_seq_len : max_tokens;
+  attention_floats_ = padded_stride(
+      kernels::attention_scratch_floats(longest, config.hidden_size / config.num_heads));
+
+  struct Piece {
+    void** pointer;
+    size_t bytes;
+  };
+  const Piece pieces[] = {
+      {reinterpret_cast<void**>(&x), sizeof(float) * N * x_stride},
+      {reinterpret_cast<void**>(&qkv), sizeof(float) * N * qkv_stride},
+      {reinterpret_cast<void**>(&context), sizeof(float) * N * context_stride},
+      {reinterpret_cast<void**>(&hidden), sizeof(float) * N * hidden_stride},
+      {reinterpret_cast<void**>(&pooled),
+       config.has_pooler ? sizeof(float) * max_sentences * pooled_stride : 0},
+      {reinterpret_cast<void**>(&attention_), sizeof(float) * num_threads * attention_floats_},
+      {reinterpret_cast<void**>(&token_ids), sizeof(int32_t) * N},
+      {reinterpret_cast<void**>(&positions), sizeof(int32_t) * N},
+      {reinterpret_cast<void**>(&cu_seqlens),
+       sizeof(int32_t) * (static_cast<size_t>(max_sentences) + 1)},
+  };
+  for (const Piece& piece : pieces) bytes_ += aligned(piece.bytes);
+  // Fresh pages from the system: zeroed, page-aligned, and paid for only when touched.
+  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  memory_ = memory;
+  char* at = static_cast<char*>(memory_);
+  for (const Piece& piece : pieces) {
+    *piece.pointer = at;
+    at += aligned(piece.bytes);
+  }
+}
+
+Workspace::~Workspace() { munmap(memory_, bytes_); }
+
+}  // namespace xsr

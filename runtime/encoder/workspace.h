@@ -1,0 +1,49 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/format/model_config.h"
+
+namespace xsr {
+
+/// Every buffer of a forward pass, laid out from the configuration in one allocation. Row strides
+/// are 16 floats longer than a row, so that rows do not fall into the same cache sets (perf.md 2.5,
+/// trap b).
+class Workspace {
+ public:
+  /// For chunks of up to max_tokens tokens and max_sentences sentences, the longest of max_seq_len
+  /// tokens, worked on by num_threads threads. Throws std::bad_alloc.
+  Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_sentences,
+            int32_t num_threads);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  int32_t max_tokens() const { return max_tokens_; }
+  int32_t max_sentences() const { return max_sentences_; }
+  size_t bytes() const { return bytes_; }
+
+  // Activations, [max_tokens, stride]
+  float* x = nullptr;        // [N, C]
+  float* qkv = nullptr;      // [N, 3C]
+  float* context = nullptr;  // [N, C]
+  float* hidden = nullptr;   // [N, F]
+  float* pooled = nullptr;   // [B, C]; only with a pooler
+  int64_t x_stride = 0, qkv_stride = 0, context_stride = 0, hidden_stride = 0, pooled_stride = 0;
+  /// Scratch of the attention kernel, one piece a thread.
+  float* attention_scratch(int32_t thread) const { return attention_ + thread * attention_floats_; }
+
+  // The chunk itself
+  int32_t* token_ids = nullptr;   // [max_tokens]
+  int32_t* positions = nullptr;   // [max_tokens]
+  int32_t* cu_seqlens = nullptr;  // [max_sentences + 1]
+
+ private:
+  int32_t max_tokens_, max_sentences_;
+  float* attention_ = nullptr;
+  int64_t attention_floats_ = 0;
+  size_t bytes_ = 0;
+  void* memory_ = nullptr;
+};
+
+}  // namespace xsr

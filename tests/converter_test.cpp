@@ -1,0 +1,961 @@
+// Checkpoint readers, the architecture table of family xsr, the converter and its command line.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+
+#include "converter/checkpoint.h"
+#include "converter/convert.h"
+#include "converter/family.h"
+#include "converter/inspect.h"
+#include "converter/sha256.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/storage.h"
+#include "runtime/format/xsr_file.h"
+#include "tests/support/checkpoint_builder.h"
+
+namespace xsr {
+namespace {
+
+using namespace test;
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::Not;
+
+const fs::path kSource = XSR_SOURCE_DIR;
+
+fs::path shared_dir() {
+  const char* dir = std::getenv("XSR_SHARED");
+  return dir ? fs::path(dir) : kSource / ".." / "shared";
+}
+
+/// The file of the shared reference material; empty when it is not there.
+std::string shared_file(const std::string& name) {
+  const fs::path path = shared_dir() / name;
+  return fs::exists(path) ? path.string() : "";
+}
+
+#define SHARED_OR_SKIP(variable, name)            \
+  const std::string variable = shared_file(name); \
+  if (variable.empty()) GTEST_SKIP() << name << " is not under XSR_SHARED (" << shared_dir() << ")"
+
+std::string read_file(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  EXPECT_TRUE(in) << path;
+  std::ostringstream bytes;
+  bytes << in.rdbuf();
+  return bytes.str();
+}
+
+/// A folder of this test's own, removed at its end.
+class Folder {
+ public:
+  Folder() {
+    std::string pattern = (fs::temp_directory_path() / "xsr-converter-XXXXXX").string();
+    if (mkdtemp(pattern.data()) == nullptr)
+      throw std::runtime_error("cannot make a temporary folder");
+    path_ = pattern;
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  std::string write(const std::string& name, const std::string& bytes) const {
+    const fs::path path = path_ / name;
+    std::ofstream(path, std::ios::binary) << bytes;
+    return path.string();
+  }
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  fs::path path_;
+};
+
+template <typename Call>
+std::string message_of(xsr_status status, Call call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.status(), status) << e.what();
+    return e.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
+std::string floats(std::initializer_list<float> values) {
+  return bytes_of(std::vector<float>(values));
+}
+
+// ---- readers ----
+
+TEST(Safetensors, every_type_is_read) {
+  const std::string file = safetensors_file(
+      {{"f64", "F64", {2}, bytes_of(std::vector<double>{0.1, -1e300})},
+       {"f32", "F32", {1, 2}, floats({1.5f, -0.0f})},
+       {"f16", "F16", {4}, bytes_of(std::vector<uint16_t>{0x3c00, 0xc000, 0x0001, 0x7bff})},
+       {"bf16", "BF16", {3}, bytes_of(std::vector<uint16_t>{0x3f80, 0xc000, 0x0001})},
+       {"i64", "I64", {2}, bytes_of(std::vector<int64_t>{-1, int64_t{1} << 62})},
+       {"i32", "I32", {}, bytes_of<int32_t>(-7)},
+       {"i16", "I16", {1}, bytes_of<int16_t>(-300)},
+       {"i8", "I8", {1}, std::string("\xff")},
+       {"u8", "U8", {1}, std::string("\xff")},
+       {"bool", "BOOL", {2}, std::string("\0\1", 2)},
+       {"none", "F32", {0, 5}, ""}},
+      R"({"config":"{\"a\": 1}"})");
+  const auto c = Checkpoint::open_memory(as_span(file));
+  EXPECT_EQ(c->format(), "safetensors");
+  EXPECT_EQ(c->metadata().at("config"), "{\"a\": 1}");
+  ASSERT_EQ(c->tensors().size(), 11u);
+  EXPECT_EQ(c->find("f64")->to_f64(), (std::vector<double>{0.1, -1e300}));
+  EXPECT_EQ(c->find("f32")->to_f32(), (std::vector<float>{1.5f, -0.0f}));
+  EXPECT_TRUE(std::signbit(c->find("f32")->to_f32()[1]));
+  EXPECT_EQ(c->find("f16")->to_f32(), (std::vector<float>{1.0f, -2.0f, 0x1p-24f, 65504.0f}));
+  EXPECT_EQ(c->find("bf16")->to_f32(), (std::vector<float>{1.0f, -2.0f, 0x1p-133f}));
+  EXPECT_EQ(c->find("i64")->to_i64(), (std::vector<int64_t>{-1, int64_t{1} << 62}));
+  EXPECT_EQ(c->find("i32")->to_i64(), std::vector<int64_t>{-7});
+  EXPECT_EQ(c->find("i16")->to_i64(), std::vector<int64_t>{-300});
+  EXPECT_EQ(c->find("i8")->to_i64(), std::vector<int64_t>{-1});
+  EXPECT_EQ(c->find("u8")->to_i64(), std::vector<int64_t>{255});
+  EXPECT_EQ(c->find("bool")->to_i64(), (std::vector<int64_t>{0, 1}));
+  EXPECT_EQ(c->find("none")->numel, 0u);
+  EXPECT_EQ(c->find("absent"), nullptr);
+  EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT, [&] { c->find("f32")->to_i64(); }),
+              HasSubstr("f32 is F32, expected integers"));
+}
+
+TEST(Safetensors, a_header_length_that_looks_like_a_pickle) {
+  // 0x80 as the first byte of the file is also the first opcode of a pickle.
+  std::string header = "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}";
+  header += std::string(0x80 - header.size() - 1, ' ') + "}";
+  const std::string file = safetensors_file(header, floats({3}));
+  ASSERT_EQ(file[0], '\x80');
+  EXPECT_EQ(Checkpoint::open_memory(as_span(file))->find("a")->to_f32(), std::vector<float>{3});
+}
+
+const std::vector<float> kSix = {1, 2, 3, 4, 5, 6};
+
+/// What a trainer saves: names behind "module.", a shared storage with an offset, a transposed
+/// tensor, an optimiser.
+std::string trainer_pickle(bool legacy) {
+  return Pickle()
+      .dict()
+      .mark()
+      .string("epoch")
+      .integer(3)
+      .string("model_name")
+      .string("UGT")
+      .string("best_loss")
+      .real(0.5)
+      .string("state_dict")
+      .global("collections", "OrderedDict")
+      .raw(")")
+      .reduce()
+      .mark()
+      .string("module.whole")
+      .tensor("FloatStorage", "0", 6, 0, {2, 3}, {3, 1}, legacy)
+      .string("module.transposed")
+      .tensor("FloatStorage", "0", 6, 0, {3, 2}, {1, 3}, legacy)
+      .string("module.second_row")
+      .tensor("FloatStorage", "0", 6, 3, {3}, {1}, legacy)
+      .string("module.column")
+      .tensor("FloatStorage", "0", 6, 1, {2, 1}, {3, 1}, legacy)
+      .string("module.half")
+      .tensor("HalfStorage", "1", 2, 0, {2}, {1}, legacy)
+      .string("module.scalar")
+      .tensor("LongStorage", "2", 1, 0, {}, {}, legacy)
+      .set_items()
+      .dict()
+      .mark()
+      .string("_metadata")
+      .dict()
+      .set_items()
+      .raw("b")
+      .string("optimizer")
+      .dict()
+      .mark()
+      .string("state")
+      .dict()
+      .mark()
+      .integer(0)
+      .dict()
+      .mark()
+      .string("exp_avg")
+      .global("torch._utils", "_rebuild_parameter")
+      .mark()
+      .tensor("FloatStorage", "0", 6, 0, {6}, {1}, legacy)
+      .boolean(true)
+      .global("collections", "OrderedDict")
+      .raw(")")
+      .reduce()
+      .tuple()
+      .reduce()
+      .set_items()
+      .set_items()
+      .string("param_groups")
+      .list()
+      .mark()
+      .dict()
+      .mark()
+      .string("lr")
+      .real(1e-3)
+      .string("params")
+      .list()
+      .mark()
+      .integer(0)
+      .append_items()
+      .set_items()
+      .append_items()
+      .set_items()
+      .set_items()
+      .stop()
+      .str();
+}
+
+void check_trainer_checkpoint(const std::string& file, const std::string& format) {
+  const auto c = Checkpoint::open_memory(as_span(file));
+  EXPECT_EQ(c->format(), format);
+  EXPECT_EQ(c->metadata().at("epoch"), "3");
+  EXPECT_EQ(c->metadata().at("model_name"), "UGT");
+  EXPECT_EQ(c->metadata().at("best_loss"), "0.5");
+  ASSERT_EQ(c->tensors().size(), 6u);
+  EXPECT_EQ(c->find("whole")->to_f32(), kSix);
+  EXPECT_EQ(c->find("transposed")->to_f32(), (std::vector<float>{1, 4, 2, 5, 3, 6}));
+  EXPECT_EQ(c->find("transposed")->to_bytes(), (std::vector<unsigned char>([] {
+              const std::string s = floats({1, 4, 2, 5, 3, 6});
+              return std::vector<unsigned char>(s.begin(), s.end());
+            }())));
+  EXPECT_EQ(c->find("second_row")->to_f32(), (std::vector<float>{4, 5, 6}));
+  EXPECT_EQ(c->find("column")->to_f32(), (std::vector<float>{2, 5}));
+  EXPECT_EQ(c->find("half")->to_f32(), (std::vector<float>{1, -2}));
+  EXPECT_EQ(c->find("scalar")->to_i64(), std::vector<int64_t>{-9});
+  EXPECT_EQ(c->find("whole")->data, c->find("transposed")->data) << "one storage";
+  ASSERT_EQ(c->outside().size(), 1u);
+  EXPECT_EQ(c->outside()[0].name, "optimizer.state.0.exp_avg");
+  EXPECT_EQ(c->outside()[0].to_f32(), kSix);
+}
+
+const std::string kHalf = bytes_of(std::vector<uint16_t>{0x3c00, 0xc000});
+
+TEST(PyTorch, zip) {
+  const std::vector<std::pair<std::string, std::string>> storages = {
+      {"0", bytes_of(kSix)}, {"1", kHalf}, {"2", bytes_of<int64_t>(-9)}};
+  check_trainer_checkpoint(torch_zip(trainer_pickle(false), storages), "PyTorch zip");
+  check_trainer_checkpoint(torch_zip(trainer_pickle(false), storages, true), "PyTorch zip");
+}
+
+TEST(PyTorch, zip64) {
+  std::vector<ZipEntry> entries(4);
+  const std::string names[] = {"m/data.pkl", "m/data/0", "m/data/1", "m/data/2"};
+  const std::string data[] = {trainer_pickle(false), bytes_of(kSix), kHalf, bytes_of<int64_t>(-9)};
+  for (size_t i = 0; i < 4; ++i) {
+    entries[i].name = names[i];
+    entries[i].data = data[i];
+    entries[i].zip64 = true;
+  }
+  ZipSay say;
+  say.zip64 = true;
+  check_trainer_checkpoint(zip_file(entries, say), "PyTorch zip");
+}
+
+TEST(PyTorch, legacy) {
+  check_trainer_checkpoint(
+      torch_legacy(trainer_pickle(true),
+                   {{"2", bytes_of<int64_t>(-9), 1}, {"0", bytes_of(kSix), 6}, {"1", kHalf, 2}}),
+      "PyTorch legacy");
+}
+
+TEST(PyTorch, a_large_deflated_storage_of_real_weights) {
+  // Larger than the bytes that are free of the ratio, from a generator, so that it hardly
+  // compresses.
+  std::mt19937 random(3);
+  std::vector<float> values(1 << 19);
+  for (float& v : values) v = static_cast<float>(random()) * 0x1p-32f;
+  const std::string pickle = Pickle()
+                                 .dict()
+                                 .mark()
+                                 .string("w")
+                                 .tensor("FloatStorage", "0", 1 << 19, 0, {1 << 19}, {1})
+                                 .set_items()
+                                 .stop()
+                                 .str();
+  const std::string file = torch_zip(pickle, {{"0", bytes_of(values)}}, true);
+  EXPECT_EQ(Checkpoint::open_memory(as_span(file))->find("w")->to_f32(), values);
+}
+
+TEST(PyTorch, protocol_4_with_frames_and_memo) {
+  Pickle q(4);
+  q.raw("\x95").raw(bytes_of<uint64_t>(1)).dict().op(0x94).mark();
+  q.raw("\x8c\x01w").op(0x94).string("torch._utils").string("_rebuild_tensor_v2").op(0x93).op(0x94);
+  q.mark()
+      .storage("BFloat16Storage", "0", 2)
+      .integer(0)
+      .integers({2})
+      .integers({1})
+      .boolean(false)
+      .dict()
+      .tuple()
+      .reduce();
+  q.string("again").raw("h\x02");  // memo 2 is the global
+  q.mark()
+      .storage("BFloat16Storage", "0", 2)
+      .integer(1)
+      .integers({1})
+      .integers({1})
+      .boolean(false)
+      .dict()
+      .tuple()
+      .reduce();
+  q.set_items().stop();
+  const std::string file =
+      torch_zip(q.str(), {{"0", bytes_of(std::vector<uint16_t>{0x3f80, 0x4000})}});
+  const auto c = Checkpoint::open_memory(as_span(file));
+  EXPECT_EQ(c->find("w")->to_f32(), (std::vector<float>{1, 2}));
+  EXPECT_EQ(c->find("again")->to_f32(), std::vector<float>{2});
+}
+
+TEST(PyTorch, a_prefix_is_stripped_only_where_every_tensor_has_it) {
+  const auto pickle = [](const char* second) {
+    return Pickle()
+        .dict()
+        .mark()
+        .string("module.a")
+        .tensor("FloatStorage", "0", 6, 0, {6}, {1})
+        .string(second)
+        .tensor("FloatStorage", "0", 6, 0, {6}, {1})
+        .set_items()
+        .stop()
+        .str();
+  };
+  const std::string all = torch_zip(pickle("module.b"), {{"0", bytes_of(kSix)}});
+  const std::string some = torch_zip(pickle("b"), {{"0", bytes_of(kSix)}});
+  EXPECT_NE(Checkpoint::open_memory(as_span(all))->find("a"), nullptr);
+  EXPECT_EQ(Checkpoint::open_memory(as_span(some))->find("a"), nullptr);
+  EXPECT_NE(Checkpoint::open_memory(as_span(some))->find("module.a"), nullptr);
+}
+
+TEST(Checkpoint, a_missing_file_is_an_io_error) {
+  EXPECT_THAT(message_of(XSR_STATUS_IO, [] { Checkpoint::open("/nonexistent/model.pth.tar"); }),
+              HasSubstr("/nonexistent/model.pth.tar: cannot open: No such file"));
+  EXPECT_THAT(message_of(XSR_STATUS_IO, [] { Checkpoint::open("/"); }),
+              HasSubstr("is a directory"));
+}
+
+// ---- reference material ----
+
+TEST(Reference, the_trainers_checkpoints_are_read) {
+  for (const std::string name :
+       {"xsr-checkpoint", "xsr-checkpoint-module-prefix", "xsr-checkpoint-legacy"}) {
+    SHARED_OR_SKIP(path, "golden/" + name + ".pth.tar");
+    SCOPED_TRACE(name);
+    const auto c = Checkpoint::open(path);
+    ASSERT_EQ(c->tensors().size(), 43u);
+    EXPECT_EQ(c->outside().size(), 164u)
+        << "Adam with AMSGrad: four tensors for each of 41 parameters";
+    EXPECT_EQ(c->metadata().at("model_name"), "UGT+ALIGN+SIM");
+    const CheckpointTensor* token = c->find("model.bert.embedding.word_embedding.embedding.weight");
+    ASSERT_NE(token, nullptr);
+    EXPECT_EQ(token->shape, (std::vector<uint64_t>{101, 32}));
+    EXPECT_EQ(token->to_f32()[0], 0.0f) << "row 0 is padding";
+    EXPECT_EQ(token->to_bytes(), c->find("model.decoder.decoder.weight")->to_bytes());
+  }
+}
+
+TEST(Reference, both_containers_hold_the_same_bits) {
+  SHARED_OR_SKIP(zip_path, "golden/families/variants/pytorch-bin/pytorch_model.bin");
+  SHARED_OR_SKIP(legacy_path, "golden/families/variants/pytorch-bin-legacy/pytorch_model.bin");
+  const auto zip = Checkpoint::open(zip_path), legacy = Checkpoint::open(legacy_path);
+  EXPECT_EQ(zip->format(), "PyTorch zip");
+  EXPECT_EQ(legacy->format(), "PyTorch legacy");
+  size_t same = 0;
+  for (const auto& t : legacy->tensors()) {
+    if (!t.name.starts_with("bert.")) continue;  // heads, which the other file has not
+    std::string name = t.name.substr(5);
+    for (const auto& [old_name, new_name] : {std::pair{".gamma", ".weight"}, {".beta", ".bias"}}) {
+      if (name.ends_with(old_name))
+        name.replace(name.size() - std::string(old_name).size(), std::string::npos, new_name);
+    }
+    const CheckpointTensor* other = zip->find(name);
+    if (other == nullptr) continue;
+    SCOPED_TRACE(t.name);
+    EXPECT_EQ(t.shape, other->shape);
+    EXPECT_EQ(t.dtype, other->dtype);
+    EXPECT_EQ(t.to_bytes(), other->to_bytes());
+    ++same;
+  }
+  EXPECT_GE(same, 37u);
+}
+
+TEST(Reference, golden_tensors_are_read) {
+  SHARED_OR_SKIP(path, "golden/xsr-tiny.safetensors");
+  const auto c = Checkpoint::open(path);
+  EXPECT_EQ(nlohmann::json::parse(c->metadata().at("config")).at("hidden_size"), 32);
+  EXPECT_EQ(c->find("ids1")->dtype, ScalarType::kI64);
+  EXPECT_EQ(c->find("embedding1")->to_f64().size(), 6u * 32);
+}
+
+// ---- conversion ----
+
+struct Shape {
+  uint64_t V = 40, P = 9, C = 24, F = 40, L = 2;
+};
+
+/// A safetensors checkpoint of family xsr with random weights, as tensors that a test may change
+/// before it is written.
+std::vector<NamedTensor> xsr_tensors(const Shape& s = {}, const std::string& dtype = "F32") {
+  std::vector<NamedTensor> out;
+  std::mt19937 random(11);
+  const auto add = [&](const std::string& name, std::vector<uint64_t> shape) {
+    uint64_t n = 1;
+    for (const uint64_t d : shape) n *= d;
+    std::vector<float> f32(n);
+    for (float& v : f32) v = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
+    std::string data = bytes_of(f32);
+    if (dtype == "F64") data = bytes_of(std::vector<double>(f32.begin(), f32.end()));
+    out.push_back({name, dtype, std::move(shape), data});
+  };
+  const std::string e = "model.bert.embedding.";
+  add(e + "word_embedding.embedding.weight", {s.V, s.C});
+  add(e + "position_embedding.position_embeddings.weight", {s.P, s.C});
+  add(e + "layer_norm.weight", {s.C});
+  add(e + "layer_norm.bias", {s.C});
+  for (uint64_t i = 0; i < s.L; ++i) {
+    const std::string at = "model.bert.encoder.layer." + std::to_string(i) + ".";
+    const auto dense = [&](const std::string& name, uint64_t rows, uint64_t columns) {
+      add(at + name + ".weight", {rows, columns});
+      add(at + name + ".bias", {rows});
+    };
+    for (const char* name : {"query", "key", "value"})
+      dense(std::string("attention.self_attention.") + name, s.C, s.C);
+    dense("attention.output.dense", s.C, s.C);
+    add(at + "attention.output.LayerNorm.weight", {s.C});
+    add(at + "attention.output.LayerNorm.bias", {s.C});
+    dense("intermediate.dense", s.F, s.C);
+    dense("output.dense", s.C, s.F);
+    add(at + "output.LayerNorm.weight", {s.C});
+    add(at + "output.LayerNorm.bias", {s.C});
+  }
+  add("model.transform.dense.weight", {s.C, s.C});
+  add("model.transform.dense.bias", {s.C});
+  add("model.transform.LayerNorm.weight", {s.C});
+  add("model.transform.LayerNorm.bias", {s.C});
+  add("model.decoder.bias", {s.V});
+  NamedTensor tied = out[0];
+  tied.name = "model.target_embedding.weight";
+  out.push_back(tied);
+  tied.name = "model.decoder.decoder.weight";
+  out.push_back(tied);
+  return out;
+}
+
+NamedTensor& named(std::vector<NamedTensor>& tensors, const std::string& name) {
+  for (auto& t : tensors) {
+    if (t.name == name) return t;
+  }
+  throw std::runtime_error("the test has no tensor " + name);
+}
+
+ConvertOptions options_for_test() {
+  ConvertOptions o;
+  o.num_heads = 3;
+  return o;
+}
+
+ConvertedModel convert(const std::vector<NamedTensor>& tensors,
+                       const ConvertOptions& options = options_for_test()) {
+  const std::string file = safetensors_file(tensors);
+  return convert_checkpoint(*Checkpoint::open_memory(as_span(file), "folder/model.safetensors"),
+                            options);
+}
+
+std::string refused(const std::vector<NamedTensor>& tensors,
+                    const ConvertOptions& options = options_for_test(),
+                    xsr_status status = XSR_STATUS_BAD_FILE) {
+  const std::string message = message_of(status, [&] { convert(tensors, options); });
+  EXPECT_THAT(message, HasSubstr("folder/model.safetensors: "));
+  return message;
+}
+
+const std::string kLayer1 = "model.bert.encoder.layer.1.";
+
+kernels::Storage storage(DType dtype) {
+  return dtype == DType::kF32    ? kernels::Storage::kF32
+         : dtype == DType::kBF16 ? kernels::Storage::kBF16
+                                 : kernels::Storage::kF16;
+}
+
+/// Element (n, k) of a tensor in a .xsr file, whatever its layout.
+float element(const TensorView& t, uint64_t n, uint64_t k) {
+  const uint64_t columns = t.dims.size() == 2 ? t.dims[1] : 1;
+  if (t.layout == Layout::kPanels32) {
+    const kernels::PackedMatrix w{t.data, storage(t.dtype), static_cast<int32_t>(t.dims[0]),
+                                  static_cast<int32_t>(columns)};
+    return kernels::gemm_packed_element(w, static_cast<int32_t>(n), static_cast<int32_t>(k));
+  }
+  return kernels::load_storage(t.data, storage(t.dtype), static_cast<int64_t>(n * columns + k));
+}
+
+float rounded(float value, DType dtype) {
+  if (dtype == DType::kBF16) return kernels::f32_from_bf16(kernels::bf16_from_f32(value));
+  if (dtype == DType::kF16) return kernels::f32_from_f16(kernels::f16_from_f32(value));
+  return value;
+}
+
+TEST(Convert, every_element_of_every_tensor_arrives) {
+  for (const std::string source_type : {"F32", "F64"}) {
+    const auto source = xsr_tensors({}, source_type);
+    const std::string file = safetensors_file(source);
+    const auto checkpoint = Checkpoint::open_memory(as_span(file), "folder/model.safetensors");
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+      SCOPED_TRACE(source_type + " to " + to_string(dtype));
+      ConvertOptions options = options_for_test();
+      options.dtype = dtype;
+      const ConvertedModel model = convert_checkpoint(*checkpoint, options);
+      size_t size = 0;
+      const auto bytes =
+          write_xsr_memory(model.config, model.sources(), model.tokenizer, model.provenance, &size);
+      const auto xsr = XsrFile::open_memory(bytes.get(), size);
+      xsr->verify();
+      ASSERT_EQ(xsr->tensors().size(), 4u + 2 * 12);
+      size_t checked = 0;
+      const auto compare = [&](const std::string& target, uint64_t first_row,
+                               const std::string& name, bool weight) {
+        SCOPED_TRACE(target + " from " + name);
+        const TensorView* t = xsr->find(target);
+        const CheckpointTensor* s = checkpoint->find(name);
+        ASSERT_NE(t, nullptr);
+        ASSERT_NE(s, nullptr);
+        EXPECT_EQ(t->dtype, weight ? dtype : DType::kF32);
+        const auto values = s->to_f32();
+        const uint64_t columns = s->shape.size() == 2 ? s->shape[1] : 1;
+        for (uint64_t i = 0; i < values.size(); ++i, ++checked) {
+          ASSERT_EQ(element(*t, first_row + i / columns, i % columns), rounded(values[i], t->dtype))
+              << "element " << i;
+        }
+      };
+      const std::string e = "model.bert.embedding.";
+      compare("embedding.token", 0, e + "word_embedding.embedding.weight", true);
+      compare("embedding.position", 0, e + "position_embedding.position_embeddings.weight", true);
+      compare("embedding.norm.weight", 0, e + "layer_norm.weight", false);
+      compare("embedding.norm.bias", 0, e + "layer_norm.bias", false);
+      for (const std::string i : {"0", "1"}) {
+        const std::string at = "model.bert.encoder.layer." + i + ".", to = "layer." + i + ".";
+        uint64_t row = 0;
+        for (const std::string part : {"query", "key", "value"}) {
+          compare(to + "qkv.weight", row, at + "attention.self_attention." + part + ".weight",
+                  true);
+          compare(to + "qkv.bias", row, at + "attention.self_attention." + part + ".bias", false);
+          row += 24;
+        }
+        const std::pair<const char*, const char*> pairs[] = {
+            {"attention_output", "attention.output.dense"},
+            {"attention_norm", "attention.output.LayerNorm"},
+            {"up", "intermediate.dense"},
+            {"down", "output.dense"},
+            {"output_norm", "output.LayerNorm"}};
+        for (const auto& [target, name] : pairs) {
+          const bool dense = std::string(name).ends_with("dense");
+          compare(to + target + ".weight", 0, at + name + ".weight", dense);
+          compare(to + target + ".bias", 0, at + name + ".bias", false);
+          if (dense) {
+            EXPECT_EQ(xsr->find(to + target + ".weight")->layout, Layout::kPanels32);
+          }
+        }
+      }
+      size_t elements = 0;
+      for (const auto& t : xsr->tensors()) {
+        uint64_t n = 1;
+        for (const uint64_t d : t.dims) n *= d;
+        elements += n;
+      }
+      EXPECT_EQ(checked, elements) << "a tensor of the file was not compared";
+    }
+  }
+}
+
+TEST(Convert, sizes_come_from_tensors_and_the_rest_from_the_family) {
+  const ConvertedModel model = convert(xsr_tensors());
+  const ModelConfig& c = model.config;
+  EXPECT_EQ(c.family, Family::kXsr);
+  EXPECT_EQ(c.num_layers, 2);
+  EXPECT_EQ(c.hidden_size, 24);
+  EXPECT_EQ(c.num_heads, 3);
+  EXPECT_EQ(c.intermediate_size, 40);
+  EXPECT_EQ(c.vocab_size, 40);
+  EXPECT_EQ(c.num_positions, 9);
+  EXPECT_EQ(c.position_offset, 1);
+  EXPECT_EQ(c.max_seq_len, 8);
+  EXPECT_EQ(c.embedding_size, 24);
+  EXPECT_EQ(c.activation, Activation::kSwish);
+  EXPECT_EQ(c.pooling, Pooling::kMean);
+  EXPECT_EQ(c.layer_norm_eps, 1e-12);
+  EXPECT_FALSE(c.normalize);
+  EXPECT_TRUE(c.lowercase);
+  EXPECT_EQ(c.tokenizer, TokenizerKind::kNone);
+  EXPECT_EQ(c.mask_id, -1);
+  EXPECT_THAT(model.dropped, testing::UnorderedElementsAre(
+                                 "model.target_embedding.weight", "model.decoder.decoder.weight",
+                                 "model.decoder.bias", "model.transform.dense.weight",
+                                 "model.transform.dense.bias", "model.transform.LayerNorm.weight",
+                                 "model.transform.LayerNorm.bias"));
+}
+
+TEST(Convert, options_override_the_family) {
+  ConvertOptions o = options_for_test();
+  o.num_heads = 4;
+  o.activation = Activation::kGeluErf;
+  o.lowercase = false;
+  const ModelConfig c = convert(xsr_tensors(), o).config;
+  EXPECT_EQ(c.num_heads, 4);
+  EXPECT_EQ(c.activation, Activation::kGeluErf);
+  EXPECT_FALSE(c.lowercase);
+}
+
+TEST(Convert, heads_default_to_64_wide_ones) {
+  ConvertOptions o;
+  Shape wide;
+  wide.C = 128;
+  EXPECT_EQ(convert(xsr_tensors(wide), o).config.num_heads, 2);
+  EXPECT_THAT(refused(xsr_tensors(), o, XSR_STATUS_INVALID_ARGUMENT), HasSubstr("give --heads"));
+  o.num_heads = 5;
+  EXPECT_THAT(refused(xsr_tensors(), o, XSR_STATUS_INVALID_ARGUMENT),
+              HasSubstr("--heads 5 does not divide hidden_size 24"));
+}
+
+TEST(Convert, the_same_input_gives_the_same_bytes) {
+  const auto write = [] {
+    ConvertOptions o = options_for_test();
+    o.dtype = DType::kBF16;
+    o.license = "CC0";
+    const ConvertedModel model = convert(xsr_tensors(), o);
+    size_t size = 0;
+    const auto bytes =
+        write_xsr_memory(model.config, model.sources(), model.tokenizer, model.provenance, &size);
+    return std::string(reinterpret_cast<const char*>(bytes.get()), size);
+  };
+  EXPECT_EQ(write(), write());
+}
+
+TEST(Convert, provenance_names_the_source) {
+  ConvertOptions o = options_for_test();
+  o.dtype = DType::kF16;
+  o.license = "CC BY 2.0 FR, by \xff someone";  // not UTF-8: replaced, never an exception
+  const auto tensors = xsr_tensors();
+  const auto json = nlohmann::json::parse(convert(tensors, o).provenance);
+  EXPECT_EQ(json["source"]["file"], "model.safetensors")
+      << "the base name alone, no folder of the machine";
+  EXPECT_EQ(json["source"]["sha256"], sha256_hex(as_span(safetensors_file(tensors))));
+  EXPECT_EQ(json["source"]["format"], "safetensors");
+  EXPECT_EQ(json["dtype"], "f16");
+  EXPECT_THAT(json["license"].get<std::string>(), HasSubstr("CC BY 2.0 FR"));
+  EXPECT_THAT(json["converter"].get<std::string>(), testing::StartsWith("xsr-convert "));
+}
+
+TEST(Convert, sha256_of_the_standard) {
+  EXPECT_EQ(sha256_hex(as_span(std::string("abc"))),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+TEST(Convert, a_prefix_selects_and_is_taken_off) {
+  auto tensors = xsr_tensors();
+  for (auto& t : tensors) t.name = "parameter." + t.name;
+  tensors.push_back({"ids", "I64", {1}, bytes_of<int64_t>(3)});
+  EXPECT_THAT(
+      refused(tensors),
+      HasSubstr("is no checkpoint of family xsr (its first tensor is parameter.model.bert"));
+  ConvertOptions o = options_for_test();
+  o.prefix = "parameter.";
+  EXPECT_EQ(convert(tensors, o).config.num_layers, 2);
+  o.prefix = "none.";
+  EXPECT_THAT(refused(tensors, o), HasSubstr("no tensor has a name that begins with none."));
+}
+
+TEST(Convert, missing_tensors_are_named) {
+  auto tensors = xsr_tensors();
+  std::erase_if(tensors,
+                [](const NamedTensor& t) { return t.name == kLayer1 + "output.dense.bias"; });
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("1 tensors are missing:\n  model.bert.encoder.layer.1.output.dense.bias"));
+  // A gap in the layers.
+  tensors = xsr_tensors();
+  for (auto& t : tensors) {
+    if (t.name.starts_with(kLayer1))
+      t.name.replace(0, kLayer1.size(), "model.bert.encoder.layer.2.");
+  }
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("16 tensors are missing:\n  "
+                        "model.bert.encoder.layer.1.attention.self_attention.query.weight"));
+  EXPECT_THAT(refused(tensors), HasSubstr("and 8 more"));
+  tensors = xsr_tensors();
+  named(tensors, kLayer1 + "output.dense.bias").name =
+      "model.bert.encoder.layer.99999999.output.dense.bias";
+  EXPECT_THAT(refused(tensors), HasSubstr("is layer 99999999, expected fewer than 1024"));
+}
+
+TEST(Convert, unexpected_tensors_are_named) {
+  auto tensors = xsr_tensors();
+  tensors.push_back({"model.la_tag_linear.embedding.weight", "F32", {1}, floats({1})});
+  tensors.push_back({"model.bert.encoder.layer.x.dense.weight", "F32", {1}, floats({1})});
+  const std::string message = refused(tensors);
+  EXPECT_THAT(
+      message,
+      HasSubstr("2 tensors are unexpected in family xsr:\n  model.la_tag_linear.embedding.weight\n"
+                "  model.bert.encoder.layer.x.dense.weight"));
+  EXPECT_THAT(message, Not(HasSubstr("missing")));
+}
+
+TEST(Convert, wrong_shapes_say_where_the_size_comes_from) {
+  auto tensors = xsr_tensors();
+  NamedTensor& t = named(tensors, kLayer1 + "output.dense.weight");
+  t.shape = {24, 39};
+  t.data.resize(24 * 39 * 4);
+  EXPECT_THAT(
+      refused(tensors),
+      HasSubstr("model.bert.encoder.layer.1.output.dense.weight is [24, 39], expected [24, 40]\n"
+                "  (intermediate_size 40 comes from "
+                "model.bert.encoder.layer.0.intermediate.dense.weight). Is this a model "
+                "with layers of different sizes? Those are not supported."));
+  tensors = xsr_tensors();
+  named(tensors, kLayer1 + "attention.output.dense.bias").shape = {4, 6};
+  EXPECT_THAT(refused(tensors), HasSubstr("attention.output.dense.bias is [4, 6], expected [24]"));
+  tensors = xsr_tensors();
+  named(tensors, "model.bert.embedding.word_embedding.embedding.weight").shape = {960};
+  EXPECT_THAT(refused(tensors), HasSubstr("embedding.weight is [960], expected a matrix"));
+  tensors = xsr_tensors();
+  NamedTensor& p =
+      named(tensors, "model.bert.embedding.position_embedding.position_embeddings.weight");
+  p.shape = {1, 24};
+  p.data.resize(24 * 4);
+  EXPECT_THAT(refused(tensors), HasSubstr("is [1, 24], expected more than 1 rows"));
+}
+
+TEST(Convert, integers_are_no_weights) {
+  auto tensors = xsr_tensors();
+  named(tensors, kLayer1 + "output.dense.weight").dtype = "I32";
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("output.dense.weight is I32, expected F32, F16, BF16 or F64"));
+}
+
+TEST(Convert, tied_tensors_must_agree_bit_for_bit) {
+  auto tensors = xsr_tensors();
+  named(tensors, "model.decoder.decoder.weight").data[(7 * 24 + 5) * 4] ^= 1;
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("model.decoder.decoder.weight differs from "
+                        "model.bert.embedding.word_embedding.embedding.weight at [7, 5]"));
+  tensors = xsr_tensors();
+  named(tensors, "model.target_embedding.weight").shape = {24, 40};
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("model.target_embedding.weight is F32 [24, 40], but it is tied to"));
+  // A checkpoint of the encoder alone has no copies to compare.
+  tensors = xsr_tensors();
+  tensors.resize(tensors.size() - 7);
+  EXPECT_TRUE(convert(tensors).dropped.empty());
+}
+
+TEST(Convert, weights_that_are_not_finite_are_named_with_their_index) {
+  const auto with = [](float value, const std::string& name, size_t element,
+                       DType dtype = DType::kF32) {
+    auto tensors = xsr_tensors();
+    std::memcpy(named(tensors, name).data.data() + element * 4, &value, 4);
+    ConvertOptions o = options_for_test();
+    o.dtype = dtype;
+    return refused(tensors, o);
+  };
+  const float inf = std::numeric_limits<float>::infinity();
+  const std::string key = kLayer1 + "attention.self_attention.key.weight",
+                    bias = kLayer1 + "output.LayerNorm.bias";
+  EXPECT_THAT(with(std::nanf(""), key, 24 * 3 + 17),
+              HasSubstr(key + " has NaN at [3, 17], expected finite weights"));
+  EXPECT_THAT(with(inf, bias, 23), HasSubstr(bias + " has infinity at [23]"));
+  EXPECT_THAT(with(-inf, bias, 0), HasSubstr(bias + " has infinity at [0]"));
+  EXPECT_THAT(with(70000, key, 1, DType::kF16),
+              HasSubstr(key + " has 70000 at [0, 1], which is beyond the range of f16"));
+  EXPECT_THAT(with(3.4e38f, key, 1, DType::kBF16),
+              HasSubstr("has 3.4e+38 at [0, 1], which is beyond the range of bf16"));
+  auto tensors = xsr_tensors({}, "F64");
+  const double large = 1e300;
+  std::memcpy(named(tensors, key).data.data(), &large, 8);
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("has 1e+300 at [0, 0], which is beyond the range of f32"));
+}
+
+TEST(Convert, a_tokenizer_is_checked) {
+  ConvertOptions o = options_for_test();
+  o.sentencepiece = "this is no protocol buffer";
+  o.sentencepiece_name = "x.model";
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { convert(xsr_tensors(), o); }),
+              HasSubstr("x.model: is no SentencePiece model"));
+  SHARED_OR_SKIP(path, "models/xsr-enfr-16k.spm.model");
+  o.sentencepiece = read_file(path);
+  EXPECT_THAT(
+      message_of(XSR_STATUS_BAD_FILE, [&] { convert(xsr_tensors(), o); }),
+      HasSubstr(
+          "x.model: has 16000 pieces, but model.bert.embedding.word_embedding.embedding.weight in "
+          "folder/model.safetensors has only 40 rows"));
+  Shape large;
+  large.V = 16000;
+  const ConvertedModel model = convert(xsr_tensors(large), o);
+  EXPECT_EQ(model.config.tokenizer, TokenizerKind::kSentencePiece);
+  EXPECT_EQ(model.config.pad_id, 0);
+  EXPECT_EQ(model.config.unk_id, 1);
+  EXPECT_EQ(model.config.mask_id, 2);
+  EXPECT_EQ(model.tokenizer, o.sentencepiece);
+}
+
+TEST(Convert, families_that_are_not_there_yet) {
+  ConvertOptions o = options_for_test();
+  o.family = Family::kBert;
+  EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
+              HasSubstr("family bert cannot be converted"));
+  o.family = Family::kXsr;
+  o.dtype = DType::kI8;
+  EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
+              HasSubstr("dtype i8 cannot be written"));
+}
+
+// ---- inspect and check ----
+
+TEST(Inspect, checkpoints_and_xsr_files) {
+  const Folder folder;
+  const auto tensors = xsr_tensors();
+  const std::string text =
+      inspect_file(folder.write("m.safetensors", safetensors_file(tensors, R"({"k":"v"})")));
+  EXPECT_THAT(text, HasSubstr("safetensors"));
+  EXPECT_THAT(text, HasSubstr("k = v"));
+  EXPECT_THAT(text, HasSubstr("model.transform.dense.bias"));
+  EXPECT_THAT(text, HasSubstr("[40, 24]"));
+  const ConvertedModel model = convert(tensors);
+  const std::string path = folder / "m.xsr";
+  write_xsr_file(path, model.config, model.sources(), model.tokenizer, model.provenance);
+  const std::string xsr = inspect_file(path);
+  EXPECT_THAT(xsr, HasSubstr("num_heads            3"));
+  EXPECT_THAT(xsr, HasSubstr("layer.1.qkv.weight"));
+  EXPECT_THAT(xsr, HasSubstr("panels32"));
+  EXPECT_THAT(check_xsr_file(path), HasSubstr("checksums hold"));
+}
+
+TEST(Inspect, check_finds_damage_and_nan) {
+  const Folder folder;
+  ConvertedModel model = convert(xsr_tensors());
+  const std::string path = folder / "m.xsr";
+  write_xsr_file(path, model.config, model.sources(), model.tokenizer, model.provenance);
+  std::string bytes = read_file(path);
+  const auto file = XsrFile::open(path);
+  bytes[file->find("layer.1.down.weight")->offset + 5] ^= 4;
+  const std::string damaged = folder.write("damaged.xsr", bytes);
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { check_xsr_file(damaged); }),
+              HasSubstr("layer.1.down.weight"));
+  for (auto& t : model.tensors) {
+    if (t.name == "layer.0.up.bias") std::memcpy(t.data.data() + 12, "\0\0\xc0\x7f", 4);
+  }
+  write_xsr_file(path, model.config, model.sources(), model.tokenizer, model.provenance);
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { check_xsr_file(path); }),
+              HasSubstr("layer.0.up.bias has NaN at element 3"));
+}
+
+// ---- the shipped model ----
+
+TEST(Models, the_shipped_model_is_what_its_manifest_says) {
+  const auto manifest =
+      nlohmann::json::parse(read_file(kSource / "models/xsr-en-fr.manifest.json"));
+  const std::string path = (kSource / "models" / manifest["file"].get<std::string>()).string();
+  const std::string bytes = read_file(path);
+  EXPECT_EQ(bytes.size(), manifest["size"]);
+  EXPECT_EQ(sha256_hex(as_span(bytes)), manifest["sha256"]);
+  EXPECT_THAT(check_xsr_file(path), HasSubstr("checksums hold"));
+  const auto file = XsrFile::open(path);
+  const ModelConfig& c = file->config();
+  EXPECT_EQ(c.num_layers, manifest["num_layers"]);
+  EXPECT_EQ(c.hidden_size, manifest["hidden_size"]);
+  EXPECT_EQ(c.num_heads, manifest["num_heads"]);
+  EXPECT_EQ(c.intermediate_size, manifest["intermediate_size"]);
+  EXPECT_EQ(c.vocab_size, manifest["vocab_size"]);
+  EXPECT_EQ(c.max_seq_len, manifest["max_seq_len"]);
+  EXPECT_TRUE(c.lowercase);
+  EXPECT_EQ(c.tokenizer, TokenizerKind::kSentencePiece);
+  const auto provenance = nlohmann::json::parse(file->provenance());
+  EXPECT_EQ(provenance["source"]["sha256"], manifest["source"]["checkpoint_sha256"]);
+  EXPECT_EQ(provenance["tokenizer"]["sha256"], manifest["source"]["tokenizer_sha256"]);
+  EXPECT_EQ(provenance["license"], read_file(kSource / "models/xsr-en-fr.LICENSE.txt"));
+}
+
+// ---- the command line ----
+
+class CommandLine : public testing::Test {
+ protected:
+  void SetUp() override {
+    tool_ = (fs::path(XSR_BINARY_DIR) / "converter" / "xsr-convert").string();
+    if (!fs::exists(tool_)) GTEST_SKIP() << tool_ << " is not built";
+    input_ = folder_.write("in.safetensors", safetensors_file(xsr_tensors()));
+  }
+  /// The exit status; what was written is in out_ and err_.
+  int run(const std::string& arguments) {
+    const int status = std::system(
+        (tool_ + " " + arguments + " >" + (folder_ / "out") + " 2>" + (folder_ / "err")).c_str());
+    out_ = read_file(folder_ / "out");
+    err_ = read_file(folder_ / "err");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  Folder folder_;
+  std::string tool_, input_, out_, err_;
+};
+
+TEST_F(CommandLine, converts_twice_to_the_same_bytes) {
+  const std::string a = folder_ / "a.xsr", b = folder_ / "b.xsr";
+  EXPECT_EQ(run(input_ + " -o " + a + " --heads 3 --dtype bf16 --license 'CC0 1.0'"), 0) << err_;
+  EXPECT_EQ(out_, "") << "data alone goes to standard output";
+  EXPECT_THAT(err_, HasSubstr("the model takes token ids only"));
+  EXPECT_THAT(err_, HasSubstr("model.transform.dense.weight"));
+  EXPECT_EQ(run(input_ + " -o " + b + " --heads 3 --dtype bf16 --license 'CC0 1.0'"), 0) << err_;
+  EXPECT_EQ(read_file(a), read_file(b));
+  EXPECT_EQ(run("--check " + a), 0) << err_;
+  EXPECT_THAT(out_, HasSubstr("checksums hold"));
+  EXPECT_EQ(run("--inspect " + a), 0) << err_;
+  EXPECT_THAT(out_, HasSubstr("lowercase            true"));
+  EXPECT_THAT(out_, HasSubstr("CC0 1.0"));
+  EXPECT_EQ(run(input_ + " -o " + b + " --heads 3 --no-lowercase --activation relu --license " +
+                folder_.write("license.txt", "terms in a file")),
+            0)
+      << err_;
+  EXPECT_EQ(run("--inspect " + b), 0) << err_;
+  EXPECT_THAT(out_, HasSubstr("lowercase            false"));
+  EXPECT_THAT(out_, HasSubstr("activation           relu"));
+  EXPECT_THAT(out_, HasSubstr("terms in a file"));
+}
+
+TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
+  const std::string kept = folder_.write("kept.xsr", "kept");
+  EXPECT_EQ(run(input_ + " -o " + kept), 1);
+  EXPECT_THAT(err_, testing::StartsWith("xsr-convert: " + input_ +
+                                        ": hidden_size 24 is no multiple of 64"));
+  EXPECT_EQ(read_file(kept), "kept");
+  EXPECT_EQ(run(input_ + " --heads 3 -o " + input_), 1);
+  EXPECT_THAT(err_, HasSubstr("is the input too"));
+  EXPECT_EQ(run("/nonexistent -o " + kept), 1);
+  EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
+  EXPECT_EQ(run("--check " + input_), 1);
+}
+
+TEST_F(CommandLine, wrong_usage_exits_with_2) {
+  EXPECT_EQ(run(""), 2);
+  EXPECT_EQ(run(input_), 2);
+  EXPECT_EQ(run(input_ + " -o x --dtype f8"), 2);
+  EXPECT_EQ(run(input_ + " -o x --heads -1"), 2);
+  EXPECT_EQ(run(input_ + " -o x --family t5"), 2);
+  EXPECT_EQ(run("--inspect " + input_ + " --check " + input_), 2);
+  EXPECT_EQ(run("--unknown"), 2);
+  EXPECT_EQ(run("--help"), 0);
+  EXPECT_EQ(run("--version"), 0);
+}
+
+}  // namespace
+}  // namespace xsr

@@ -1,0 +1,379 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "corpus/line_reader.h"
+#include "corpus/progress.h"
+#include "corpus/token_line.h"
+#include "corpus/vector_writer.h"
+#include "runtime/error.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::string_literals;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class Corpus : public testing::Test {
+ protected:
+  Corpus() {
+    std::string name = fs::temp_directory_path() / "xsr-corpus-test-XXXXXX";
+    folder_ = mkdtemp(name.data());
+  }
+  ~Corpus() override { fs::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return folder_ / name; }
+  std::string write(const std::string& bytes) const {
+    std::ofstream(path("in.txt"), std::ios::binary) << bytes;
+    return path("in.txt");
+  }
+  std::string read(const std::string& name) const {
+    std::ifstream in(path(name), std::ios::binary);
+    std::ostringstream bytes;
+    bytes << in.rdbuf();
+    return bytes.str();
+  }
+
+  fs::path folder_;
+};
+
+struct Lines {
+  std::vector<std::string> text;
+  std::vector<int> cut;
+};
+
+Lines lines_of(const std::string& file, size_t max_line = 1 << 20, size_t block = 1 << 20,
+               size_t max_lines = 3, size_t max_bytes = 1000) {
+  xsr::LineReader reader(file, max_line, nullptr, block);
+  Lines lines;
+  xsr::LineBatch batch;
+  while (reader.read(max_lines, max_bytes, batch)) {
+    EXPECT_EQ(batch.first_line, lines.text.size() + 1);
+    EXPECT_LE(batch.size(), max_lines);
+    for (size_t i = 0; i < batch.size(); ++i) {
+      lines.text.emplace_back(batch.line(i));
+      lines.cut.push_back(batch.cut[i]);
+    }
+  }
+  EXPECT_EQ(batch.bytes_consumed, reader.total_bytes());
+  EXPECT_FALSE(reader.read(max_lines, max_bytes, batch));
+  return lines;
+}
+
+TEST_F(Corpus, LineEnds) {
+  const std::pair<std::string, std::vector<std::string>> cases[] = {
+      {"", {}},
+      {"\n", {""}},
+      {"\n\n", {"", ""}},
+      {"a", {"a"}},
+      {"a\n", {"a"}},
+      {"a\nb", {"a", "b"}},
+      {"a\r\nb\r\n", {"a", "b"}},
+      {"\r\n\r\n", {"", ""}},
+      {"a\r\r\nb\rc\n", {"a\r", "b\rc"}},
+      {"a\r", {"a\r"}},
+      {"\0\n\0\0b\n"s, {"\0"s, "\0\0b"s}},
+      {"one\n\n\nfour\n", {"one", "", "", "four"}},
+  };
+  for (const auto& [bytes, expected] : cases) {
+    for (size_t block : {1, 2, 3, 5, 1000}) {
+      EXPECT_EQ(lines_of(write(bytes), 1000, block).text, expected) << bytes << " block " << block;
+    }
+  }
+}
+
+TEST_F(Corpus, LinesOfAnyLengthAndBlock) {
+  std::mt19937 rng(4);
+  for (int i = 0; i < 200; ++i) {
+    std::string bytes;
+    std::vector<std::string> expected;
+    for (uint32_t n = rng() % 30; n > 0; --n) {
+      std::string line(rng() % 4 == 0 ? rng() % 3000 : rng() % 20, '\0');
+      for (char& c : line) c = static_cast<char>(rng() % 255 + (rng() % 2));
+      for (char& c : line) c = c == '\n' || c == '\r' ? 'x' : c;
+      bytes += line + (rng() % 2 ? "\n" : "\r\n");
+      expected.push_back(line);
+    }
+    ASSERT_EQ(lines_of(write(bytes), 5000, 1 + rng() % 300, 1 + rng() % 9, rng() % 900).text,
+              expected);
+  }
+}
+
+TEST_F(Corpus, LongLinesKeepTheirBeginning) {
+  for (size_t block : {1, 3, 100}) {
+    const Lines lines =
+        lines_of(write("12345\n123456\n1234567\r\n12345\r\n123456789012345\nab"), 6, block);
+    EXPECT_THAT(lines.text, ElementsAre("12345", "123456", "123456", "12345", "123456", "ab"));
+    EXPECT_THAT(lines.cut, ElementsAre(0, 0, 1, 0, 1, 0));
+    // A line of exactly the limit before CRLF is whole; a CR beyond the limit that ends no line is
+    // cut off.
+    EXPECT_THAT(lines_of(write("123456\r\n123456\rx\n"), 6, block).cut, ElementsAre(0, 1));
+    // The cut goes before a character, not through it.
+    const Lines split = lines_of(write("1234\u20AC\u20AC\n12345\u20AC\n123\u20AC\u20AC"), 6, block);
+    EXPECT_THAT(split.text, ElementsAre("1234", "12345", "123\u20AC"));
+    EXPECT_THAT(split.cut, ElementsAre(1, 1, 1));
+  }
+}
+
+TEST_F(Corpus, MemoryDoesNotGrowWithALine) {
+  {
+    std::ofstream out(path("long"), std::ios::binary);
+    const std::string block(1 << 20, 'x');
+    for (int i = 0; i < 64; ++i) out << block;
+    out << "\nlast\n";
+  }
+  rusage before, after;
+  getrusage(RUSAGE_SELF, &before);
+  const Lines lines = lines_of(path("long"), 1 << 20);
+  getrusage(RUSAGE_SELF, &after);
+  ASSERT_EQ(lines.text.size(), 2u);
+  EXPECT_EQ(lines.text[0].size(), size_t{1} << 20);
+  EXPECT_EQ(lines.text[1], "last");
+  EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 40 * 1024) << "KiB";
+}
+
+TEST_F(Corpus, MissingAndUnreadableInput) {
+  for (const std::string& name : {path("missing.txt"), folder_.string()}) {
+    try {
+      lines_of(name);
+      ADD_FAILURE() << name;
+    } catch (const xsr::Error& e) {
+      EXPECT_EQ(e.status(), XSR_STATUS_IO);
+      EXPECT_THAT(e.what(), HasSubstr(name));
+    }
+  }
+}
+
+TEST_F(Corpus, StopsWhileWaitingForInput) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  std::atomic<bool> stop = false;
+  std::thread writer([&] {
+    std::ofstream out(path("pipe"), std::ios::binary);
+    out << "one\ntwo\nhal" << std::flush;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    stop = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));  // the pipe stays open
+  });
+  xsr::LineReader reader(path("pipe"), 1000, &stop);
+  xsr::LineBatch batch;
+  ASSERT_TRUE(reader.read(100, 1000, batch));
+  ASSERT_EQ(batch.size(), 2u);  // half a line is no line
+  EXPECT_EQ(batch.line(1), "two");
+  EXPECT_FALSE(reader.read(100, 1000, batch));
+  writer.join();
+}
+
+// ---- Writers ----
+
+std::vector<float> rows_of(size_t rows, size_t columns) {
+  std::vector<float> values(rows * columns);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(static_cast<float>(i)) * 1e-3f;
+  return values;
+}
+
+TEST_F(Corpus, NpyHasItsRowsAndShape) {
+  const std::vector<float> values = rows_of(7, 5);
+  xsr::VectorWriter writer(path("v.npy"), xsr::VectorFormat::kNpy, 5);
+  writer.append(values.data(), 3);
+  writer.append(values.data() + 15, 4);
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+  EXPECT_TRUE(fs::exists(path("v.npy.partial")));
+  writer.finish();
+  EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+  const std::string bytes = read("v.npy");
+  ASSERT_EQ(bytes.size(), 128 + values.size() * 4);
+  EXPECT_EQ(bytes.substr(0, 10), "\x93NUMPY\x01\x00\x76\x00"s);
+  EXPECT_EQ(bytes.substr(10, 60), "{'descr': '<f4', 'fortran_order': False, 'shape': (7, 5), } ");
+  EXPECT_EQ(bytes[127], '\n');
+  EXPECT_EQ(std::memcmp(bytes.data() + 128, values.data(), values.size() * 4), 0);
+}
+
+TEST_F(Corpus, EmptyOutputs) {
+  for (const char* name : {"e.npy", "e.f32", "e.tsv"}) {
+    xsr::VectorWriter writer(path(name), xsr::vector_format(name), 512);
+    writer.finish();
+    EXPECT_TRUE(fs::exists(path(name)));
+  }
+  EXPECT_THAT(read("e.npy"), HasSubstr("'shape': (0, 512)"));
+  EXPECT_EQ(read("e.f32"), "");
+  EXPECT_EQ(read("e.tsv"), "");
+}
+
+TEST_F(Corpus, RawAndTsvHoldTheSameFloats) {
+  std::vector<float> values = rows_of(4, 3);
+  values[0] = 1.17549435e-38f;
+  values[1] = 3.40282347e+38f;
+  values[2] = -0.0f;
+  for (const char* name : {"v.f32", "v.tsv"}) {
+    xsr::VectorWriter writer(path(name), xsr::vector_format(name), 3);
+    writer.append(values.data(), 4);
+    writer.finish();
+  }
+  const std::string raw = read("v.f32");
+  ASSERT_EQ(raw.size(), values.size() * 4);
+  EXPECT_EQ(std::memcmp(raw.data(), values.data(), raw.size()), 0);
+  std::istringstream in(read("v.tsv"));
+  size_t at = 0;
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    for (std::string word; std::getline(words, word, '\t'); ++at) {
+      ASSERT_LT(at, values.size());
+      const float value = std::strtof(word.c_str(), nullptr);
+      EXPECT_EQ(std::memcmp(&value, &values[at], 4), 0) << word;
+    }
+    EXPECT_EQ(at % 3, 0u);
+  }
+  EXPECT_EQ(at, values.size());
+}
+
+TEST_F(Corpus, AbandonedRunsKeepWholeRowsAndTheOldOutput) {
+  std::ofstream(path("v.npy")) << "older";
+  const std::vector<float> values = rows_of(2, 3);
+  {
+    xsr::VectorWriter writer(path("v.npy"), xsr::VectorFormat::kNpy, 3);
+    writer.append(values.data(), 2);
+    EXPECT_THAT(writer.abandon(), HasSubstr("kept in " + path("v.npy") + ".partial."));
+    EXPECT_EQ(writer.abandon(), "");
+  }
+  EXPECT_EQ(read("v.npy"), "older");
+  EXPECT_THAT(read("v.npy.partial"), HasSubstr("'shape': (2, 3)"));
+  EXPECT_EQ(read("v.npy.partial").size(), 128u + 24);
+  {
+    xsr::VectorWriter writer(path("none.npy"), xsr::VectorFormat::kNpy, 3);
+    EXPECT_EQ(writer.abandon(), "");
+  }
+  EXPECT_FALSE(fs::exists(path("none.npy")));
+  EXPECT_FALSE(fs::exists(path("none.npy.partial")));
+}
+
+// A full disk, played by the file size limit: the kernel writes up to it and then refuses, as a
+// full disk does.
+TEST_F(Corpus, AFullDiskKeepsTheRowsWritten) {
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit old;
+  getrlimit(RLIMIT_FSIZE, &old);
+  const std::vector<float> values = rows_of(10, 5);
+  std::string message;
+  {
+    xsr::VectorWriter writer(path("v.npy"), xsr::VectorFormat::kNpy, 5);
+    rlimit small = {128 + 10 * 20 + 30, old.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+    writer.append(values.data(), 10);
+    try {
+      writer.append(values.data(), 10);
+    } catch (const xsr::Error& e) {
+      EXPECT_EQ(e.status(), XSR_STATUS_IO);
+      message = e.what();
+    }
+    setrlimit(RLIMIT_FSIZE, &old);
+  }
+  EXPECT_THAT(message, HasSubstr(path("v.npy") + ": "));
+  EXPECT_THAT(message, HasSubstr(" after 10 rows. The rows written are kept in " +
+                                 path("v.npy.partial") + "."));
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+  EXPECT_EQ(read("v.npy.partial").size(), 128u + 200);
+  EXPECT_THAT(read("v.npy.partial"), HasSubstr("'shape': (10, 5)"));
+}
+
+TEST_F(Corpus, FullDeviceMessage) {
+  if (::access("/dev/full", W_OK) != 0) GTEST_SKIP() << "no /dev/full";
+  fs::create_symlink("/dev/full", path("v.f32.partial"));
+  const std::vector<float> values = rows_of(1, 5);
+  xsr::VectorWriter writer(path("v.f32"), xsr::VectorFormat::kF32, 5);
+  try {
+    writer.append(values.data(), 1);
+    ADD_FAILURE();
+  } catch (const xsr::Error& e) {
+    EXPECT_EQ(e.what(), path("v.f32") + ": no space left on device after 0 rows.");
+  }
+}
+
+TEST_F(Corpus, FormatsAndFolders) {
+  EXPECT_EQ(xsr::vector_format("a/b.npy"), xsr::VectorFormat::kNpy);
+  EXPECT_EQ(xsr::vector_format("b.f32"), xsr::VectorFormat::kF32);
+  EXPECT_EQ(xsr::vector_format("b.tsv"), xsr::VectorFormat::kTsv);
+  for (const char* bad : {"b", "b.bin", ".npy", "", "npy", "b.npy.gz"}) {
+    EXPECT_THROW(xsr::vector_format(bad), xsr::Error) << bad;
+  }
+  try {
+    xsr::VectorWriter writer(path("no/such/folder.npy"), xsr::VectorFormat::kNpy, 3);
+    ADD_FAILURE();
+  } catch (const xsr::Error& e) {
+    EXPECT_EQ(e.status(), XSR_STATUS_IO);
+    EXPECT_THAT(e.what(), HasSubstr("No such file"));
+  }
+}
+
+// ---- Small parts ----
+
+TEST(TokenLine, NumbersAndMistakes) {
+  std::vector<int32_t> ids;
+  std::string_view bad;
+  EXPECT_TRUE(xsr::parse_token_line("", 10, ids, &bad));
+  EXPECT_TRUE(xsr::parse_token_line(" \t ", 10, ids, &bad));
+  EXPECT_TRUE(ids.empty());
+  EXPECT_TRUE(xsr::parse_token_line(" 0 9\t3  ", 10, ids, &bad));
+  EXPECT_THAT(ids, ElementsAre(0, 9, 3));
+  for (const auto& [line, word] : {std::pair{"1 x2 3", "x2"},
+                                   {"1 2x 3", "2x"},
+                                   {"10", "10"},
+                                   {"-1", "-1"},
+                                   {"1 99999999999", "99999999999"},
+                                   {"1,2", "1,2"},
+                                   {"+1", "+1"},
+                                   {"1.0", "1.0"}}) {
+    EXPECT_FALSE(xsr::parse_token_line(line, 10, ids, &bad)) << line;
+    EXPECT_EQ(bad, word);
+  }
+}
+
+TEST(Progress, Words) {
+  EXPECT_EQ(xsr::with_separators(0), "0");
+  EXPECT_EQ(xsr::with_separators(999), "999");
+  EXPECT_EQ(xsr::with_separators(1000), "1,000");
+  EXPECT_EQ(xsr::with_separators(1204992), "1,204,992");
+  EXPECT_EQ(xsr::clock_time(0), "0:00");
+  EXPECT_EQ(xsr::clock_time(83), "1:23");
+  EXPECT_EQ(xsr::clock_time(3723), "1:02:03");
+  EXPECT_EQ(xsr::progress_line(250, 1000, 5000, 10), "25.0 %, 5,000 lines, 500 lines/s, 0:30 left");
+  EXPECT_EQ(xsr::progress_line(250, 0, 5000, 10), "5,000 lines, 500 lines/s, 0:10 so far");
+  EXPECT_EQ(xsr::progress_line(0, 1000, 0, 0), "0.0 %, 0 lines, 0 lines/s");
+  EXPECT_EQ(xsr::progress_line(2000, 1000, 10, 1), "100.0 %, 10 lines, 10 lines/s, 0:00 left");
+}
+
+std::string shown(bool terminal, std::initializer_list<double> times) {
+  char* text = nullptr;
+  size_t size = 0;
+  std::FILE* out = open_memstream(&text, &size);
+  xsr::Progress progress(out, terminal, 100);
+  for (double t : times) progress.update(static_cast<uint64_t>(t), 1, t);
+  progress.clear();
+  std::fclose(out);
+  std::string result(text, size);
+  std::free(text);
+  return result;
+}
+
+TEST(Progress, RareLinesInALogAndOneLineOnATerminal) {
+  EXPECT_EQ(shown(false, {1, 5, 9.9}), "");
+  const std::string log = shown(false, {1, 10, 12, 19, 20, 25});
+  EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 2);
+  EXPECT_EQ(log.find('\r'), std::string::npos);
+  const std::string terminal = shown(true, {0.1, 0.6, 0.7, 1.2});
+  EXPECT_EQ(terminal.find('\n'), std::string::npos);
+  EXPECT_EQ(std::count(terminal.begin(), terminal.end(), '\r'), 3);  // two updates and the clearing
+}
+
+}  // namespace

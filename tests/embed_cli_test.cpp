@@ -1,0 +1,272 @@
+// Runs the built xsr-embed on the shipped model.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "xsr/xsr.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::string_literals;
+using testing::HasSubstr;
+using testing::Not;
+
+const std::string kTool = XSR_BINARY_DIR "/corpus/xsr-embed";
+const std::string kModel = XSR_SOURCE_DIR "/models/xsr-en-fr.xsr";
+
+struct Outcome {
+  int exit_status = -1;
+  std::string out, err;
+  long max_rss = 0;  // KiB
+};
+
+class EmbedCli : public testing::Test {
+ protected:
+  EmbedCli() {
+    std::string name = fs::temp_directory_path() / "xsr-embed-test-XXXXXX";
+    folder_ = mkdtemp(name.data());
+  }
+  ~EmbedCli() override { fs::remove_all(folder_); }
+  void SetUp() override {
+    ASSERT_TRUE(fs::exists(kTool)) << kTool;
+    ASSERT_TRUE(fs::exists(kModel)) << kModel;
+  }
+
+  std::string path(const std::string& name) const { return folder_ / name; }
+  void write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(path(name), std::ios::binary) << bytes;
+  }
+  std::string read(const std::string& name) const {
+    std::ifstream in(path(name), std::ios::binary);
+    std::ostringstream bytes;
+    bytes << in.rdbuf();
+    return bytes.str();
+  }
+
+  /// Starts the tool in the test's folder; the arguments go through the shell.
+  pid_t start(const std::string& arguments) const {
+    const pid_t child = fork();
+    if (child == 0) {
+      const std::string command = "exec " + kTool + " " + arguments + " >out 2>err";
+      if (chdir(folder_.c_str()) == 0) execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+      _exit(127);
+    }
+    return child;
+  }
+  Outcome wait_for(pid_t child) const {
+    Outcome outcome;
+    int status = 0;
+    rusage usage = {};
+    EXPECT_EQ(wait4(child, &status, 0, &usage), child);
+    outcome.exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    outcome.max_rss = usage.ru_maxrss;
+    outcome.out = read("out");
+    outcome.err = read("err");
+    return outcome;
+  }
+  Outcome run(const std::string& arguments) const { return wait_for(start(arguments)); }
+  Outcome embed(const std::string& arguments) const {
+    return run("-m " + kModel + " " + arguments);
+  }
+
+  fs::path folder_;
+};
+
+/// The C API on the same model, for what the rows must be.
+class Reference {
+ public:
+  Reference() {
+    char detail[256] = "";
+    EXPECT_EQ(xsr_model_open(kModel.c_str(), nullptr, &model_, detail, sizeof detail),
+              XSR_STATUS_OK)
+        << detail;
+    EXPECT_EQ(xsr_session_create(model_, nullptr, &session_, detail, sizeof detail), XSR_STATUS_OK)
+        << detail;
+    info_.size = sizeof info_;
+    EXPECT_EQ(xsr_model_get_info(model_, &info_), XSR_STATUS_OK);
+  }
+  ~Reference() {
+    xsr_session_destroy(session_);
+    xsr_model_close(model_);
+  }
+  size_t columns() const { return static_cast<size_t>(info_.embedding_size); }
+  int32_t max_tokens() const { return info_.max_seq_len; }
+  int32_t vocab_size() const { return info_.vocab_size; }
+  std::string row(const std::string& text) const {
+    std::vector<float> values(columns());
+    const xsr_text t = {text.data(), text.size()};
+    EXPECT_EQ(xsr_session_embed_texts(session_, &t, 1, values.data(), nullptr), XSR_STATUS_OK);
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+  }
+  std::string ids(const std::string& text) const {
+    std::vector<int32_t> ids(1000);
+    size_t count = 0;
+    EXPECT_EQ(xsr_session_tokenize(session_, {text.data(), text.size()}, ids.data(), ids.size(),
+                                   &count, nullptr),
+              XSR_STATUS_OK);
+    std::string line;
+    for (size_t i = 0; i < count; ++i) line += (i ? " " : "") + std::to_string(ids[i]);
+    return line;
+  }
+
+ private:
+  xsr_model* model_ = nullptr;
+  xsr_session* session_ = nullptr;
+  xsr_model_info info_ = {};
+};
+
+TEST_F(EmbedCli, RowIIsLineI) {
+  const Reference reference;
+  const std::string row_bytes(reference.columns() * 4, '\0');
+  const std::vector<std::string> lines = {
+      "The cat sleeps.", "", "Le chat dort.", "nul \0 byte"s, "bad \xFF byte", " \t ", "last"};
+  std::string expected;
+  for (const std::string& line : lines) expected += reference.row(line);
+  EXPECT_EQ(expected.substr(row_bytes.size(), row_bytes.size()), row_bytes)
+      << "a blank line is a zero vector";
+  for (const char* end : {"\n", "\r\n"}) {
+    for (bool final_end : {true, false}) {
+      std::string text;
+      for (size_t i = 0; i < lines.size(); ++i)
+        text += lines[i] + (i + 1 < lines.size() || final_end ? end : "");
+      write("in.txt", text);
+      const Outcome outcome = embed("-i in.txt -o v.f32");
+      ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
+      EXPECT_EQ(read("v.f32"), expected);
+      EXPECT_THAT(outcome.err, HasSubstr("7 lines, "));
+      EXPECT_THAT(outcome.err, HasSubstr(", 0 truncated, 2 empty, 1 replaced bytes, "));
+      EXPECT_EQ(outcome.out, "");
+    }
+  }
+  // The same through standard input and output, and as npy and text.
+  ASSERT_EQ(embed("-o - < in.txt").out, expected);
+  ASSERT_EQ(embed("-i in.txt -o v.npy --threads 2").exit_status, 0);
+  EXPECT_EQ(read("v.npy").substr(128), expected);
+  EXPECT_THAT(read("v.npy"),
+              HasSubstr("'shape': (7, " + std::to_string(reference.columns()) + ")"));
+  ASSERT_EQ(embed("-q -i in.txt -o v.tsv").err, "");
+  std::istringstream tsv(read("v.tsv"));
+  std::string parsed;
+  for (std::string word; tsv >> word;) {
+    const float value = std::strtof(word.c_str(), nullptr);
+    parsed.append(reinterpret_cast<const char*>(&value), 4);
+  }
+  EXPECT_EQ(parsed, expected);
+}
+
+TEST_F(EmbedCli, EmptyInput) {
+  const Outcome outcome = embed("-o v.npy < /dev/null");
+  EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+  EXPECT_THAT(read("v.npy"), HasSubstr("'shape': (0, "));
+  EXPECT_EQ(read("v.npy").size(), 128u);
+  EXPECT_THAT(outcome.err, HasSubstr("0 lines, 0 tokens"));
+}
+
+TEST_F(EmbedCli, TokenIdsGiveTheTextsVectors) {
+  const Reference reference;
+  write("in.txt", reference.ids("The cat sleeps.") + "\r\n\n" + reference.ids("Le chat dort."));
+  const Outcome outcome = embed("--ids -i in.txt -o v.f32");
+  ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
+  EXPECT_EQ(read("v.f32"),
+            reference.row("The cat sleeps.") + reference.row("") + reference.row("Le chat dort."));
+
+  for (const std::string& bad :
+       {"x7"s, "-1"s, std::to_string(reference.vocab_size()), "99999999999999999999"s}) {
+    write("in.txt", "1 2\n\n3 " + bad + " 4\n");
+    const Outcome failed = embed("--ids -i in.txt -o bad.f32");
+    EXPECT_EQ(failed.exit_status, 1);
+    EXPECT_THAT(failed.err, HasSubstr("in.txt:3: \"" + bad + "\""));
+    EXPECT_FALSE(fs::exists(path("bad.f32")));
+    EXPECT_FALSE(fs::exists(path("bad.f32.partial"))) << "no row was written";
+  }
+}
+
+TEST_F(EmbedCli, TenMegabyteLines) {
+  const Reference reference;
+  std::string words, letters;
+  while (words.size() < 10'000'000) words += "the cat sleeps on the warm stone ";
+  while (letters.size() < 10'000'000) letters += "thecatsleepsonthewarmstone";
+  write("in.txt", words + "\nshort\n" + letters);
+  const Outcome outcome = embed("-i in.txt -o v.f32");
+  ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("3 lines, "));
+  EXPECT_THAT(outcome.err, HasSubstr(", 2 truncated, 0 empty"));
+  // A megabyte has more tokens than the model takes, so the rest of the line cannot matter.
+  EXPECT_EQ(read("v.f32"), reference.row(words.substr(0, 1 << 20)) + reference.row("short") +
+                               reference.row(letters.substr(0, 1 << 20)));
+  std::printf("  peak RSS %ld MiB\n", outcome.max_rss / 1024);
+}
+
+TEST_F(EmbedCli, ConstantMemory) {
+  // Mostly blank lines: rows without the work. The large output would not fit the allowed growth.
+  const auto peak = [&](int lines) {
+    std::string text;
+    for (int i = 0; i < lines; ++i) text += i % 50 == 0 ? "word\n" : "\n";
+    write("in.txt", text);
+    const Outcome outcome = embed("-i in.txt -o v.f32 --threads 1");
+    EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+    EXPECT_EQ(fs::file_size(path("v.f32")) % static_cast<size_t>(lines), 0u);
+    return outcome.max_rss;
+  };
+  const long few = peak(20000), many = peak(60000);
+  EXPECT_LT(many - few, 40 * 1024) << "KiB more for 40,000 lines more (80 MiB of vectors)";
+}
+
+TEST_F(EmbedCli, UsageAndFailures) {
+  EXPECT_EQ(run("--help").exit_status, 0);
+  EXPECT_THAT(run("--version").out, HasSubstr(xsr_version_string()));
+  write("in.txt", "a\n");
+  EXPECT_EQ(run("-i in.txt -o v.npy").exit_status, 2);  // no model
+  EXPECT_EQ(embed("-i in.txt").exit_status, 2);         // no output
+  EXPECT_EQ(embed("-i in.txt -o v.npy --isa sse9").exit_status, 2);
+  const Outcome ending = embed("-i in.txt -o v.bin");
+  EXPECT_EQ(ending.exit_status, 2);
+  EXPECT_THAT(ending.err, HasSubstr("v.bin"));
+  const Outcome no_model = run("-m missing.xsr -i in.txt -o v.npy");
+  EXPECT_EQ(no_model.exit_status, 1);
+  EXPECT_THAT(no_model.err, HasSubstr("missing.xsr"));
+  const Outcome no_input = embed("-i missing.txt -o v.npy");
+  EXPECT_EQ(no_input.exit_status, 1);
+  EXPECT_THAT(no_input.err, HasSubstr("missing.txt: cannot open: No such file"));
+  EXPECT_EQ(run("-m in.txt -i in.txt -o v.npy").exit_status, 1);  // no model file
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+  EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+}
+
+TEST_F(EmbedCli, AnInterruptKeepsWholeRowsAndNoOutput) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+  std::ofstream pipe(path("pipe"),
+                     std::ios::binary);  // waits until the tool has opened the other end
+  for (int i = 0; i < 9000; ++i) pipe << "\n";
+  pipe << "half a li" << std::flush;
+  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  kill(child, SIGTERM);
+  const Outcome outcome = wait_for(child);  // although the pipe is still open
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("interrupted after "));
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+  const std::string partial = read("v.npy.partial");
+  ASSERT_GT(partial.size(), 128u) << outcome.err;
+  const size_t row_bytes = Reference().columns() * 4;
+  EXPECT_EQ((partial.size() - 128) % row_bytes, 0u);
+  EXPECT_THAT(partial.substr(0, 128),
+              HasSubstr("'shape': (" + std::to_string((partial.size() - 128) / row_bytes) + ", "));
+}
+
+}  // namespace

@@ -1,0 +1,75 @@
+// Arbitrary bytes as text. The first byte chooses: bit 0 the tiny model (bpe, unigram), the others,
+// when they are 1, that the text is repeated up to 10,000 bytes (long texts are cut; slow).
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "runtime/error.h"
+#include "runtime/text/lowercase.h"
+#include "runtime/text/tokenizer.h"
+#include "runtime/text/utf8.h"
+
+namespace {
+
+#define REQUIRE(condition)                                                 \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                        \
+    }                                                                      \
+  } while (0)
+
+xsr::ModelConfig config() {
+  xsr::ModelConfig c;
+  c.vocab_size = 100000;
+  c.lowercase = true;
+  c.tokenizer = xsr::TokenizerKind::kSentencePiece;
+  return c;
+}
+
+std::unique_ptr<xsr::Tokenizer> load(const char* name) {
+  std::ifstream in(std::string(XSR_SOURCE_DIR "/tests/data/") + name, std::ios::binary);
+  REQUIRE(in);
+  return xsr::make_sentencepiece_tokenizer(
+      std::string(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()), config());
+}
+
+void check(const xsr::Tokenizer& tokenizer, std::string_view text) {
+  std::vector<int32_t> all, some;
+  const auto whole = tokenizer.encode(text, 1000000, all);
+  REQUIRE(!whole.truncated);
+  for (int32_t id : all) REQUIRE(id >= 0 && id < tokenizer.vocab_size());
+  const auto part = tokenizer.encode(text, 5, some);
+  REQUIRE(part.truncated == (all.size() > 5));
+  REQUIRE(part.replaced_bytes == whole.replaced_bytes);
+  all.resize(std::min<size_t>(all.size(), 5));
+  REQUIRE(some == all);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
+  static const std::unique_ptr<xsr::Tokenizer> models[] = {load("tiny-bpe.spm.model"),
+                                                           load("tiny-unigram.spm.model")};
+  if (size == 0) return 0;
+  const unsigned char mode = data[0];
+  const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
+  std::string repaired, lower, again;
+  const uint32_t replaced = xsr::sanitize_utf8(bytes, repaired);
+  REQUIRE(xsr::is_valid_utf8(repaired));
+  REQUIRE(xsr::is_valid_utf8(bytes) == (replaced == 0));
+  REQUIRE(xsr::sanitize_utf8(repaired, again) == 0 && again == repaired);
+  xsr::append_lowercase(repaired, lower);
+  REQUIRE(xsr::is_valid_utf8(lower));
+  again.clear();
+  xsr::append_lowercase(bytes, again);  // malformed text gives some result, never a crash
+
+  std::string text(bytes);
+  const size_t length = mode >> 1 == 1 ? 10000 : 0;
+  while (!bytes.empty() && text.size() < length) text += bytes;
+  check(*models[mode & 1], text);
+  return 0;
+}
