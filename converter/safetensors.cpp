@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kMaxRank = 8;
+constexpr size_t kMaxTensors = 1 << 18;
 
 struct Entry {
   std::string name;
@@ -67,6 +68,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
         if (key_ == "__metadata__") {
           state_ = State::kMetadata;
         } else {
+          if (entries.size() == kMaxTensors)
+            fail(fmt::format("has more than {} tensors", kMaxTensors));
           entries.push_back({key_, {}, {}, {}});
           state_ = State::kTensor;
         }
@@ -96,6 +99,14 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool end_object() override {
+    // An incomplete tensor is refused here, so that a large header of empty objects does not become
+    // a large list.
+    if (state_ == State::kTensor) {
+      const Entry& e = entries.back();
+      if (!e.dtype) fail(fmt::format("{} has no dtype", e.name));
+      if (!e.shape) fail(fmt::format("{} has no shape", e.name));
+      if (!e.offsets) fail(fmt::format("{} has no data_offsets", e.name));
+    }
     state_ = state_ == State::kRoot ? State::kEnd : State::kRoot;
     return true;
   }
@@ -206,9 +217,6 @@ CheckpointContents read_safetensors(std::span<const unsigned char> file, const s
   for (const Entry& e : reader.entries) {
     const auto bad = [&](const std::string& what) { fail(fmt::format("{}: {}", e.name, what)); };
     if (e.name.empty()) fail("a tensor has an empty name");
-    if (!e.dtype) bad("has no dtype");
-    if (!e.shape) bad("has no shape");
-    if (!e.offsets) bad("has no data_offsets");
     const auto type = scalar_type(*e.dtype);
     if (!type) {
       throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("{}: {}: dtype is {:.20}, expected F64, F32, "

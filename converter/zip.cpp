@@ -110,6 +110,7 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
 
   entries_.reserve(count);
   std::vector<std::pair<uint64_t, uint64_t>> ranges;  // [local header, end of data)
+  uint64_t inflated = 0;                              // bytes of all deflated entries
   uint64_t at = directory;
   for (uint64_t i = 0; i < count; ++i) {
     if (directory_end - at < kDirectoryHeaderSize || load<uint32_t>(file, at) != kDirectoryHeader) {
@@ -202,6 +203,15 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
                       "Save the checkpoint with "
                       "torch.save, which does not compress",
                       e.name, compressed, e.size, kMaxRatio));
+    }
+    if (e.method == 8 &&
+        (__builtin_add_overflow(inflated, e.size, &inflated) ||
+         (inflated > kFreeBytes && (inflated - kFreeBytes) / kMaxTotalRatio > file.size()))) {
+      bad(
+          fmt::format("the zip entries up to {} inflate to more than {} times the {} bytes of the "
+                      "file: a zip bomb? Save the "
+                      "checkpoint with torch.save, which does not compress",
+                      e.name, kMaxTotalRatio, file.size()));
     }
     e.data = file.subspan(e.offset, compressed);
     ranges.emplace_back(local, e.offset + compressed);

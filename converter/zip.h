@@ -22,9 +22,11 @@ class ZipArchive {
     std::span<const unsigned char> data;  // as it lies in the file
     uint64_t offset = 0;                  // of data in the file
   };
-  /// An entry may inflate to at most this many times its compressed size (and the first kFreeBytes
-  /// are free): weights do not compress that far, bombs do.
+  /// An entry may inflate to at most kMaxRatio times its compressed size (the first kFreeBytes are
+  /// free), all entries together to kMaxTotalRatio times the file's (likewise): weights do not
+  /// compress that far, bombs do.
   static constexpr uint64_t kMaxRatio = 200;
+  static constexpr uint64_t kMaxTotalRatio = 32;
   static constexpr uint64_t kFreeBytes = 1 << 20;
 
   /// Throws Error(BAD_FILE, UNSUPPORTED); name is for messages.

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Checks the direction of the includes: a folder includes only what stands before it in
 
-    kernels -> runtime -> converter, corpus, retrieval, training -> bench, tests, python, examples
+    kernels -> runtime -> converter, corpus, retrieval, training -> bench -> tests, python, examples
 
 and these besides:
 - kernels/ includes C headers, intrinsics and kernels/ only: it knows libc and nothing else.
+  ..._onednn files are another library behind the same contract, in a target of their own: they may include what it
+  needs, and the rest of kernels/ may not include them.
 - The files of one ISA (..._avx2.cpp, ..._avx512.cpp) include no standard header that brings inline functions: such
   a function, compiled with that ISA's flags, can replace everybody's copy at link time.
 - Nothing but tests/ includes training/.
@@ -19,7 +21,8 @@ RANKS = [
     ["kernels"],
     ["runtime"],
     ["converter", "corpus", "retrieval", "training"],
-    ["bench", "tests", "python", "examples"],
+    ["bench"],
+    ["tests", "python", "examples"],
 ]
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 SUFFIXES = {".c", ".h", ".cpp", ".hpp", ".inc", ".cu", ".cuh"}
@@ -51,7 +54,7 @@ def complaint(file, bracket, name):
     if target is None:
         if bracket == '"':
             return None  # another project's header, or the compiler will complain
-        if folder == "kernels":
+        if folder == "kernels" and not relative.stem.endswith("_onednn"):
             if ISA_FILE.search(relative.name):
                 if name not in ISA_HEADERS:
                     return f"a file of one ISA may not include <{name}>; allowed: {', '.join(sorted(ISA_HEADERS))}"
@@ -63,6 +66,8 @@ def complaint(file, bracket, name):
         return "kernels/ knows nothing of the public API" if folder == "kernels" else None
     if folder == "include" or (folder == "examples" and to != "examples"):
         return f"{folder}/ includes the public headers only, found {target}"
+    if folder == "kernels" and target.stem.endswith("_onednn") and not relative.stem.endswith("_onednn"):
+        return f"kernels/ must do without oneDNN, found {target}"
     if to == folder:
         return None
     if to not in RANK:

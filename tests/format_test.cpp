@@ -1413,7 +1413,8 @@ TEST(Format, FuzzSeedsAreFilesOfToday) {
       {"all_kinds", "\1" + all_kinds},
       {"one_tensor_as_it_stands", std::string(1, '\0') + one_tensor}};
   for (const auto& [name, bytes] : seeds) {
-    const std::string path = std::string(XSR_SOURCE_DIR) + "/tests/fuzz/seeds/xsr_file/" + name;
+    const std::string path =
+        std::string(XSR_SOURCE_DIR) + "/tests/fuzz/seeds/xsr_file_fuzz/" + name;
     if (std::getenv("XSR_UPDATE_SEEDS")) write_all(path, bytes.data(), bytes.size());
     EXPECT_TRUE(read_all(path) == bytes)
         << path << " is not what the writer writes now; XSR_UPDATE_SEEDS=1 writes it again";

@@ -63,6 +63,10 @@ std::vector<Broken> safetensors_table() {
   };
   std::string deep;
   for (int i = 0; i < 20000; ++i) deep += "[";
+  std::string many;
+  for (int i = 0; i <= 1 << 18; ++i) {
+    many += "\"" + std::to_string(i) + R"(":{"dtype":"I8","shape":[0],"data_offsets":[0,0]},)";
+  }
   std::string deep_objects;
   for (int i = 0; i < 5000; ++i) deep_objects += "{\"a\":";
   return {
@@ -175,6 +179,7 @@ std::vector<Broken> safetensors_table() {
                tensor_json("b", R"("dtype":"F32","shape":[1],"data_offsets":[12,16])") + "}",
            16),
        kBad, "b: there is a hole of 4 bytes"},
+      {"262145 tensors", raw("{" + many + "}"), kBad, "has more than 262144 tensors"},
       {"metadata is an array", raw(R"({"__metadata__":[]})"), kBad, "__metadata__ is an array"},
       {"metadata holds a number", raw(R"({"__metadata__":{"a":1}})"), kBad,
        "__metadata__ a is the number 1"},
@@ -606,6 +611,15 @@ std::vector<Broken> zip_table() {
     e[0].data = std::string(8 << 20, 'N');
     e[0].deflate = true;
   });
+  const auto many = with([](auto& e) {
+    for (int i = 1; i <= 64; ++i) {
+      ZipEntry small;
+      small.name = "archive/data/" + std::to_string(i);
+      small.data = std::string(1 << 20, '\0');
+      small.deflate = true;
+      e.push_back(small);
+    }
+  });
   // Says it is 24 bytes and inflates to 64 MiB: the reader stops at 25.
   const auto liar = with([&](auto& e) {
     e[1].data = zeros;
@@ -704,6 +718,7 @@ std::vector<Broken> zip_table() {
        }),
        kUnsupported, "written on a big-endian machine"},
       {"zip bomb", bomb, kBad, "archive/data/0 inflates from"},
+      {"many small zip bombs", many, kBad, "inflate to more than 32 times"},
       {"zip bomb as the pickle", pickle_bomb, kBad, "archive/data.pkl inflates from"},
       {"inflates to more than it says", liar, kBad, "does not inflate to the 24 bytes"},
       {"inflates to less than it says", with([](auto& e) {

@@ -26,6 +26,19 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 using namespace std::string_literals;
 
+// Sanitizers make the same work ten times as slow; what they look for shows in a part of it.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kShare = 10;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr int kShare = 10;
+#else
+constexpr int kShare = 1;
+#endif
+#else
+constexpr int kShare = 1;
+#endif
+
 const fs::path kData = fs::path(XSR_SOURCE_DIR) / "tests/data";
 
 fs::path shared_dir() {
@@ -375,7 +388,8 @@ TEST(Tokenizer, SameIdsOnItsCorpusAndOnRandomUnicode) {
     std::ifstream in(kData / "tiny-corpus.txt");
     for (std::string line; std::getline(in, line);) ASSERT_TRUE(same_ids(subject, line));
     RandomText random(11);
-    for (int i = 0; i < 20000; ++i) ASSERT_TRUE(same_ids(subject, random(random.below(40))));
+    for (int i = 0; i < 20000 / kShare; ++i)
+      ASSERT_TRUE(same_ids(subject, random(random.below(40))));
   }
 }
 
@@ -470,7 +484,7 @@ TEST(Tokenizer, LongTextsAreCutExactly) {
 
 TEST(Tokenizer, TenMegabytesTakeBoundedTime) {
   const auto subjects = all_subjects();
-  constexpr size_t kSize = 10'000'000;
+  constexpr size_t kSize = 10'000'000 / kShare;
   const auto repeat = [](std::string_view part) {
     std::string text;
     while (text.size() < kSize) text += part;
@@ -560,13 +574,14 @@ TEST(SharedTokenizer, TatoebaAndRandomUnicode) {
   }
   EXPECT_GT(files, 200u);
   RandomText random(99);
-  for (int i = 0; i < 100000; ++i) {
+  for (int i = 0; i < 100000 / kShare; ++i) {
     const std::string text = random(random.below(30));
     std::vector<int32_t> ids;
     subject.ours->encode(text, kUnlimited, ids);
     ASSERT_EQ(ids, subject.expected(text)) << hex(text);
   }
-  std::printf("  %zu files, %zu lines, %zu tokens, 100000 random texts\n", files, lines, tokens);
+  std::printf("  %zu files, %zu lines, %zu tokens, %d random texts\n", files, lines, tokens,
+              100000 / kShare);
 }
 
 TEST(SharedTokenizer, ExpectedIdsOfTheTrainedModel) {

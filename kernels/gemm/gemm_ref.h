@@ -19,17 +19,22 @@ void gemm_forward_ref(const T* a, int64_t a_stride, int32_t M, const PackedMatri
   const int32_t kp = panel_group(w.storage);
   const int32_t first = first_panel * kPanelColumns;
   const int32_t last = last_panel * kPanelColumns < w.N ? last_panel * kPanelColumns : w.N;
-  for (int32_t m = 0; m < M; ++m) {
+  constexpr int32_t kRows = 8;  // a weight is unpacked once for so many rows
+  for (int32_t m = 0; m < M; m += kRows) {
+    const int32_t rows = M - m < kRows ? M - m : kRows;
     for (int32_t n = first; n < last; ++n) {
-      T sum = 0;
+      T sums[kRows] = {};
       for (int32_t k = 0; k < w.K; ++k) {
-        sum +=
-            a[m * a_stride + k] * T(load_storage(w.data, w.storage, packed_index(n, k, w.K, kp)));
+        const T weight = T(load_storage(w.data, w.storage, packed_index(n, k, w.K, kp)));
+        for (int32_t r = 0; r < rows; ++r) sums[r] += a[(m + r) * a_stride + k] * weight;
       }
-      if (bias != nullptr) sum += bias[n];
-      sum = activate_ref(sum, activation);
-      if (residual != nullptr) sum += residual[m * residual_stride + n];
-      out[m * out_stride + n] = sum;
+      for (int32_t r = 0; r < rows; ++r) {
+        T sum = sums[r];
+        if (bias != nullptr) sum += bias[n];
+        sum = activate_ref(sum, activation);
+        if (residual != nullptr) sum += residual[(m + r) * residual_stride + n];
+        out[(m + r) * out_stride + n] = sum;
+      }
     }
   }
 }

@@ -2,8 +2,8 @@
 // the end.
 //
 // The first bit of the input says whether the header's file size and checksum are made right first:
-// without that nearly every input ends there. Seeds: tests/fuzz/seeds/xsr_file; format_test keeps
-// them current.
+// without that nearly every input ends there. Seeds: tests/fuzz/seeds/xsr_file_fuzz; format_test
+// keeps them current.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>

@@ -1,0 +1,379 @@
+// The promises of the C API: the same bits whatever the batch, order and thread count; statuses and
+// messages; models shared by many threads.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <thread>
+
+#include "bench/random_model.h"
+#include "runtime/device/cpu_threads.h"
+#include "tests/support/kernel_harness.h"
+#include "tests/support/paths.h"
+#include "xsr/xsr.h"
+
+namespace xsr {
+namespace {
+
+using test::Random;
+
+struct ModelCloser {
+  void operator()(xsr_model* model) const { xsr_model_close(model); }
+};
+struct SessionDestroyer {
+  void operator()(xsr_session* session) const { xsr_session_destroy(session); }
+};
+using ModelPointer = std::unique_ptr<xsr_model, ModelCloser>;
+using SessionPointer = std::unique_ptr<xsr_session, SessionDestroyer>;
+
+ModelPointer open_memory(const void* data, size_t size) {
+  xsr_model* model = nullptr;
+  char detail[256] = "";
+  EXPECT_EQ(XSR_STATUS_OK,
+            xsr_model_open_memory(data, size, nullptr, &model, detail, sizeof detail))
+      << detail;
+  return ModelPointer(model);
+}
+
+xsr_session_options options_for(xsr_isa isa, int32_t threads, int32_t batch_tokens = 0) {
+  xsr_session_options options{};
+  options.size = sizeof options;
+  options.isa = isa;
+  options.num_threads = threads;
+  options.max_batch_tokens = batch_tokens;
+  return options;
+}
+
+/// Null where the ISA is not available here.
+SessionPointer make_session(const ModelPointer& model, const xsr_session_options& options) {
+  xsr_session* session = nullptr;
+  char detail[256] = "";
+  const xsr_status status =
+      xsr_session_create(model.get(), &options, &session, detail, sizeof detail);
+  if (status == XSR_STATUS_UNSUPPORTED) return nullptr;
+  EXPECT_EQ(XSR_STATUS_OK, status) << detail;
+  SessionPointer pointer(session);
+  if (options.isa != XSR_ISA_AUTO && xsr_session_get_isa(session) != options.isa) return nullptr;
+  return pointer;
+}
+
+/// Sentences of 0 to 200 tokens and a few longer ones, in no order.
+struct Sentences {
+  std::vector<std::vector<int32_t>> all;
+  Sentences(uint64_t salt, int count, int32_t vocab_size) {
+    Random random(salt);
+    for (int i = 0; i < count; ++i) {
+      const int kind = random.range(0, 19);
+      const int32_t length = kind == 0   ? 0
+                             : kind == 1 ? random.range(100, 230)
+                                         : random.range(1, 40);
+      std::vector<int32_t> ids(length);
+      for (int32_t& id : ids) id = random.range(0, vocab_size - 1);
+      all.push_back(ids);
+    }
+  }
+};
+
+std::vector<float> embed(xsr_session* session, const std::vector<std::vector<int32_t>>& sentences,
+                         size_t C, std::vector<xsr_text_result>* results = nullptr) {
+  std::vector<int32_t> ids;
+  std::vector<size_t> offsets = {0};
+  for (const auto& sentence : sentences) {
+    ids.insert(ids.end(), sentence.begin(), sentence.end());
+    offsets.push_back(ids.size());
+  }
+  std::vector<float> out(sentences.size() * C, NAN);
+  if (results != nullptr) results->resize(sentences.size());
+  EXPECT_EQ(XSR_STATUS_OK,
+            xsr_session_embed_ids(session, ids.data(), offsets.data(), sentences.size(), out.data(),
+                                  results == nullptr ? nullptr : results->data()))
+      << xsr_session_get_error(session);
+  return out;
+}
+
+/// The first row whose bits differ, -1 when there is none. This is the comparison every invariance
+/// rests on.
+int64_t first_difference(const std::vector<float>& a, const std::vector<float>& b, size_t C) {
+  if (a.size() != b.size()) return 0;
+  for (size_t row = 0; row < a.size() / C; ++row) {
+    if (std::memcmp(&a[row * C], &b[row * C], C * sizeof(float)) != 0)
+      return static_cast<int64_t>(row);
+  }
+  return -1;
+}
+
+TEST(Invariance, TheComparisonNoticesOneFlippedBit) {
+  std::vector<float> a(3 * 8, 1.5f), b = a;
+  EXPECT_EQ(-1, first_difference(a, b, 8));
+  uint32_t bits;
+  std::memcpy(&bits, &b[21], 4);
+  bits ^= 1u;  // the last bit of one mantissa
+  std::memcpy(&b[21], &bits, 4);
+  EXPECT_EQ(2, first_difference(a, b, 8));
+  a[3] = 0.0f;
+  b[3] = -0.0f;
+  EXPECT_EQ(0, first_difference(a, b, 8)) << "signed zeros are different bits";
+}
+
+class InvarianceAt : public ::testing::TestWithParam<xsr_isa> {};
+
+TEST_P(InvarianceAt, SameTextSameBits) {
+  struct Case {
+    bench::RandomShape shape;
+    DType storage;
+    int sentences;
+  };
+  // The ref loops are slow: the real width only where there are vector kernels.
+  std::vector<Case> cases = {{{3, 24, 3, 40, 53}, DType::kF32, 80},
+                             {{2, 96, 4, 130, 301}, DType::kBF16, 80},
+                             {{1, 65, 5, 33, 77}, DType::kF16, 60}};
+  if (GetParam() != XSR_ISA_REF) cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
+  for (const Case& c : cases) {
+    const bench::RandomModel random(c.shape, c.storage, 5);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    const size_t C = c.shape.hidden_size;
+    const Sentences sentences(c.shape.hidden_size, c.sentences, c.shape.vocab_size);
+    const SessionPointer one = make_session(model, options_for(GetParam(), 1));
+    if (one == nullptr) GTEST_SKIP() << xsr_isa_string(GetParam()) << " is not available here";
+    const std::vector<float> expected = embed(one.get(), sentences.all, C);
+    for (float value : expected) ASSERT_TRUE(std::isfinite(value));
+
+    // alone
+    for (size_t i = 0; i < sentences.all.size(); ++i) {
+      const std::vector<float> alone = embed(one.get(), {sentences.all[i]}, C);
+      ASSERT_EQ(0, std::memcmp(alone.data(), &expected[i * C], C * sizeof(float)))
+          << "sentence " << i << " of " << sentences.all[i].size()
+          << " tokens has other bits alone, C=" << C;
+    }
+    // any order, any chunk length, any number of threads, more than the cores too
+    std::vector<size_t> order(sentences.all.size());
+    std::iota(order.begin(), order.end(), 0);
+    Random shuffle(9);
+    for (int32_t threads : {1, 2, 3, usable_cpus() + 5}) {
+      for (int32_t batch_tokens : {0, 1, 17, 1000}) {
+        const SessionPointer session =
+            make_session(model, options_for(GetParam(), threads, batch_tokens));
+        ASSERT_NE(nullptr, session);
+        EXPECT_EQ(threads, xsr_session_get_num_threads(session.get()));
+        for (size_t i = order.size(); i-- > 1;)
+          std::swap(order[i], order[shuffle.range(0, static_cast<int32_t>(i))]);
+        std::vector<std::vector<int32_t>> permuted;
+        std::vector<float> wanted;
+        for (size_t i : order) {
+          permuted.push_back(sentences.all[i]);
+          wanted.insert(wanted.end(), &expected[i * C], &expected[i * C] + C);
+        }
+        ASSERT_EQ(-1, first_difference(wanted, embed(session.get(), permuted, C), C))
+            << threads << " threads, " << batch_tokens << " tokens a chunk, C=" << C;
+        // a few sentences: the threads share each chunk
+        for (size_t n : {1, 2, 3}) {
+          const std::vector<std::vector<int32_t>> few(permuted.begin(), permuted.begin() + n);
+          ASSERT_EQ(-1, first_difference({wanted.begin(), wanted.begin() + n * C},
+                                         embed(session.get(), few, C), C))
+              << threads << " threads, " << n << " sentences, C=" << C;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
+                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512),
+                         [](const auto& info) { return xsr_isa_string(info.param); });
+
+class SmallModel : public ::testing::Test {
+ protected:
+  SmallModel()
+      : random_({2, 32, 4, 48, 101}, DType::kF32, 3),
+        model_(open_memory(random_.data(), random_.size())) {}
+  static constexpr size_t C = 32;
+  bench::RandomModel random_;
+  ModelPointer model_;
+};
+
+TEST_F(SmallModel, OneModelManyThreadsASessionEach) {
+  const Sentences sentences(4, 60, 101);
+  const SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 1));
+  const std::vector<float> expected = embed(session.get(), sentences.all, C);
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int round = 0; round < 5; ++round) {
+        const SessionPointer own = make_session(model_, options_for(XSR_ISA_AUTO, 1 + t % 3));
+        if (first_difference(expected, embed(own.get(), sentences.all, C), C) != -1) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(0, wrong);
+}
+
+TEST_F(SmallModel, ResultsSayTruncatedAndEmpty) {
+  const SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 2));
+  std::vector<std::vector<int32_t>> sentences = {
+      {}, {5}, std::vector<int32_t>(200, 7), std::vector<int32_t>(201, 7), {}};
+  std::vector<xsr_text_result> results;
+  const std::vector<float> out = embed(session.get(), sentences, C, &results);
+  const int32_t tokens[] = {0, 1, 200, 200, 0};
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(tokens[i], results[i].num_tokens);
+    EXPECT_EQ(i == 3, results[i].truncated);
+    EXPECT_EQ(tokens[i] == 0, results[i].empty);
+  }
+  for (size_t c = 0; c < C; ++c) EXPECT_EQ(0.0f, out[c]);
+  EXPECT_EQ(0, std::memcmp(&out[2 * C], &out[3 * C], C * sizeof(float)))
+      << "truncated to the first 200 tokens";
+}
+
+TEST_F(SmallModel, NormalizesOnRequest) {
+  xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
+  options.normalize = XSR_NORMALIZE_ON;
+  const SessionPointer session = make_session(model_, options);
+  const std::vector<float> out = embed(session.get(), {{3, 4, 5}, {}}, C);
+  double squares = 0;
+  for (size_t c = 0; c < C; ++c) squares += double(out[c]) * out[c];
+  EXPECT_NEAR(1.0, squares, 1e-6);
+  for (size_t c = 0; c < C; ++c)
+    EXPECT_EQ(0.0f, out[C + c]) << "the zero vector of an empty sentence stays zero";
+}
+
+TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
+  const SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 1));
+  const int32_t ids[] = {1, 2, 101};
+  const size_t offsets[] = {0, 3}, falling[] = {2, 1};
+  std::vector<float> out(C, -1.0f);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), ids, offsets, 1, out.data(), nullptr));
+  EXPECT_STREQ("token_ids[2] (sequence 0) is 101, expected 0 to 100",
+               xsr_session_get_error(session.get()));
+  for (float value : out) EXPECT_EQ(-1.0f, value) << "results are written only on success";
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), ids, falling, 1, out.data(), nullptr));
+  EXPECT_STREQ("offsets[1] is 1, below offsets[0] = 2", xsr_session_get_error(session.get()));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), ids, offsets, 1, nullptr, nullptr));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(nullptr, ids, offsets, 1, out.data(), nullptr));
+  EXPECT_EQ(XSR_STATUS_OK,
+            xsr_session_embed_ids(session.get(), nullptr, nullptr, 0, nullptr, nullptr));
+  EXPECT_STREQ("", xsr_session_get_error(session.get()));
+  const xsr_text text = {"hello", 5};
+  EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+            xsr_session_embed_texts(session.get(), &text, 1, out.data(), nullptr));
+  EXPECT_NE(nullptr, std::strstr(xsr_session_get_error(session.get()), "--spm"))
+      << xsr_session_get_error(session.get());
+  size_t count = 7;
+  EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+            xsr_session_tokenize(session.get(), text, nullptr, 0, &count, nullptr));
+  EXPECT_EQ(7u, count);
+}
+
+TEST_F(SmallModel, OptionsAreChecked) {
+  char detail[256] = "";
+  xsr_session* session = nullptr;
+  const auto status_of = [&](xsr_session_options options) {
+    const xsr_status status =
+        xsr_session_create(model_.get(), &options, &session, detail, sizeof detail);
+    if (status == XSR_STATUS_OK) xsr_session_destroy(session);
+    return status;
+  };
+  xsr_session_options options{};
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options)) << "size is 0";
+  options.size = sizeof(size_t);  // a caller who knows the first member only
+  options.num_threads = -5;       // beyond the caller's size: not looked at
+  EXPECT_EQ(XSR_STATUS_OK, status_of(options));
+  options.size = sizeof options;
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  EXPECT_NE(nullptr, std::strstr(detail, "num_threads is -5")) << detail;
+  options.num_threads = 1;
+  options.device = XSR_DEVICE_CUDA;
+  EXPECT_EQ(XSR_STATUS_UNSUPPORTED, status_of(options));
+  options.device = XSR_DEVICE_CPU;
+  options.isa = static_cast<xsr_isa>(99);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.isa = XSR_ISA_REF;
+  options.max_batch_tokens = -1;
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.max_batch_tokens = 0;
+  options.normalize = static_cast<xsr_normalize>(9);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  EXPECT_EQ(XSR_STATUS_OK, xsr_session_create(model_.get(), nullptr, &session, nullptr, 0));
+  EXPECT_GE(xsr_session_get_num_threads(session), 1);
+  xsr_session_destroy(session);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_create(nullptr, nullptr, &session, detail, sizeof detail));
+  char tiny[4] = "";
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_create(nullptr, nullptr, &session, tiny, sizeof tiny));
+  EXPECT_STREQ("mod", tiny) << "a message is cut to the buffer, with its NUL";
+}
+
+TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
+  const char* before = std::getenv("XSR_FORCE_ISA");
+  const std::string saved = before == nullptr ? "" : before;
+  setenv("XSR_FORCE_ISA", "ref", 1);
+  xsr_session* session = nullptr;
+  char detail[256] = "";
+  ASSERT_EQ(XSR_STATUS_OK,
+            xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail))
+      << detail;
+  EXPECT_EQ(XSR_ISA_REF, xsr_session_get_isa(session));
+  xsr_session_destroy(session);
+  setenv("XSR_FORCE_ISA", "sse9", 1);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
+  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2 or avx512", detail);
+  if (saved.empty()) {
+    unsetenv("XSR_FORCE_ISA");
+  } else {
+    setenv("XSR_FORCE_ISA", saved.c_str(), 1);
+  }
+}
+
+TEST(Model, OpenErrorsNameThePath) {
+  xsr_model* model = nullptr;
+  char detail[256] = "";
+  EXPECT_EQ(XSR_STATUS_IO,
+            xsr_model_open("no/such/file.xsr", nullptr, &model, detail, sizeof detail));
+  EXPECT_NE(nullptr, std::strstr(detail, "no/such/file.xsr")) << detail;
+  EXPECT_EQ(nullptr, model);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_model_open(nullptr, nullptr, &model, detail, sizeof detail));
+  xsr_model_close(nullptr);
+  xsr_session_destroy(nullptr);
+}
+
+TEST(Library, StringsAreThere) {
+  EXPECT_STREQ("0.1.0", xsr_version_string());
+  EXPECT_STREQ("bad file", xsr_status_string(XSR_STATUS_BAD_FILE));
+  EXPECT_STREQ("unknown status", xsr_status_string(static_cast<xsr_status>(77)));
+  EXPECT_STREQ("avx512", xsr_isa_string(XSR_ISA_AVX512));
+}
+
+TEST(ThreadPool, DoesEveryTaskOnceAndPassesExceptionsOn) {
+  for (int32_t threads : {1, 2, 7}) {
+    ThreadPool pool(threads);
+    for (int32_t total : {0, 1, 2, 100, 70000}) {
+      std::vector<std::atomic<int>> done(total);
+      pool.for_each(total, [&](int32_t task, int32_t thread) {
+        ASSERT_LT(thread, threads);
+        ++done[task];
+      });
+      for (auto& count : done) ASSERT_EQ(1, count);
+    }
+    EXPECT_THROW(pool.for_each(50,
+                               [](int32_t task, int32_t) {
+                                 if (task == 30) throw std::runtime_error("task 30");
+                               }),
+                 std::runtime_error);
+    std::atomic<int> sum = 0;
+    for (int round = 0; round < 2000; ++round)
+      pool.for_each(3, [&](int32_t task, int32_t) { sum += task; });
+    EXPECT_EQ(6000, sum);
+  }
+}
+
+}  // namespace
+}  // namespace xsr
