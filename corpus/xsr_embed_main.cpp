@@ -47,6 +47,7 @@ void install_signal_handlers() {
   sigaction(SIGTERM, &action, nullptr);
   // A reader of our standard output that has gone away is an error message, not a silent death.
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // nor is the limit on a file's size
 }
 
 struct Options {

@@ -27,7 +27,7 @@ constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
 // A long text is segmented piece by piece, and only as far as its first max_tokens ids go, so that
 // a text of any length takes bounded time and memory. The cuts are exact: see can_cut(). What a
 // piece aims at, in normalised bytes:
-constexpr size_t kSegmentBytes = 4096;
+constexpr size_t kSegmentBytes = 1024;
 // The unigram segmentation adds up scores in float from the segment's first byte, so that a second
 // segment might round a near tie otherwise than the whole text would. Its first segment therefore
 // holds 200 tokens of any language.
