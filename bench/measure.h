@@ -37,7 +37,7 @@ Latency measure_latency(const Model& model, Session& session, int32_t tokens, do
 struct Corpus {
   std::string input;  // "text", "ids" or "log-normal"
   size_t sentences = 0, tokens = 0;
-  double seconds = 0;            // of one pass
+  double seconds = 0;  // of one pass
   int32_t passes = 0;
   double tokenizer_seconds = 0;  // text only: of tokenising alone, on one thread
 };

@@ -33,7 +33,8 @@ struct Report {
 
 /// A table for people.
 void print_table(const Report& report, std::FILE* to);
-/// cpu, isa, dtype, threads, latency, corpus, and what else is known. Times in µs where a key says so.
+/// cpu, isa, dtype, threads, latency, corpus, and what else is known. Times in µs where a key says
+/// so.
 nlohmann::ordered_json to_json(const Report& report);
 
 }  // namespace xsr::bench

@@ -17,8 +17,8 @@ namespace xsr::bench {
 namespace {
 
 constexpr int kWindows = 15;
-constexpr int64_t kFmaIterations = 150000;      // about 1 ms
-constexpr int64_t kReadBytesPerWindow = 64e6;   // about 1 ms, at least one pass
+constexpr int64_t kFmaIterations = 150000;     // about 1 ms
+constexpr int64_t kReadBytesPerWindow = 64e6;  // about 1 ms, at least one pass
 constexpr int64_t kReadStep = 512;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -108,8 +108,7 @@ void RooflineMeter::measure() {
       memcpy(&bits, sink, sizeof bits);
       state.sink.fetch_xor(bits, std::memory_order_relaxed);
     });
-    roofline_.peak_gflops =
-        std::max(roofline_.peak_gflops, 1e-9 * flop * state.threads / seconds);
+    roofline_.peak_gflops = std::max(roofline_.peak_gflops, 1e-9 * flop * state.threads / seconds);
   }
   const int64_t passes = std::max<int64_t>(1, kReadBytesPerWindow / state.part);
   for (int window = 0; window < kWindows; ++window) {

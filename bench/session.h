@@ -31,7 +31,8 @@ class Model {
 
 class Session {
  public:
-  Session(const Model& model, xsr_isa isa, int32_t threads);
+  /// batch_tokens: tokens per chunk of work, 0: what the session thinks best.
+  Session(const Model& model, xsr_isa isa, int32_t threads, int32_t batch_tokens = 0);
 
   xsr_isa isa() const { return xsr_session_get_isa(session_.get()); }
   int32_t num_threads() const { return xsr_session_get_num_threads(session_.get()); }

@@ -32,6 +32,7 @@ struct Options {
   std::string corpus, corpus_ids, json;
   bool no_corpus = false;
   int32_t cpu = -1;
+  int32_t batch_tokens = 0;
   int32_t sentences = 3000;
   double seconds = 0.5, corpus_seconds = 60;
 };
@@ -90,20 +91,19 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
                                                    std::strerror(errno) +
                                                    "; this process may not run there");
   }
-  Session session(model, isa_of(options.isa), threads);
+  Session session(model, isa_of(options.isa), threads, options.batch_tokens);
   report.isa = xsr_isa_string(session.isa());
   report.threads = session.num_threads();
   report.check = check_against_ref(model, session);
   if (!report.check.passed) {
-    throw Error(XSR_STATUS_INTERNAL,
-                fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
-                            "is {:.3g}; a wrong result is not timed",
-                            name, report.isa, report.check.largest_difference,
-                            report.check.allowed));
+    throw Error(
+        XSR_STATUS_INTERNAL,
+        fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
+                    "is {:.3g}; a wrong result is not timed",
+                    name, report.isa, report.check.largest_difference, report.check.allowed));
   }
 
-  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), report.threads,
-                      shape.weight_bytes);
+  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), report.threads, shape.weight_bytes);
   meter.measure();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
@@ -115,23 +115,21 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
     meter.measure();
   }
   if (threads == 1 && options.yardstick != "none") {
-    const auto chain =
-        OnednnChain::create(model.info().num_layers, model.info().hidden_size,
-                            model.info().intermediate_size, shape.activation);
+    const auto chain = OnednnChain::create(model.info().num_layers, model.info().hidden_size,
+                                           model.info().intermediate_size, shape.activation);
     if (chain == nullptr && options.yardstick == "onednn")
       throw Error(XSR_STATUS_UNSUPPORTED,
                   "--yardstick onednn: built without oneDNN; install libdnnl-dev and configure "
                   "with -DXSR_ONEDNN=ON");
     for (const Latency& row : report.latency) {
       if (chain != nullptr)
-        report.chain.push_back(
-            measure_chain(model, session, *chain, row.tokens, options.seconds));
+        report.chain.push_back(measure_chain(model, session, *chain, row.tokens, options.seconds));
     }
   }
   if (!options.no_corpus) {
     if (!options.corpus.empty()) {
-      report.corpus = measure_texts(model, session, read_lines(options.corpus),
-                                    options.corpus_seconds);
+      report.corpus =
+          measure_texts(model, session, read_lines(options.corpus), options.corpus_seconds);
     } else if (!options.corpus_ids.empty()) {
       report.corpus =
           measure_ids(model, session, read_ids(options.corpus_ids, model.info().vocab_size),
@@ -238,6 +236,10 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "of timing for each length")
       ->check(CLI::Range(0.001, 3600.0))
       ->capture_default_str();
+  app.add_option("--batch-tokens", options.batch_tokens,
+                 "tokens per chunk of work of a corpus; 0: what the library thinks best")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
   auto* text = app.add_option("--corpus", options.corpus,
                               "throughput on this file, a sentence a line, text to vector");
   auto* ids = app.add_option("--corpus-ids", options.corpus_ids,
@@ -245,8 +247,9 @@ int main(int argc, char** argv) {
   auto* none = app.add_flag("--no-corpus", options.no_corpus, "latency only");
   text->excludes(ids);
   none->excludes(text)->excludes(ids);
-  app.add_option("--sentences", options.sentences,
-                 "random sentences of log-normal lengths (mean 24.9 tokens) when no corpus is given")
+  app.add_option(
+         "--sentences", options.sentences,
+         "random sentences of log-normal lengths (mean 24.9 tokens) when no corpus is given")
       ->check(CLI::Range(1, 10'000'000))
       ->capture_default_str();
   app.add_option("--corpus-seconds", options.corpus_seconds, "stop the corpus after so long")
