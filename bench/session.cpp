@@ -29,11 +29,13 @@ void Model::read_info() {
   if (status != XSR_STATUS_OK) throw Error(status, xsr_status_string(status));
 }
 
-Session::Session(const Model& model, xsr_isa isa, int32_t threads, int32_t batch_tokens)
-    : max_seq_len_(static_cast<size_t>(model.info().max_seq_len)) {
+Session::Session(const Model& model, xsr_isa isa, xsr_compute compute, int32_t threads,
+                 int32_t batch_tokens)
+    : compute_(compute), max_seq_len_(static_cast<size_t>(model.info().max_seq_len)) {
   xsr_session_options options{};
   options.size = sizeof options;
   options.isa = isa;
+  options.compute = compute;
   options.num_threads = threads;
   options.max_batch_tokens = batch_tokens;
   xsr_session* session = nullptr;

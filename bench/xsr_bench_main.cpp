@@ -59,10 +59,15 @@ Shape shape_of(const XsrFile& file) {
 }
 
 xsr_isa isa_of(const std::string& name) {
-  return name == "ref"      ? XSR_ISA_REF
-         : name == "avx2"   ? XSR_ISA_AVX2
-         : name == "avx512" ? XSR_ISA_AVX512
-                            : XSR_ISA_AUTO;
+  return name == "ref"           ? XSR_ISA_REF
+         : name == "avx2"        ? XSR_ISA_AVX2
+         : name == "avx512"      ? XSR_ISA_AVX512
+         : name == "avx512_bf16" ? XSR_ISA_AVX512_BF16
+                                 : XSR_ISA_AUTO;
+}
+
+xsr_compute compute_of(const std::string& dtype) {
+  return dtype == "bf16" ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32;
 }
 
 DType storage_of(const std::string& name) {
@@ -91,7 +96,8 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
                                                    std::strerror(errno) +
                                                    "; this process may not run there");
   }
-  Session session(model, isa_of(options.isa), threads, options.batch_tokens);
+  const xsr_compute compute = compute_of(options.dtype);
+  Session session(model, isa_of(options.isa), compute, threads, options.batch_tokens);
   report.isa = xsr_isa_string(session.isa());
   report.threads = session.num_threads();
   report.check = check_against_ref(model, session);
@@ -103,7 +109,8 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
                     name, report.isa, report.check.largest_difference, report.check.allowed));
   }
 
-  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), report.threads, shape.weight_bytes);
+  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), compute == XSR_COMPUTE_BF16,
+                      report.threads, shape.weight_bytes);
   meter.measure();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
@@ -114,7 +121,8 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
     report.latency.push_back(measure_latency(model, session, tokens, options.seconds));
     meter.measure();
   }
-  if (threads == 1 && options.yardstick != "none") {
+  // The yardstick's products are f32's.
+  if (threads == 1 && options.yardstick != "none" && compute == XSR_COMPUTE_F32) {
     const auto chain = OnednnChain::create(model.info().num_layers, model.info().hidden_size,
                                            model.info().intermediate_size, shape.activation);
     if (chain == nullptr && options.yardstick == "onednn")
@@ -166,7 +174,8 @@ int run(const Options& options) {
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
                                    options.random[3], options.random[4]};
-    random = std::make_unique<RandomModel>(random_shape, storage_of(options.storage), kSeed);
+    random = std::make_unique<RandomModel>(
+        random_shape, storage_of(options.dtype == "bf16" ? "bf16" : options.storage), kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
     shape = shape_of(*XsrFile::open_memory(random->data(), random->size()));
     name = "random";
@@ -224,10 +233,11 @@ int main(int argc, char** argv) {
   app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
       ->check(CLI::Range(0, 4095));
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "what is computed in")
-      ->check(CLI::IsMember({"f32"}))
+  app.add_option("--dtype", options.dtype,
+                 "what the matrix products compute in; bf16 needs bf16 weights")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   app.add_option("--tokens", options.tokens, "lengths of the single sentences")
       ->delimiter(',')

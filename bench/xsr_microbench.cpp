@@ -54,14 +54,15 @@ std::vector<float> normal_floats(size_t count, float deviation, uint32_t seed) {
 
 /// The tolerance of kernels whose sums have at most a few thousand terms: f32 rounding grows with
 /// the root of their number and stays below 1e-5 of the largest result.
-bool agrees(const std::vector<float>& got, const std::vector<float>& expected) {
+bool agrees(const std::vector<float>& got, const std::vector<float>& expected,
+            float tolerance = 1e-5f) {
   float largest = 0.0f, error = 0.0f;
   for (size_t i = 0; i < got.size(); ++i) {
     largest = std::max(largest, std::fabs(expected[i]));
     const float difference = std::fabs(got[i] - expected[i]);
     if (!(difference <= error)) error = difference;  // keeps a NaN
   }
-  return error <= 1e-5f * largest;
+  return error <= tolerance * largest;
 }
 
 template <typename Call>
@@ -100,7 +101,7 @@ std::vector<int32_t> sentences_of(int32_t tokens, int32_t length) {
 /// may change between calls to any of `copies` matrices that lie one after the other.
 template <typename Make>
 void add_gemms(const std::string& name, Isa isa, std::initializer_list<Storage> storages,
-               bool padded, const Make& make) {
+               bool padded, const Make& make, float tolerance = 1e-5f) {
   for (const Storage storage : storages) {
     for (const GemmShape& shape : kXsrGemms) {
       for (const int32_t M : kXsrTokenCounts) {
@@ -141,7 +142,7 @@ void add_gemms(const std::string& name, Isa isa, std::initializer_list<Storage> 
                                    panel_count(shape.N), epilogue, expected.data(), out_stride);
               const size_t checked = checked_rows * out_stride;
               const bool right = agrees({out.begin(), out.begin() + checked},
-                                        {expected.begin(), expected.begin() + checked});
+                                        {expected.begin(), expected.begin() + checked}, tolerance);
               for (size_t i = 0; i < copies; ++i) call(i);
               size_t copy = 0;
               run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
@@ -164,6 +165,42 @@ void bench_gemm_forward_f32(const std::string& name, Isa isa, gemm_forward_f32_t
                          out_stride);
                   };
             });
+}
+
+void bench_gemm_forward_bf16(const std::string& name, Isa isa, gemm_forward_bf16_t* gemm) {
+  // Rounding the activations to bf16 (2^-9 a value) is not an error of the kernel.
+  constexpr float kTolerance = 2e-2f;
+  add_gemms(
+      name, isa, {Storage::kBF16}, true,
+      [gemm](const std::vector<PackedMatrix>& matrices) {
+        // Rounded at the first call, which is not timed.
+        const auto narrow = std::make_shared<std::vector<uint16_t>>();
+        return [&matrices, gemm, narrow](size_t i, const float* a, int64_t a_stride, int32_t M,
+                                         const GemmEpilogue& epilogue, float* out,
+                                         int64_t out_stride) {
+          if (narrow->empty()) {
+            narrow->resize(M * a_stride);
+            narrow_forward_bf16_ref(a, a_stride, 0, M, matrices[i].K, narrow->data(), a_stride);
+          }
+          gemm(narrow->data(), a_stride, M, matrices[i], 0, panel_count(matrices[i].N), epilogue,
+               out, out_stride, nullptr, 0);
+        };
+      },
+      kTolerance);
+}
+
+void bench_narrow_forward_bf16(const std::string& name, Isa, narrow_forward_bf16_t* narrow) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
+      std::vector<uint16_t> out(N * stride), expected(N * stride);
+      narrow(x.data(), stride, 0, N, kC, out.data(), stride);
+      narrow_forward_bf16_ref(x.data(), stride, 0, N, kC, expected.data(), stride);
+      run(state, out == expected, 0, double(N) * kC,
+          [&] { narrow(x.data(), stride, 0, N, kC, out.data(), stride); });
+    });
+  }
 }
 
 #ifdef XSR_HAVE_ONEDNN

@@ -59,9 +59,17 @@ typedef enum xsr_isa {
   XSR_ISA_AUTO =
       0,           /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
   XSR_ISA_REF = 1, /* plain loops */
-  XSR_ISA_AVX2 = 2,  /* AVX2 and FMA */
-  XSR_ISA_AVX512 = 3 /* AVX-512 F, BW, DQ, VL */
+  XSR_ISA_AVX2 = 2,       /* AVX2 and FMA */
+  XSR_ISA_AVX512 = 3,     /* AVX-512 F, BW, DQ, VL */
+  XSR_ISA_AVX512_BF16 = 4 /* and AVX512_BF16; matters where the session computes in bf16 */
 } xsr_isa;
+
+/* What the matrix products compute with; everything else is f32. Chosen by the caller, never
+ * silently. */
+typedef enum xsr_compute {
+  XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores */
+  XSR_COMPUTE_BF16 = 1 /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+} xsr_compute;
 
 typedef enum xsr_device { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;
 
@@ -90,6 +98,7 @@ typedef struct xsr_session_options {
   xsr_normalize normalize;
   int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA. Changes speed and
                                memory, never bits. */
+  xsr_compute compute;
 } xsr_session_options;
 
 typedef struct xsr_model_info {

@@ -17,7 +17,11 @@ class Session {
   /// Throws Error: INVALID_ARGUMENT (an unknown XSR_FORCE_ISA too), UNSUPPORTED, OUT_OF_MEMORY.
   Session(const Model& model, const xsr_session_options& options);
 
-  kernels::Isa isa() const { return kernels_.isa; }
+  /// The ISA of the kernel that does most of the work: the matrix product's.
+  kernels::Isa isa() const {
+    return compute_ == Compute::kBf16 ? kernels_.gemm_forward_bf16_isa
+                                      : kernels_.gemm_forward_f32_isa;
+  }
   int32_t num_threads() const { return pool_.num_threads(); }
 
   // As declared in xsr.h; arguments that are pointers have been checked there. Throw Error.
@@ -44,6 +48,7 @@ class Session {
 
   const Model& model_;
   kernels::KernelTable kernels_;
+  Compute compute_;
   bool normalize_;
   int32_t chunk_tokens_;
   ThreadPool pool_;
