@@ -33,7 +33,7 @@ class Session {
  public:
   /// batch_tokens: tokens per chunk of work, 0: what the session thinks best.
   Session(const Model& model, xsr_isa isa, xsr_compute compute, int32_t threads,
-          int32_t batch_tokens = 0);
+          int32_t batch_tokens = 0, bool qkv_table = false);
 
   xsr_isa isa() const { return xsr_session_get_isa(session_.get()); }
   xsr_compute compute() const { return compute_; }

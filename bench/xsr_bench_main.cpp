@@ -30,7 +30,7 @@ struct Options {
   std::string storage = "f32", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;
-  bool no_corpus = false;
+  bool no_corpus = false, qkv_table = false;
   int32_t cpu = -1;
   int32_t batch_tokens = 0;
   int32_t sentences = 3000;
@@ -44,9 +44,10 @@ struct Shape {
   kernels::Activation activation = kernels::Activation::kNone;
 };
 
-Shape shape_of(const XsrFile& file) {
+Shape shape_of(const XsrFile& file, bool qkv_table) {
   Shape shape;
   for (const TensorView& tensor : file.tensors()) {
+    if (qkv_table && tensor.name == "layer.0.qkv.weight") continue;
     if (tensor.name.starts_with("layer.") && tensor.dims.size() == 2) {
       shape.weight_bytes += static_cast<int64_t>(tensor.size);
       shape.storage = to_string(tensor.dtype);
@@ -97,7 +98,9 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
                                                    "; this process may not run there");
   }
   const xsr_compute compute = compute_of(options.dtype);
-  Session session(model, isa_of(options.isa), compute, threads, options.batch_tokens);
+  Session session(model, isa_of(options.isa), compute, threads, options.batch_tokens,
+                  options.qkv_table);
+  report.qkv_table = options.qkv_table;
   report.isa = xsr_isa_string(session.isa());
   report.threads = session.num_threads();
   report.check = check_against_ref(model, session);
@@ -177,11 +180,11 @@ int run(const Options& options) {
     random = std::make_unique<RandomModel>(
         random_shape, storage_of(options.dtype == "bf16" ? "bf16" : options.storage), kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
-    shape = shape_of(*XsrFile::open_memory(random->data(), random->size()));
+    shape = shape_of(*XsrFile::open_memory(random->data(), random->size()), options.qkv_table);
     name = "random";
   } else {
     model = std::make_unique<Model>(options.model);
-    shape = shape_of(*XsrFile::open(options.model));
+    shape = shape_of(*XsrFile::open(options.model), options.qkv_table);
   }
   if (!options.corpus.empty() && model->info().has_tokenizer == 0)
     throw Error(XSR_STATUS_UNSUPPORTED,
@@ -239,6 +242,10 @@ int main(int argc, char** argv) {
                  "what the matrix products compute in; bf16 needs bf16 weights")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  app.add_flag("--qkv-table", options.qkv_table,
+               "look the first layer's Q, K and V up in a table of the vocabulary; the roofline is "
+               "then that of "
+               "the other products");
   app.add_option("--tokens", options.tokens, "lengths of the single sentences")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))

@@ -252,7 +252,7 @@ void bench_embedding_forward_f32(const std::string& name, Isa, embedding_forward
             std::vector<float> out(N * stride), expected(N * stride);
             const auto call = [&](embedding_forward_f32_t* f, size_t batch, float* to) {
               f(ids.data() + batch * N, positions.data(), 0, N, token.data(), position.data(),
-                storage, nullptr, gamma.data(), beta.data(), 1e-12f, kC, to, stride);
+                storage, nullptr, gamma.data(), beta.data(), 1e-12f, kC, to, stride, nullptr);
             };
             call(embedding, 0, out.data());
             call(embedding_forward_f32_ref, 0, expected.data());
@@ -263,6 +263,41 @@ void bench_embedding_forward_f32(const std::string& name, Isa, embedding_forward
             });
           });
     }
+  }
+}
+
+void bench_qkv_table_forward_f32(const std::string& name, Isa, qkv_table_forward_f32_t* table) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      // A vocabulary whose table is beyond every cache, as a real one is.
+      constexpr int32_t kRows = 16384;
+      const HugeBuffer tokens(size_t(kRows) * 3 * kC * sizeof(float));
+      const std::vector<float> row = normal_floats(3 * kC, 1.0f, 1),
+                               positions = normal_floats(201 * 3 * kC, 1.0f, 2);
+      for (int32_t r = 0; r < kRows; ++r) {
+        memcpy(tokens.floats() + size_t(r) * 3 * kC, row.data(), row.size() * sizeof(float));
+      }
+      std::mt19937 random(3);
+      std::vector<int32_t> ids(N * 256), at(N * 256);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        ids[i] = std::uniform_int_distribution<int32_t>(0, kRows - 1)(random);
+        at[i] = 1 + static_cast<int32_t>(i % N);
+      }
+      const std::vector<float> rstd(N, 0.7f);
+      const int64_t stride = padded_stride(3 * kC);
+      std::vector<float> out(N * stride), expected(N * stride);
+      const auto call = [&](qkv_table_forward_f32_t* f, size_t batch, float* to) {
+        f(ids.data() + batch * N, at.data() + batch * N, 0, N, tokens.floats(), positions.data(),
+          rstd.data(), row.data(), 3 * kC, to, stride);
+      };
+      call(table, 0, out.data());
+      call(qkv_table_forward_f32_ref, 0, expected.data());
+      size_t batch = 0;
+      run(state, agrees(out, expected), 0, double(N) * 3 * kC, [&] {
+        call(table, batch, out.data());
+        batch = (batch + 1) % 256;
+      });
+    });
   }
 }
 

@@ -127,16 +127,17 @@ void check_embedding(const KernelRow& row, const std::string& filter) {
       ids[i] = i == 2 ? V - 1 : random.range(0, V - 1), positions[i] = random.range(0, P - 1);
     const int64_t stride = C + 5;
     Guarded out(N * stride, shift), plain(N * stride);
-    std::vector<double> exact(N * stride);
+    Guarded rstd(N, shift), plain_rstd(N);
+    std::vector<double> exact(N * stride), exact_rstd(N);
     const float* types = typed ? type.data() : nullptr;
     kernel(ids.data(), positions.data(), first, last, token.data, position.data, storage, types,
-           gamma.data(), beta.data(), 1e-12f, C, out.data(), stride);
+           gamma.data(), beta.data(), 1e-12f, C, out.data(), stride, rstd.data());
     embedding_forward_f32_ref(ids.data(), positions.data(), first, last, token.data, position.data,
                               storage, types, gamma.data(), beta.data(), 1e-12f, C, plain.data(),
-                              stride);
+                              stride, plain_rstd.data());
     embedding_forward_ref<double>(ids.data(), positions.data(), first, last, token.data,
                                   position.data, storage, types, gamma.data(), beta.data(), 1e-12f,
-                                  C, exact.data(), stride);
+                                  C, exact.data(), stride, exact_rstd.data());
     const std::string what =
         row.name + shape_text({{"C", C}, {"typed", typed}}) + " " + storage_name(storage);
     ErrorBudget budget;
@@ -144,10 +145,54 @@ void check_embedding(const KernelRow& row, const std::string& filter) {
       for (int32_t c = 0; c < C; ++c)
         budget.add(out[i * stride + c], plain[i * stride + c], exact[i * stride + c], i, c);
     }
+    if (C > 1) {  // of one column the variance is 0 and the deviation that of eps alone
+      ErrorBudget rstd_budget(
+          kIllConditioned);  // five values: their largest error is a matter of luck
+      for (int32_t i = first; i < last; ++i)
+        rstd_budget.add(rstd[i], plain_rstd[i], exact_rstd[i], i, 0);
+      EXPECT_TRUE(rstd_budget.check(what + " rstd", filter));
+    }
+    EXPECT_TRUE(rstd.intact() && std::isnan(rstd[0]) && std::isnan(rstd[6])) << what;
     EXPECT_TRUE(budget.check(what, filter));
     expect_untouched(out, N, C, stride, what);
     for (int32_t c = 0; c < C; ++c)
       EXPECT_TRUE(std::isnan(out[c]) && std::isnan(out[6 * stride + c])) << what;
+  }
+}
+
+void check_qkv_table(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<qkv_table_forward_f32_t*>(row.function);
+  Random random(11);
+  for (int32_t N : widths()) {
+    const int shift = N % 4;
+    const int32_t tokens = 6, V = 7, P = 5, first = 1, last = 5;
+    const int64_t stride = N + 3;
+    Guarded token = random_rows(random, V, N, N, shift),
+            position = random_rows(random, P, N, N, shift),
+            bias = random_rows(random, 1, N, N, shift),
+            rstd = random_rows(random, 1, tokens, tokens, shift);
+    std::vector<int32_t> ids = {0, 6, 3, 3, 1, 2}, positions = {4, 0, 1, 2, 3, 4};
+    Guarded out(tokens * stride, shift), plain(tokens * stride);
+    std::vector<double> exact(tokens * stride),
+        wide_token = widen(token), wide_position = widen(position), wide_bias = widen(bias),
+        wide_rstd = widen(rstd);
+    kernel(ids.data(), positions.data(), first, last, token.data(), position.data(), rstd.data(),
+           bias.data(), N, out.data(), stride);
+    qkv_table_forward_f32_ref(ids.data(), positions.data(), first, last, token.data(),
+                              position.data(), rstd.data(), bias.data(), N, plain.data(), stride);
+    qkv_table_forward_ref<double>(ids.data(), positions.data(), first, last, wide_token.data(),
+                                  wide_position.data(), wide_rstd.data(), wide_bias.data(), N,
+                                  exact.data(), stride);
+    const std::string what = row.name + shape_text({{"N", N}});
+    ErrorBudget budget;
+    for (int32_t i = first; i < last; ++i) {
+      for (int32_t n = 0; n < N; ++n)
+        budget.add(out[i * stride + n], plain[i * stride + n], exact[i * stride + n], i, n);
+    }
+    EXPECT_TRUE(budget.check(what, filter));
+    expect_untouched(out, tokens, N, stride, what);
+    for (int32_t n = 0; n < N; ++n)
+      EXPECT_TRUE(std::isnan(out[n]) && std::isnan(out[last * stride + n])) << what;
   }
 }
 
@@ -618,15 +663,11 @@ void check_l2_normalize(const KernelRow& row, const std::string& filter) {
 }
 
 const std::map<std::string, std::function<void(const KernelRow&, const std::string&)>> kChecks = {
-    {"embedding_forward_f32", check_embedding},
-    {"layernorm_forward_f32", check_layernorm},
-    {"gemm_forward_f32", check_gemm},
-    {"attention_forward_f32", check_attention},
-    {"gemm_forward_bf16", check_gemm_bf16},
-    {"narrow_forward_bf16", check_narrow_bf16},
-    {"activation_forward_f32", check_activation},
-    {"pooling_forward_f32", check_pooling},
-    {"l2_normalize_forward_f32", check_l2_normalize}};
+    {"embedding_forward_f32", check_embedding}, {"qkv_table_forward_f32", check_qkv_table},
+    {"layernorm_forward_f32", check_layernorm}, {"gemm_forward_f32", check_gemm},
+    {"attention_forward_f32", check_attention}, {"gemm_forward_bf16", check_gemm_bf16},
+    {"narrow_forward_bf16", check_narrow_bf16}, {"activation_forward_f32", check_activation},
+    {"pooling_forward_f32", check_pooling},     {"l2_normalize_forward_f32", check_l2_normalize}};
 
 class KernelTest : public ::testing::TestWithParam<KernelRow> {};
 

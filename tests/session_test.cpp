@@ -124,12 +124,15 @@ TEST_P(InvarianceAt, SameTextSameBits) {
     DType storage;
     int sentences;
     xsr_compute compute = XSR_COMPUTE_F32;
+    xsr_qkv_table qkv_table = XSR_QKV_TABLE_OFF;
   };
   // The ref loops are slow: the real width only where there are vector kernels.
-  std::vector<Case> cases = {{{3, 24, 3, 40, 53}, DType::kF32, 80},
-                             {{2, 96, 4, 130, 301}, DType::kBF16, 80},
-                             {{1, 65, 5, 33, 77}, DType::kF16, 60},
-                             {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_BF16}};
+  std::vector<Case> cases = {
+      {{3, 24, 3, 40, 53}, DType::kF32, 80},
+      {{2, 96, 4, 130, 301}, DType::kBF16, 80},
+      {{1, 65, 5, 33, 77}, DType::kF16, 60},
+      {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_BF16},
+      {{2, 65, 5, 33, 77}, DType::kF32, 60, XSR_COMPUTE_F32, XSR_QKV_TABLE_ON}};
   if (GetParam() != XSR_ISA_REF) {
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kBF16, 50, XSR_COMPUTE_BF16});
@@ -145,6 +148,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       xsr_session_options options =
           options_for(own ? XSR_ISA_AVX512_BF16 : GetParam(), threads, batch_tokens);
       options.compute = c.compute;
+      options.qkv_table = c.qkv_table;
       return make_session(model, options);
     };
     const SessionPointer one = session_with(1, 0);
@@ -272,6 +276,32 @@ TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
             xsr_session_create(model.get(), &options, &session, detail, sizeof detail));
 }
 
+TEST(QkvTable, EqualsTheProductUpToRounding) {
+  for (DType storage : {DType::kF32, DType::kBF16}) {
+    const bench::RandomShape shape = {2, 256, 4, 512, 500};
+    const bench::RandomModel random(shape, storage, 3);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    const Sentences sentences(6, 40, shape.vocab_size);
+    const size_t C = shape.hidden_size;
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 2);
+    const std::vector<float> multiplied =
+        embed(make_session(model, options).get(), sentences.all, C);
+    options.qkv_table = XSR_QKV_TABLE_ON;
+    const SessionPointer with_table = make_session(model, options),
+                         another = make_session(model, options);
+    const std::vector<float> looked_up = embed(with_table.get(), sentences.all, C);
+    EXPECT_EQ(-1, first_difference(looked_up, embed(another.get(), sentences.all, C), C))
+        << "a shared table";
+    EXPECT_NE(-1, first_difference(multiplied, looked_up, C)) << "the table was not used";
+    float largest = 0, difference = 0;
+    for (size_t i = 0; i < multiplied.size(); ++i) {
+      largest = std::max(largest, std::fabs(multiplied[i]));
+      difference = std::max(difference, std::fabs(multiplied[i] - looked_up[i]));
+    }
+    EXPECT_LT(difference, 2e-6f * largest);  // a few ulps of the largest value
+  }
+}
+
 TEST_F(SmallModel, NormalizesOnRequest) {
   xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
   options.normalize = XSR_NORMALIZE_ON;
@@ -343,6 +373,9 @@ TEST_F(SmallModel, OptionsAreChecked) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   options.max_batch_tokens = 0;
   options.normalize = static_cast<xsr_normalize>(9);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.normalize = XSR_NORMALIZE_MODEL;
+  options.qkv_table = static_cast<xsr_qkv_table>(5);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   EXPECT_EQ(XSR_STATUS_OK, xsr_session_create(model_.get(), nullptr, &session, nullptr, 0));
   EXPECT_GE(xsr_session_get_num_threads(session), 1);

@@ -79,6 +79,15 @@ typedef enum xsr_normalize {
   XSR_NORMALIZE_ON = 2 /* L2-normalised; the zero vector of an empty text stays zero */
 } xsr_normalize;
 
+/* The first layer's Q, K and V of every token of the vocabulary, computed once (vocab_size · 3 ·
+ * hidden_size f32 in memory, shared by a model's sessions of one ISA) and looked up instead of
+ * multiplied. Equal to the product up to f32 rounding, so the bits differ from those without it. */
+typedef enum xsr_qkv_table {
+  XSR_QKV_TABLE_AUTO = 0, /* off, so that a session opens at once; may become cleverer */
+  XSR_QKV_TABLE_ON = 1,   /* built when the session is created */
+  XSR_QKV_TABLE_OFF = 2
+} xsr_qkv_table;
+
 typedef struct xsr_model xsr_model;
 typedef struct xsr_session xsr_session;
 
@@ -99,6 +108,7 @@ typedef struct xsr_session_options {
   int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA. Changes speed and
                                memory, never bits. */
   xsr_compute compute;
+  xsr_qkv_table qkv_table;
 } xsr_session_options;
 
 typedef struct xsr_model_info {

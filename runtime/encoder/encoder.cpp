@@ -23,21 +23,20 @@ struct Rows {
 /// The steps of the forward pass over one chunk, each on one thread or shared out over several.
 class Steps {
  public:
-  Steps(const ModelConfig& config, const kernels::KernelTable& kernels, Compute compute,
-        int32_t num_sentences, Workspace& workspace, ThreadPool* pool)
-      : config_(config),
-        kernels_(kernels),
+  Steps(const Encoder& encoder, int32_t num_sentences, Workspace& workspace, ThreadPool* pool)
+      : config_(encoder.config),
+        kernels_(encoder.kernels),
         w_(workspace),
         pool_(pool),
         num_sentences_(num_sentences),
         num_tokens_(workspace.cu_seqlens[num_sentences]),
-        C_(config.hidden_size),
+        C_(config_.hidden_size),
         x{w_.x, w_.x_stride},
         sum{w_.x, w_.x_stride},
         qkv{w_.qkv, w_.qkv_stride},
         context{w_.context, w_.context_stride},
         hidden{w_.hidden, w_.hidden_stride} {
-    if (compute == Compute::kBf16) {
+    if (encoder.compute == Compute::kBf16) {
       // x and context are never waiting for a product at the same time, so they share their bf16
       // rows.
       x.narrow = context.narrow = w_.narrow;
@@ -51,8 +50,17 @@ class Steps {
       kernels_.embedding_forward_f32(w_.token_ids, w_.positions, first, last, weights.token,
                                      weights.position, weights.table_storage, weights.token_type,
                                      weights.embedding_norm.gamma, weights.embedding_norm.beta,
-                                     eps(), C_, x.wide, x.wide_stride);
+                                     eps(), C_, x.wide, x.wide_stride, w_.rstd);
       narrow(x, first, last);
+    });
+  }
+
+  /// The first layer's product with its inputs known beforehand.
+  void qkv_from_table(const QkvTable& table) {
+    split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
+      kernels_.qkv_table_forward_f32(w_.token_ids, w_.positions, first, last, table.token(),
+                                     table.position(), w_.rstd, table.bias(), 3 * C_, qkv.wide,
+                                     qkv.wide_stride);
     });
   }
 
@@ -159,14 +167,19 @@ class Steps {
 
 }  // namespace
 
-void encode_chunk(const ModelConfig& config, const EncoderWeights& weights,
-                  const kernels::KernelTable& kernels, Compute compute, int32_t num_sentences,
-                  bool normalize, Workspace& w, ThreadPool* pool, float* embeddings) {
-  Steps s(config, kernels, compute, num_sentences, w, pool);
+void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, ThreadPool* pool,
+                  float* embeddings) {
+  const EncoderWeights& weights = encoder.weights;
+  const ModelConfig& config = encoder.config;
+  Steps s(encoder, num_sentences, w, pool);
 
   s.embedding(weights);  // token + position, then LayerNorm: [N,C]
   for (const LayerWeights& layer : weights.layers) {
-    s.gemm(s.x, layer.qkv, s.qkv, Activation::kNone);  // [N,C]·[C,3C]
+    if (encoder.qkv_table != nullptr && &layer == &weights.layers.front()) {
+      s.qkv_from_table(*encoder.qkv_table);
+    } else {
+      s.gemm(s.x, layer.qkv, s.qkv, Activation::kNone);  // [N,C]·[C,3C]
+    }
     s.attention();
     s.gemm(s.context, layer.attention_output, s.sum, Activation::kNone,
            &s.sum);  // x ← x + context·W + b
@@ -181,7 +194,7 @@ void encode_chunk(const ModelConfig& config, const EncoderWeights& weights,
   } else {
     s.pool(embeddings, config.embedding_size);
   }
-  if (normalize) s.normalize(embeddings);
+  if (encoder.normalize) s.normalize(embeddings);
 }
 
 }  // namespace xsr

@@ -125,11 +125,11 @@ int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa, const ModelConfig&
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      kernels_(kernels::resolve_kernels(choose_isa(options.isa))),
-      compute_(choose_compute(options.compute, model)),
-      normalize_(choose_normalize(options.normalize, model.config())),
+      encoder_{model.config(), model.weights(), kernels::resolve_kernels(choose_isa(options.isa)),
+               choose_compute(options.compute, model),
+               choose_normalize(options.normalize, model.config())},
       chunk_tokens_(options.max_batch_tokens != 0 ? options.max_batch_tokens
-                                                  : tuned_chunk_tokens(kernels_.isa)),
+                                                  : tuned_chunk_tokens(isa())),
       pool_(choose_threads(options.num_threads)) {
   if (options.device != XSR_DEVICE_CPU) {
     throw Error(XSR_STATUS_UNSUPPORTED,
@@ -137,7 +137,15 @@ Session::Session(const Model& model, const xsr_session_options& options)
                     ? "this version has no CUDA device; use XSR_DEVICE_CPU"
                     : "device " + std::to_string(options.device) + " is no value of xsr_device");
   }
-  const int32_t room = choose_chunk_tokens(options.max_batch_tokens, kernels_.isa, model.config());
+  if (options.qkv_table < XSR_QKV_TABLE_AUTO || options.qkv_table > XSR_QKV_TABLE_OFF) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "qkv_table " + std::to_string(options.qkv_table) + " is no value of xsr_qkv_table");
+  }
+  if (options.qkv_table == XSR_QKV_TABLE_ON) {
+    qkv_table_ = model.qkv_table(encoder_.kernels, pool_);
+    encoder_.qkv_table = qkv_table_.get();
+  }
+  const int32_t room = choose_chunk_tokens(options.max_batch_tokens, isa(), model.config());
   for (int32_t thread = 0; thread < pool_.num_threads(); ++thread) {
     // Thread 0's workspace also serves chunks that all threads share, so it holds everyone's
     // attention scratch.
@@ -162,8 +170,7 @@ void Session::embed_chunk(size_t first, size_t last, Workspace& workspace, Threa
     num_tokens += sentence.size;
     workspace.cu_seqlens[i - first + 1] = num_tokens;
   }
-  encode_chunk(model_.config(), model_.weights(), kernels_, compute_,
-               static_cast<int32_t>(last - first), normalize_, workspace, pool,
+  encode_chunk(encoder_, static_cast<int32_t>(last - first), workspace, pool,
                embeddings + first * model_.config().embedding_size);
 }
 

@@ -19,8 +19,8 @@ class Session {
 
   /// The ISA of the kernel that does most of the work: the matrix product's.
   kernels::Isa isa() const {
-    return compute_ == Compute::kBf16 ? kernels_.gemm_forward_bf16_isa
-                                      : kernels_.gemm_forward_f32_isa;
+    return encoder_.compute == Compute::kBf16 ? encoder_.kernels.gemm_forward_bf16_isa
+                                              : encoder_.kernels.gemm_forward_f32_isa;
   }
   int32_t num_threads() const { return pool_.num_threads(); }
 
@@ -47,11 +47,10 @@ class Session {
                    float* embeddings);
 
   const Model& model_;
-  kernels::KernelTable kernels_;
-  Compute compute_;
-  bool normalize_;
+  Encoder encoder_;
   int32_t chunk_tokens_;
   ThreadPool pool_;
+  std::shared_ptr<const QkvTable> qkv_table_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // one a thread
   std::vector<std::vector<int32_t>> ids_;               // one a thread
   std::vector<Sentence> sentences_;

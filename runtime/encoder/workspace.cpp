@@ -38,6 +38,7 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
       {reinterpret_cast<void**>(&context), sizeof(float) * N * context_stride},
       {reinterpret_cast<void**>(&hidden), sizeof(float) * N * hidden_stride},
       {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * narrow_stride},
+      {reinterpret_cast<void**>(&rstd), sizeof(float) * N},
       {reinterpret_cast<void**>(&pooled),
        config.has_pooler ? sizeof(float) * max_sentences * pooled_stride : 0},
       {reinterpret_cast<void**>(&attention_), sizeof(float) * num_threads * attention_floats_},
