@@ -16,8 +16,7 @@ struct Accumulate<MR, Storage::kF32> {
     const float* a = tile.a;
     const int64_t stride = tile.a_stride;
     for (int32_t k = 0; k < tile.K; ++k, w += kPanelColumns) {
-      _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+      prefetch_panel<MR>(w);
       const __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 16);
 #pragma GCC unroll 12
       for (int m = 0; m < MR; ++m) {
@@ -51,8 +50,7 @@ struct Accumulate {
     const int64_t stride = tile.a_stride;
     int32_t k = 0;
     for (; k + 2 <= tile.K; k += 2, w += 2 * kPanelColumns) {
-      _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+      prefetch_panel<MR>(w);
       const __m512 even0 = widen_low<S>(_mm512_load_si512(w));
       const __m512 even1 = widen_low<S>(_mm512_load_si512(w + 32));
 #pragma GCC unroll 12

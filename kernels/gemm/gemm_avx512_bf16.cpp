@@ -19,8 +19,7 @@ struct CoreBf16 {
     const uint16_t* a = tile.a;
     const int64_t stride = tile.a_stride;
     for (int32_t k = 0; k < tile.K; k += 2, w += 2 * kPanelColumns) {
-      _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+      prefetch_panel<MR>(w);
       const __m512bh w0 = (__m512bh)_mm512_load_si512(w), w1 = (__m512bh)_mm512_load_si512(w + 32);
 #pragma GCC unroll 12
       for (int m = 0; m < MR; ++m) {
