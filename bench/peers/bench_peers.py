@@ -107,9 +107,8 @@ class Layer:
 class Xsr:
     """libxsr.so through ctypes."""
 
-    name = "xsr"
-
-    def __init__(self, np, build, model_path, isa):
+    def __init__(self, np, build, model_path, isa, qkv_table):
+        self.name = "xsr with QKV table" if qkv_table else "xsr"
         self.np = np
         lib = self.lib = ctypes.CDLL(str(build / "runtime" / "libxsr.so"))
         lib.xsr_version_string.restype = ctypes.c_char_p
@@ -121,7 +120,15 @@ class Xsr:
 
         class SessionOptions(ctypes.Structure):
             _fields_ = [("size", ctypes.c_size_t)] + [
-                (name, ctypes.c_int32) for name in ("device", "isa", "num_threads", "normalize", "max_batch_tokens")
+                (name, ctypes.c_int32) for name in (
+                    "device",
+                    "isa",
+                    "num_threads",
+                    "normalize",
+                    "max_batch_tokens",
+                    "compute",
+                    "qkv_table",
+                )
             ]
 
         detail = ctypes.create_string_buffer(512)
@@ -129,7 +136,7 @@ class Xsr:
         if lib.xsr_model_open(str(model_path).encode(), None, ctypes.byref(self.model), detail, ctypes.c_size_t(512)):
             sys.exit("bench_peers: " + detail.value.decode())
         options = SessionOptions(
-            ctypes.sizeof(SessionOptions), 0, {"auto": 0, "ref": 1, "avx2": 2, "avx512": 3}[isa], 1, 0, 0
+            ctypes.sizeof(SessionOptions), 0, {"auto": 0, "ref": 1, "avx2": 2, "avx512": 3}[isa], 1, 0, 0, 0, int(qkv_table)
         )
         if lib.xsr_session_create(
             self.model, ctypes.byref(options), ctypes.byref(self.session), detail, ctypes.c_size_t(512)
@@ -357,7 +364,8 @@ def main():
         if done.returncode:
             sys.exit(f"bench_peers: xsr-convert failed:\n{done.stderr}")
         engines = [
-            Xsr(np, args.build, folder / "model.xsr", args.isa),
+            Xsr(np, args.build, folder / "model.xsr", args.isa, False),
+            Xsr(np, args.build, folder / "model.xsr", args.isa, True),
             OnnxRuntime(np, weights, layers, heads),
             CTranslate2(np, weights, layers, heads, folder / "ct2"),
         ]
@@ -379,18 +387,23 @@ def main():
 
     results = {tokens: time_by_turns(engines, tokens, args, np, V, C) for tokens in lengths}
 
-    peers = engines[1:]
+    own, peers = engines[:2], engines[2:]
     lines = [
         f"{cpu_model()}, one core (CPU {cpu}), f32, shape {args.shape}, {datetime.date.today()}.",
-        "ids to sentence vector, median µs of calls by turns; in brackets the peer's time over xsr's.",
+        "ids to sentence vector, median µs of calls by turns; in brackets the peer's time over xsr's, without and with its",
+        "table of the first layer's Q, K and V.",
         "",
-        "| tokens | xsr " + engines[0].version + " | " + " | ".join(f"{p.name} {p.version}" for p in peers) + " |",
-        "| ---: | ---: |" + " ---: |" * len(peers),
+        "| tokens | xsr " + engines[0].version + " | with QKV table | " + " | ".join(f"{p.name} {p.version}" for p in peers)
+        + " |",
+        "| ---: | ---: | ---: |" + " ---: |" * len(peers),
     ]
     for tokens, row in results.items():
-        xsr = row["xsr"]["p50_us"]
-        cells = [f"{row[p.name]['p50_us']:.0f} ({row[p.name]['p50_us'] / xsr:.2f}×)" for p in peers]
-        lines.append(f"| {tokens} | {xsr:.0f} | " + " | ".join(cells) + " |")
+        times = [row[engine.name]["p50_us"] for engine in own]
+        cells = [f"{t:.0f}" for t in times]
+        for p in peers:
+            t = row[p.name]["p50_us"]
+            cells.append(f"{t:.0f} ({t / times[0]:.2f}×, {t / times[1]:.2f}×)")
+        lines.append(f"| {tokens} | " + " | ".join(cells) + " |")
     lines += ["", "Smallest cosine to xsr: " + ", ".join(f"{n} {c:.9f}" for n, c in worst.items()) + "."]
     text = "\n".join(lines) + "\n"
     print(text, end="")
@@ -410,7 +423,9 @@ def main():
                 {
                     "tokens": tokens,
                     "engines": row,
-                    "ratios": {p.name: row[p.name]["p50_us"] / row["xsr"]["p50_us"] for p in peers},
+                    "ratios": {
+                        x.name: {p.name: row[p.name]["p50_us"] / row[x.name]["p50_us"] for p in peers} for x in own
+                    },
                 }
                 for tokens, row in results.items()
             ],
