@@ -674,6 +674,23 @@ TEST(TokenizerModel, BrokenOnesAreNamed) {
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
 }
 
+// SentencePiece refuses such texts; found by tokenizer_model_fuzz.
+TEST(TokenizerModel, AControlPieceInTheWayOfTextIsTheFilesFault) {
+  const std::string chars = field(2, number_field(3, 4));
+  const auto tokenizer = xsr::make_sentencepiece_tokenizer(
+      piece("<unk>", 2) + piece("a") + piece("l", 3) + chars, config_for(1000, false));
+  std::vector<int32_t> ids;
+  tokenizer->encode("a", kUnlimited, ids);
+  EXPECT_FALSE(ids.empty());
+  try {
+    tokenizer->encode("al", kUnlimited, ids);
+    ADD_FAILURE() << "accepted";
+  } catch (const xsr::Error& e) {
+    EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE);
+    EXPECT_THAT(e.what(), HasSubstr("control piece"));
+  }
+}
+
 TEST(TokenizerModel, DamagedOnesNeverCrash) {
   const std::string text =
       "The miller\u2026 e\u0301 \uFB01n\u00A0 <sep>x & the lake \u6F22\u5B57 " +

@@ -175,7 +175,9 @@ void SentencePieceTokenizer::segment_part(std::string_view normalized, std::vect
   const auto status =
       processor_.Encode(absl::string_view(normalized.data(), normalized.size()), &part);
   if (!status.ok()) {
-    throw Error(XSR_STATUS_INTERNAL, std::string("SentencePiece: ") + status.error_message());
+    // Its only reason with well-formed text: a control piece equals a character or word of it.
+    throw Error(XSR_STATUS_BAD_FILE, std::string("SentencePiece model: ") + status.error_message() +
+                                         " Is a control piece of the model a word of the text?");
   }
   auto begin = part.begin();
   // The library gives one id for a run of unknown characters; a cut may have gone through the run.
