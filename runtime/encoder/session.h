@@ -47,8 +47,9 @@ class Session {
   bool normalize_;
   int32_t chunk_tokens_;
   ThreadPool pool_;
-  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one a thread
-  std::vector<std::vector<int32_t>> ids_;               // one a thread
+  std::vector<std::unique_ptr<Workspace>> workspaces_;               // one a thread
+  std::vector<std::vector<int32_t>> ids_;                            // one a thread
+  std::vector<std::unique_ptr<Tokenizer::State>> tokenizer_states_;  // one a thread, or null
   std::vector<Sentence> sentences_;
 };
 
