@@ -1,13 +1,17 @@
 #include "runtime/text/piece_table.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "runtime/error.h"
+#include "runtime/text/utf8.h"
 
 namespace xsr {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "keep_bytes counts from the low byte");
+
+constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
 
 [[noreturn]] void fail(const std::string& what) {
   throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
@@ -51,6 +55,26 @@ bool PieceTable::insert(Slots& slots, int32_t id) {
   return true;
 }
 
+/// Notes what is unusual about a piece (padded). Opening a model waits for this: most pieces are
+/// ASCII behind the space symbol, which is seen at a glance.
+void PieceTable::check_text(std::string_view text) {
+  constexpr uint64_t kHighBits = 0x8080808080808080u;
+  const size_t begin = text.starts_with(kSpaceSymbol) ? kSpaceSymbol.size() : 0;
+  uint64_t high = 0;
+  for (size_t i = begin; i < text.size(); i += 8) {
+    high |= keep_bytes(load_u64(text.data() + i), std::min<size_t>(8, text.size() - i)) & kHighBits;
+  }
+  if (high == 0) return;
+  if (!is_valid_utf8(text)) all_utf8_ = false;
+  for (size_t at = text.find(kSpaceSymbol, 1); at != std::string_view::npos;
+       at = text.find(kSpaceSymbol, at + 1)) {
+    if (at < kSpaceSymbol.size() ||
+        text.substr(at - kSpaceSymbol.size(), kSpaceSymbol.size()) != kSpaceSymbol) {
+      space_inside_ = true;
+    }
+  }
+}
+
 PieceTable::PieceTable(const SentencePieceModel& model) {
   size_t bytes = 0, reserved = 0;
   for (const auto& p : model.pieces) {
@@ -71,6 +95,7 @@ PieceTable::PieceTable(const SentencePieceModel& model) {
   if (model.byte_fallback) byte_ids_.assign(256, -1);
   for (int32_t id = 0; id < size(); ++id) {
     const PieceType type = (*this)[id].type;
+    check_text(text(id));
     if (!insert(is_reserved(type) ? reserved_by_text_ : pieces_by_text_, id)) {
       fail(std::string(text(id)) + " is already defined, piece " + std::to_string(id) +
            " has the same text");

@@ -63,8 +63,13 @@ class PieceTable {
   /// The pieces that stand for the bytes 0 to 255; empty unless the model has byte_fallback.
   const std::vector<int32_t>& byte_ids() const { return byte_ids_; }
   const std::vector<int32_t>& reserved_ids() const { return reserved_ids_; }
+  bool all_utf8() const { return all_utf8_; }
+  /// True when some piece has U+2581 behind another character.
+  bool space_inside() const { return space_inside_; }
 
  private:
+  void check_text(std::string_view text);
+
   struct Slot {
     uint32_t tag = 0;
     int32_t id = -1;  // -1: empty
@@ -82,6 +87,7 @@ class PieceTable {
   Slots pieces_by_text_, reserved_by_text_;
   std::vector<int32_t> reserved_ids_, byte_ids_;
   int32_t unk_id_ = -1;
+  bool all_utf8_ = true, space_inside_ = false;
 };
 
 /// The first `size` bytes (1 to 8) of a word loaded from memory, the others 0.

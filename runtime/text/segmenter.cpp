@@ -7,8 +7,6 @@
 #include <functional>
 #include <limits>
 
-#include "runtime/text/utf8.h"
-
 namespace xsr {
 namespace {
 
@@ -58,9 +56,9 @@ std::unique_ptr<Segmenter> Segmenter::make(const SentencePieceModel& model,
   for (int32_t id = 0; id < pieces.size(); ++id) {
     any_normal |= pieces[id].type == PieceType::kNormal;
     // A score of which 2^20 add up to no finite number is none that a training gave.
-    if (!(std::fabs(pieces[id].score) < 1e30f) || !is_valid_utf8(pieces.text(id))) return nullptr;
+    if (!(std::fabs(pieces[id].score) < 1e30f)) return nullptr;
   }
-  if (!any_normal) return nullptr;
+  if (!any_normal || !pieces.all_utf8()) return nullptr;
   if (model.type == SentencePieceType::kBpe) {
     // The library looks for the ids of BPE symbols among the reserved pieces first.
     for (int32_t id : pieces.reserved_ids()) {

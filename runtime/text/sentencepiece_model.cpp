@@ -203,6 +203,8 @@ SentencePieceModel parse_sentencepiece_model(std::string_view blob) {
   if (blob.size() > kMaxBlobBytes) {
     fail(std::to_string(blob.size()) + " bytes, expected at most " + std::to_string(kMaxBlobBytes));
   }
+  // A piece takes some 20 bytes: text, score, type and their tags.
+  model.pieces.reserve(blob.size() / 16);
   for (Message m(blob, 0); m.next();) {
     switch (m.number()) {
       case 1:

@@ -223,23 +223,19 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
                     " pieces, but the model's vocab_size is " + std::to_string(config.vocab_size) +
                     "; is it another model's tokenizer?");
   }
-  bool space_inside = false, all_utf8 = true;
-  for (const auto& p : model.pieces) {
-    longest_piece_ = std::max(longest_piece_, p.text.size());
-    // A piece that is not text could begin inside a character; a piece that is there only to be
-    // taken apart again is taken apart as it was last put together, wherever in the text that was.
-    if (!is_valid_utf8(p.text)) cuts_allowed_ = all_utf8 = false;
-    if (p.type == PieceType::kUnused && type_ == SentencePieceType::kBpe) cuts_allowed_ = false;
-    // From the back: a space symbol with another character before it.
-    for (size_t at = p.text.rfind(kSpaceSymbol); at != std::string_view::npos && at > 0;
-         at = p.text.rfind(kSpaceSymbol, at - 1)) {
-      space_inside |= character_before(p.text, at) != kSpaceSymbol;
+  // A piece that is not text could begin inside a character; a piece that is there only to be taken
+  // apart again is taken apart as it was last put together, wherever in the text that was.
+  cuts_allowed_ = pieces_.all_utf8();
+  for (int32_t id = 0; id < pieces_.size(); ++id) {
+    longest_piece_ = std::max<size_t>(longest_piece_, pieces_[id].size);
+    if (pieces_[id].type == PieceType::kUnused && type_ == SentencePieceType::kBpe) {
+      cuts_allowed_ = false;
     }
   }
   segmenter_ = Segmenter::make(model, pieces_);
   if (segmenter_ == nullptr) load_library(blob);
   // With the dummy prefix all words begin alike, with U+2581.
-  words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !space_inside &&
+  words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !pieces_.space_inside() &&
                  model.add_dummy_prefix && normalizer_.words_apart();
 }
 
