@@ -1,6 +1,7 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <exception>
 #include <mutex>
@@ -197,6 +198,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   int32_t cls_id_, sep_id_;   // -1: none is added
   size_t longest_piece_ = 0;  // bytes
   SentencePieceNormalizer normalizer_;
+  std::array<bool, 256> plain_ = {};  // letters that only lower-casing changes in a word of such
   PieceTable pieces_;
   std::unique_ptr<Segmenter> segmenter_;                              // or
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;  // where that cannot do it
@@ -237,6 +239,10 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
   // With the dummy prefix all words begin alike, with U+2581.
   words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !pieces_.space_inside() &&
                  model.add_dummy_prefix && normalizer_.words_apart();
+  for (unsigned char c = 0; c < 0x80; ++c) {
+    const bool upper = lowercase_ && c >= 'A' && c <= 'Z';
+    plain_[c] = normalizer_.is_plain(upper ? static_cast<unsigned char>(c + ('a' - 'A')) : c);
+  }
 }
 
 void SentencePieceTokenizer::load_library(std::string_view blob) {
@@ -391,7 +397,7 @@ bool SentencePieceTokenizer::normalize_word(std::string_view word, ThreadScratch
   std::string& out = scratch.normalized;
   out.assign(kSpaceSymbol);
   bool plain = true;
-  for (char c : word) plain &= normalizer_.is_plain(static_cast<unsigned char>(c));
+  for (char c : word) plain &= plain_[static_cast<unsigned char>(c)];
   if (plain) {
     if (lowercase_) {
       append_lowercase(word, out);
