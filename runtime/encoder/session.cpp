@@ -153,6 +153,10 @@ Session::Session(const Model& model, const xsr_session_options& options)
                                                       thread == 0 ? pool_.num_threads() : 1));
   }
   ids_.resize(pool_.num_threads());
+  tokenizer_states_.resize(pool_.num_threads());
+  if (const Tokenizer* tokenizer = model.tokenizer()) {
+    for (auto& state : tokenizer_states_) state = tokenizer->make_state();
+  }
 }
 
 void Session::embed_chunk(size_t first, size_t last, Workspace& workspace, ThreadPool* pool,
@@ -228,7 +232,8 @@ void Session::embed_texts(std::span<const xsr_text> texts, float* embeddings,
       for (size_t i = task * kTextsPerTask; i < end; ++i) {
         const xsr_text& text = texts[first + i];
         const size_t offset = ids.size();
-        const Tokenizer::Result result = tokenizer->encode({text.data, text.size}, max_tokens, ids);
+        const Tokenizer::Result result = tokenizer->encode({text.data, text.size}, max_tokens, ids,
+                                                           tokenizer_states_[thread].get());
         sentences_[i] = {&ids, nullptr, offset, static_cast<int32_t>(ids.size() - offset)};
         if (results != nullptr) {
           results[first + i] = {sentences_[i].size, result.truncated, sentences_[i].size == 0, 0,
@@ -278,8 +283,8 @@ xsr_text_result Session::tokenize(xsr_text text, std::vector<int32_t>& token_ids
     throw Error(XSR_STATUS_UNSUPPORTED,
                 model_.file().name() + " holds no tokenizer, it takes token ids only");
   }
-  const Tokenizer::Result result =
-      model_.tokenizer()->encode({text.data, text.size}, model_.config().max_seq_len, token_ids);
+  const Tokenizer::Result result = model_.tokenizer()->encode(
+      {text.data, text.size}, model_.config().max_seq_len, token_ids, tokenizer_states_[0].get());
   const int32_t size = static_cast<int32_t>(token_ids.size());
   return {size, result.truncated, size == 0, 0, result.replaced_bytes};
 }

@@ -51,8 +51,9 @@ class Session {
   int32_t chunk_tokens_;
   ThreadPool pool_;
   std::shared_ptr<const QkvTable> qkv_table_;
-  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one a thread
-  std::vector<std::vector<int32_t>> ids_;               // one a thread
+  std::vector<std::unique_ptr<Workspace>> workspaces_;               // one a thread
+  std::vector<std::vector<int32_t>> ids_;                            // one a thread
+  std::vector<std::unique_ptr<Tokenizer::State>> tokenizer_states_;  // one a thread, or null
   std::vector<Sentence> sentences_;
 };
 

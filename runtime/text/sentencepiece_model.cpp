@@ -76,6 +76,12 @@ class Message {
   Message message() const {
     return Message(data(), offset_ + static_cast<size_t>(data_.data() - bytes_.data()));
   }
+  float real() const {
+    if (wire_ != 5) fail_type("a float");
+    float value;
+    std::memcpy(&value, data_.data(), sizeof value);
+    return value;
+  }
   std::string_view raw() const { return bytes_.substr(field_begin_, at_ - field_begin_); }
 
  private:
@@ -153,6 +159,8 @@ void parse_piece(Message m, SentencePieceModel& model) {
   while (m.next()) {
     if (m.number() == 1) {
       piece.text = m.data();
+    } else if (m.number() == 2) {
+      piece.score = m.real();
     } else if (m.number() == 3) {
       if (m.value() < 1 || m.value() > 6) {
         fail("piece " + std::to_string(model.pieces.size()) + " has type " +
@@ -195,16 +203,15 @@ SentencePieceModel parse_sentencepiece_model(std::string_view blob) {
   if (blob.size() > kMaxBlobBytes) {
     fail(std::to_string(blob.size()) + " bytes, expected at most " + std::to_string(kMaxBlobBytes));
   }
-  model.segmenter.reserve(blob.size());
+  // A piece takes some 20 bytes: text, score, type and their tags.
+  model.pieces.reserve(blob.size() / 16);
   for (Message m(blob, 0); m.next();) {
     switch (m.number()) {
       case 1:
         parse_piece(m.message(), model);
-        model.segmenter.append(m.raw());
         break;
       case 2:
         parse_trainer(m.message(), model);
-        model.segmenter.append(m.raw());
         break;
       case 3:
         parse_normalizer(m.message(), model);
@@ -215,10 +222,19 @@ SentencePieceModel parse_sentencepiece_model(std::string_view blob) {
   }
   if (model.pieces.empty()) fail("there are no pieces; is this a SentencePiece model?");
   check_nesting(model);
+  return model;
+}
+
+std::string without_normalizer(std::string_view blob) {
+  std::string out;
+  out.reserve(blob.size());
+  for (Message m(blob, 0); m.next();) {
+    if (m.number() == 1 || m.number() == 2) out.append(m.raw());
+  }
   // normalizer_spec { add_dummy_prefix: false remove_extra_whitespaces: false escape_whitespaces:
   // false }
-  model.segmenter.append("\x1A\x06\x18\x00\x20\x00\x28\x00", 8);
-  return model;
+  out.append("\x1A\x06\x18\x00\x20\x00\x28\x00", 8);
+  return out;
 }
 
 }  // namespace xsr

@@ -23,6 +23,7 @@ struct SentencePieceModel {
   struct Piece {
     std::string_view text;
     PieceType type = PieceType::kNormal;
+    float score = 0;
   };
 
   SentencePieceType type = SentencePieceType::kUnigram;
@@ -33,14 +34,16 @@ struct SentencePieceModel {
   bool escape_whitespaces = true;
   std::string_view charsmap;  // the normaliser's rules, maybe empty
   std::vector<Piece> pieces;  // by id
-  /// A model file with the same pieces and training settings whose normaliser changes nothing, and
-  /// without the self-test: what the SentencePiece library gets to see.
-  std::string segmenter;
 };
 
 /// Parses and checks the bytes of a SentencePiece model: every length, and what the library itself
 /// takes on trust (pieces with NUL bytes, very long pieces, more nested user-defined symbols than
 /// its tables hold). Throws Error(BAD_FILE) with the offset.
 SentencePieceModel parse_sentencepiece_model(std::string_view blob);
+
+/// A model file with the same pieces and training settings whose normaliser changes nothing, and
+/// without the self-test: what the SentencePiece library gets to see. blob has been parsed without
+/// an error.
+std::string without_normalizer(std::string_view blob);
 
 }  // namespace xsr

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "runtime/error.h"
+#include "runtime/text/utf8.h"
 
 namespace xsr {
 namespace {
@@ -43,26 +44,66 @@ SentencePieceNormalizer::SentencePieceNormalizer(const SentencePieceModel& model
   symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
 
   const std::string_view map = model.charsmap;
-  if (map.empty()) return;
-  uint32_t trie_bytes = 0;
-  if (map.size() >= sizeof trie_bytes) std::memcpy(&trie_bytes, map.data(), sizeof trie_bytes);
-  // The table: uint32 size of the trie in bytes, the trie, the replacements.
-  if (map.size() <= sizeof trie_bytes || trie_bytes == 0 || trie_bytes % sizeof(uint32_t) != 0 ||
-      trie_bytes >= map.size() - sizeof trie_bytes || map.back() != '\0') {
-    throw Error(
-        XSR_STATUS_BAD_FILE,
-        "SentencePiece model: precompiled_charsmap has " + std::to_string(map.size()) +
-            " bytes with a trie of " + std::to_string(trie_bytes) +
-            ", expected the trie's size (a multiple of 4), the trie and NUL-terminated text");
+  if (!map.empty()) {
+    uint32_t trie_bytes = 0;
+    if (map.size() >= sizeof trie_bytes) std::memcpy(&trie_bytes, map.data(), sizeof trie_bytes);
+    // The table: uint32 size of the trie in bytes, the trie, the replacements.
+    if (map.size() <= sizeof trie_bytes || trie_bytes == 0 || trie_bytes % sizeof(uint32_t) != 0 ||
+        trie_bytes >= map.size() - sizeof trie_bytes || map.back() != '\0') {
+      throw Error(
+          XSR_STATUS_BAD_FILE,
+          "SentencePiece model: precompiled_charsmap has " + std::to_string(map.size()) +
+              " bytes with a trie of " + std::to_string(trie_bytes) +
+              ", expected the trie's size (a multiple of 4), the trie and NUL-terminated text");
+    }
+    trie_.resize(trie_bytes / sizeof(uint32_t));
+    std::memcpy(trie_.data(), map.data() + sizeof trie_bytes, trie_bytes);
+    replacements_.assign(map.substr(sizeof trie_bytes + trie_bytes));
   }
-  trie_.resize(trie_bytes / sizeof(uint32_t));
-  std::memcpy(trie_.data(), map.data() + sizeof trie_bytes, trie_bytes);
-  replacements_.assign(map.substr(sizeof trie_bytes + trie_bytes));
+
+  bool begins_symbol[256] = {};
+  bool space_in_symbol = false;
+  for (const std::string& symbol : symbols_) {
+    begins_symbol[static_cast<unsigned char>(symbol[0])] = true;
+    space_in_symbol |= symbol.find(' ') != std::string::npos;
+  }
+  const auto is_plain = [&](unsigned char c) {
+    const char text = static_cast<char>(c);
+    size_t consumed, seen;
+    if (begins_symbol[c]) return false;
+    if (prefix({&text, 1}, &consumed, &seen) != std::string_view(&text, 1)) return false;
+    for (unsigned char next = 0; next < 0x80; ++next) {
+      if (has_rule_path(c, next)) return false;
+    }
+    return true;
+  };
+  for (unsigned char c = 0; c < 0x80; ++c) plain_[c] = is_plain(c);
+  words_apart_ = remove_extra_whitespaces_ && !treat_whitespace_as_suffix_ &&
+                 space_ == kSpaceSymbol && !space_in_symbol && plain_[' '] &&
+                 replacements_.find(kSpaceSymbol) == std::string::npos &&
+                 is_valid_utf8(replacements_);
+  for (unsigned next = 0x80; next < 0x100; ++next) {
+    if (has_rule_path(' ', static_cast<unsigned char>(next))) words_apart_ = false;
+  }
 }
 
-/// The normalised form of the longest prefix of text that has a rule, or of its first character.
+/// True when a rule may begin with these two bytes.
+bool SentencePieceNormalizer::has_rule_path(unsigned char first, unsigned char second) const {
+  if (trie_.empty()) return false;
+  uint32_t node = offset(trie_[0]);
+  for (uint32_t byte : {uint32_t{first}, uint32_t{second}}) {
+    node ^= byte;
+    if (node >= trie_.size() || label(trie_[node]) != byte) return false;
+    node ^= offset(trie_[node]);
+    if (node >= trie_.size()) return false;
+  }
+  return true;
+}
+
 /// Every step into the trie is checked here: nothing is assumed of its contents.
-std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* consumed) const {
+std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* consumed,
+                                                 size_t* seen) const {
+  *seen = 0;
   for (size_t size : symbol_sizes_) {
     if (size <= text.size() && symbols_.count(text.substr(0, size))) {
       *consumed = size;
@@ -79,6 +120,7 @@ std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* 
       if (node >= trie_.size()) break;
       const uint32_t unit = trie_[node];
       if (label(unit) != byte) break;
+      *seen = i + 1;
       node ^= offset(unit);
       if (node >= trie_.size()) break;
       if (has_value(unit)) {
@@ -116,8 +158,8 @@ bool SentencePieceNormalizer::Stream::append(size_t size, std::string& out) {
     begun_ = true;
     if (n_.remove_extra_whitespaces_) {
       while (!rest_.empty()) {
-        size_t consumed;
-        if (n_.prefix(rest_, &consumed) != " ") break;
+        size_t consumed, seen;
+        if (n_.prefix(rest_, &consumed, &seen) != " ") break;
         rest_.remove_prefix(consumed);
       }
     }
@@ -126,8 +168,8 @@ bool SentencePieceNormalizer::Stream::append(size_t size, std::string& out) {
   }
   while (!rest_.empty()) {
     if (out.size() >= size) return true;
-    size_t consumed;
-    std::string_view piece = n_.prefix(rest_, &consumed);
+    size_t consumed, seen;
+    std::string_view piece = n_.prefix(rest_, &consumed, &seen);
     rest_.remove_prefix(consumed);
     while (after_space_ && !piece.empty() && piece[0] == ' ') piece.remove_prefix(1);
     if (!piece.empty()) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <set>
@@ -35,8 +36,19 @@ class SentencePieceNormalizer {
     bool begun_ = false;
   };
 
+  /// The normalised form of the longest prefix of text (not empty) that has a rule, or of its first
+  /// character; *consumed: the bytes of text that it stands for. *seen: the bytes of text that were
+  /// looked at and may begin a rule; a rule that goes on behind the end of text has seen all of it.
+  std::string_view prefix(std::string_view text, size_t* consumed, size_t* seen) const;
+  /// True when this ASCII character stays as it is wherever an ASCII character or the end of the
+  /// text follows.
+  bool is_plain(unsigned char c) const { return plain_[c]; }
+  /// True when normalising the text is normalising its words, ASCII space (and no other) between
+  /// them, but for rules that a word begins and the space behind it goes on.
+  bool words_apart() const { return words_apart_; }
+
  private:
-  std::string_view prefix(std::string_view text, size_t* consumed) const;
+  bool has_rule_path(unsigned char first, unsigned char second) const;
   void append_escaped(std::string_view piece, std::string& out) const;
 
   bool treat_whitespace_as_suffix_, add_dummy_prefix_, remove_extra_whitespaces_;
@@ -45,6 +57,8 @@ class SentencePieceNormalizer {
   std::string replacements_;    // NUL-terminated strings, the trie's values are offsets
   std::set<std::string, std::less<>> symbols_;  // user-defined symbols: kept as they are
   std::vector<size_t> symbol_sizes_;            // their different sizes, longest first
+  std::array<bool, 256> plain_ = {};
+  bool words_apart_ = false;
 };
 
 }  // namespace xsr

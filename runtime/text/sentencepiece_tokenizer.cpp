@@ -1,6 +1,8 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <exception>
 #include <mutex>
 #include <string>
@@ -8,10 +10,13 @@
 
 #include "runtime/error.h"
 #include "runtime/text/lowercase.h"
+#include "runtime/text/piece_table.h"
+#include "runtime/text/segmenter.h"
 #include "runtime/text/sentencepiece_model.h"
 #include "runtime/text/sentencepiece_normalizer.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
+#include "runtime/text/word_memo.h"
 
 // In the library but not in its installed header: its messages go to stderr, and xsr never prints.
 namespace sentencepiece::logging {
@@ -38,6 +43,8 @@ constexpr size_t kUnigramSegmentBytes = 65536;
 constexpr size_t kMaxSegmentBytes = 256 * 1024;
 // Scratch buffers above this size are given back after the call.
 constexpr size_t kKeptBytes = 1 << 20;
+// A text with a longer word (no space: another script, or no text at all) is normalised as a whole.
+constexpr size_t kMaxWordBytes = 1024;
 
 /// The bytes of the code point that ends just before text[at], at > 0, and of the one that begins
 /// there.
@@ -61,57 +68,192 @@ uint64_t pair_key(std::string_view left, std::string_view right) {
   return key << 32 | low;
 }
 
-class SentencePieceTokenizer final : public Tokenizer {
- public:
-  SentencePieceTokenizer(std::string_view blob, const ModelConfig& config)
-      : SentencePieceTokenizer(parse_sentencepiece_model(blob), config) {}
+/// What the calls of one thread share.
+struct ThreadScratch {
+  Segmenter::Scratch segmenter;
+  std::string well_formed, lower, normalized, padded;
+  std::vector<int32_t> ids, word_ids;
+  std::vector<int> library_ids;
 
-  Result encode(std::string_view text, size_t max_tokens, std::vector<int32_t>& ids) const override;
-  int32_t vocab_size() const override { return processor_.GetPieceSize(); }
+  void shrink() {
+    for (std::string* s : {&well_formed, &lower, &normalized, &padded}) {
+      if (s->capacity() > kKeptBytes) std::string().swap(*s);
+    }
+    if (ids.capacity() * sizeof(int32_t) > kKeptBytes) std::vector<int32_t>().swap(ids);
+    if (library_ids.capacity() * sizeof(int) > kKeptBytes) std::vector<int>().swap(library_ids);
+    segmenter.shrink();
+  }
+};
+
+/// Reads the words between the ASCII spaces of a text.
+class WordReader {
+ public:
+  explicit WordReader(std::string_view text) : text_(text) { move_to(0); }
+
+  /// Moves to the next word; false at the end.
+  bool next() {
+    for (;;) {
+      // Copied where loads of whole words would pass the end of the text.
+      if (text_.size() - at_ < kPeek && !in_tail_) enter_tail();
+      if (at_ >= text_.size()) return false;
+      if (*here_ != ' ') break;
+      ++here_;
+      ++at_;
+    }
+    begin_ = at_;
+    size_t size = 0, i = 0;
+    for (; i < std::size(key_.words); ++i) {
+      const uint64_t bytes = load_u64(here_ + 8 * i);
+      const uint64_t other = bytes ^ 0x2020202020202020u;
+      // The lowest high bit that is set marks the first space.
+      const uint64_t spaces = (other - 0x0101010101010101u) & ~other & 0x8080808080808080u;
+      if (spaces != 0) {
+        const size_t before = static_cast<size_t>(std::countr_zero(spaces)) / 8;
+        key_.words[i] = before == 0 ? 0 : keep_bytes(bytes, before);
+        size = 8 * i + before;
+        break;
+      }
+      key_.words[i] = bytes;
+    }
+    if (i < std::size(key_.words)) {
+      while (++i < std::size(key_.words)) key_.words[i] = 0;
+    } else {
+      size = std::min(text_.find(' ', at_ + sizeof key_.words), text_.size()) - at_;
+    }
+    key_.size = size;
+    here_ += size;
+    at_ += size;
+    return true;
+  }
+  /// The word; as a key it is whole only up to WordMemo::kMaxBytes.
+  std::string_view word() const { return text_.substr(begin_, at_ - begin_); }
+  const WordMemo::Key& key() const { return key_; }
+  /// What is behind the word.
+  std::string_view rest() const { return text_.substr(at_); }
 
  private:
-  SentencePieceTokenizer(SentencePieceModel&& model, const ModelConfig& config);
+  static constexpr size_t kPeek = WordMemo::kMaxBytes;
 
+  void move_to(size_t at) {
+    at_ = at;
+    here_ = text_.data() + at;
+  }
+  void enter_tail() {
+    in_tail_ = true;
+    std::memset(tail_, ' ', sizeof tail_);
+    const size_t left = text_.size() - at_;
+    if (left > 0) std::memcpy(tail_, text_.data() + at_, left);
+    here_ = tail_;
+  }
+
+  std::string_view text_;
+  const char* here_ = nullptr;  // the byte at at_, in the text or in the tail
+  size_t at_ = 0, begin_ = 0;
+  bool in_tail_ = false;
+  char tail_[2 * kPeek];
+  WordMemo::Key key_;
+};
+
+class SentencePieceTokenizer final : public Tokenizer {
+ public:
+  SentencePieceTokenizer(std::string_view blob, const ModelConfig& config);
+
+  using Tokenizer::encode;
+  Result encode(std::string_view text, size_t max_tokens, std::vector<int32_t>& ids,
+                State* state) const override;
+  std::unique_ptr<State> make_state(size_t memo_bytes) const override;
+  int32_t vocab_size() const override { return pieces_.size(); }
+
+ private:
+  struct Memo final : State {
+    explicit Memo(size_t max_bytes) : words(max_bytes) {}
+    WordMemo words;
+  };
+  SentencePieceTokenizer(std::string_view blob, const SentencePieceModel& model,
+                         const ModelConfig& config);
+  void load_library(std::string_view blob);
+
+  // Text as a whole.
+  Result encode_text(std::string_view text, size_t limit, std::vector<int32_t>& ids,
+                     ThreadScratch& scratch) const;
   /// Appends up to limit ids of the well-formed text; true when it has more.
-  bool segment(std::string_view text, size_t limit, std::vector<int32_t>& ids) const;
-  void segment_part(std::string_view normalized, std::vector<int32_t>& ids, size_t first_id) const;
+  bool segment(std::string_view text, size_t limit, std::vector<int32_t>& ids,
+               ThreadScratch& scratch) const;
+  void segment_part(std::string_view normalized, std::vector<int32_t>& ids, size_t first_id,
+                    ThreadScratch& scratch) const;
   /// True when the segmentations of normalized[0, at) and of the rest, side by side, are the
   /// segmentation of the whole.
   bool can_cut(std::string_view normalized, size_t at) const;
   size_t find_cut(std::string_view normalized, size_t* searched) const;
   void collect_pairs() const;
 
+  // Text word by word.
+  bool encode_words(std::string_view text, size_t limit, std::vector<int32_t>& ids, Memo* memo,
+                    ThreadScratch& scratch, bool* truncated) const;
+  bool normalize_word(std::string_view word, ThreadScratch& scratch) const;
+
   SentencePieceType type_;
   bool byte_fallback_, lowercase_, cuts_allowed_ = true;
-  int32_t cls_id_, sep_id_;  // -1: none is added
-  int32_t unk_id_ = 0;
+  bool words_apart_ = false;
+  int32_t cls_id_, sep_id_;   // -1: none is added
   size_t longest_piece_ = 0;  // bytes
   SentencePieceNormalizer normalizer_;
-  sentencepiece::SentencePieceProcessor processor_;
+  std::array<bool, 256> plain_ = {};  // letters that only lower-casing changes in a word of such
+  PieceTable pieces_;
+  std::unique_ptr<Segmenter> segmenter_;                              // or
+  std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;  // where that cannot do it
   mutable std::once_flag pairs_once_;
   mutable std::unordered_set<uint64_t> pairs_;  // neighbouring characters inside some piece
 };
 
-SentencePieceTokenizer::SentencePieceTokenizer(SentencePieceModel&& model,
+SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, const ModelConfig& config)
+    : SentencePieceTokenizer(blob, parse_sentencepiece_model(blob), config) {}
+
+SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
+                                               const SentencePieceModel& model,
                                                const ModelConfig& config)
     : type_(model.type),
       byte_fallback_(model.byte_fallback),
       lowercase_(config.lowercase),
       cls_id_(config.add_cls ? config.cls_id : -1),
       sep_id_(config.add_sep ? config.sep_id : -1),
-      normalizer_(model) {
-  static std::once_flag quiet;
-  std::call_once(quiet, [] { sentencepiece::logging::SetMinLogLevel(kOnlyFatal); });
+      normalizer_(model),
+      pieces_(model) {
   if (config.vocab_size < 0 || model.pieces.size() > static_cast<size_t>(config.vocab_size)) {
     throw Error(XSR_STATUS_BAD_FILE,
                 "SentencePiece model: it has " + std::to_string(model.pieces.size()) +
                     " pieces, but the model's vocab_size is " + std::to_string(config.vocab_size) +
                     "; is it another model's tokenizer?");
   }
+  // A piece that is not text could begin inside a character; a piece that is there only to be taken
+  // apart again is taken apart as it was last put together, wherever in the text that was.
+  cuts_allowed_ = pieces_.all_utf8();
+  for (int32_t id = 0; id < pieces_.size(); ++id) {
+    longest_piece_ = std::max<size_t>(longest_piece_, pieces_[id].size);
+    if (pieces_[id].type == PieceType::kUnused && type_ == SentencePieceType::kBpe) {
+      cuts_allowed_ = false;
+    }
+  }
+  segmenter_ = Segmenter::make(model, pieces_);
+  if (segmenter_ == nullptr) load_library(blob);
+  // With the dummy prefix all words begin alike, with U+2581.
+  words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !pieces_.space_inside() &&
+                 model.add_dummy_prefix && normalizer_.words_apart();
+  for (unsigned char c = 0; c < 0x80; ++c) {
+    const bool upper = lowercase_ && c >= 'A' && c <= 'Z';
+    plain_[c] = normalizer_.is_plain(upper ? static_cast<unsigned char>(c + ('a' - 'A')) : c);
+  }
+}
+
+void SentencePieceTokenizer::load_library(std::string_view blob) {
+  static std::once_flag quiet;
+  std::call_once(quiet, [] { sentencepiece::logging::SetMinLogLevel(kOnlyFatal); });
+  const std::string model = without_normalizer(blob);
   std::string problem;
+  processor_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
   try {
-    const auto status = processor_.LoadFromSerializedProto(
-        absl::string_view(model.segmenter.data(), model.segmenter.size()));
+    const auto status =
+        processor_->LoadFromSerializedProto(absl::string_view(model.data(), model.size()));
     if (!status.ok()) problem = status.error_message();
   } catch (const std::bad_alloc&) {
     throw;
@@ -119,20 +261,15 @@ SentencePieceTokenizer::SentencePieceTokenizer(SentencePieceModel&& model,
     problem = e.what();
   }
   if (!problem.empty()) throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + problem);
-  unk_id_ = processor_.unk_id();
-  for (const auto& p : model.pieces) {
-    longest_piece_ = std::max(longest_piece_, p.text.size());
-    // A piece that is not text could begin inside a character; a piece that is there only to be
-    // taken apart again is taken apart as it was last put together, wherever in the text that was.
-    if (!is_valid_utf8(p.text)) cuts_allowed_ = false;
-    if (p.type == PieceType::kUnused && type_ == SentencePieceType::kBpe) cuts_allowed_ = false;
-  }
 }
 
 void SentencePieceTokenizer::collect_pairs() const {
-  for (int id = 0; id < processor_.GetPieceSize(); ++id) {
-    if (processor_.IsControl(id) || processor_.IsUnknown(id) || processor_.IsByte(id)) continue;
-    const std::string& piece = processor_.IdToPiece(id);
+  for (int32_t id = 0; id < pieces_.size(); ++id) {
+    const PieceType type = pieces_[id].type;
+    if (type == PieceType::kControl || type == PieceType::kUnknown || type == PieceType::kByte) {
+      continue;
+    }
+    const std::string_view piece = pieces_.text(id);
     std::string_view left = character_at(piece, 0);
     for (size_t at = left.size(); at < piece.size();) {
       const std::string_view right = character_at(piece, at);
@@ -170,28 +307,33 @@ size_t SentencePieceTokenizer::find_cut(std::string_view normalized, size_t* sea
 }
 
 void SentencePieceTokenizer::segment_part(std::string_view normalized, std::vector<int32_t>& ids,
-                                          size_t first_id) const {
-  static thread_local std::vector<int> part;
-  const auto status =
-      processor_.Encode(absl::string_view(normalized.data(), normalized.size()), &part);
-  if (!status.ok()) {
-    // Its only reason with well-formed text: a control piece equals a character or word of it.
-    throw Error(XSR_STATUS_BAD_FILE, std::string("SentencePiece model: ") + status.error_message() +
-                                         " Is a control piece of the model a word of the text?");
+                                          size_t first_id, ThreadScratch& scratch) const {
+  const size_t first = ids.size();
+  if (segmenter_ != nullptr) {
+    scratch.padded.assign(normalized);
+    scratch.padded.append(kTextPadding, '\0');
+    segmenter_->segment({scratch.padded.data(), normalized.size()}, scratch.segmenter, ids);
+  } else {
+    const auto status = processor_->Encode(absl::string_view(normalized.data(), normalized.size()),
+                                           &scratch.library_ids);
+    if (!status.ok()) {
+      // Its only reason with well-formed text: a control piece equals a character or word of it.
+      throw Error(XSR_STATUS_BAD_FILE, std::string("SentencePiece model: ") +
+                                           status.error_message() +
+                                           " Is a control piece of the model a word of the text?");
+    }
+    ids.insert(ids.end(), scratch.library_ids.begin(), scratch.library_ids.end());
   }
-  auto begin = part.begin();
-  // The library gives one id for a run of unknown characters; a cut may have gone through the run.
-  if (!byte_fallback_ && !part.empty() && part.front() == unk_id_ && ids.size() > first_id &&
-      ids.back() == unk_id_) {
-    ++begin;
+  // A run of unknown characters has one id; a cut may have gone through the run.
+  if (!byte_fallback_ && first > first_id && ids.size() > first && ids[first] == pieces_.unk_id() &&
+      ids[first - 1] == pieces_.unk_id()) {
+    ids.erase(ids.begin() + static_cast<ptrdiff_t>(first));
   }
-  ids.insert(ids.end(), begin, part.end());
-  if (part.capacity() * sizeof(int) > kKeptBytes) std::vector<int>().swap(part);
 }
 
-bool SentencePieceTokenizer::segment(std::string_view text, size_t limit,
-                                     std::vector<int32_t>& ids) const {
-  static thread_local std::string normalized;
+bool SentencePieceTokenizer::segment(std::string_view text, size_t limit, std::vector<int32_t>& ids,
+                                     ThreadScratch& scratch) const {
+  std::string& normalized = scratch.normalized;
   normalized.clear();
   const size_t first_id = ids.size();
   const size_t aim = type_ == SentencePieceType::kUnigram ? kUnigramSegmentBytes : kSegmentBytes;
@@ -213,7 +355,7 @@ bool SentencePieceTokenizer::segment(std::string_view text, size_t limit,
       wanted = normalized.size() + aim;
       continue;
     }
-    segment_part(std::string_view(normalized).substr(0, cut), ids, first_id);
+    segment_part(std::string_view(normalized).substr(0, cut), ids, first_id, scratch);
     // The last id may still grow when it is the unknown one; one id more than the limit says that
     // the rest is cut.
     if (ids.size() - first_id > limit) break;
@@ -222,41 +364,191 @@ bool SentencePieceTokenizer::segment(std::string_view text, size_t limit,
     wanted = cuts_allowed_ ? aim : most;
   }
   if (ids.size() - first_id <= limit && !normalized.empty())
-    segment_part(normalized, ids, first_id);
-  if (normalized.capacity() > kKeptBytes) std::string().swap(normalized);
+    segment_part(normalized, ids, first_id, scratch);
   const bool more = ids.size() - first_id > limit;
   if (more) ids.resize(first_id + limit);
   return more;
 }
 
-Tokenizer::Result SentencePieceTokenizer::encode(std::string_view text, size_t max_tokens,
-                                                 std::vector<int32_t>& ids) const {
-  static thread_local std::string well_formed, lower;
+Tokenizer::Result SentencePieceTokenizer::encode_text(std::string_view text, size_t limit,
+                                                      std::vector<int32_t>& ids,
+                                                      ThreadScratch& scratch) const {
   Result result;
   if (!is_valid_utf8(text)) {
-    well_formed.clear();
-    result.replaced_bytes = sanitize_utf8(text, well_formed);
-    text = well_formed;
+    scratch.well_formed.clear();
+    result.replaced_bytes = sanitize_utf8(text, scratch.well_formed);
+    text = scratch.well_formed;
   }
   if (lowercase_) {
-    lower.clear();
-    append_lowercase(text, lower);
-    text = lower;
+    scratch.lower.clear();
+    append_lowercase(text, scratch.lower);
+    text = scratch.lower;
   }
+  result.truncated = segment(text, limit, ids, scratch);
+  return result;
+}
+
+// ---- Word by word. In a text that ASCII spaces cut into words, a word's ids are a matter of its
+// bytes alone where words_apart_ holds and normalize_word() says yes: a space ends a malformed
+// sequence, and what a final sigma may look at; no rule of the normaliser goes across it; it makes
+// one U+2581, however many there are, which is no piece's inside.
+
+/// The word's part of the normalised text: U+2581 and its letters, into scratch.normalized (padded
+/// as kTextPadding says, by more than its size), or nothing when no letter is left. False when that
+/// could depend on what is around the word.
+bool SentencePieceTokenizer::normalize_word(std::string_view word, ThreadScratch& scratch) const {
+  std::string& out = scratch.normalized;
+  out.assign(kSpaceSymbol);
+  bool plain = true;
+  for (char c : word) plain &= plain_[static_cast<unsigned char>(c)];
+  if (plain) {
+    if (lowercase_) {
+      append_lowercase(word, out);
+    } else {
+      out.append(word);
+    }
+    out.append(kTextPadding, '\0');
+    return true;
+  }
+  if (!is_valid_utf8(word)) return false;
+  std::string& lower = scratch.lower;
+  lower.clear();
+  if (lowercase_) {
+    append_lowercase(word, lower);
+  } else {
+    lower.assign(word);
+  }
+  // In the normalised text it could not be told from a space, which other spaces are dropped at.
+  if (lower.find(kSpaceSymbol) != std::string::npos) return false;
+  lower.push_back(' ');  // to see whether a rule goes on behind the word
+  bool after_space = true;
+  for (std::string_view rest = lower; rest.size() > 1;) {
+    if (normalizer_.is_plain(static_cast<unsigned char>(rest[0])) &&
+        static_cast<unsigned char>(rest[1]) < 0x80) {
+      out.push_back(rest[0]);
+      rest.remove_prefix(1);
+      after_space = false;
+      continue;
+    }
+    size_t consumed, seen;
+    std::string_view piece = normalizer_.prefix(rest, &consumed, &seen);
+    if (seen == rest.size()) return false;
+    rest.remove_prefix(consumed);
+    while (after_space && !piece.empty() && piece[0] == ' ') piece.remove_prefix(1);
+    if (piece.empty()) continue;
+    after_space = piece.back() == ' ';
+    for (char c : piece) c == ' ' ? out.append(kSpaceSymbol) : out.append(1, c);
+  }
+  // The space behind the word, or the end of the text, takes one space away, but not two.
+  if (after_space) out.resize(out.size() - kSpaceSymbol.size());
+  if (out.size() >= kSpaceSymbol.size() && after_space &&
+      character_before(out, out.size()) == kSpaceSymbol) {
+    return false;
+  }
+  out.append(kTextPadding, '\0');
+  return true;
+}
+
+/// Appends up to limit ids; *truncated when the text has more. False when the text has to be
+/// encoded as a whole, and then ids is as it was.
+bool SentencePieceTokenizer::encode_words(std::string_view text, size_t limit,
+                                          std::vector<int32_t>& ids, Memo* memo,
+                                          ThreadScratch& scratch, bool* truncated) const {
+  const bool scored = type_ == SentencePieceType::kUnigram;
+  // A run of unknown characters has one id, also across words (where U+2581 is unknown).
+  const int32_t merged_id = byte_fallback_ ? -1 : pieces_.unk_id();
+  constexpr size_t kSlack = WordMemo::kMaxIds;
+  std::vector<int32_t>& out = scratch.ids;
+  if (out.size() < 4 * kSlack) out.resize(256);
+  size_t count = 0;
+  double scores = 0;  // magnitudes of the scores of the words so far, added up
+  WordReader reader(text);
+  while (count <= limit && reader.next()) {
+    if (out.size() - count < kSlack + 1) out.resize(2 * out.size());
+    const WordMemo::Key& key = reader.key();
+    const bool memorable = memo != nullptr && key.size <= WordMemo::kMaxBytes;
+    if (memorable) {
+      if (const WordMemo::Entry* entry = memo->words.find(key)) {
+        if (scored) {
+          if (!(scores < entry->rest.numbers[0])) return false;
+          scores += entry->rest.numbers[1];
+        }
+        const size_t added = entry->num_ids;
+        int32_t* to = out.data() + count;
+        std::memcpy(to, entry->ids, sizeof entry->ids);
+        std::memcpy(to + std::size(entry->ids), &entry->rest, sizeof entry->rest);
+        if (count > 0 && to[-1] == merged_id && added > 0 && to[0] == merged_id) {
+          std::memmove(to, to + 1, (kSlack - 1) * sizeof(int32_t));
+          --count;
+        }
+        count += added;
+        continue;
+      }
+    }
+    if (key.size > kMaxWordBytes || !normalize_word(reader.word(), scratch)) return false;
+    const std::string_view normalized(scratch.normalized.data(),
+                                      scratch.normalized.size() - kTextPadding);
+    std::vector<int32_t>& added = scratch.word_ids;
+    added.clear();
+    const Segmenter::Word word = segmenter_->segment_word(normalized, scratch.segmenter, added);
+    if (memorable && added.size() <= (scored ? kSlack - 2 : kSlack)) {
+      WordMemo::Entry& entry = memo->words.insert(key);
+      entry.num_ids = static_cast<uint8_t>(added.size());
+      for (size_t i = 0; i < added.size(); ++i) {
+        (i < std::size(entry.ids) ? entry.ids[i] : entry.rest.ids[i - std::size(entry.ids)]) =
+            added[i];
+      }
+      if (scored) {
+        entry.rest.numbers[0] = word.max_score_before;
+        entry.rest.numbers[1] = word.score_magnitude;
+      }
+    }
+    if (scored) {
+      if (!(scores < word.max_score_before)) return false;
+      scores += word.score_magnitude;
+    }
+    if (added.empty()) continue;
+    if (out.size() - count < added.size())
+      out.resize(std::max(2 * out.size(), count + added.size()));
+    if (count > 0 && out[count - 1] == merged_id && added[0] == merged_id) --count;
+    std::copy(added.begin(), added.end(), out.begin() + static_cast<ptrdiff_t>(count));
+    count += added.size();
+  }
+  if (count > limit) {
+    // How many malformed bytes there are is asked of the whole text.
+    if (!is_valid_utf8(reader.rest())) return false;
+    *truncated = true;
+    count = limit;
+  }
+  ids.insert(ids.end(), out.begin(), out.begin() + static_cast<ptrdiff_t>(count));
+  return true;
+}
+
+std::unique_ptr<Tokenizer::State> SentencePieceTokenizer::make_state(size_t memo_bytes) const {
+  if (!words_apart_) return nullptr;
+  return std::make_unique<Memo>(memo_bytes);
+}
+
+Tokenizer::Result SentencePieceTokenizer::encode(std::string_view text, size_t max_tokens,
+                                                 std::vector<int32_t>& ids, State* state) const {
+  static thread_local ThreadScratch scratch;
+  Result result;
   const size_t first_id = ids.size();
   const size_t specials = (cls_id_ >= 0) + (sep_id_ >= 0);
   const size_t limit = max_tokens > specials ? max_tokens - specials : 0;
   if (cls_id_ >= 0) ids.push_back(cls_id_);
   const size_t first_piece = ids.size();
-  result.truncated = segment(text, limit, ids);
+  if (!words_apart_ ||
+      !encode_words(text, limit, ids, static_cast<Memo*>(state), scratch, &result.truncated)) {
+    result = encode_text(text, limit, ids, scratch);
+  }
+  if (text.size() > kKeptBytes / 16) scratch.shrink();
   if (ids.size() == first_piece && !result.truncated) {
     ids.resize(first_id);  // an empty text has no special tokens either
   } else {
     if (sep_id_ >= 0) ids.push_back(sep_id_);
     if (ids.size() - first_id > max_tokens) ids.resize(first_id + max_tokens);
   }
-  if (well_formed.capacity() > kKeptBytes) std::string().swap(well_formed);
-  if (lower.capacity() > kKeptBytes) std::string().swap(lower);
   return result;
 }
 

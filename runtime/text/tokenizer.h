@@ -12,6 +12,13 @@ namespace xsr {
 /// at once.
 class Tokenizer {
  public:
+  /// What one thread remembers between calls to make the next ones quicker. Ids do not depend on
+  /// it.
+  struct State {
+    virtual ~State() = default;
+  };
+  static constexpr size_t kDefaultMemoBytes = size_t{8} << 20;
+
   struct Result {
     bool truncated = false;
     uint32_t replaced_bytes = 0;
@@ -28,8 +35,16 @@ class Tokenizer {
   /// that is kept, and the ids are still those of the whole text. (Two corners of SentencePiece
   /// allow an exception: a text that for 256 KiB on end has no place where no piece could span two
   /// characters, and the rounding of a unigram model's scores behind the first 64 KiB.)
-  virtual Result encode(std::string_view text, size_t max_tokens,
-                        std::vector<int32_t>& ids) const = 0;
+  ///
+  /// state: null, or what make_state() of this tokenizer gave; for one call at a time.
+  virtual Result encode(std::string_view text, size_t max_tokens, std::vector<int32_t>& ids,
+                        State* state) const = 0;
+  Result encode(std::string_view text, size_t max_tokens, std::vector<int32_t>& ids) const {
+    return encode(text, max_tokens, ids, nullptr);
+  }
+  /// A state whose memory stays below memo_bytes, and starts small; null when it would be of no
+  /// use.
+  virtual std::unique_ptr<State> make_state(size_t memo_bytes = kDefaultMemoBytes) const = 0;
   /// Ids the tokenizer can give are in [0, vocab_size).
   virtual int32_t vocab_size() const = 0;
 };
