@@ -20,8 +20,7 @@ struct Check {
 ///
 /// Allowed: 1e-5 of the largest element, times layers / 2 beyond two layers. f32 rounding through
 /// two layers of the XSR shape comes to 4.5e-7 of it (perf.md 2.5), and each kernel may have twice
-/// the ref's error; a wrong kernel, a skipped residual or a mixed-up weight is off by 1e-2 and
-/// more. NaN fails.
+/// the ref's error, so 1e-5 leaves room for rounding only. NaN fails.
 Check check_against_ref(const Model& model, Session& timed);
 
 struct Latency {
@@ -37,7 +36,7 @@ Latency measure_latency(const Model& model, Session& session, int32_t tokens, do
 struct Corpus {
   std::string input;  // "text", "ids" or "log-normal"
   size_t sentences = 0, tokens = 0;
-  double seconds = 0;            // of one pass
+  double seconds = 0;  // of one pass
   int32_t passes = 0;
   double tokenizer_seconds = 0;  // text only: of tokenising alone, on one thread
 };

@@ -57,8 +57,8 @@ class Tensors {
     if (storage_ == DType::kF32)
       static_cast<float*>(data)[i] = value;
     else
-      static_cast<uint16_t*>(data)[i] = storage_ == DType::kBF16 ? kernels::bf16_from_f32(value)
-                                                                 : kernels::f16_from_f32(value);
+      static_cast<uint16_t*>(data)[i] =
+          storage_ == DType::kBF16 ? kernels::bf16_from_f32(value) : kernels::f16_from_f32(value);
   }
 
   void add(const std::string& name, DType dtype, Layout layout, std::vector<uint64_t> dims,

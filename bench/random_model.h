@@ -19,8 +19,8 @@ struct RandomShape {
 
 /// A model of family xsr (200 tokens at most, swish, post-norm, mean pooling, no tokenizer) as the
 /// bytes of a .xsr file, on 2 MiB pages, so that a shape can be timed before its weights exist.
-/// Weights are N(0, 1/K), LayerNorm weights N(1, 0.1²), biases N(0, 0.1²): activations keep the size
-/// they have in a trained model. A function of the arguments alone.
+/// Weights are N(0, 1/K), LayerNorm weights N(1, 0.1²), biases N(0, 0.1²): activations keep the
+/// size they have in a trained model. A function of the arguments alone.
 class RandomModel {
  public:
   /// storage: kF32, kBF16 or kF16, of the matrices and tables. Throws Error for impossible shapes.

@@ -8,7 +8,7 @@ namespace xsr::bench {
 
 double Report::flop_per_token() const {
   const double C = info.hidden_size, F = info.intermediate_size;
-  return 2.0 * (4.0 * C * C + 2.0 * C * F) * info.num_layers;
+  return 2.0 * (4.0 * C * C + 2.0 * C * F) * info.num_layers - (qkv_table ? 6.0 * C * C : 0.0);
 }
 
 double Report::share_of_roofline(double tokens, double seconds) const {
@@ -24,10 +24,10 @@ void print_table(const Report& report, std::FILE* to) {
   fmt::print(to, "          weights of the layers {:.1f} MB, token table {:.1f} MB, stored in {}\n",
              1e-6 * static_cast<double>(report.weight_bytes),
              1e-6 * static_cast<double>(report.token_table_bytes), report.storage);
-  fmt::print(to, "machine   {}; {} thread{}{}; ISA {}; computed in {}\n", cpu_model(),
+  fmt::print(to, "machine   {}; {} thread{}{}; ISA {}; computed in {}{}\n", cpu_model(),
              report.threads, report.threads == 1 ? "" : "s",
-             report.pinned_cpu >= 0 ? fmt::format(" on CPU {}", report.pinned_cpu) : "",
-             report.isa, report.dtype);
+             report.pinned_cpu >= 0 ? fmt::format(" on CPU {}", report.pinned_cpu) : "", report.isa,
+             report.dtype, report.qkv_table ? ", QKV table" : "");
   fmt::print(to, "build     xsr {}, {}, commit {}\n", xsr_version_string(), compiler(), commit());
   fmt::print(to, "check     differs from the ref kernels by {:.2g} at most (allowed {:.2g})\n",
              report.check.largest_difference, report.check.allowed);
@@ -76,6 +76,7 @@ nlohmann::ordered_json to_json(const Report& report) {
   json["cpu"] = cpu_model();
   json["isa"] = report.isa;
   json["dtype"] = report.dtype;
+  json["qkv_table"] = report.qkv_table;
   json["threads"] = report.threads;
   json["latency"] = Json::array();
   for (const Latency& row : report.latency) {
@@ -90,15 +91,14 @@ nlohmann::ordered_json to_json(const Report& report) {
   if (report.corpus) {
     const Corpus& corpus = *report.corpus;
     const auto tokens = static_cast<double>(corpus.tokens);
-    json["corpus"] = {
-        {"sentences_per_s", static_cast<double>(corpus.sentences) / corpus.seconds},
-        {"tokens_per_s", tokens / corpus.seconds},
-        {"gflop_per_s", 1e-9 * tokens * report.flop_per_token() / corpus.seconds},
-        {"share_of_roofline", report.share_of_roofline(tokens, corpus.seconds)},
-        {"input", corpus.input},
-        {"sentences", corpus.sentences},
-        {"tokens", corpus.tokens},
-        {"passes", corpus.passes}};
+    json["corpus"] = {{"sentences_per_s", static_cast<double>(corpus.sentences) / corpus.seconds},
+                      {"tokens_per_s", tokens / corpus.seconds},
+                      {"gflop_per_s", 1e-9 * tokens * report.flop_per_token() / corpus.seconds},
+                      {"share_of_roofline", report.share_of_roofline(tokens, corpus.seconds)},
+                      {"input", corpus.input},
+                      {"sentences", corpus.sentences},
+                      {"tokens", corpus.tokens},
+                      {"passes", corpus.passes}};
     if (corpus.tokenizer_seconds > 0) {
       json["corpus"]["tokenizer_tokens_per_s"] = tokens / corpus.tokenizer_seconds;
       json["corpus"]["tokenizer_share"] =
@@ -126,9 +126,8 @@ nlohmann::ordered_json to_json(const Report& report) {
                    {"vocab_size", report.info.vocab_size},
                    {"token_table_bytes", report.token_table_bytes},
                    {"storage", report.storage}};
-  json["build"] = {{"version", xsr_version_string()},
-                   {"compiler", compiler()},
-                   {"commit", commit()}};
+  json["build"] = {
+      {"version", xsr_version_string()}, {"compiler", compiler()}, {"commit", commit()}};
   json["pinned_cpu"] = report.pinned_cpu >= 0 ? Json(report.pinned_cpu) : Json(nullptr);
   return json;
 }

@@ -14,6 +14,7 @@ namespace xsr::bench {
 /// One run of the bench: one model, ISA and number of threads.
 struct Report {
   std::string model, isa, dtype, storage;
+  bool qkv_table = false;  // the first layer's Q, K and V are looked up
   int32_t threads = 0;
   int32_t pinned_cpu = -1;  // -1: not pinned
   xsr_model_info info{};
@@ -25,15 +26,17 @@ struct Report {
   std::optional<Corpus> corpus;
   std::vector<ChainLatency> chain;
 
-  /// Matrix products of one token: 2 (4 C² + 2 C F) a layer. Attention scores, 4 T C a layer and
-  /// token of a sentence of T, are not counted: the roofline is that of the products.
+  /// Matrix products of one token: 2 (4 C² + 2 C F) a layer, less 6 C² with the table. Attention
+  /// scores, 4 T C a layer and token of a sentence of T, are not counted: the roofline is that of
+  /// the products.
   double flop_per_token() const;
   double share_of_roofline(double tokens, double seconds) const;
 };
 
 /// A table for people.
 void print_table(const Report& report, std::FILE* to);
-/// cpu, isa, dtype, threads, latency, corpus, and what else is known. Times in µs where a key says so.
+/// cpu, isa, dtype, threads, latency, corpus, and what else is known. Times in µs where a key says
+/// so.
 nlohmann::ordered_json to_json(const Report& report);
 
 }  // namespace xsr::bench

@@ -17,8 +17,8 @@ namespace xsr::bench {
 namespace {
 
 constexpr int kWindows = 15;
-constexpr int64_t kFmaIterations = 150000;      // about 1 ms
-constexpr int64_t kReadBytesPerWindow = 64e6;   // about 1 ms, at least one pass
+constexpr int64_t kFmaIterations = 150000;     // about 1 ms
+constexpr int64_t kReadBytesPerWindow = 64e6;  // about 1 ms, at least one pass
 constexpr int64_t kReadStep = 512;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -84,14 +84,16 @@ struct RooflineMeter::State {
   std::atomic<uint64_t> sink{0};
 };
 
-RooflineMeter::RooflineMeter(kernels::Isa isa, int32_t threads, int64_t weight_bytes) {
+RooflineMeter::RooflineMeter(kernels::Isa isa, bool bf16, int32_t threads, int64_t weight_bytes) {
   const int64_t wanted = std::max(weight_bytes / threads, 4 * l2_bytes());
   state_ = std::make_unique<State>(threads, (wanted + kReadStep - 1) / kReadStep * kReadStep);
   const kernels::Isa best = isa == kernels::Isa::kRef ? kernels::best_isa() : isa;
   if (best == kernels::Isa::kRef)
     throw std::runtime_error("the roofline needs AVX2, which this CPU does not have");
-  const bool avx512 = best == kernels::Isa::kAvx512;
-  state_->fma = avx512 ? fma_loop_avx512 : fma_loop_avx2;
+  const bool avx512 = best >= kernels::Isa::kAvx512;
+  // Products in bf16 on a CPU without AVX512_BF16 widen to f32, and so does their ceiling.
+  const bool pairs = bf16 && best == kernels::Isa::kAvx512Bf16;
+  state_->fma = pairs ? dot_loop_avx512_bf16 : avx512 ? fma_loop_avx512 : fma_loop_avx2;
   state_->read = avx512 ? read_loop_avx512 : read_loop_avx2;
 }
 
@@ -108,8 +110,7 @@ void RooflineMeter::measure() {
       memcpy(&bits, sink, sizeof bits);
       state.sink.fetch_xor(bits, std::memory_order_relaxed);
     });
-    roofline_.peak_gflops =
-        std::max(roofline_.peak_gflops, 1e-9 * flop * state.threads / seconds);
+    roofline_.peak_gflops = std::max(roofline_.peak_gflops, 1e-9 * flop * state.threads / seconds);
   }
   const int64_t passes = std::max<int64_t>(1, kReadBytesPerWindow / state.part);
   for (int window = 0; window < kWindows; ++window) {

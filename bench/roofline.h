@@ -8,12 +8,13 @@ namespace xsr::bench {
 
 /// What this machine can do at most, over all threads together.
 struct Roofline {
-  double peak_gflops = 0;     // f32 multiply-adds on registers, GFLOP/s
-  double read_gb_per_s = 0;   // reads from beyond L2, 10^9 bytes/s
+  double peak_gflops = 0;    // multiply-adds on registers, GFLOP/s
+  double read_gb_per_s = 0;  // reads from beyond L2, 10^9 bytes/s
 };
 
 /// Measures the roofline of `threads` threads, one a processor, for code of one ISA (ref: that of
-/// the best ISA of the CPU, since plain loops have no ceiling of their own worth the name).
+/// the best ISA of the CPU, since plain loops have no ceiling of their own worth the name) and one
+/// kind of product: f32, or bf16 pairs.
 ///
 /// Peak: register-resident multiply-adds on random data. Read rate: 64-byte loads over
 /// max(weight_bytes, 4 L2 a thread) on 2 MiB pages, each thread its own part, again and again.
@@ -24,7 +25,7 @@ struct Roofline {
 /// medians, so a share is a typical time against the machine at its best.
 class RooflineMeter {
  public:
-  RooflineMeter(kernels::Isa isa, int32_t threads, int64_t weight_bytes);
+  RooflineMeter(kernels::Isa isa, bool bf16, int32_t threads, int64_t weight_bytes);
   ~RooflineMeter();
   RooflineMeter(const RooflineMeter&) = delete;
   RooflineMeter& operator=(const RooflineMeter&) = delete;

@@ -30,8 +30,8 @@ uint64_t read_loop_avx2(const void* data, int64_t bytes) {
   for (const char* end = p + bytes; p < end; p += 256) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i)
-      acc[i] = _mm256_or_si256(
-          acc[i], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32 * i)));
+      acc[i] =
+          _mm256_or_si256(acc[i], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32 * i)));
   }
 #pragma GCC unroll 8
   for (int i = 1; i < 8; ++i) acc[0] = _mm256_or_si256(acc[0], acc[i]);

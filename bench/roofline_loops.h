@@ -5,12 +5,14 @@
 
 namespace xsr::bench {
 
-/// Multiply-adds on registers alone: 24 (AVX-512) or 12 (AVX2) independent accumulators, so that the
-/// units' latency never shows. seed [448] are the operands and what the accumulators begin with: all
-/// different (equal chains are one chain to a compiler), finite, not zero. sink [16] receives the
-/// sums. Returns the floating-point operations done, 2 a multiply-add.
+/// Multiply-adds on registers alone: 24 (AVX-512) or 12 (AVX2) independent accumulators, so that
+/// the units' latency never shows. seed [448] are the operands and what the accumulators begin
+/// with: all different (equal chains are one chain to a compiler), finite, not zero. sink [16]
+/// receives the sums. Returns the floating-point operations done, 2 a multiply-add.
 using fma_loop_t = double(int64_t iterations, const float* seed, float* sink);
 fma_loop_t fma_loop_avx2, fma_loop_avx512;
+/// The same with pairs of bf16, accumulated in f32 (4 operations a lane).
+fma_loop_t dot_loop_avx512_bf16;
 
 /// Loads every byte of data [bytes], 64-byte aligned, bytes a multiple of 512. Returns a value that
 /// depends on all of them.

@@ -29,12 +29,16 @@ void Model::read_info() {
   if (status != XSR_STATUS_OK) throw Error(status, xsr_status_string(status));
 }
 
-Session::Session(const Model& model, xsr_isa isa, int32_t threads)
-    : max_seq_len_(static_cast<size_t>(model.info().max_seq_len)) {
+Session::Session(const Model& model, xsr_isa isa, xsr_compute compute, int32_t threads,
+                 int32_t batch_tokens, bool qkv_table)
+    : compute_(compute), max_seq_len_(static_cast<size_t>(model.info().max_seq_len)) {
   xsr_session_options options{};
   options.size = sizeof options;
   options.isa = isa;
+  options.compute = compute;
+  options.qkv_table = qkv_table ? XSR_QKV_TABLE_ON : XSR_QKV_TABLE_OFF;
   options.num_threads = threads;
+  options.max_batch_tokens = batch_tokens;
   xsr_session* session = nullptr;
   char detail[512] = "";
   const xsr_status status =
@@ -55,8 +59,7 @@ void Session::embed_ids(std::span<const int32_t> token_ids, std::span<const size
 
 void Session::embed_texts(std::span<const xsr_text> texts, float* embeddings,
                           xsr_text_result* results) {
-  check(
-      xsr_session_embed_texts(session_.get(), texts.data(), texts.size(), embeddings, results));
+  check(xsr_session_embed_texts(session_.get(), texts.data(), texts.size(), embeddings, results));
 }
 
 size_t Session::tokenize(xsr_text text, std::vector<int32_t>& token_ids) {

@@ -31,9 +31,12 @@ class Model {
 
 class Session {
  public:
-  Session(const Model& model, xsr_isa isa, int32_t threads);
+  /// batch_tokens: tokens per chunk of work, 0: what the session thinks best.
+  Session(const Model& model, xsr_isa isa, xsr_compute compute, int32_t threads,
+          int32_t batch_tokens = 0, bool qkv_table = false);
 
   xsr_isa isa() const { return xsr_session_get_isa(session_.get()); }
+  xsr_compute compute() const { return compute_; }
   int32_t num_threads() const { return xsr_session_get_num_threads(session_.get()); }
   /// offsets.size() - 1 sequences; embeddings holds as many rows.
   void embed_ids(std::span<const int32_t> token_ids, std::span<const size_t> offsets,
@@ -49,6 +52,7 @@ class Session {
   void check(xsr_status status) const;
 
   std::unique_ptr<xsr_session, Destroy> session_;
+  xsr_compute compute_;
   size_t max_seq_len_ = 0;
 };
 

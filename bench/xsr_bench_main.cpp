@@ -30,8 +30,9 @@ struct Options {
   std::string storage = "f32", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;
-  bool no_corpus = false;
+  bool no_corpus = false, qkv_table = false;
   int32_t cpu = -1;
+  int32_t batch_tokens = 0;
   int32_t sentences = 3000;
   double seconds = 0.5, corpus_seconds = 60;
 };
@@ -43,9 +44,10 @@ struct Shape {
   kernels::Activation activation = kernels::Activation::kNone;
 };
 
-Shape shape_of(const XsrFile& file) {
+Shape shape_of(const XsrFile& file, bool qkv_table) {
   Shape shape;
   for (const TensorView& tensor : file.tensors()) {
+    if (qkv_table && tensor.name == "layer.0.qkv.weight") continue;
     if (tensor.name.starts_with("layer.") && tensor.dims.size() == 2) {
       shape.weight_bytes += static_cast<int64_t>(tensor.size);
       shape.storage = to_string(tensor.dtype);
@@ -58,10 +60,15 @@ Shape shape_of(const XsrFile& file) {
 }
 
 xsr_isa isa_of(const std::string& name) {
-  return name == "ref"      ? XSR_ISA_REF
-         : name == "avx2"   ? XSR_ISA_AVX2
-         : name == "avx512" ? XSR_ISA_AVX512
-                            : XSR_ISA_AUTO;
+  return name == "ref"           ? XSR_ISA_REF
+         : name == "avx2"        ? XSR_ISA_AVX2
+         : name == "avx512"      ? XSR_ISA_AVX512
+         : name == "avx512_bf16" ? XSR_ISA_AVX512_BF16
+                                 : XSR_ISA_AUTO;
+}
+
+xsr_compute compute_of(const std::string& dtype) {
+  return dtype == "bf16" ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32;
 }
 
 DType storage_of(const std::string& name) {
@@ -90,20 +97,23 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
                                                    std::strerror(errno) +
                                                    "; this process may not run there");
   }
-  Session session(model, isa_of(options.isa), threads);
+  const xsr_compute compute = compute_of(options.dtype);
+  Session session(model, isa_of(options.isa), compute, threads, options.batch_tokens,
+                  options.qkv_table);
+  report.qkv_table = options.qkv_table;
   report.isa = xsr_isa_string(session.isa());
   report.threads = session.num_threads();
   report.check = check_against_ref(model, session);
   if (!report.check.passed) {
-    throw Error(XSR_STATUS_INTERNAL,
-                fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
-                            "is {:.3g}; a wrong result is not timed",
-                            name, report.isa, report.check.largest_difference,
-                            report.check.allowed));
+    throw Error(
+        XSR_STATUS_INTERNAL,
+        fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
+                    "is {:.3g}; a wrong result is not timed",
+                    name, report.isa, report.check.largest_difference, report.check.allowed));
   }
 
-  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), report.threads,
-                      shape.weight_bytes);
+  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), compute == XSR_COMPUTE_BF16,
+                      report.threads, shape.weight_bytes);
   meter.measure();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
@@ -114,24 +124,23 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
     report.latency.push_back(measure_latency(model, session, tokens, options.seconds));
     meter.measure();
   }
-  if (threads == 1 && options.yardstick != "none") {
-    const auto chain =
-        OnednnChain::create(model.info().num_layers, model.info().hidden_size,
-                            model.info().intermediate_size, shape.activation);
+  // The yardstick's products are f32's.
+  if (threads == 1 && options.yardstick != "none" && compute == XSR_COMPUTE_F32) {
+    const auto chain = OnednnChain::create(model.info().num_layers, model.info().hidden_size,
+                                           model.info().intermediate_size, shape.activation);
     if (chain == nullptr && options.yardstick == "onednn")
       throw Error(XSR_STATUS_UNSUPPORTED,
                   "--yardstick onednn: built without oneDNN; install libdnnl-dev and configure "
                   "with -DXSR_ONEDNN=ON");
     for (const Latency& row : report.latency) {
       if (chain != nullptr)
-        report.chain.push_back(
-            measure_chain(model, session, *chain, row.tokens, options.seconds));
+        report.chain.push_back(measure_chain(model, session, *chain, row.tokens, options.seconds));
     }
   }
   if (!options.no_corpus) {
     if (!options.corpus.empty()) {
-      report.corpus = measure_texts(model, session, read_lines(options.corpus),
-                                    options.corpus_seconds);
+      report.corpus =
+          measure_texts(model, session, read_lines(options.corpus), options.corpus_seconds);
     } else if (!options.corpus_ids.empty()) {
       report.corpus =
           measure_ids(model, session, read_ids(options.corpus_ids, model.info().vocab_size),
@@ -168,13 +177,14 @@ int run(const Options& options) {
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
                                    options.random[3], options.random[4]};
-    random = std::make_unique<RandomModel>(random_shape, storage_of(options.storage), kSeed);
+    random = std::make_unique<RandomModel>(
+        random_shape, storage_of(options.dtype == "bf16" ? "bf16" : options.storage), kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
-    shape = shape_of(*XsrFile::open_memory(random->data(), random->size()));
+    shape = shape_of(*XsrFile::open_memory(random->data(), random->size()), options.qkv_table);
     name = "random";
   } else {
     model = std::make_unique<Model>(options.model);
-    shape = shape_of(*XsrFile::open(options.model));
+    shape = shape_of(*XsrFile::open(options.model), options.qkv_table);
   }
   if (!options.corpus.empty() && model->info().has_tokenizer == 0)
     throw Error(XSR_STATUS_UNSUPPORTED,
@@ -226,17 +236,26 @@ int main(int argc, char** argv) {
   app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
       ->check(CLI::Range(0, 4095));
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
       ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "what is computed in")
-      ->check(CLI::IsMember({"f32"}))
+  app.add_option("--dtype", options.dtype,
+                 "what the matrix products compute in; bf16 needs bf16 weights")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  app.add_flag("--qkv-table", options.qkv_table,
+               "look the first layer's Q, K and V up in a table of the vocabulary; the roofline is "
+               "then that of "
+               "the other products");
   app.add_option("--tokens", options.tokens, "lengths of the single sentences")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "of timing for each length")
       ->check(CLI::Range(0.001, 3600.0))
+      ->capture_default_str();
+  app.add_option("--batch-tokens", options.batch_tokens,
+                 "tokens per chunk of work of a corpus; 0: what the library thinks best")
+      ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   auto* text = app.add_option("--corpus", options.corpus,
                               "throughput on this file, a sentence a line, text to vector");
@@ -245,8 +264,9 @@ int main(int argc, char** argv) {
   auto* none = app.add_flag("--no-corpus", options.no_corpus, "latency only");
   text->excludes(ids);
   none->excludes(text)->excludes(ids);
-  app.add_option("--sentences", options.sentences,
-                 "random sentences of log-normal lengths (mean 24.9 tokens) when no corpus is given")
+  app.add_option(
+         "--sentences", options.sentences,
+         "random sentences of log-normal lengths (mean 24.9 tokens) when no corpus is given")
       ->check(CLI::Range(1, 10'000'000))
       ->capture_default_str();
   app.add_option("--corpus-seconds", options.corpus_seconds, "stop the corpus after so long")

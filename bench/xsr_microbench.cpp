@@ -54,14 +54,15 @@ std::vector<float> normal_floats(size_t count, float deviation, uint32_t seed) {
 
 /// The tolerance of kernels whose sums have at most a few thousand terms: f32 rounding grows with
 /// the root of their number and stays below 1e-5 of the largest result.
-bool agrees(const std::vector<float>& got, const std::vector<float>& expected) {
+bool agrees(const std::vector<float>& got, const std::vector<float>& expected,
+            float tolerance = 1e-5f) {
   float largest = 0.0f, error = 0.0f;
   for (size_t i = 0; i < got.size(); ++i) {
     largest = std::max(largest, std::fabs(expected[i]));
     const float difference = std::fabs(got[i] - expected[i]);
     if (!(difference <= error)) error = difference;  // keeps a NaN
   }
-  return error <= 1e-5f * largest;
+  return error <= tolerance * largest;
 }
 
 template <typename Call>
@@ -100,7 +101,7 @@ std::vector<int32_t> sentences_of(int32_t tokens, int32_t length) {
 /// may change between calls to any of `copies` matrices that lie one after the other.
 template <typename Make>
 void add_gemms(const std::string& name, Isa isa, std::initializer_list<Storage> storages,
-               bool padded, const Make& make) {
+               bool padded, const Make& make, float tolerance = 1e-5f) {
   for (const Storage storage : storages) {
     for (const GemmShape& shape : kXsrGemms) {
       for (const int32_t M : kXsrTokenCounts) {
@@ -141,7 +142,7 @@ void add_gemms(const std::string& name, Isa isa, std::initializer_list<Storage> 
                                    panel_count(shape.N), epilogue, expected.data(), out_stride);
               const size_t checked = checked_rows * out_stride;
               const bool right = agrees({out.begin(), out.begin() + checked},
-                                        {expected.begin(), expected.begin() + checked});
+                                        {expected.begin(), expected.begin() + checked}, tolerance);
               for (size_t i = 0; i < copies; ++i) call(i);
               size_t copy = 0;
               run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
@@ -164,6 +165,42 @@ void bench_gemm_forward_f32(const std::string& name, Isa isa, gemm_forward_f32_t
                          out_stride);
                   };
             });
+}
+
+void bench_gemm_forward_bf16(const std::string& name, Isa isa, gemm_forward_bf16_t* gemm) {
+  // Rounding the activations to bf16 (2^-9 a value) is not an error of the kernel.
+  constexpr float kTolerance = 2e-2f;
+  add_gemms(
+      name, isa, {Storage::kBF16}, true,
+      [gemm](const std::vector<PackedMatrix>& matrices) {
+        // Rounded at the first call, which is not timed.
+        const auto narrow = std::make_shared<std::vector<uint16_t>>();
+        return [&matrices, gemm, narrow](size_t i, const float* a, int64_t a_stride, int32_t M,
+                                         const GemmEpilogue& epilogue, float* out,
+                                         int64_t out_stride) {
+          if (narrow->empty()) {
+            narrow->resize(M * a_stride);
+            narrow_forward_bf16_ref(a, a_stride, 0, M, matrices[i].K, narrow->data(), a_stride);
+          }
+          gemm(narrow->data(), a_stride, M, matrices[i], 0, panel_count(matrices[i].N), epilogue,
+               out, out_stride, nullptr, 0);
+        };
+      },
+      kTolerance);
+}
+
+void bench_narrow_forward_bf16(const std::string& name, Isa, narrow_forward_bf16_t* narrow) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
+      std::vector<uint16_t> out(N * stride), expected(N * stride);
+      narrow(x.data(), stride, 0, N, kC, out.data(), stride);
+      narrow_forward_bf16_ref(x.data(), stride, 0, N, kC, expected.data(), stride);
+      run(state, out == expected, 0, double(N) * kC,
+          [&] { narrow(x.data(), stride, 0, N, kC, out.data(), stride); });
+    });
+  }
 }
 
 #ifdef XSR_HAVE_ONEDNN
@@ -215,7 +252,7 @@ void bench_embedding_forward_f32(const std::string& name, Isa, embedding_forward
             std::vector<float> out(N * stride), expected(N * stride);
             const auto call = [&](embedding_forward_f32_t* f, size_t batch, float* to) {
               f(ids.data() + batch * N, positions.data(), 0, N, token.data(), position.data(),
-                storage, nullptr, gamma.data(), beta.data(), 1e-12f, kC, to, stride);
+                storage, nullptr, gamma.data(), beta.data(), 1e-12f, kC, to, stride, nullptr);
             };
             call(embedding, 0, out.data());
             call(embedding_forward_f32_ref, 0, expected.data());
@@ -226,6 +263,41 @@ void bench_embedding_forward_f32(const std::string& name, Isa, embedding_forward
             });
           });
     }
+  }
+}
+
+void bench_qkv_table_forward_f32(const std::string& name, Isa, qkv_table_forward_f32_t* table) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      // A vocabulary whose table is beyond every cache, as a real one is.
+      constexpr int32_t kRows = 16384;
+      const HugeBuffer tokens(size_t(kRows) * 3 * kC * sizeof(float));
+      const std::vector<float> row = normal_floats(3 * kC, 1.0f, 1),
+                               positions = normal_floats(201 * 3 * kC, 1.0f, 2);
+      for (int32_t r = 0; r < kRows; ++r) {
+        memcpy(tokens.floats() + size_t(r) * 3 * kC, row.data(), row.size() * sizeof(float));
+      }
+      std::mt19937 random(3);
+      std::vector<int32_t> ids(N * 256), at(N * 256);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        ids[i] = std::uniform_int_distribution<int32_t>(0, kRows - 1)(random);
+        at[i] = 1 + static_cast<int32_t>(i % N);
+      }
+      const std::vector<float> rstd(N, 0.7f);
+      const int64_t stride = padded_stride(3 * kC);
+      std::vector<float> out(N * stride), expected(N * stride);
+      const auto call = [&](qkv_table_forward_f32_t* f, size_t batch, float* to) {
+        f(ids.data() + batch * N, at.data() + batch * N, 0, N, tokens.floats(), positions.data(),
+          rstd.data(), row.data(), 3 * kC, to, stride);
+      };
+      call(table, 0, out.data());
+      call(qkv_table_forward_f32_ref, 0, expected.data());
+      size_t batch = 0;
+      run(state, agrees(out, expected), 0, double(N) * 3 * kC, [&] {
+        call(table, batch, out.data());
+        batch = (batch + 1) % 256;
+      });
+    });
   }
 }
 

@@ -80,7 +80,7 @@ VectorWriter::VectorWriter(const std::string& path, VectorFormat format, size_t 
   }
   if (format_ == VectorFormat::kNpy) {
     const std::string header = npy_header(0, columns_);
-    write(header.data(), header.size());
+    if (write(header.data(), header.size()) != header.size()) fail("write", errno);
     whole_bytes_ = header.size();
   }
 }
@@ -101,18 +101,22 @@ void VectorWriter::fail(const char* what, int error) {
   throw Error(XSR_STATUS_IO, message);
 }
 
-void VectorWriter::write(const char* data, size_t size) {
-  while (size > 0) {
-    const ssize_t put = ::write(fd_, data, size);
+/// Bytes written: size, or less with errno saying why.
+size_t VectorWriter::write(const char* data, size_t size) {
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t put = ::write(fd_, data + done, size - done);
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail("write", errno);
-    data += put;
-    size -= static_cast<size_t>(put);
+    if (put < 0) break;
+    done += static_cast<size_t>(put);
   }
+  return done;
 }
 
 void VectorWriter::append(const float* rows, size_t count) {
-  size_t size = count * columns_ * sizeof(float);
+  const size_t row_bytes = columns_ * sizeof(float);
+  const char* data = reinterpret_cast<const char*>(rows);
+  size_t size = count * row_bytes;
   if (format_ == VectorFormat::kTsv) {
     text_.clear();
     char number[32];
@@ -124,13 +128,27 @@ void VectorWriter::append(const float* rows, size_t count) {
         text_ += j + 1 == columns_ ? '\n' : '\t';
       }
     }
+    data = text_.data();
     size = text_.size();
-    write(text_.data(), size);
-  } else {
-    write(reinterpret_cast<const char*>(rows), size);
   }
-  whole_bytes_ += size;
-  rows_ += count;
+  const size_t written = write(data, size);
+  const int error = errno;
+  if (written == size) {
+    rows_ += count;
+    whole_bytes_ += size;
+    return;
+  }
+  // What has come to the disk as a whole row stays.
+  if (format_ == VectorFormat::kTsv) {
+    const size_t last_end = text_.rfind('\n', written == 0 ? 0 : written - 1);
+    const size_t whole = written == 0 || last_end == std::string::npos ? 0 : last_end + 1;
+    rows_ += static_cast<uint64_t>(std::count(data, data + whole, '\n'));
+    whole_bytes_ += whole;
+  } else {
+    rows_ += written / row_bytes;
+    whole_bytes_ += written / row_bytes * row_bytes;
+  }
+  fail("write", error);
 }
 
 /// Writes the header again, now with the row count.

@@ -41,7 +41,7 @@ class VectorWriter {
   uint64_t rows() const { return rows_; }
 
  private:
-  void write(const char* data, size_t size);
+  size_t write(const char* data, size_t size);
   void write_header();
   [[noreturn]] void fail(const char* what, int error);
 
@@ -51,7 +51,7 @@ class VectorWriter {
   int fd_ = -1;
   bool abandoned_ = false;
   uint64_t rows_ = 0;
-  uint64_t whole_bytes_ = 0;  // size of the file up to the last whole append
+  uint64_t whole_bytes_ = 0;  // size of the file up to its last whole row
   std::string text_;          // of one append, for TSV
 };
 

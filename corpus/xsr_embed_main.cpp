@@ -47,10 +47,11 @@ void install_signal_handlers() {
   sigaction(SIGTERM, &action, nullptr);
   // A reader of our standard output that has gone away is an error message, not a silent death.
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // nor is the limit on a file's size
 }
 
 struct Options {
-  std::string model, input = "-", output, isa = "auto";
+  std::string model, input = "-", output, isa = "auto", compute = "f32";
   bool ids = false, quiet = false;
   int threads = 0;
 };
@@ -73,7 +74,7 @@ void check(xsr_status status, const std::string& message) {
 }
 
 xsr_isa isa_named(const std::string& name) {
-  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512}) {
+  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_BF16}) {
     if (name == xsr_isa_string(isa)) return isa;
   }
   return XSR_ISA_AUTO;
@@ -100,6 +101,7 @@ class Embedder {
     xsr_session_options session_options = {};
     session_options.size = sizeof session_options;
     session_options.isa = isa_named(options.isa);
+    session_options.compute = options.compute == "bf16" ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32;
     session_options.num_threads = options.threads;
     xsr_session* session = nullptr;
     status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
@@ -275,7 +277,11 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   app.add_option("--isa", options.isa, "Instruction set")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
+      ->capture_default_str();
+  app.add_option("--compute", options.compute,
+                 "What the matrix products compute in; bf16 needs a bf16 model")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
   app.set_version_flag("--version", std::string("xsr-embed ") + xsr_version_string());

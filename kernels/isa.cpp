@@ -15,6 +15,7 @@ uint64_t read_xcr0() {
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512_bf16 = false;
 };
 
 Features detect() {
@@ -32,6 +33,8 @@ Features detect() {
   features.avx2 = (b & (1u << 5)) && (xcr0 & ymm_state) == ymm_state;
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && (b & avx512) == avx512 && (xcr0 & zmm_state) == zmm_state;
+  features.avx512_bf16 =
+      features.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
   return features;
 }
 
@@ -45,12 +48,14 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "unknown";
 }
 
 bool parse_isa(const char* text, Isa* isa) {
-  const Isa all[] = {Isa::kRef, Isa::kAvx2, Isa::kAvx512};
+  const Isa all[] = {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
   for (Isa candidate : all) {
     if (strcmp(text, isa_name(candidate)) == 0) {
       *isa = candidate;
@@ -69,11 +74,14 @@ bool isa_supported(Isa isa) {
       return features.avx2;
     case Isa::kAvx512:
       return features.avx512;
+    case Isa::kAvx512Bf16:
+      return features.avx512_bf16;
   }
   return false;
 }
 
 Isa best_isa() {
+  if (isa_supported(Isa::kAvx512Bf16)) return Isa::kAvx512Bf16;
   if (isa_supported(Isa::kAvx512)) return Isa::kAvx512;
   if (isa_supported(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kRef;

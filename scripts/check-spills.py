@@ -55,7 +55,7 @@ def main(paths):
             stack = re.compile(r"\((%rsp|%rbp)[,)]" if framed else r"\(%rsp[,)]")
             for first, last in innermost_loops(body):
                 loop = [i for i in body if first <= i[0] <= last]
-                multiply_adds = sum(m.startswith(("vfmadd", "vfnmadd")) for _, m, _ in loop)
+                multiply_adds = sum(m.startswith(("vfmadd", "vfnmadd", "vdpbf16")) for _, m, _ in loop)
                 if multiply_adds < 2 or any(OTHER_ARITHMETIC.match(m) for _, m, _ in loop):
                     continue
                 in_object += 1

@@ -14,7 +14,8 @@ case "${1:-all}" in
       git pkg-config ccache python3
       clang clang-format libclang-rt-dev llvm # second compiler, fuzzers, format check
       libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libssl-dev
-      libgtest-dev libbenchmark-dev libdnnl-dev
+      libgtest-dev libgmock-dev libbenchmark-dev
+      libdnnl-dev ocl-icd-opencl-dev # oneDNN; its CMake files ask for OpenCL
     ) ;;
   *) echo "usage: $0 [demo]" >&2; exit 2 ;;
 esac

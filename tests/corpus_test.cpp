@@ -260,31 +260,45 @@ TEST_F(Corpus, AbandonedRunsKeepWholeRowsAndTheOldOutput) {
 
 // A full disk, played by the file size limit: the kernel writes up to it and then refuses, as a
 // full disk does.
-TEST_F(Corpus, AFullDiskKeepsTheRowsWritten) {
+TEST_F(Corpus, AFullDiskKeepsTheWholeRowsWritten) {
   signal(SIGXFSZ, SIG_IGN);
   rlimit old;
   getrlimit(RLIMIT_FSIZE, &old);
   const std::vector<float> values = rows_of(10, 5);
-  std::string message;
-  {
-    xsr::VectorWriter writer(path("v.npy"), xsr::VectorFormat::kNpy, 5);
-    rlimit small = {128 + 10 * 20 + 30, old.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &small);
-    writer.append(values.data(), 10);
-    try {
+  for (const char* name : {"v.npy", "v.f32", "v.tsv"}) {
+    std::string message;
+    size_t first_append = 0;
+    {
+      xsr::VectorWriter writer(path(name), xsr::vector_format(name), 5);
       writer.append(values.data(), 10);
-    } catch (const xsr::Error& e) {
-      EXPECT_EQ(e.status(), XSR_STATUS_IO);
-      message = e.what();
+      first_append = fs::file_size(path(name + ".partial"s));
+      // Room for one row and a half in any of the formats.
+      const rlimit small = {first_append + (name == "v.tsv"s ? 70 : 30), old.rlim_max};
+      setrlimit(RLIMIT_FSIZE, &small);
+      try {
+        writer.append(values.data(), 10);
+      } catch (const xsr::Error& e) {
+        EXPECT_EQ(e.status(), XSR_STATUS_IO);
+        message = e.what();
+      }
+      setrlimit(RLIMIT_FSIZE, &old);
     }
-    setrlimit(RLIMIT_FSIZE, &old);
+    EXPECT_THAT(message, HasSubstr(path(name) + ": "));
+    EXPECT_THAT(message, HasSubstr(" after 11 rows. The rows written are kept in " + path(name) +
+                                   ".partial."));
+    EXPECT_FALSE(fs::exists(path(name)));
+    const std::string partial = read(name + ".partial"s);
+    if (name == "v.tsv"s) {
+      EXPECT_EQ(std::count(partial.begin(), partial.end(), '\n'), 11);
+      EXPECT_EQ(partial.back(), '\n');
+    } else {
+      EXPECT_EQ(partial.size(), first_append + 20);
+      EXPECT_EQ(std::memcmp(partial.data() + first_append, values.data(), 20), 0);
+    }
+    if (name == "v.npy"s) {
+      EXPECT_THAT(partial, HasSubstr("'shape': (11, 5)"));
+    }
   }
-  EXPECT_THAT(message, HasSubstr(path("v.npy") + ": "));
-  EXPECT_THAT(message, HasSubstr(" after 10 rows. The rows written are kept in " +
-                                 path("v.npy.partial") + "."));
-  EXPECT_FALSE(fs::exists(path("v.npy")));
-  EXPECT_EQ(read("v.npy.partial").size(), 128u + 200);
-  EXPECT_THAT(read("v.npy.partial"), HasSubstr("'shape': (10, 5)"));
 }
 
 TEST_F(Corpus, FullDeviceMessage) {

@@ -56,10 +56,10 @@ class EmbedCli : public testing::Test {
   }
 
   /// Starts the tool in the test's folder; the arguments go through the shell.
-  pid_t start(const std::string& arguments) const {
+  pid_t start(const std::string& arguments, const std::string& before = "") const {
     const pid_t child = fork();
     if (child == 0) {
-      const std::string command = "exec " + kTool + " " + arguments + " >out 2>err";
+      const std::string command = before + "exec " + kTool + " " + arguments + " >out 2>err";
       if (chdir(folder_.c_str()) == 0) execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
       _exit(127);
     }
@@ -243,6 +243,22 @@ TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_EQ(run("-m in.txt -i in.txt -o v.npy").exit_status, 1);  // no model file
   EXPECT_FALSE(fs::exists(path("v.npy")));
   EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+}
+
+TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {
+  write("in.txt", std::string(20000, '\n'));
+  // The limit on a file's size, in blocks of 512 or 1,024 bytes, plays the full disk.
+  const Outcome outcome =
+      wait_for(start("-m " + kModel + " -i in.txt -o v.npy", "ulimit -f 20000; "));
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: v.npy: "));
+  EXPECT_THAT(outcome.err, HasSubstr(" rows. The rows written are kept in v.npy.partial.\n"));
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+  const size_t row_bytes = Reference().columns() * 4,
+               rows = fs::file_size(path("v.npy.partial")) / row_bytes;
+  EXPECT_EQ(fs::file_size(path("v.npy.partial")), 128 + rows * row_bytes);
+  EXPECT_THAT(read("v.npy.partial").substr(0, 128),
+              HasSubstr("'shape': (" + std::to_string(rows) + ", "));
 }
 
 TEST_F(EmbedCli, AnInterruptKeepsWholeRowsAndNoOutput) {

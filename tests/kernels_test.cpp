@@ -127,16 +127,17 @@ void check_embedding(const KernelRow& row, const std::string& filter) {
       ids[i] = i == 2 ? V - 1 : random.range(0, V - 1), positions[i] = random.range(0, P - 1);
     const int64_t stride = C + 5;
     Guarded out(N * stride, shift), plain(N * stride);
-    std::vector<double> exact(N * stride);
+    Guarded rstd(N, shift), plain_rstd(N);
+    std::vector<double> exact(N * stride), exact_rstd(N);
     const float* types = typed ? type.data() : nullptr;
     kernel(ids.data(), positions.data(), first, last, token.data, position.data, storage, types,
-           gamma.data(), beta.data(), 1e-12f, C, out.data(), stride);
+           gamma.data(), beta.data(), 1e-12f, C, out.data(), stride, rstd.data());
     embedding_forward_f32_ref(ids.data(), positions.data(), first, last, token.data, position.data,
                               storage, types, gamma.data(), beta.data(), 1e-12f, C, plain.data(),
-                              stride);
+                              stride, plain_rstd.data());
     embedding_forward_ref<double>(ids.data(), positions.data(), first, last, token.data,
                                   position.data, storage, types, gamma.data(), beta.data(), 1e-12f,
-                                  C, exact.data(), stride);
+                                  C, exact.data(), stride, exact_rstd.data());
     const std::string what =
         row.name + shape_text({{"C", C}, {"typed", typed}}) + " " + storage_name(storage);
     ErrorBudget budget;
@@ -144,10 +145,54 @@ void check_embedding(const KernelRow& row, const std::string& filter) {
       for (int32_t c = 0; c < C; ++c)
         budget.add(out[i * stride + c], plain[i * stride + c], exact[i * stride + c], i, c);
     }
+    if (C > 1) {  // of one column the variance is 0 and the deviation that of eps alone
+      ErrorBudget rstd_budget(
+          kIllConditioned);  // five values: their largest error is a matter of luck
+      for (int32_t i = first; i < last; ++i)
+        rstd_budget.add(rstd[i], plain_rstd[i], exact_rstd[i], i, 0);
+      EXPECT_TRUE(rstd_budget.check(what + " rstd", filter));
+    }
+    EXPECT_TRUE(rstd.intact() && std::isnan(rstd[0]) && std::isnan(rstd[6])) << what;
     EXPECT_TRUE(budget.check(what, filter));
     expect_untouched(out, N, C, stride, what);
     for (int32_t c = 0; c < C; ++c)
       EXPECT_TRUE(std::isnan(out[c]) && std::isnan(out[6 * stride + c])) << what;
+  }
+}
+
+void check_qkv_table(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<qkv_table_forward_f32_t*>(row.function);
+  Random random(11);
+  for (int32_t N : widths()) {
+    const int shift = N % 4;
+    const int32_t tokens = 6, V = 7, P = 5, first = 1, last = 5;
+    const int64_t stride = N + 3;
+    Guarded token = random_rows(random, V, N, N, shift),
+            position = random_rows(random, P, N, N, shift),
+            bias = random_rows(random, 1, N, N, shift),
+            rstd = random_rows(random, 1, tokens, tokens, shift);
+    std::vector<int32_t> ids = {0, 6, 3, 3, 1, 2}, positions = {4, 0, 1, 2, 3, 4};
+    Guarded out(tokens * stride, shift), plain(tokens * stride);
+    std::vector<double> exact(tokens * stride),
+        wide_token = widen(token), wide_position = widen(position), wide_bias = widen(bias),
+        wide_rstd = widen(rstd);
+    kernel(ids.data(), positions.data(), first, last, token.data(), position.data(), rstd.data(),
+           bias.data(), N, out.data(), stride);
+    qkv_table_forward_f32_ref(ids.data(), positions.data(), first, last, token.data(),
+                              position.data(), rstd.data(), bias.data(), N, plain.data(), stride);
+    qkv_table_forward_ref<double>(ids.data(), positions.data(), first, last, wide_token.data(),
+                                  wide_position.data(), wide_rstd.data(), wide_bias.data(), N,
+                                  exact.data(), stride);
+    const std::string what = row.name + shape_text({{"N", N}});
+    ErrorBudget budget;
+    for (int32_t i = first; i < last; ++i) {
+      for (int32_t n = 0; n < N; ++n)
+        budget.add(out[i * stride + n], plain[i * stride + n], exact[i * stride + n], i, n);
+    }
+    EXPECT_TRUE(budget.check(what, filter));
+    expect_untouched(out, tokens, N, stride, what);
+    for (int32_t n = 0; n < N; ++n)
+      EXPECT_TRUE(std::isnan(out[n]) && std::isnan(out[last * stride + n])) << what;
   }
 }
 
@@ -314,6 +359,134 @@ void check_gemm(const KernelRow& row, const std::string& filter) {
                     {shape[0], shape[1], shape[2], kStorages[variant++ % 3], Activation::kSwish,
                      true, false, 0, panel_count(shape[1])},
                     0);
+  }
+}
+
+void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Random& random,
+                          const GemmCase& c) {
+  auto* kernel = reinterpret_cast<gemm_forward_bf16_t*>(row.function);
+  const int64_t a_stride = (c.K + 1) / 2 * 2 + 4, out_stride = c.N + 3;
+  std::vector<uint16_t> a(c.M * a_stride + 1, 0x7fc0);  // NaN in the padding
+  std::vector<double> wide_a(c.M * a_stride + 1);
+  for (int32_t m = 0; m < c.M; ++m) {
+    for (int32_t k = 0; k < c.K; ++k) {
+      a[m * a_stride + k] = bf16_from_f32(random.normal());
+      wide_a[m * a_stride + k] = f32_from_bf16(a[m * a_stride + k]);
+    }
+    if (c.K % 2 == 1) a[m * a_stride + c.K] = 0;
+  }
+  Guarded bias = random_rows(random, 1, c.N, c.N, 1),
+          residual = random_rows(random, c.M, c.N, out_stride, 1);
+  std::vector<float> dense(static_cast<int64_t>(c.N) * c.K);
+  for (float& value : dense) value = random.normal(1 / std::sqrt(static_cast<float>(c.K)));
+  std::vector<unsigned char> bytes(packed_elements(c.N, c.K, Storage::kBF16) * 2 + 64);
+  PackedMatrix w;
+  w.data = bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+  w.storage = Storage::kBF16;
+  w.N = c.N;
+  w.K = c.K;
+  gemm_pack_panels(dense.data(), c.N, c.K, Storage::kBF16, const_cast<void*>(w.data));
+  GemmEpilogue epilogue{c.bias ? bias.data() : nullptr, c.activation,
+                        c.residual ? residual.data() : nullptr, out_stride};
+  const int64_t narrow_stride = (c.N + 1) / 2 * 2 + 2;
+  Guarded out(c.M * out_stride, 1), plain(c.M * out_stride);
+  std::vector<uint16_t> narrow(c.M * narrow_stride + 8, 0xdead), narrow_only = narrow;
+  std::vector<double> exact(c.M * out_stride + 1), wide_bias = widen(bias),
+                                                   wide_residual = widen(residual);
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride,
+         narrow.data(), narrow_stride);
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, nullptr, 0,
+         narrow_only.data(), narrow_stride);
+  gemm_forward_bf16_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
+                        plain.data(), out_stride, nullptr, 0);
+  gemm_forward_ref<double>(wide_a.data(), a_stride, c.M, w, c.first_panel, c.last_panel,
+                           c.bias ? wide_bias.data() : nullptr, c.activation,
+                           c.residual ? wide_residual.data() : nullptr, out_stride, exact.data(),
+                           out_stride);
+  const std::string what =
+      row.name +
+      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const int32_t first = c.first_panel * kPanelColumns,
+                last = std::min(c.N, c.last_panel * kPanelColumns);
+  ErrorBudget budget;
+  for (int32_t m = 0; m < c.M; ++m) {
+    for (int32_t n = 0; n < c.N; ++n) {
+      const int64_t i = m * out_stride + n;
+      if (n >= first && n < last) {
+        budget.add(out[i], plain[i], exact[i], m, n);
+        ASSERT_EQ(bf16_from_f32(out[i]), narrow[m * narrow_stride + n]) << what;
+      } else {
+        ASSERT_TRUE(std::isnan(out[i])) << what << ": wrote column " << n << " outside its panels";
+        ASSERT_EQ(0xdead, narrow[m * narrow_stride + n]) << what;
+      }
+    }
+    for (int64_t n = c.N; n < narrow_stride; ++n) {
+      const bool pad = n == c.N && c.N % 2 == 1 && last == c.N;
+      ASSERT_EQ(pad ? 0 : 0xdead, narrow[m * narrow_stride + n]) << what << " narrow column " << n;
+    }
+  }
+  EXPECT_EQ(narrow, narrow_only) << what;
+  EXPECT_TRUE(budget.check(what, filter));
+  expect_untouched(out, c.M, c.N, out_stride, what);
+  for (int32_t m = 0; m < c.M && !c.residual; ++m) {
+    Guarded single(out_stride);
+    kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel, c.last_panel, epilogue,
+           single.data(), out_stride, nullptr, 0);
+    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
+                             4 * std::max(0, last - first)))
+        << what << ": row " << m << " has other bits alone than in its batch";
+  }
+}
+
+void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
+  Random random(9);
+  for (int32_t M = 0; M <= 26; ++M) {
+    const int32_t K = 20 + (M * 7) % 41, N = 1 + (M * 13) % 97;
+    check_gemm_bf16_case(
+        row, filter, random,
+        {M, N, K, Storage::kBF16, kActivations[M % 6], M % 4 != 0, M % 5 == 0, 0, panel_count(N)});
+  }
+  for (int32_t K = 1; K <= 67; ++K) {
+    check_gemm_bf16_case(row, filter, random,
+                         {8, 40, K, Storage::kBF16, Activation::kNone, true, false, 0, 2});
+  }
+  for (int32_t N = 1; N <= 66; ++N) {
+    check_gemm_bf16_case(
+        row, filter, random,
+        {4, N, 33, Storage::kBF16, Activation::kNone, true, false, 0, panel_count(N)});
+  }
+  check_gemm_bf16_case(row, filter, random,
+                       {5, 99, 64, Storage::kBF16, Activation::kSwish, true, true, 1, 3});
+  check_gemm_bf16_case(row, filter, random,
+                       {20, 1536, 512, Storage::kBF16, Activation::kNone, true, false, 0, 48});
+  check_gemm_bf16_case(row, filter, random,
+                       {13, 512, 1024, Storage::kBF16, Activation::kNone, true, false, 0, 16});
+}
+
+void check_narrow_bf16(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<narrow_forward_bf16_t*>(row.function);
+  Random random(10);
+  for (int32_t C : widths()) {
+    const int64_t stride = C + 3, out_stride = (C + 1) / 2 * 2 + 2;
+    Guarded x = random_rows(random, 4, C, stride, C % 4);
+    x[2 * stride] = NAN;
+    if (C > 1) x[2 * stride + 1] = 3.4e38f;
+    std::vector<uint16_t> out(4 * out_stride, 0xdead);
+    kernel(x.data(), stride, 1, 3, C, out.data(), out_stride);
+    for (int32_t i = 0; i < 4; ++i) {
+      for (int64_t c = 0; c < out_stride; ++c) {
+        const bool inside = i >= 1 && i < 3;
+        const uint16_t found = out[i * out_stride + c];
+        if (inside && c < C && std::isnan(x[i * stride + c])) {
+          EXPECT_TRUE(std::isnan(f32_from_bf16(found)));
+        } else {
+          const uint16_t expected = inside && c < C             ? bf16_from_f32(x[i * stride + c])
+                                    : inside && c == C && C % 2 ? 0
+                                                                : 0xdead;
+          ASSERT_EQ(expected, found) << row.name << " C=" << C << " row " << i << " col " << c;
+        }
+      }
+    }
   }
 }
 
@@ -490,13 +663,11 @@ void check_l2_normalize(const KernelRow& row, const std::string& filter) {
 }
 
 const std::map<std::string, std::function<void(const KernelRow&, const std::string&)>> kChecks = {
-    {"embedding_forward_f32", check_embedding},
-    {"layernorm_forward_f32", check_layernorm},
-    {"gemm_forward_f32", check_gemm},
-    {"attention_forward_f32", check_attention},
-    {"activation_forward_f32", check_activation},
-    {"pooling_forward_f32", check_pooling},
-    {"l2_normalize_forward_f32", check_l2_normalize}};
+    {"embedding_forward_f32", check_embedding}, {"qkv_table_forward_f32", check_qkv_table},
+    {"layernorm_forward_f32", check_layernorm}, {"gemm_forward_f32", check_gemm},
+    {"attention_forward_f32", check_attention}, {"gemm_forward_bf16", check_gemm_bf16},
+    {"narrow_forward_bf16", check_narrow_bf16}, {"activation_forward_f32", check_activation},
+    {"pooling_forward_f32", check_pooling},     {"l2_normalize_forward_f32", check_l2_normalize}};
 
 class KernelTest : public ::testing::TestWithParam<KernelRow> {};
 
@@ -512,9 +683,12 @@ INSTANTIATE_TEST_SUITE_P(Kernels, KernelTest, ::testing::ValuesIn(kernel_rows())
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
-  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     const KernelTable table = resolve_kernels(cap);
-    const Isa expected = isa_supported(cap) ? cap : best_isa();
+    Isa expected = Isa::kRef;  // the fastest of this CPU under the cap
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+      if (isa <= cap && isa_supported(isa)) expected = isa;
+    }
     EXPECT_EQ(expected, table.isa);
 #define XSR_OP(op)                     \
   ASSERT_NE(nullptr, table.op) << #op; \
@@ -528,7 +702,7 @@ TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
 }
 
 TEST(Dispatch, NamesRoundTrip) {
-  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     Isa parsed;
     ASSERT_TRUE(parse_isa(isa_name(isa), &parsed));
     EXPECT_EQ(isa, parsed);

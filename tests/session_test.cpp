@@ -123,18 +123,36 @@ TEST_P(InvarianceAt, SameTextSameBits) {
     bench::RandomShape shape;
     DType storage;
     int sentences;
+    xsr_compute compute = XSR_COMPUTE_F32;
+    xsr_qkv_table qkv_table = XSR_QKV_TABLE_OFF;
   };
   // The ref loops are slow: the real width only where there are vector kernels.
-  std::vector<Case> cases = {{{3, 24, 3, 40, 53}, DType::kF32, 80},
-                             {{2, 96, 4, 130, 301}, DType::kBF16, 80},
-                             {{1, 65, 5, 33, 77}, DType::kF16, 60}};
-  if (GetParam() != XSR_ISA_REF) cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
+  std::vector<Case> cases = {
+      {{3, 24, 3, 40, 53}, DType::kF32, 80},
+      {{2, 96, 4, 130, 301}, DType::kBF16, 80},
+      {{1, 65, 5, 33, 77}, DType::kF16, 60},
+      {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_BF16},
+      {{2, 65, 5, 33, 77}, DType::kF32, 60, XSR_COMPUTE_F32, XSR_QKV_TABLE_ON}};
+  if (GetParam() != XSR_ISA_REF) {
+    cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
+    cases.push_back({{2, 512, 8, 1024, 3000}, DType::kBF16, 50, XSR_COMPUTE_BF16});
+  }
   for (const Case& c : cases) {
     const bench::RandomModel random(c.shape, c.storage, 5);
     const ModelPointer model = open_memory(random.data(), random.size());
     const size_t C = c.shape.hidden_size;
     const Sentences sentences(c.shape.hidden_size, c.sentences, c.shape.vocab_size);
-    const SessionPointer one = make_session(model, options_for(GetParam(), 1));
+    const auto session_with = [&](int32_t threads, int32_t batch_tokens) {
+      // Products in bf16 have an AVX-512 form of their own.
+      const bool own = c.compute == XSR_COMPUTE_BF16 && GetParam() == XSR_ISA_AVX512;
+      xsr_session_options options =
+          options_for(own ? XSR_ISA_AVX512_BF16 : GetParam(), threads, batch_tokens);
+      options.compute = c.compute;
+      options.qkv_table = c.qkv_table;
+      return make_session(model, options);
+    };
+    const SessionPointer one = session_with(1, 0);
+    if (one == nullptr && c.compute == XSR_COMPUTE_BF16) continue;  // a CPU without AVX512_BF16
     if (one == nullptr) GTEST_SKIP() << xsr_isa_string(GetParam()) << " is not available here";
     const std::vector<float> expected = embed(one.get(), sentences.all, C);
     for (float value : expected) ASSERT_TRUE(std::isfinite(value));
@@ -152,8 +170,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
     Random shuffle(9);
     for (int32_t threads : {1, 2, 3, usable_cpus() + 5}) {
       for (int32_t batch_tokens : {0, 1, 17, 1000}) {
-        const SessionPointer session =
-            make_session(model, options_for(GetParam(), threads, batch_tokens));
+        const SessionPointer session = session_with(threads, batch_tokens);
         ASSERT_NE(nullptr, session);
         EXPECT_EQ(threads, xsr_session_get_num_threads(session.get()));
         for (size_t i = order.size(); i-- > 1;)
@@ -225,6 +242,64 @@ TEST_F(SmallModel, ResultsSayTruncatedAndEmpty) {
   for (size_t c = 0; c < C; ++c) EXPECT_EQ(0.0f, out[c]);
   EXPECT_EQ(0, std::memcmp(&out[2 * C], &out[3 * C], C * sizeof(float)))
       << "truncated to the first 200 tokens";
+}
+
+TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
+  const bench::RandomShape shape = {2, 256, 4, 512, 500};
+  const bench::RandomModel narrow(shape, DType::kBF16, 3), wide(shape, DType::kF32, 3);
+  const ModelPointer model = open_memory(narrow.data(), narrow.size()),
+                     f32_model = open_memory(wide.data(), wide.size());
+  const Sentences sentences(5, 40, shape.vocab_size);
+  const size_t C = shape.hidden_size;
+  xsr_session_options options = options_for(XSR_ISA_AUTO, 2);
+  const std::vector<float> exact = embed(make_session(model, options).get(), sentences.all, C);
+  options.compute = XSR_COMPUTE_BF16;
+  const std::vector<float> rounded = embed(make_session(model, options).get(), sentences.all, C);
+  EXPECT_NE(-1, first_difference(exact, rounded, C)) << "bf16 was not computed with";
+  for (size_t i = 0; i < sentences.all.size(); ++i) {
+    if (sentences.all[i].empty()) continue;
+    double ab = 0, aa = 0, bb = 0;
+    for (size_t c = i * C; c < (i + 1) * C; ++c) {
+      ab += double(exact[c]) * rounded[c];
+      aa += double(exact[c]) * exact[c];
+      bb += double(rounded[c]) * rounded[c];
+    }
+    EXPECT_GT(ab / std::sqrt(aa * bb), 0.9999) << "sentence " << i;
+  }
+  xsr_session* session = nullptr;
+  char detail[256] = "";
+  EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+            xsr_session_create(f32_model.get(), &options, &session, detail, sizeof detail));
+  EXPECT_NE(nullptr, std::strstr(detail, "--dtype bf16")) << detail;
+  options.compute = static_cast<xsr_compute>(7);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_create(model.get(), &options, &session, detail, sizeof detail));
+}
+
+TEST(QkvTable, EqualsTheProductUpToRounding) {
+  for (DType storage : {DType::kF32, DType::kBF16}) {
+    const bench::RandomShape shape = {2, 256, 4, 512, 500};
+    const bench::RandomModel random(shape, storage, 3);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    const Sentences sentences(6, 40, shape.vocab_size);
+    const size_t C = shape.hidden_size;
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 2);
+    const std::vector<float> multiplied =
+        embed(make_session(model, options).get(), sentences.all, C);
+    options.qkv_table = XSR_QKV_TABLE_ON;
+    const SessionPointer with_table = make_session(model, options),
+                         another = make_session(model, options);
+    const std::vector<float> looked_up = embed(with_table.get(), sentences.all, C);
+    EXPECT_EQ(-1, first_difference(looked_up, embed(another.get(), sentences.all, C), C))
+        << "a shared table";
+    EXPECT_NE(-1, first_difference(multiplied, looked_up, C)) << "the table was not used";
+    float largest = 0, difference = 0;
+    for (size_t i = 0; i < multiplied.size(); ++i) {
+      largest = std::max(largest, std::fabs(multiplied[i]));
+      difference = std::max(difference, std::fabs(multiplied[i] - looked_up[i]));
+    }
+    EXPECT_LT(difference, 2e-6f * largest);  // a few ulps of the largest value
+  }
 }
 
 TEST_F(SmallModel, NormalizesOnRequest) {
@@ -299,6 +374,9 @@ TEST_F(SmallModel, OptionsAreChecked) {
   options.max_batch_tokens = 0;
   options.normalize = static_cast<xsr_normalize>(9);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.normalize = XSR_NORMALIZE_MODEL;
+  options.qkv_table = static_cast<xsr_qkv_table>(5);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   EXPECT_EQ(XSR_STATUS_OK, xsr_session_create(model_.get(), nullptr, &session, nullptr, 0));
   EXPECT_GE(xsr_session_get_num_threads(session), 1);
   xsr_session_destroy(session);
@@ -324,7 +402,7 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
-  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2 or avx512", detail);
+  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512 or avx512_bf16", detail);
   if (saved.empty()) {
     unsetenv("XSR_FORCE_ISA");
   } else {

@@ -37,12 +37,20 @@ extern "C" {
 #define XSR_API
 #endif
 
+/* In C++ an enum without a type may hold its listed values only; a caller's mistake must stay a
+ * status. */
+#ifdef __cplusplus
+#define XSR_ENUM_TYPE : int
+#else
+#define XSR_ENUM_TYPE
+#endif
+
 #define XSR_VERSION_MAJOR 0
 #define XSR_VERSION_MINOR 1
 #define XSR_VERSION_PATCH 0
 
 /* The values are fixed: a status keeps its number for ever. */
-typedef enum xsr_status {
+typedef enum xsr_status XSR_ENUM_TYPE {
   XSR_STATUS_OK = 0,
   XSR_STATUS_INVALID_ARGUMENT =
       1,                   /* the caller's mistake: a null pointer, a token id out of range, ... */
@@ -55,21 +63,38 @@ typedef enum xsr_status {
   XSR_STATUS_INTERNAL = 7 /* a bug in xsr */
 } xsr_status;
 
-typedef enum xsr_isa {
+typedef enum xsr_isa XSR_ENUM_TYPE {
   XSR_ISA_AUTO =
       0,           /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
   XSR_ISA_REF = 1, /* plain loops */
-  XSR_ISA_AVX2 = 2,  /* AVX2 and FMA */
-  XSR_ISA_AVX512 = 3 /* AVX-512 F, BW, DQ, VL */
+  XSR_ISA_AVX2 = 2,       /* AVX2 and FMA */
+  XSR_ISA_AVX512 = 3,     /* AVX-512 F, BW, DQ, VL */
+  XSR_ISA_AVX512_BF16 = 4 /* and AVX512_BF16; matters where the session computes in bf16 */
 } xsr_isa;
 
-typedef enum xsr_device { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;
+/* What the matrix products compute with; everything else is f32. Chosen by the caller, never
+ * silently. */
+typedef enum xsr_compute XSR_ENUM_TYPE {
+  XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores */
+  XSR_COMPUTE_BF16 = 1 /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+} xsr_compute;
 
-typedef enum xsr_normalize {
+typedef enum xsr_device XSR_ENUM_TYPE { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;
+
+typedef enum xsr_normalize XSR_ENUM_TYPE {
   XSR_NORMALIZE_MODEL = 0, /* as the model file says */
   XSR_NORMALIZE_OFF = 1,
   XSR_NORMALIZE_ON = 2 /* L2-normalised; the zero vector of an empty text stays zero */
 } xsr_normalize;
+
+/* The first layer's Q, K and V of every token of the vocabulary, computed once (vocab_size · 3 ·
+ * hidden_size f32 in memory, shared by a model's sessions of one ISA) and looked up instead of
+ * multiplied. Equal to the product up to f32 rounding, so the bits differ from those without it. */
+typedef enum xsr_qkv_table XSR_ENUM_TYPE {
+  XSR_QKV_TABLE_AUTO = 0, /* off, so that a session opens at once; may become cleverer */
+  XSR_QKV_TABLE_ON = 1,   /* built when the session is created */
+  XSR_QKV_TABLE_OFF = 2
+} xsr_qkv_table;
 
 typedef struct xsr_model xsr_model;
 typedef struct xsr_session xsr_session;
@@ -90,6 +115,8 @@ typedef struct xsr_session_options {
   xsr_normalize normalize;
   int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA. Changes speed and
                                memory, never bits. */
+  xsr_compute compute;
+  xsr_qkv_table qkv_table;
 } xsr_session_options;
 
 typedef struct xsr_model_info {

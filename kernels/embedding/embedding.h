@@ -18,6 +18,7 @@ namespace xsr::kernels {
 /// gamma, beta [C]
 /// out         [N, C]   row stride `out_stride` ≥ C floats; rows [first, last) are written, nothing
 /// else
+/// rstd        [N]      1 / sqrt(var(e) + eps) of the same rows; null = not wanted
 ///
 /// Accumulates in f32, two passes (mean, then centred squares). Error against the double reference
 /// ≤ 2× that of the f32 reference. Pure: no allocation, no threads, no globals. Alignment: none
@@ -26,9 +27,31 @@ using embedding_forward_f32_t = void(const int32_t* token_ids, const int32_t* po
                                      int32_t first, int32_t last, const void* token,
                                      const void* position, Storage storage, const float* token_type,
                                      const float* gamma, const float* beta, float eps, int32_t C,
-                                     float* out, int64_t out_stride);
+                                     float* out, int64_t out_stride, float* rstd);
 
 embedding_forward_f32_t embedding_forward_f32_ref, embedding_forward_f32_avx2,
     embedding_forward_f32_avx512;
+
+/// The first layer's Q, K and V from tables, where only a LayerNorm stands between the embedding
+/// and that product. With token and position rows centred beforehand and gamma taken into W, the
+/// product is linear in both rows (perf.md 2.8):
+///
+///     out[i] = (token_table[token_ids[i]] + position_table[positions[i]]) · rstd[i] + bias
+///     token_table = centred(token) · (W ∘ gamma)ᵀ     position_table likewise     bias = W beta +
+///     b
+///
+/// token_table    [V, N]  f32, row-major      position_table [P, N]  likewise      bias [N]
+/// token_ids, positions, rstd  [tokens]  as embedding_forward_f32 takes and gives them; rows
+/// [first, last) are read out            [tokens, N]  row stride `out_stride` ≥ N floats; rows
+/// [first, last) are written
+///
+/// Pure: no allocation, no threads, no globals.
+using qkv_table_forward_f32_t = void(const int32_t* token_ids, const int32_t* positions,
+                                     int32_t first, int32_t last, const float* token_table,
+                                     const float* position_table, const float* rstd,
+                                     const float* bias, int32_t N, float* out, int64_t out_stride);
+
+qkv_table_forward_f32_t qkv_table_forward_f32_ref, qkv_table_forward_f32_avx2,
+    qkv_table_forward_f32_avx512;
 
 }  // namespace xsr::kernels

@@ -8,7 +8,7 @@ void embedding_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
                                 int32_t last, const void* token, const void* position,
                                 Storage storage, const float* token_type, const float* gamma,
                                 const float* beta, float eps, int32_t C, float* out,
-                                int64_t out_stride) {
+                                int64_t out_stride, float* rstd) {
   for (int32_t i = first; i < last; ++i) {
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
     float* row = out + i * out_stride;
@@ -20,7 +20,26 @@ void embedding_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
         value = _mm256_add_ps(value, _mm256_maskload_ps(token_type + c, mask));
       _mm256_maskstore_ps(row + c, mask, value);
     }
-    layernorm_row_avx2(row, C, gamma, beta, eps, row);
+    const float inverse = layernorm_row_avx2(row, C, gamma, beta, eps, row);
+    if (rstd != nullptr) rstd[i] = inverse;
+  }
+}
+
+void qkv_table_forward_f32_avx2(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                                int32_t last, const float* token_table, const float* position_table,
+                                const float* rstd, const float* bias, int32_t N, float* out,
+                                int64_t out_stride) {
+  for (int32_t i = first; i < last; ++i) {
+    const float* token = token_table + (int64_t)token_ids[i] * N;
+    const float* position = position_table + (int64_t)positions[i] * N;
+    const __m256 scale = _mm256_set1_ps(rstd[i]);
+    for (int32_t n = 0; n < N; n += 8) {
+      const __m256i mask = tail_mask8(N - n);
+      const __m256 sum = _mm256_add_ps(_mm256_maskload_ps(token + n, mask),
+                                       _mm256_maskload_ps(position + n, mask));
+      _mm256_maskstore_ps(out + i * out_stride + n, mask,
+                          _mm256_fmadd_ps(sum, scale, _mm256_maskload_ps(bias + n, mask)));
+    }
   }
 }
 

@@ -8,7 +8,7 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
                                   int32_t last, const void* token, const void* position,
                                   Storage storage, const float* token_type, const float* gamma,
                                   const float* beta, float eps, int32_t C, float* out,
-                                  int64_t out_stride) {
+                                  int64_t out_stride, float* rstd) {
   for (int32_t i = first; i < last; ++i) {
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
     if (i + 1 < last) {  // the next row of a table of many megabytes comes from DRAM
@@ -25,7 +25,29 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
       _mm512_mask_storeu_ps(row + c, mask, value);
     }
-    layernorm_row_avx512(row, C, gamma, beta, eps, row);
+    const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
+    if (rstd != nullptr) rstd[i] = inverse;
+  }
+}
+
+void qkv_table_forward_f32_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                                  int32_t last, const float* token_table,
+                                  const float* position_table, const float* rstd, const float* bias,
+                                  int32_t N, float* out, int64_t out_stride) {
+  for (int32_t i = first; i < last; ++i) {
+    const float* token = token_table + (int64_t)token_ids[i] * N;
+    const float* position = position_table + (int64_t)positions[i] * N;
+    // The next row comes from DRAM: its lines are asked for while this one is worked on.
+    const float* next = i + 1 < last ? token_table + (int64_t)token_ids[i + 1] * N : token;
+    const __m512 scale = _mm512_set1_ps(rstd[i]);
+    for (int32_t n = 0; n < N; n += 16) {
+      _mm_prefetch((const char*)(next + n), _MM_HINT_T0);
+      const __mmask16 mask = tail_mask(N - n);
+      const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, token + n),
+                                       _mm512_maskz_loadu_ps(mask, position + n));
+      _mm512_mask_storeu_ps(out + i * out_stride + n, mask,
+                            _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, bias + n)));
+    }
   }
 }
 

@@ -8,9 +8,17 @@ void embedding_forward_f32_ref(const int32_t* token_ids, const int32_t* position
                                int32_t last, const void* token, const void* position,
                                Storage storage, const float* token_type, const float* gamma,
                                const float* beta, float eps, int32_t C, float* out,
-                               int64_t out_stride) {
+                               int64_t out_stride, float* rstd) {
   embedding_forward_ref(token_ids, positions, first, last, token, position, storage, token_type,
-                        gamma, beta, eps, C, out, out_stride);
+                        gamma, beta, eps, C, out, out_stride, rstd);
+}
+
+void qkv_table_forward_f32_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                               int32_t last, const float* token_table, const float* position_table,
+                               const float* rstd, const float* bias, int32_t N, float* out,
+                               int64_t out_stride) {
+  qkv_table_forward_ref(token_ids, positions, first, last, token_table, position_table, rstd, bias,
+                        N, out, out_stride);
 }
 
 }  // namespace xsr::kernels

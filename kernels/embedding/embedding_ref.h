@@ -10,7 +10,7 @@ template <typename T>
 void embedding_forward_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
                            int32_t last, const void* token, const void* position, Storage storage,
                            const float* token_type, const float* gamma, const float* beta, T eps,
-                           int32_t C, T* out, int64_t out_stride) {
+                           int32_t C, T* out, int64_t out_stride, T* rstd) {
   for (int32_t i = first; i < last; ++i) {
     T* row = out + i * out_stride;
     for (int32_t c = 0; c < C; ++c) {
@@ -18,7 +18,20 @@ void embedding_forward_ref(const int32_t* token_ids, const int32_t* positions, i
                T(load_storage(position, storage, (int64_t)positions[i] * C + c));
       if (token_type != nullptr) row[c] += T(token_type[c]);
     }
-    layernorm_row_ref(row, C, gamma, beta, eps, row);
+    const T inverse = layernorm_row_ref(row, C, gamma, beta, eps, row);
+    if (rstd != nullptr) rstd[i] = inverse;
+  }
+}
+
+template <typename T>
+void qkv_table_forward_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                           int32_t last, const T* token_table, const T* position_table,
+                           const T* rstd, const T* bias, int32_t N, T* out, int64_t out_stride) {
+  for (int32_t i = first; i < last; ++i) {
+    const T* token = token_table + (int64_t)token_ids[i] * N;
+    const T* position = position_table + (int64_t)positions[i] * N;
+    for (int32_t n = 0; n < N; ++n)
+      out[i * out_stride + n] = (token[n] + position[n]) * rstd[i] + bias[n];
   }
 }
 

@@ -54,6 +54,36 @@ using gemm_forward_f32_t = void(const float* a, int64_t a_stride, int32_t M, con
 
 gemm_forward_f32_t gemm_forward_f32_ref, gemm_forward_f32_avx2, gemm_forward_f32_avx512;
 
+/// The same product from bf16 activations and bf16 weights, accumulated in f32:
+///
+///     out[m, n] = f( Σ_k a[m, k] · W[n, k] + bias[n] ) + residual[m, n]     for n in the panels
+///
+/// a         [M, K]  bf16, row stride `a_stride` elements, even; where K is odd, column K is read
+/// and must be 0 w                 bf16 panels out       [M, N]  f32, row stride `out_stride`; null
+/// = not wanted narrow    [M, N]  the same values rounded to bf16, row stride `narrow_stride`; null
+/// = not wanted; where N is odd, column
+///                   N is set to 0 with the last panel, so that it can be the `a` of the next
+///                   product
+///
+/// Products of two bf16 are exact in f32; sums round to f32 in the order of k, by pairs where the
+/// ISA adds pairs (avx512_bf16, which also takes subnormals for 0). What is promised of rows,
+/// panels and batches is as above. Error against the double reference of the same bf16 operands ≤
+/// 2× that of the plain f32 loop.
+using gemm_forward_bf16_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
+                                 const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
+                                 const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                                 uint16_t* narrow, int64_t narrow_stride);
+
+gemm_forward_bf16_t gemm_forward_bf16_ref, gemm_forward_bf16_avx2, gemm_forward_bf16_avx512_bf16;
+
+/// Rounds rows [first, last) of x [N, C] (row stride x_stride) to bf16, to nearest even; where C is
+/// odd, column C of out is set to 0. NaN stays NaN; avx512_bf16 turns subnormals into 0. Row
+/// strides in elements; out's is even.
+using narrow_forward_bf16_t = void(const float* x, int64_t x_stride, int32_t first, int32_t last,
+                                   int32_t C, uint16_t* out, int64_t out_stride);
+
+narrow_forward_bf16_t narrow_forward_bf16_ref, narrow_forward_bf16_avx512_bf16;
+
 /// Packs w [N, K] (row-major f32, row stride K) into `packed` [packed_elements(N, K, storage)],
 /// rounding to nearest even for the narrow storages. NaN stays NaN; f16 overflow gives infinity.
 void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage, void* packed);

@@ -3,9 +3,9 @@
 
 namespace xsr::kernels {
 
-/// One row of C floats; out may be x.
-static inline void layernorm_row_avx2(const float* x, int32_t C, const float* gamma,
-                                      const float* beta, float eps, float* out) {
+/// One row of C floats; out may be x. Returns 1 / sqrt(var + eps).
+static inline float layernorm_row_avx2(const float* x, int32_t C, const float* gamma,
+                                       const float* beta, float eps, float* out) {
   const float count = (float)C;
   __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
                    _mm256_setzero_ps()};
@@ -35,7 +35,8 @@ static inline void layernorm_row_avx2(const float* x, int32_t C, const float* ga
   const float squares =
       reduce_add(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
   const __m128 root = _mm_sqrt_ss(_mm_set_ss(squares / count + eps));
-  const __m256 scale = _mm256_set1_ps(1.0f / _mm_cvtss_f32(root));
+  const float inverse = 1.0f / _mm_cvtss_f32(root);
+  const __m256 scale = _mm256_set1_ps(inverse);
   for (c = 0; c < C; c += 8) {
     const __m256i mask = tail_mask8(C - c);
     const __m256 centred = _mm256_sub_ps(_mm256_maskload_ps(x + c, mask), means);
@@ -44,6 +45,7 @@ static inline void layernorm_row_avx2(const float* x, int32_t C, const float* ga
                         _mm256_maskload_ps(beta + c, mask));
     _mm256_maskstore_ps(out + c, mask, value);
   }
+  return inverse;
 }
 
 }  // namespace xsr::kernels

@@ -4,10 +4,11 @@
 
 namespace xsr::kernels {
 
-/// One row: out = (x - mean) / sqrt(var + eps) · gamma + beta. out may be x.
+/// One row: out = (x - mean) / sqrt(var + eps) · gamma + beta. out may be x. Returns 1 / sqrt(var +
+/// eps).
 template <typename T, typename W>
-static inline void layernorm_row_ref(const T* x, int32_t C, const W* gamma, const W* beta, T eps,
-                                     T* out) {
+static inline T layernorm_row_ref(const T* x, int32_t C, const W* gamma, const W* beta, T eps,
+                                  T* out) {
   T sum = 0;
   for (int32_t c = 0; c < C; ++c) sum += x[c];
   const T mean = sum / T(C);
@@ -15,6 +16,7 @@ static inline void layernorm_row_ref(const T* x, int32_t C, const W* gamma, cons
   for (int32_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
   const T scale = T(1) / sqrt(squares / T(C) + eps);
   for (int32_t c = 0; c < C; ++c) out[c] = (x[c] - mean) * scale * T(gamma[c]) + T(beta[c]);
+  return scale;
 }
 
 template <typename T, typename W>

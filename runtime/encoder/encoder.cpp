@@ -12,59 +12,117 @@ using kernels::GemmEpilogue;
 constexpr int32_t kRowsPerTask = 8;
 constexpr int32_t kPanelsPerTask = 4;
 
+/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
+struct Rows {
+  float* wide = nullptr;
+  int64_t wide_stride = 0;
+  uint16_t* narrow = nullptr;
+  int64_t narrow_stride = 0;
+};
+
 /// The steps of the forward pass over one chunk, each on one thread or shared out over several.
 class Steps {
  public:
-  Steps(const ModelConfig& config, const kernels::KernelTable& kernels, int32_t num_sentences,
-        Workspace& workspace, ThreadPool* pool)
-      : config_(config),
-        kernels_(kernels),
+  Steps(const Encoder& encoder, int32_t num_sentences, Workspace& workspace, ThreadPool* pool)
+      : config_(encoder.config),
+        kernels_(encoder.kernels),
         w_(workspace),
         pool_(pool),
         num_sentences_(num_sentences),
         num_tokens_(workspace.cu_seqlens[num_sentences]),
-        C_(config.hidden_size) {}
+        C_(config_.hidden_size),
+        x{w_.x, w_.x_stride},
+        sum{w_.x, w_.x_stride},
+        qkv{w_.qkv, w_.qkv_stride},
+        context{w_.context, w_.context_stride},
+        hidden{w_.hidden, w_.hidden_stride} {
+    if (encoder.compute == Compute::kBf16) {
+      // x and context are never waiting for a product at the same time, so they share their bf16
+      // rows.
+      x.narrow = context.narrow = w_.narrow;
+      x.narrow_stride = context.narrow_stride = w_.narrow_stride;
+      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), w_.hidden_stride};
+    }
+  }
 
   void embedding(const EncoderWeights& weights) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
       kernels_.embedding_forward_f32(w_.token_ids, w_.positions, first, last, weights.token,
                                      weights.position, weights.table_storage, weights.token_type,
                                      weights.embedding_norm.gamma, weights.embedding_norm.beta,
-                                     eps(), C_, w_.x, w_.x_stride);
+                                     eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      narrow(x, first, last);
     });
   }
 
+  /// The first layer's product with its inputs known beforehand.
+  void qkv_from_table(const QkvTable& table) {
+    split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
+      kernels_.qkv_table_forward_f32(w_.token_ids, w_.positions, first, last, table.token(),
+                                     table.position(), w_.rstd, table.bias(), 3 * C_, qkv.wide,
+                                     qkv.wide_stride);
+    });
+  }
+
+  /// x ← LayerNorm(x)
   void layernorm(const NormWeights& norm) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.layernorm_forward_f32(w_.x, w_.x_stride, first, last, C_, norm.gamma, norm.beta,
-                                     eps(), w_.x, w_.x_stride);
+      kernels_.layernorm_forward_f32(x.wide, x.wide_stride, first, last, C_, norm.gamma, norm.beta,
+                                     eps(), x.wide, x.wide_stride);
+      narrow(x, first, last);
     });
   }
 
-  /// out ← f(a · Wᵀ + bias) (+ residual), over `rows` rows
-  void gemm(const float* a, int64_t a_stride, int32_t rows, const LinearWeights& linear, float* out,
-            int64_t out_stride, Activation activation, const float* residual) {
-    const GemmEpilogue epilogue{linear.bias, static_cast<kernels::Activation>(activation), residual,
-                                out_stride};
+  /// out ← f(a · Wᵀ + bias) (+ residual)
+  void gemm(const Rows& a, const LinearWeights& linear, const Rows& out, Activation activation,
+            const Rows* residual = nullptr) {
+    const GemmEpilogue epilogue{linear.bias, static_cast<kernels::Activation>(activation),
+                                residual == nullptr ? nullptr : residual->wide,
+                                residual == nullptr ? 0 : residual->wide_stride};
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
-            kernels_.gemm_forward_f32(a, a_stride, rows, linear.weight, first, last, epilogue, out,
-                                      out_stride);
+            if (a.narrow != nullptr) {
+              kernels_.gemm_forward_bf16(a.narrow, a.narrow_stride, num_tokens_, linear.weight,
+                                         first, last, epilogue, out.wide, out.wide_stride,
+                                         out.narrow, out.narrow_stride);
+            } else {
+              kernels_.gemm_forward_f32(a.wide, a.wide_stride, num_tokens_, linear.weight, first,
+                                        last, epilogue, out.wide, out.wide_stride);
+            }
           });
   }
 
   void attention() {
     const int32_t H = config_.num_heads, D = C_ / H;
     split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
-      kernels_.attention_forward_f32(w_.qkv, w_.qkv_stride, w_.cu_seqlens, 0, num_sentences_, first,
-                                     last, H, D, w_.context, w_.context_stride, nullptr,
+      kernels_.attention_forward_f32(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
+                                     first, last, H, D, context.wide, context.wide_stride, nullptr,
                                      w_.attention_scratch(thread));
     });
+    if (context.narrow != nullptr) {
+      split(num_tokens_, kRowsPerTask,
+            [&](int32_t first, int32_t last, int32_t) { narrow(context, first, last); });
+    }
   }
 
   void pool(float* out, int64_t out_stride) {
-    kernels_.pooling_forward_f32(w_.x, w_.x_stride, w_.cu_seqlens, 0, num_sentences_, C_,
+    kernels_.pooling_forward_f32(x.wide, x.wide_stride, w_.cu_seqlens, 0, num_sentences_, C_,
                                  static_cast<kernels::Pooling>(config_.pooling), out, out_stride);
+  }
+
+  /// embeddings ← f(pooled · Wᵀ + bias), one row a sentence; a sentence without tokens keeps its
+  /// zeros.
+  void pooler(const LinearWeights& linear, float* embeddings) {
+    const GemmEpilogue epilogue{
+        linear.bias, static_cast<kernels::Activation>(config_.pooler_activation), nullptr, 0};
+    kernels_.gemm_forward_f32(w_.pooled, w_.pooled_stride, num_sentences_, linear.weight, 0,
+                              kernels::panel_count(linear.weight.N), epilogue, embeddings,
+                              config_.embedding_size);
+    for (int32_t b = 0; b < num_sentences_; ++b) {
+      if (w_.cu_seqlens[b] != w_.cu_seqlens[b + 1]) continue;
+      std::memset(embeddings + static_cast<int64_t>(b) * config_.embedding_size, 0,
+                  sizeof(float) * config_.embedding_size);
+    }
   }
 
   void normalize(float* embeddings) {
@@ -72,10 +130,14 @@ class Steps {
                                       config_.embedding_size);
   }
 
-  int32_t num_tokens() const { return num_tokens_; }
-
  private:
   float eps() const { return static_cast<float>(config_.layer_norm_eps); }
+
+  void narrow(const Rows& rows, int32_t first, int32_t last) {
+    if (rows.narrow == nullptr) return;
+    kernels_.narrow_forward_bf16(rows.wide, rows.wide_stride, first, last, C_, rows.narrow,
+                                 rows.narrow_stride);
+  }
 
   template <typename Body>
   void split(int32_t total, int32_t per_task, Body&& body) {
@@ -94,46 +156,45 @@ class Steps {
   Workspace& w_;
   ThreadPool* pool_;
   int32_t num_sentences_, num_tokens_, C_;
+
+ public:
+  Rows x;        // [N, C]
+  Rows sum;      // x again, as the f32 output of a product whose LayerNorm comes next
+  Rows qkv;      // [N, 3C]
+  Rows context;  // [N, C]
+  Rows hidden;   // [N, F]
 };
 
 }  // namespace
 
-void encode_chunk(const ModelConfig& config, const EncoderWeights& weights,
-                  const kernels::KernelTable& kernels, int32_t num_sentences, bool normalize,
-                  Workspace& w, ThreadPool* pool, float* embeddings) {
-  Steps steps(config, kernels, num_sentences, w, pool);
-  const int32_t N = steps.num_tokens();
+void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, ThreadPool* pool,
+                  float* embeddings) {
+  const EncoderWeights& weights = encoder.weights;
+  const ModelConfig& config = encoder.config;
+  Steps s(encoder, num_sentences, w, pool);
 
-  steps.embedding(weights);  // token + position, then LayerNorm: [N,C]
+  s.embedding(weights);  // token + position, then LayerNorm: [N,C]
   for (const LayerWeights& layer : weights.layers) {
-    steps.gemm(w.x, w.x_stride, N, layer.qkv, w.qkv, w.qkv_stride, Activation::kNone,
-               nullptr);  // [N,C]·[C,3C]
-    steps.attention();
-    // x ← x + context·W + b, then its LayerNorm
-    steps.gemm(w.context, w.context_stride, N, layer.attention_output, w.x, w.x_stride,
-               Activation::kNone, w.x);
-    steps.layernorm(layer.attention_norm);
-    steps.gemm(w.x, w.x_stride, N, layer.up, w.hidden, w.hidden_stride, config.activation,
-               nullptr);  // [N,C]·[C,F]
-    // x ← x + hidden·W + b, then its LayerNorm
-    steps.gemm(w.hidden, w.hidden_stride, N, layer.down, w.x, w.x_stride, Activation::kNone, w.x);
-    steps.layernorm(layer.output_norm);
+    if (encoder.qkv_table != nullptr && &layer == &weights.layers.front()) {
+      s.qkv_from_table(*encoder.qkv_table);
+    } else {
+      s.gemm(s.x, layer.qkv, s.qkv, Activation::kNone);  // [N,C]·[C,3C]
+    }
+    s.attention();
+    s.gemm(s.context, layer.attention_output, s.sum, Activation::kNone,
+           &s.sum);  // x ← x + context·W + b
+    s.layernorm(layer.attention_norm);
+    s.gemm(s.x, layer.up, s.hidden, config.activation);              // [N,C]·[C,F]
+    s.gemm(s.hidden, layer.down, s.sum, Activation::kNone, &s.sum);  // x ← x + hidden·W + b
+    s.layernorm(layer.output_norm);
   }
   if (config.has_pooler) {
-    steps.pool(w.pooled, w.pooled_stride);
-    steps.gemm(w.pooled, w.pooled_stride, num_sentences, weights.pooler, embeddings,
-               config.embedding_size, config.pooler_activation, nullptr);
-    for (int32_t b = 0; b < num_sentences;
-         ++b) {  // the dense layer's bias must not reach an empty sentence
-      if (w.cu_seqlens[b] == w.cu_seqlens[b + 1]) {
-        std::memset(embeddings + static_cast<int64_t>(b) * config.embedding_size, 0,
-                    sizeof(float) * config.embedding_size);
-      }
-    }
+    s.pool(w.pooled, w.pooled_stride);
+    s.pooler(weights.pooler, embeddings);
   } else {
-    steps.pool(embeddings, config.embedding_size);
+    s.pool(embeddings, config.embedding_size);
   }
-  if (normalize) steps.normalize(embeddings);
+  if (encoder.normalize) s.normalize(embeddings);
 }
 
 }  // namespace xsr

@@ -3,10 +3,24 @@
 
 #include "kernels/dispatch.h"
 #include "runtime/device/cpu_threads.h"
+#include "runtime/encoder/qkv_table.h"
 #include "runtime/encoder/weights.h"
 #include "runtime/encoder/workspace.h"
 
 namespace xsr {
+
+/// What the matrix products compute with; the numbers are those of xsr_compute.
+enum class Compute : int32_t { kF32 = 0, kBf16 = 1 };
+
+/// What a session has chosen of a model, once; everything outlives the encoder.
+struct Encoder {
+  const ModelConfig& config;
+  const EncoderWeights& weights;
+  kernels::KernelTable kernels;
+  Compute compute = Compute::kF32;
+  bool normalize = false;
+  const QkvTable* qkv_table = nullptr;  // null: the first layer multiplies like the others
+};
 
 /// Runs the encoder over the chunk that stands in the workspace (token_ids, positions, cu_seqlens
 /// of num_sentences sentences) and writes one embedding a sentence; a sentence without tokens gives
@@ -16,8 +30,7 @@ namespace xsr {
 /// pool       null: this thread alone does the work, with attention scratch 0; else every step is
 /// shared out over its
 ///            threads. The bits are the same: no step adds across a seam.
-void encode_chunk(const ModelConfig& config, const EncoderWeights& weights,
-                  const kernels::KernelTable& kernels, int32_t num_sentences, bool normalize,
-                  Workspace& workspace, ThreadPool* pool, float* embeddings);
+void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& workspace,
+                  ThreadPool* pool, float* embeddings);
 
 }  // namespace xsr

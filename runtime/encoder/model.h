@@ -1,15 +1,18 @@
 #pragma once
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 
+#include "runtime/encoder/qkv_table.h"
 #include "runtime/encoder/weights.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/text/tokenizer.h"
 
 namespace xsr {
 
-/// An opened model: its file, where its tensors are, and its tokenizer. Immutable; shared by any
-/// number of sessions.
+/// An opened model: its file, where its tensors are, and its tokenizer. Immutable to its users;
+/// shared by any number of sessions.
 class Model {
  public:
   /// Throws Error as XsrFile, bind_weights and make_tokenizer do.
@@ -23,10 +26,26 @@ class Model {
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }  // null: token ids only
   const XsrFile& file() const { return *file_; }
 
+  /// The table for the ISA of `kernels`, built with `pool` unless a session that lives has it
+  /// already.
+  std::shared_ptr<const QkvTable> qkv_table(const kernels::KernelTable& kernels,
+                                            ThreadPool& pool) const {
+    const std::lock_guard<std::mutex> lock(qkv_mutex_);
+    std::weak_ptr<const QkvTable>& kept = qkv_tables_[kernels.gemm_forward_f32_isa];
+    std::shared_ptr<const QkvTable> table = kept.lock();
+    if (table == nullptr) {
+      table = std::make_shared<const QkvTable>(config(), weights_, kernels, pool);
+      kept = table;
+    }
+    return table;
+  }
+
  private:
   std::unique_ptr<XsrFile> file_;
   EncoderWeights weights_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  mutable std::mutex qkv_mutex_;
+  mutable std::map<kernels::Isa, std::weak_ptr<const QkvTable>> qkv_tables_;
 };
 
 }  // namespace xsr

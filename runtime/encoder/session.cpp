@@ -21,6 +21,8 @@ static_assert(static_cast<int>(kernels::Activation::kTanh) == static_cast<int>(A
 static_assert(static_cast<int>(kernels::Pooling::kMax) == static_cast<int>(Pooling::kMax));
 static_assert(static_cast<int>(kernels::Pooling::kCls) == static_cast<int>(Pooling::kCls));
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
+static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
+static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
@@ -40,7 +42,7 @@ int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef 
 kernels::Isa choose_isa(xsr_isa wanted) {
   kernels::Isa isa = kernels::best_isa();
   if (wanted != XSR_ISA_AUTO) {
-    if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512) {
+    if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512_BF16) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   "isa " + std::to_string(wanted) + " is no value of xsr_isa");
     }
@@ -55,8 +57,9 @@ kernels::Isa choose_isa(xsr_isa wanted) {
   if (const char* forced = std::getenv("XSR_FORCE_ISA"); forced != nullptr && forced[0] != '\0') {
     kernels::Isa cap;
     if (!kernels::parse_isa(forced, &cap)) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT, "XSR_FORCE_ISA is \"" + std::string(forced) +
-                                                   "\"; it can be ref, avx2 or avx512");
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  "XSR_FORCE_ISA is \"" + std::string(forced) +
+                      "\"; it can be ref, avx2, avx512 or avx512_bf16");
     }
     if (!kernels::isa_supported(cap)) {
       throw Error(XSR_STATUS_UNSUPPORTED, std::string("XSR_FORCE_ISA asks for ") + forced +
@@ -78,6 +81,26 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
   }
   throw Error(XSR_STATUS_INVALID_ARGUMENT,
               "normalize " + std::to_string(wanted) + " is no value of xsr_normalize");
+}
+
+Compute choose_compute(xsr_compute wanted, const Model& model) {
+  if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
+  if (wanted != XSR_COMPUTE_BF16) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "compute " + std::to_string(wanted) + " is no value of xsr_compute");
+  }
+  for (const LayerWeights& layer : model.weights().layers) {
+    for (const LinearWeights* linear :
+         {&layer.qkv, &layer.attention_output, &layer.up, &layer.down}) {
+      if (linear->weight.storage != kernels::Storage::kBF16) {
+        throw Error(XSR_STATUS_UNSUPPORTED,
+                    model.file().name() +
+                        " does not store its weights in bf16, which computing in bf16 needs; "
+                        "convert it with --dtype bf16");
+      }
+    }
+  }
+  return Compute::kBf16;
 }
 
 int32_t choose_threads(int32_t wanted) {
@@ -102,10 +125,11 @@ int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa, const ModelConfig&
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      kernels_(kernels::resolve_kernels(choose_isa(options.isa))),
-      normalize_(choose_normalize(options.normalize, model.config())),
+      encoder_{model.config(), model.weights(), kernels::resolve_kernels(choose_isa(options.isa)),
+               choose_compute(options.compute, model),
+               choose_normalize(options.normalize, model.config())},
       chunk_tokens_(options.max_batch_tokens != 0 ? options.max_batch_tokens
-                                                  : tuned_chunk_tokens(kernels_.isa)),
+                                                  : tuned_chunk_tokens(isa())),
       pool_(choose_threads(options.num_threads)) {
   if (options.device != XSR_DEVICE_CPU) {
     throw Error(XSR_STATUS_UNSUPPORTED,
@@ -113,7 +137,15 @@ Session::Session(const Model& model, const xsr_session_options& options)
                     ? "this version has no CUDA device; use XSR_DEVICE_CPU"
                     : "device " + std::to_string(options.device) + " is no value of xsr_device");
   }
-  const int32_t room = choose_chunk_tokens(options.max_batch_tokens, kernels_.isa, model.config());
+  if (options.qkv_table < XSR_QKV_TABLE_AUTO || options.qkv_table > XSR_QKV_TABLE_OFF) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "qkv_table " + std::to_string(options.qkv_table) + " is no value of xsr_qkv_table");
+  }
+  if (options.qkv_table == XSR_QKV_TABLE_ON) {
+    qkv_table_ = model.qkv_table(encoder_.kernels, pool_);
+    encoder_.qkv_table = qkv_table_.get();
+  }
+  const int32_t room = choose_chunk_tokens(options.max_batch_tokens, isa(), model.config());
   for (int32_t thread = 0; thread < pool_.num_threads(); ++thread) {
     // Thread 0's workspace also serves chunks that all threads share, so it holds everyone's
     // attention scratch.
@@ -142,8 +174,8 @@ void Session::embed_chunk(size_t first, size_t last, Workspace& workspace, Threa
     num_tokens += sentence.size;
     workspace.cu_seqlens[i - first + 1] = num_tokens;
   }
-  encode_chunk(model_.config(), model_.weights(), kernels_, static_cast<int32_t>(last - first),
-               normalize_, workspace, pool, embeddings + first * model_.config().embedding_size);
+  encode_chunk(encoder_, static_cast<int32_t>(last - first), workspace, pool,
+               embeddings + first * model_.config().embedding_size);
 }
 
 void Session::embed_block(float* embeddings) {

@@ -17,7 +17,11 @@ class Session {
   /// Throws Error: INVALID_ARGUMENT (an unknown XSR_FORCE_ISA too), UNSUPPORTED, OUT_OF_MEMORY.
   Session(const Model& model, const xsr_session_options& options);
 
-  kernels::Isa isa() const { return kernels_.isa; }
+  /// The ISA of the kernel that does most of the work: the matrix product's.
+  kernels::Isa isa() const {
+    return encoder_.compute == Compute::kBf16 ? encoder_.kernels.gemm_forward_bf16_isa
+                                              : encoder_.kernels.gemm_forward_f32_isa;
+  }
   int32_t num_threads() const { return pool_.num_threads(); }
 
   // As declared in xsr.h; arguments that are pointers have been checked there. Throw Error.
@@ -43,10 +47,10 @@ class Session {
                    float* embeddings);
 
   const Model& model_;
-  kernels::KernelTable kernels_;
-  bool normalize_;
+  Encoder encoder_;
   int32_t chunk_tokens_;
   ThreadPool pool_;
+  std::shared_ptr<const QkvTable> qkv_table_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;               // one a thread
   std::vector<std::vector<int32_t>> ids_;                            // one a thread
   std::vector<std::unique_ptr<Tokenizer::State>> tokenizer_states_;  // one a thread, or null

@@ -28,8 +28,12 @@ class Workspace {
   float* qkv = nullptr;      // [N, 3C]
   float* context = nullptr;  // [N, C]
   float* hidden = nullptr;   // [N, F]
-  float* pooled = nullptr;   // [B, C]; only with a pooler
-  int64_t x_stride = 0, qkv_stride = 0, context_stride = 0, hidden_stride = 0, pooled_stride = 0;
+  uint16_t* narrow =
+      nullptr;              // [N, C] bf16: the input of the next product where it computes in bf16
+  float* rstd = nullptr;    // [N]: of the embedding's LayerNorm
+  float* pooled = nullptr;  // [B, C]; only with a pooler
+  int64_t x_stride = 0, qkv_stride = 0, context_stride = 0, hidden_stride = 0, narrow_stride = 0,
+          pooled_stride = 0;
   /// Scratch of the attention kernel, one piece a thread.
   float* attention_scratch(int32_t thread) const { return attention_ + thread * attention_floats_; }
 

@@ -32,7 +32,7 @@ constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
 // A long text is segmented piece by piece, and only as far as its first max_tokens ids go, so that
 // a text of any length takes bounded time and memory. The cuts are exact: see can_cut(). What a
 // piece aims at, in normalised bytes:
-constexpr size_t kSegmentBytes = 4096;
+constexpr size_t kSegmentBytes = 1024;
 // The unigram segmentation adds up scores in float from the segment's first byte, so that a second
 // segment might round a near tie otherwise than the whole text would. Its first segment therefore
 // holds 200 tokens of any language.
@@ -317,7 +317,10 @@ void SentencePieceTokenizer::segment_part(std::string_view normalized, std::vect
     const auto status = processor_->Encode(absl::string_view(normalized.data(), normalized.size()),
                                            &scratch.library_ids);
     if (!status.ok()) {
-      throw Error(XSR_STATUS_INTERNAL, std::string("SentencePiece: ") + status.error_message());
+      // Its only reason with well-formed text: a control piece equals a character or word of it.
+      throw Error(XSR_STATUS_BAD_FILE, std::string("SentencePiece model: ") +
+                                           status.error_message() +
+                                           " Is a control piece of the model a word of the text?");
     }
     ids.insert(ids.end(), scratch.library_ids.begin(), scratch.library_ids.end());
   }

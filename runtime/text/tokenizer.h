@@ -28,7 +28,8 @@ class Tokenizer {
   /// Appends the ids of text to ids, at most max_tokens of them (the model's special tokens
   /// included): malformed UTF-8 becomes U+FFFD, then lower-casing when the model asks for it, then
   /// the model's own normaliser and segmentation. An empty text (or one the normaliser empties)
-  /// gives no ids at all. Throws Error(INTERNAL) only on a bug.
+  /// gives no ids at all. Throws Error(BAD_FILE) when a control piece of the
+  /// model is a word of the text, which SentencePiece cannot encode.
   ///
   /// Time and memory stay bounded for a text of any length: segmentation stops behind the last id
   /// that is kept, and the ids are still those of the whole text. (Two corners of SentencePiece

@@ -1,5 +1,5 @@
 // Arbitrary bytes as text. The first byte chooses: bit 0 the tiny model (bpe, unigram), the others,
-// when they are 1, that the text is repeated up to 5,000 bytes (long texts are cut; slow).
+// when they are 1, that the text is repeated up to 1,500 bytes (long texts are cut; slow).
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -68,7 +68,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
   xsr::append_lowercase(bytes, again);  // malformed text gives some result, never a crash
 
   std::string text(bytes);
-  const size_t length = mode >> 1 == 1 ? 5000 : 0;
+  const size_t length = mode >> 1 == 1 ? 1500 : 0;
   while (!bytes.empty() && text.size() < length) text += bytes;
   check(*models[mode & 1], text);
   return 0;

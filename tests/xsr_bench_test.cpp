@@ -1,0 +1,184 @@
+// xsr-bench: what it measures with, what it refuses, and what it writes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "bench/random_model.h"
+#include "bench/statistics.h"
+#include "runtime/format/xsr_file.h"
+
+namespace xsr::bench {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+struct Result {
+  int status = -1;
+  std::string out, err;
+};
+
+std::string slurp(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class XsrBench : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::path(testing::TempDir()) /
+              ("xsr_bench_test." + std::to_string(getpid()) + "." +
+               testing::UnitTest::GetInstance()->current_test_info()->name());
+    std::filesystem::create_directories(folder_);
+    if (!std::filesystem::exists(tool_)) GTEST_SKIP() << tool_ << " is not built";
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  Result run(const std::string& arguments) const {
+    const std::string command =
+        "'" + tool_ + "' " + arguments + " >'" + path("out") + "' 2>'" + path("err") + "'";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
+  }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  void write(const std::string& name, const void* data, size_t size) const {
+    std::ofstream(path(name), std::ios::binary)
+        .write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+  }
+
+  // Small enough for the ref kernels under a sanitizer.
+  const std::string quick_ =
+      " --random 2,64,2,96,500 --tokens 1,7 --seconds 0.01 --sentences 40 --corpus-seconds 1 ";
+
+ private:
+  std::filesystem::path folder_;
+  const std::string tool_ = XSR_BINARY_DIR "/bench/xsr-bench";
+};
+
+TEST_F(XsrBench, WritesTheKeysOfItsContract) {
+  const Result done = run(quick_ + "--json -");
+  ASSERT_EQ(done.status, 0) << done.err;
+  const json figures = json::parse(done.out);
+  for (const char* key : {"cpu", "isa", "dtype", "threads", "latency", "corpus", "roofline"})
+    EXPECT_TRUE(figures.contains(key)) << key;
+  EXPECT_EQ(figures["dtype"], "f32");
+  EXPECT_EQ(figures["threads"], 1);
+  ASSERT_EQ(figures["latency"].size(), 2u);
+  EXPECT_EQ(figures["latency"][1]["tokens"], 7);
+  for (const json& row : figures["latency"]) {
+    EXPECT_GT(row["p50_us"], 0.0);
+    EXPECT_LE(row["p50_us"], row["p90_us"]);
+    EXPECT_LE(row["p90_us"], row["p99_us"]);
+    EXPECT_GT(row["share_of_roofline"], 0.0);
+    EXPECT_LT(row["share_of_roofline"], 1.0);
+  }
+  for (const char* key : {"sentences_per_s", "tokens_per_s", "gflop_per_s", "share_of_roofline"})
+    EXPECT_GT(figures["corpus"][key], 0.0) << key;
+  // 2 (4 C² + 2 C F) L
+  EXPECT_EQ(figures["roofline"]["flop_per_token"], 2.0 * (4 * 64 * 64 + 2 * 64 * 96) * 2);
+  // f32 panels of qkv, attention output, up and down
+  EXPECT_EQ(figures["roofline"]["weight_bytes"], 4 * 2 * (192 * 64 + 64 * 64 + 96 * 64 + 64 * 96));
+  EXPECT_THAT(done.err, HasSubstr("roofline"));  // the table
+}
+
+TEST_F(XsrBench, SeveralThreadCountsGiveAnArray) {
+  const Result done = run(quick_ + "--threads 1,2 --yardstick none --json '" + path("json") + "'");
+  ASSERT_EQ(done.status, 0) << done.err;
+  const json figures = json::parse(slurp(path("json")));
+  ASSERT_TRUE(figures.is_array());
+  ASSERT_EQ(figures.size(), 2u);
+  EXPECT_EQ(figures[0]["threads"], 1);
+  EXPECT_EQ(figures[1]["threads"], 2);
+  EXPECT_THAT(done.out, HasSubstr("2 threads"));
+}
+
+TEST_F(XsrBench, TimesEveryIsaAndStorage) {
+  unsetenv("XSR_FORCE_ISA");  // it would cap what is asked for here
+  for (const char* isa : {"ref", "avx2"}) {
+    const Result done = run(quick_ + "--storage bf16 --json - --isa " + isa);
+    ASSERT_EQ(done.status, 0) << done.err;
+    EXPECT_EQ(json::parse(done.out)["isa"], isa);
+    EXPECT_EQ(json::parse(done.out)["model"]["storage"], "bf16");
+  }
+}
+
+TEST_F(XsrBench, RefusesToTimeAWrongResult) {
+  // A NaN among the weights reaches every embedding, and NaN equals nothing.
+  const RandomModel model({2, 64, 2, 96, 500}, DType::kF32, 1);
+  std::vector<unsigned char> bytes(model.size());
+  memcpy(bytes.data(), model.data(), model.size());
+  const auto file = XsrFile::open_memory(model.data(), model.size());
+  const TensorView* weight = file->find("layer.1.down.weight");
+  ASSERT_NE(weight, nullptr);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  memcpy(bytes.data() + weight->offset, &nan, sizeof nan);
+  write("nan.xsr", bytes.data(), bytes.size());
+  const Result done = run("-m '" + path("nan.xsr") + "' --no-corpus --seconds 0.01");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("a wrong result is not timed"));
+  EXPECT_EQ(done.out, "");
+}
+
+TEST_F(XsrBench, TakesACorpusOfIds) {
+  const std::string ids = "3 4 5\n\n499 0\n";
+  write("ids", ids.data(), ids.size());
+  const Result done = run(quick_ + "--json - --corpus-ids '" + path("ids") + "'");
+  ASSERT_EQ(done.status, 0) << done.err;
+  const json corpus = json::parse(done.out)["corpus"];
+  EXPECT_EQ(corpus["input"], "ids");
+  EXPECT_EQ(corpus["sentences"], 3);
+  EXPECT_EQ(corpus["tokens"], 5);
+}
+
+TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
+  const std::string ids = "3 4\n5 500\n";
+  write("ids", ids.data(), ids.size());
+  Result done = run(quick_ + "--corpus-ids '" + path("ids") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("line 2: \"500\" is not a token id in [0, 500)"));
+  done = run(quick_ + "--corpus '" + path("ids") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("no tokenizer"));
+  done = run(quick_ + "--corpus-ids '" + path("missing") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("No such file"));
+}
+
+TEST_F(XsrBench, UsageErrorsExitWithTwo) {
+  EXPECT_EQ(run("").status, 2);
+  EXPECT_EQ(run("--random 2,64").status, 2);
+  EXPECT_EQ(run(quick_ + "--isa sse").status, 2);
+  EXPECT_EQ(run(quick_ + "-m model.xsr").status, 2);
+  EXPECT_EQ(run("--help").status, 0);
+  const Result impossible = run("--random 2,64,3,96,500");
+  EXPECT_EQ(impossible.status, 1);
+  EXPECT_THAT(impossible.err, HasSubstr("heads"));
+}
+
+TEST(Statistics, PercentileIsTheNearestRank) {
+  std::vector<double> sample;
+  for (int i = 100; i >= 1; --i) sample.push_back(i);
+  EXPECT_EQ(percentile(sample, 0.5), 50);
+  EXPECT_EQ(percentile(sample, 0.9), 90);
+  EXPECT_EQ(percentile(sample, 0.99), 99);
+  EXPECT_EQ(percentile(sample, 0), 1);
+  EXPECT_EQ(percentile(sample, 1), 100);
+  EXPECT_EQ(percentile({7}, 0.99), 7);
+}
+
+}  // namespace
+}  // namespace xsr::bench
