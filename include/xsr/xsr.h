@@ -203,7 +203,7 @@ XSR_API const char* xsr_session_get_error(const xsr_session* session);
  *   embeddings [count, embedding_size] f32, row i is texts[i]; written only on success
  *   results    [count], may be NULL
  * An empty text gives a zero row and its flag. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without
- * tokenizer), OUT_OF_MEMORY. */
+ * tokenizer), BAD_FILE (a control piece of its tokenizer is a word of a text), OUT_OF_MEMORY. */
 XSR_API xsr_status xsr_session_embed_texts(xsr_session* session, const xsr_text* texts,
                                            size_t count, float* embeddings,
                                            xsr_text_result* results);
