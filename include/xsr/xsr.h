@@ -200,7 +200,8 @@ XSR_API int32_t xsr_session_get_num_threads(const xsr_session* session);
 XSR_API const char* xsr_session_get_error(const xsr_session* session);
 
 /* Embeds count texts of any length, in any order.
- *   embeddings [count, embedding_size] f32, row i is texts[i]; written only on success
+ *   embeddings [count, embedding_size] f32, row i is texts[i]; written only on success, but for
+ *              BAD_FILE and OUT_OF_MEMORY, which may leave some rows written
  *   results    [count], may be NULL
  * An empty text gives a zero row and its flag. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without
  * tokenizer), BAD_FILE (a control piece of its tokenizer is a word of a text), OUT_OF_MEMORY. */
