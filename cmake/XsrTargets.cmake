@@ -9,3 +9,18 @@ if(XSR_SANITIZE)
     -fno-sanitize-recover=all)
   target_link_options(xsr_options INTERFACE -fsanitize=${XSR_SANITIZE})
 endif()
+
+# The flags of the files that are written for one instruction set, by their names; -O3 in every build type, since an
+# unoptimised register loop measures nothing and an unoptimised kernel takes minutes. To be called where the files' target is.
+function(xsr_set_isa_flags)
+  set(avx2 -O3 -mavx2 -mfma -mf16c)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  # GCC's own AVX-512 headers read the "undefined" vectors they declare (GCC bug 105593).
+  list(APPEND avx512 $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
+  set(avx512_bf16 ${avx512} -mavx512bf16)
+  foreach(source ${ARGN})
+    if(source MATCHES "_(avx2|avx512|avx512_bf16)\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${${CMAKE_MATCH_1}}")
+    endif()
+  endforeach()
+endfunction()
