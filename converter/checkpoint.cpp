@@ -5,10 +5,10 @@
 #include <bit>
 #include <cstring>
 
-#include "converter/mapped_file.h"
 #include "converter/pytorch.h"
 #include "converter/safetensors.h"
 #include "kernels/storage.h"
+#include "runtime/format/mapped_file.h"
 
 namespace xsr {
 

@@ -9,9 +9,9 @@
 #include <iterator>
 
 #include "converter/checkpoint.h"
-#include "converter/mapped_file.h"
 #include "converter/sha256.h"
 #include "kernels/storage.h"
+#include "runtime/format/mapped_file.h"
 #include "runtime/format/xsr_file.h"
 
 namespace xsr {

@@ -8,8 +8,8 @@
 
 #include "converter/convert.h"
 #include "converter/inspect.h"
-#include "converter/mapped_file.h"
 #include "runtime/error.h"
+#include "runtime/format/mapped_file.h"
 
 namespace {
 
@@ -59,7 +59,7 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
              "{}, vocab_size {}, at most {} "
              "tokens, {}{}, weights in {}, {} bytes\n",
              a.out, to_string(c.family), c.num_layers, c.hidden_size, c.num_heads,
-             c.intermediate_size, c.vocab_size, c.max_seq_len, to_string(c.activation),
+             c.intermediate_size, c.vocab_size, c.max_seq_len, xsr::to_string(c.activation),
              c.lowercase ? ", lower-cased" : "", to_string(a.dtype),
              std::filesystem::file_size(a.out));
   if (!model.dropped.empty()) {

@@ -1,18 +1,13 @@
 #include "runtime/format/xsr_file.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <system_error>
 
 #include "runtime/error.h"
+#include "runtime/format/mapped_file.h"
 #include "runtime/format/named_values.h"
 #include "runtime/format/xsr_layout.h"
 #include "runtime/text/utf8.h"
@@ -288,8 +283,6 @@ void check_unique(const std::vector<TensorView>& tensors, uint64_t table_offset)
   }
 }
 
-std::string describe_error(int error) { return std::system_category().message(error); }
-
 }  // namespace
 
 size_t dtype_size(DType dtype) {
@@ -532,39 +525,11 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
 }
 
 std::unique_ptr<XsrFile> XsrFile::open(const std::string& path) {
-  const auto io_error = [&](const char* what) {
-    return Error(XSR_STATUS_IO, path + ": " + what + ": " + describe_error(errno));
-  };
-  int fd;
-  do {
-    // O_NONBLOCK: a named pipe would otherwise wait here for a writer. It means nothing to a file.
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  } while (fd < 0 && errno == EINTR);
-  if (fd < 0) throw io_error("cannot open the model file");
-  // The mapping outlives the descriptor.
-  struct Closer {
-    int fd;
-    ~Closer() { ::close(fd); }
-  } closer{fd};
-  struct stat status;
-  if (::fstat(fd, &status) != 0) throw io_error("cannot read the size of the model file");
-  if (!S_ISREG(status.st_mode)) {
-    throw Error(
-        XSR_STATUS_IO,
-        path + ": is no regular file, so it cannot be mapped; give the path of a .xsr file");
-  }
   std::unique_ptr<XsrFile> file(new XsrFile);
   file->name_ = path;
-  file->size_ = static_cast<uint64_t>(status.st_size);
-  if (file->size_ > 0) {  // an empty file cannot be mapped; parse() says that it is empty
-    // Someone who cuts the file short while it is mapped makes the next access to the lost pages
-    // raise SIGBUS. That cannot be caught here: replace a model in use by renaming a new file over
-    // it, as write_xsr_file() does.
-    void* mapping = ::mmap(nullptr, file->size_, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (mapping == MAP_FAILED) throw io_error("cannot map the model file");
-    file->data_ = static_cast<const unsigned char*>(mapping);
-    file->mapped_ = true;
-  }
+  file->mapping_ = std::make_unique<MappedFile>(path, " the model file");
+  file->data_ = file->mapping_->bytes().data();
+  file->size_ = file->mapping_->bytes().size();
   file->parse();
   return file;
 }
@@ -584,9 +549,7 @@ std::unique_ptr<XsrFile> XsrFile::open_memory(const void* data, size_t size,
   return file;
 }
 
-XsrFile::~XsrFile() {
-  if (mapped_) ::munmap(const_cast<unsigned char*>(data_), size_);
-}
+XsrFile::~XsrFile() = default;
 
 void XsrFile::parse() {
   try {

@@ -75,7 +75,7 @@ class XsrFile {
   std::string name_;
   const unsigned char* data_ = nullptr;
   uint64_t size_ = 0;
-  bool mapped_ = false;
+  std::unique_ptr<class MappedFile> mapping_;  // null for a file in memory
   ModelConfig config_;
   std::vector<TensorView> tensors_;
   std::string_view tokenizer_, provenance_;

@@ -1,0 +1,29 @@
+#pragma once
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace xsr {
+
+/// A regular file mapped read-only for as long as the object lives.
+///
+/// Someone who cuts the file short while it is mapped makes the next access to the lost pages raise
+/// SIGBUS. That cannot be caught here: replace a file in use by renaming a new one over it, as
+/// write_xsr_file() does.
+class MappedFile {
+ public:
+  /// what: what the file is to the reader, for messages ("cannot open" + what), e.g. " the model
+  /// file". Throws Error(IO) naming the path and the system's reason; an empty file gives an empty
+  /// span.
+  explicit MappedFile(const std::string& path, const std::string& what = "");
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const unsigned char> bytes() const { return bytes_; }
+
+ private:
+  std::span<const unsigned char> bytes_;
+};
+
+}  // namespace xsr
