@@ -55,7 +55,7 @@ Shape shape_of(const XsrFile& file, bool qkv_table) {
     if (tensor.name == "embedding.token")
       shape.token_table_bytes = static_cast<int64_t>(tensor.size);
   }
-  shape.activation = static_cast<kernels::Activation>(file.config().activation);
+  shape.activation = file.config().activation;
   return shape;
 }
 

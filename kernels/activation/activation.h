@@ -4,7 +4,7 @@
 namespace xsr::kernels {
 
 /// The numbers are those of the .xsr file.
-enum class Activation : int32_t {
+enum class Activation : uint32_t {
   kNone = 0,
   kSwish = 1,
   kGeluErf = 2,

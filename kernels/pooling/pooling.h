@@ -4,7 +4,7 @@
 namespace xsr::kernels {
 
 /// The numbers are those of the .xsr file.
-enum class Pooling : int32_t { kMean = 0, kMax = 1, kCls = 2 };
+enum class Pooling : uint32_t { kMean = 0, kMax = 1, kCls = 2 };
 
 /// One vector a sentence from its token rows: their mean, their element-wise maximum, or the first
 /// of them.

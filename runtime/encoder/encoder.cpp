@@ -76,7 +76,7 @@ class Steps {
   /// out ← f(a · Wᵀ + bias) (+ residual)
   void gemm(const Rows& a, const LinearWeights& linear, const Rows& out, Activation activation,
             const Rows* residual = nullptr) {
-    const GemmEpilogue epilogue{linear.bias, static_cast<kernels::Activation>(activation),
+    const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
@@ -107,14 +107,13 @@ class Steps {
 
   void pool(float* out, int64_t out_stride) {
     kernels_.pooling_forward_f32(x.wide, x.wide_stride, w_.cu_seqlens, 0, num_sentences_, C_,
-                                 static_cast<kernels::Pooling>(config_.pooling), out, out_stride);
+                                 config_.pooling, out, out_stride);
   }
 
   /// embeddings ← f(pooled · Wᵀ + bias), one row a sentence; a sentence without tokens keeps its
   /// zeros.
   void pooler(const LinearWeights& linear, float* embeddings) {
-    const GemmEpilogue epilogue{
-        linear.bias, static_cast<kernels::Activation>(config_.pooler_activation), nullptr, 0};
+    const GemmEpilogue epilogue{linear.bias, config_.pooler_activation, nullptr, 0};
     kernels_.gemm_forward_f32(w_.pooled, w_.pooled_stride, num_sentences_, linear.weight, 0,
                               kernels::panel_count(linear.weight.N), epilogue, embeddings,
                               config_.embedding_size);

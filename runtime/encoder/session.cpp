@@ -9,17 +9,7 @@
 namespace xsr {
 namespace {
 
-// The kernels have enums of their own, since they know no model; their numbers are the file's.
-static_assert(static_cast<int>(kernels::Activation::kSwish) ==
-              static_cast<int>(Activation::kSwish));
-static_assert(static_cast<int>(kernels::Activation::kGeluErf) ==
-              static_cast<int>(Activation::kGeluErf));
-static_assert(static_cast<int>(kernels::Activation::kGeluTanh) ==
-              static_cast<int>(Activation::kGeluTanh));
-static_assert(static_cast<int>(kernels::Activation::kRelu) == static_cast<int>(Activation::kRelu));
-static_assert(static_cast<int>(kernels::Activation::kTanh) == static_cast<int>(Activation::kTanh));
-static_assert(static_cast<int>(kernels::Pooling::kMax) == static_cast<int>(Pooling::kMax));
-static_assert(static_cast<int>(kernels::Pooling::kCls) == static_cast<int>(Pooling::kCls));
+// The kernels know no C API; their numbers are its.
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
@@ -112,13 +102,12 @@ int32_t choose_threads(int32_t wanted) {
   return wanted == 0 ? usable_cpus() : wanted;
 }
 
-int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa, const ModelConfig& config) {
+int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa) {
   if (wanted < 0 || wanted > (1 << 20)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT, "max_batch_tokens is " + std::to_string(wanted) +
                                                  "; it can be 0 (tuned) to 1048576");
   }
-  // Sentences are never split, so a chunk has room for the longest.
-  return std::max(wanted == 0 ? tuned_chunk_tokens(isa) : wanted, config.max_seq_len);
+  return wanted == 0 ? tuned_chunk_tokens(isa) : wanted;
 }
 
 }  // namespace
@@ -128,8 +117,7 @@ Session::Session(const Model& model, const xsr_session_options& options)
       encoder_{model.config(), model.weights(), kernels::resolve_kernels(choose_isa(options.isa)),
                choose_compute(options.compute, model),
                choose_normalize(options.normalize, model.config())},
-      chunk_tokens_(options.max_batch_tokens != 0 ? options.max_batch_tokens
-                                                  : tuned_chunk_tokens(isa())),
+      chunk_tokens_(choose_chunk_tokens(options.max_batch_tokens, isa())),
       pool_(choose_threads(options.num_threads)) {
   if (options.device != XSR_DEVICE_CPU) {
     throw Error(XSR_STATUS_UNSUPPORTED,
@@ -145,7 +133,8 @@ Session::Session(const Model& model, const xsr_session_options& options)
     qkv_table_ = model.qkv_table(encoder_.kernels, pool_);
     encoder_.qkv_table = qkv_table_.get();
   }
-  const int32_t room = choose_chunk_tokens(options.max_batch_tokens, isa(), model.config());
+  // Sentences are never split, so a chunk has room for the longest.
+  const int32_t room = std::max(chunk_tokens_, model.config().max_seq_len);
   for (int32_t thread = 0; thread < pool_.num_threads(); ++thread) {
     // Thread 0's workspace also serves chunks that all threads share, so it holds everyone's
     // attention scratch.

@@ -33,7 +33,7 @@ class Session {
   std::string error;  // of the last call that failed; kept for xsr_session_get_error
 
  private:
-  /// A sentence of the block at hand: its ids stand in `ids_of`.
+  /// A sentence of the block at hand.
   struct Sentence {
     const std::vector<int32_t>* owner = nullptr;  // null: `data` is the caller's own memory
     const int32_t* data = nullptr;

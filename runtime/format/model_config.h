@@ -2,20 +2,16 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/activation/activation.h"
+#include "kernels/pooling/pooling.h"
+
 namespace xsr {
 
 // The numbers of these enums are those of the .xsr file (docs/FORMAT.md); they never change.
 enum class Family : uint32_t { kXsr = 1, kEms = 2, kBert = 3, kXlmRoberta = 4 };
-enum class Activation : uint32_t {
-  kNone = 0,
-  kSwish = 1,
-  kGeluErf = 2,
-  kGeluTanh = 3,
-  kRelu = 4,
-  kTanh = 5
-};
 enum class NormPlacement : uint32_t { kPost = 0, kPre = 1 };
-enum class Pooling : uint32_t { kMean = 0, kMax = 1, kCls = 2 };
+using kernels::Activation;
+using kernels::Pooling;
 enum class TokenizerKind : uint32_t { kNone = 0, kSentencePiece = 1, kWordPiece = 2 };
 
 /// Everything about a model that is not a tensor. Sizes in elements; ids are -1 where the model has
