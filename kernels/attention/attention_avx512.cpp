@@ -1,12 +1,9 @@
 #include "kernels/attention/attention.h"
 
+#include "kernels/attention/attention_head.h"
 #include "kernels/simd/avx512.h"
 
 namespace xsr::kernels {
-
-// Not in every libc as an intrinsic; only the training path asks for it, once a row.
-extern "C" float logf(float);
-
 namespace {
 
 constexpr int32_t kQueryRows = 8;
@@ -161,20 +158,6 @@ void weigh_rows(const float* p, int32_t columns, const float* v, int64_t v_strid
   }
 }
 
-struct Head {
-  const float* q;
-  const float* v;
-  int64_t stride;
-  int32_t T, D, columns;
-  float scale;
-  const float* transposed;
-  float* scores;
-  float* out;
-  int64_t out_stride;
-  float* lse;  // row stride lse_stride; null = not wanted
-  int64_t lse_stride;
-};
-
 template <int MR>
 void attend_rows(const Head& head, int32_t row) {
   score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, head.D, head.columns,
@@ -216,6 +199,17 @@ void attend_rows_switch(int32_t rows, const Head& head, int32_t row) {
   }
 }
 
+void attend(const Head& head) {
+  transpose_keys(head.k, head.stride, head.T, head.D, head.transposed, head.columns);
+  const int32_t blocks = (head.T + kQueryRows - 1) / kQueryRows;
+  int32_t row = 0;
+  for (int32_t block = 0; block < blocks; ++block) {
+    const int32_t rows = (head.T - row) / (blocks - block);
+    attend_rows_switch(rows, head, row);
+    row += rows;
+  }
+}
+
 }  // namespace
 
 void attention_forward_f32_avx512(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
@@ -223,34 +217,8 @@ void attention_forward_f32_avx512(const float* qkv, int64_t qkv_stride, const in
                                   int32_t last_head, int32_t H, int32_t D, float* out,
                                   int64_t out_stride, float* lse, float* scratch) {
   const float scale = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D)));
-  for (int32_t b = first; b < last; ++b) {
-    const int32_t begin = cu_seqlens[b], T = cu_seqlens[b + 1] - begin;
-    if (T == 0) continue;
-    for (int32_t h = first_head; h < last_head; ++h) {
-      Head head;
-      head.q = qkv + begin * qkv_stride + h * D;
-      head.v = head.q + 2 * (int64_t)H * D;
-      head.stride = qkv_stride;
-      head.T = T;
-      head.D = D;
-      head.columns = (T + 31) / 32 * 32;
-      head.scale = scale;
-      head.transposed = scratch;
-      head.scores = scratch + (int64_t)D * head.columns;
-      head.out = out + begin * out_stride + h * D;
-      head.out_stride = out_stride;
-      head.lse = lse == nullptr ? nullptr : lse + (int64_t)begin * H + h;
-      head.lse_stride = H;
-      transpose_keys(head.q + (int64_t)H * D, qkv_stride, T, D, scratch, head.columns);
-      const int32_t blocks = (T + kQueryRows - 1) / kQueryRows;
-      int32_t row = 0;
-      for (int32_t block = 0; block < blocks; ++block) {
-        const int32_t rows = (T - row) / (blocks - block);
-        attend_rows_switch(rows, head, row);
-        row += rows;
-      }
-    }
-  }
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale, out,
+                out_stride, lse, scratch, attend);
 }
 
 }  // namespace xsr::kernels
