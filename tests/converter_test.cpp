@@ -21,6 +21,8 @@
 #include "kernels/storage.h"
 #include "runtime/format/xsr_file.h"
 #include "tests/support/checkpoint_builder.h"
+#include "tests/support/files.h"
+#include "tests/support/paths.h"
 
 namespace xsr {
 namespace {
@@ -32,28 +34,16 @@ using testing::Not;
 
 const fs::path kSource = XSR_SOURCE_DIR;
 
-fs::path shared_dir() {
-  const char* dir = std::getenv("XSR_SHARED");
-  return dir ? fs::path(dir) : kSource / ".." / "shared";
-}
-
 /// The file of the shared reference material; empty when it is not there.
 std::string shared_file(const std::string& name) {
-  const fs::path path = shared_dir() / name;
+  const fs::path path = shared_folder() / name;
   return fs::exists(path) ? path.string() : "";
 }
 
 #define SHARED_OR_SKIP(variable, name)            \
   const std::string variable = shared_file(name); \
-  if (variable.empty()) GTEST_SKIP() << name << " is not under XSR_SHARED (" << shared_dir() << ")"
-
-std::string read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  EXPECT_TRUE(in) << path;
-  std::ostringstream bytes;
-  bytes << in.rdbuf();
-  return bytes.str();
-}
+  if (variable.empty())                           \
+  GTEST_SKIP() << name << " is not under XSR_SHARED (" << shared_folder() << ")"
 
 /// A folder of this test's own, removed at its end.
 class Folder {

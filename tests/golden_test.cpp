@@ -9,6 +9,7 @@
 
 #include "converter/checkpoint.h"
 #include "converter/convert.h"
+#include "tests/support/files.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/paths.h"
 #include "xsr/xsr.h"
@@ -183,18 +184,6 @@ INSTANTIATE_TEST_SUITE_P(Golden, GoldenCheckpoint,
                            return name;
                          });
 
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-std::vector<std::string> read_lines(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(file, line);) lines.push_back(line);
-  return lines;
-}
-
 class TrainedModel : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -206,7 +195,7 @@ class TrainedModel : public ::testing::Test {
     }
     const auto checkpoint = Checkpoint::open((folder / "xsr-enfr-16k.pth.tar").string());
     ConvertOptions options;
-    options.sentencepiece = read_file(folder / "xsr-enfr-16k.spm.model");
+    options.sentencepiece = test::read_file(folder / "xsr-enfr-16k.spm.model");
     model_ = std::make_unique<OpenedModel>(*checkpoint, options);
   }
   std::unique_ptr<OpenedModel> model_;
@@ -287,7 +276,7 @@ TEST_F(TrainedModel, FindsTheTranslationsThatTheBaselineFinds) {
     std::vector<float> sides[2];
     for (int side = 0; side < 2; ++side) {
       const auto lines =
-          read_lines(folder / (side == 0 ? "tatoeba.fra-eng.eng" : "tatoeba.fra-eng.fra"));
+          test::read_lines(folder / (side == 0 ? "tatoeba.fra-eng.eng" : "tatoeba.fra-eng.fra"));
       ASSERT_EQ(1000u, lines.size());
       std::vector<xsr_text> texts;
       for (const std::string& line : lines) texts.push_back({line.data(), line.size()});

@@ -10,7 +10,7 @@
 #include "bench/random_model.h"
 #include "runtime/device/cpu_threads.h"
 #include "tests/support/kernel_harness.h"
-#include "tests/support/paths.h"
+#include "tests/support/sanitizers.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
@@ -118,11 +118,7 @@ TEST(Invariance, TheComparisonNoticesOneFlippedBit) {
 
 // ThreadSanitizer makes the arithmetic some 30 times slower and looks for races, which few
 // sentences show as well as many.
-#if defined(__SANITIZE_THREAD__)
-constexpr int kSentencesShare = 8;
-#else
-constexpr int kSentencesShare = 1;
-#endif
+constexpr int kSentencesShare = test::kThreadSanitizer ? 8 : 1;
 
 class InvarianceAt : public ::testing::TestWithParam<xsr_isa> {};
 

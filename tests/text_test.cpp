@@ -19,70 +19,25 @@
 #include "runtime/text/lowercase.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
+#include "tests/support/files.h"
+#include "tests/support/paths.h"
+#include "tests/support/sanitizers.h"
+#include "tests/support/text.h"
 
 namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
+using xsr::test::hex;
+using xsr::test::read_file;
+using xsr::test::shared_folder;
+using xsr::test::utf8;
 using namespace std::string_literals;
 
 // Sanitizers make the same work ten times as slow; what they look for shows in a part of it.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kShare = 10;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr int kShare = 10;
-#else
-constexpr int kShare = 1;
-#endif
-#else
-constexpr int kShare = 1;
-#endif
+constexpr int kShare = xsr::test::kAddressSanitizer || xsr::test::kThreadSanitizer ? 10 : 1;
 
 const fs::path kData = fs::path(XSR_SOURCE_DIR) / "tests/data";
-
-fs::path shared_dir() {
-  const char* dir = std::getenv("XSR_SHARED");
-  return dir ? fs::path(dir) : fs::path(XSR_SOURCE_DIR) / ".." / "shared";
-}
-
-std::string read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  EXPECT_TRUE(in) << path;
-  std::ostringstream bytes;
-  bytes << in.rdbuf();
-  return bytes.str();
-}
-
-std::string utf8(char32_t c) {
-  std::string s;
-  if (c < 0x80) {
-    s += static_cast<char>(c);
-  } else if (c < 0x800) {
-    s += static_cast<char>(0xC0 | c >> 6);
-    s += static_cast<char>(0x80 | (c & 0x3F));
-  } else if (c < 0x10000) {
-    s += static_cast<char>(0xE0 | c >> 12);
-    s += static_cast<char>(0x80 | (c >> 6 & 0x3F));
-    s += static_cast<char>(0x80 | (c & 0x3F));
-  } else {
-    s += static_cast<char>(0xF0 | c >> 18);
-    s += static_cast<char>(0x80 | (c >> 12 & 0x3F));
-    s += static_cast<char>(0x80 | (c >> 6 & 0x3F));
-    s += static_cast<char>(0x80 | (c & 0x3F));
-  }
-  return s;
-}
-
-std::string hex(std::string_view s) {
-  std::string out;
-  char buffer[4];
-  for (unsigned char c : s) {
-    std::snprintf(buffer, sizeof buffer, "%02X ", c);
-    out += buffer;
-  }
-  return out;
-}
 
 std::string lowercase(std::string_view text) {
   std::string out;
@@ -306,7 +261,7 @@ std::list<Subject> all_subjects() {
   return subjects;
 }
 
-fs::path shared_model() { return shared_dir() / "models/xsr-enfr-16k.spm.model"; }
+fs::path shared_model() { return shared_folder() / "models/xsr-enfr-16k.spm.model"; }
 
 /// Ids and the truncation flag for a few limits against the library's ids of the whole text.
 testing::AssertionResult same_ids(const Subject& subject, std::string_view text) {
@@ -552,7 +507,7 @@ TEST(Tokenizer, ManyThreadsAtOnce) {
 // ---- Against the trained model and the evaluation set ----
 
 TEST(SharedTokenizer, TatoebaAndRandomUnicode) {
-  const fs::path folder = shared_dir() / "data/eval/tatoeba";
+  const fs::path folder = shared_folder() / "data/eval/tatoeba";
   if (!fs::exists(folder) || !fs::exists(shared_model())) {
     GTEST_SKIP() << "no " << folder << " or " << shared_model()
                  << "; XSR_SHARED names their folder";
@@ -585,7 +540,7 @@ TEST(SharedTokenizer, TatoebaAndRandomUnicode) {
 }
 
 TEST(SharedTokenizer, ExpectedIdsOfTheTrainedModel) {
-  const fs::path path = shared_dir() / "models/xsr-enfr-16k.expected.safetensors";
+  const fs::path path = shared_folder() / "models/xsr-enfr-16k.expected.safetensors";
   if (!fs::exists(path)) GTEST_SKIP() << "no " << path << "; XSR_SHARED names its folder";
   const Subject subject("xsr-enfr-16k", shared_model(), true);
   const std::string bytes = read_file(path);
