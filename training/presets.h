@@ -1,0 +1,25 @@
+#pragma once
+#include <string_view>
+
+#include "training/objectives/objectives.h"
+#include "training/optimizer.h"
+
+namespace xsr::training {
+
+/// Named sets of the switches of papers.md 7.3.
+///
+///     release  as the authors' code: distinct ids, <MASK> in targets, overwritten masses, no
+///              clipping
+///     paper    our reading of the paper: count-weighted targets from clean ids, masses added
+///     stable   the release, with the cosine of SIM held above 1e-3 and the gradient's global norm
+///              below 1: without them training may break down for good (docs/training.md)
+enum class Preset { kPaper, kRelease, kStable };
+inline constexpr Preset kDefaultPreset = Preset::kStable;
+
+/// Throws Error(INVALID_ARGUMENT) listing the names.
+Preset parse_preset(std::string_view name);
+
+ObjectiveConfig objective_preset(Preset preset);
+OptimizerConfig optimizer_preset(Preset preset);
+
+}  // namespace xsr::training
