@@ -5,6 +5,8 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/isa.h"
 #include "kernels/layernorm/layernorm.h"
+#include "kernels/loss/loss.h"
+#include "kernels/optimizer/optimizer.h"
 #include "kernels/pooling/pooling.h"
 
 namespace xsr::kernels {
