@@ -3,6 +3,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_backward.h"
 #include "kernels/isa.h"
 #include "kernels/layernorm/layernorm.h"
 #include "kernels/loss/loss.h"
