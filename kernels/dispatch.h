@@ -3,8 +3,11 @@
 #include "kernels/attention/attention.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_backward.h"
 #include "kernels/isa.h"
 #include "kernels/layernorm/layernorm.h"
+#include "kernels/loss/loss.h"
+#include "kernels/optimizer/optimizer.h"
 #include "kernels/pooling/pooling.h"
 
 namespace xsr::kernels {

@@ -11,6 +11,8 @@
 #include "kernels/embedding/embedding_ref.h"
 #include "kernels/gemm/gemm_ref.h"
 #include "kernels/layernorm/layernorm_ref.h"
+#include "kernels/loss/loss_ref.h"
+#include "kernels/optimizer/optimizer_ref.h"
 #include "kernels/pooling/pooling_ref.h"
 #include "tests/support/kernel_harness.h"
 
@@ -662,12 +664,346 @@ void check_l2_normalize(const KernelRow& row, const std::string& filter) {
   }
 }
 
+void check_vocabulary_softmax(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<vocabulary_softmax_forward_f32_t*>(row.function);
+  Random random(20);
+  int variant = 0;
+  for (int32_t N : widths()) {
+    const int32_t R = variant % 5 == 0 ? 1 : 37, first = N > 40 ? 3 : 0, last = N - first;
+    const int64_t stride = N + 3;
+    const bool with_bias = variant % 2, in_place = variant % 3 == 0;
+    const int shift = variant++ % 4;
+    // The released initialisation gives logits of this size (papers.md 1a).
+    Guarded z = random_rows(random, R, N, stride, shift, 22.6f), bias(R);
+    for (int32_t v = 0; v < R; ++v) bias[v] = random.normal();
+    std::vector<double> z64 = widen(z), bias64 = widen(bias), e64(R * stride), max64(N), sum64(N);
+    Guarded plain(R * stride), plain_max(N), plain_sum(N), e(R * stride, shift), max(N), sum(N);
+    std::vector<uint16_t> narrow(R * stride, 0x1234);
+    const float* b = with_bias ? bias.data() : nullptr;
+    vocabulary_softmax_forward_f32_ref(z.data(), stride, R, b, first, last, plain_max.data(),
+                                       plain_sum.data(), plain.data(), stride, nullptr, 0);
+    vocabulary_softmax_forward_ref<double>(
+        z64.data(), stride, R, with_bias ? bias64.data() : nullptr, first, last, max64.data(),
+        sum64.data(), e64.data(), stride, nullptr, 0);
+    Guarded& out = in_place ? z : e;
+    kernel(z.data(), stride, R, b, first, last, max.data(), sum.data(), out.data(), stride,
+           narrow.data(), stride);
+    const std::string what = row.name + shape_text({{"R", R}, {"N", N}, {"first", first}});
+    ErrorBudget exponentials, maxima, sums;
+    for (int32_t j = first; j < last; ++j) {
+      for (int32_t v = 0; v < R; ++v) {
+        const int64_t at = v * stride + j;
+        exponentials.add(out[at], plain[at], e64[at], v, j);
+        ASSERT_EQ(bf16_from_f32(out[at]), narrow[at]) << what << " row " << v << " col " << j;
+      }
+      maxima.add(max[j], plain_max[j], max64[j], 0, j);
+      sums.add(sum[j], plain_sum[j], sum64[j], 0, j);
+    }
+    EXPECT_TRUE(exponentials.check(what + " exponentials", filter));
+    EXPECT_TRUE(maxima.check(what + " max", filter));
+    EXPECT_TRUE(sums.check(what + " sum", filter));
+    expect_untouched(out, R, N, stride, what);
+    EXPECT_TRUE(max.intact() && sum.intact()) << what;
+    for (int32_t j = 0; j < N; ++j) {
+      if (j >= first && j < last) continue;
+      EXPECT_TRUE(std::isnan(max[j]) && std::isnan(sum[j])) << what << ": wrote column " << j;
+      for (int32_t v = 0; v < R; ++v) EXPECT_EQ(0x1234, narrow[v * stride + j]) << what;
+    }
+    for (int32_t v = 0; v < R; ++v) {
+      for (int64_t j = N; j < stride; ++j) EXPECT_EQ(0x1234, narrow[v * stride + j]) << what;
+    }
+  }
+  // What is not finite must show in the sum of its column, and in no other.
+  for (float bad : {NAN, INFINITY, -INFINITY}) {
+    const int32_t R = 5, N = 45;
+    for (int32_t at = 0; at < N; ++at) {
+      Guarded z = random_rows(random, R, N, N, 0), max(N), sum(N);
+      z[2 * N + at] = bad;
+      kernel(z.data(), N, R, nullptr, 0, N, max.data(), sum.data(), z.data(), N, nullptr, 0);
+      for (int32_t j = 0; j < N; ++j) EXPECT_EQ(j != at, std::isfinite(sum[j])) << row.name << j;
+    }
+  }
+  float max = 0, sum = 1;
+  kernel(nullptr, 1, 0, nullptr, 0, 1, &max, &sum, nullptr, 0, nullptr, 0);
+  EXPECT_EQ(-INFINITY, max);
+  EXPECT_EQ(0, sum);
+}
+
+void check_vocabulary_softmax_backward(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<vocabulary_softmax_backward_f32_t*>(row.function);
+  Random random(21);
+  int variant = 0;
+  for (int32_t N : widths()) {
+    const int32_t R = 7;
+    const int64_t stride = N + 3;
+    const bool in_place = variant % 3 == 0;
+    const int shift = variant++ % 4;
+    Guarded e = random_rows(random, R, N, stride, shift), factor(N, shift), dbias(R);
+    Guarded dz(R * stride), plain(R * stride), plain_dbias(R);
+    for (int32_t b = 0; b < N; ++b) factor[b] = random.normal();
+    for (int32_t v = 0; v < R; ++v) plain_dbias[v] = dbias[v] = random.normal();
+    std::vector<double> e64 = widen(e), factor64 = widen(factor), dbias64 = widen(dbias),
+                        dz64(R * stride);
+    vocabulary_softmax_backward_f32_ref(e.data(), stride, R, N, factor.data(), plain.data(), stride,
+                                        plain_dbias.data());
+    vocabulary_softmax_backward_ref<double>(e64.data(), stride, R, N, factor64.data(), dz64.data(),
+                                            stride, dbias64.data());
+    Guarded& out = in_place ? e : dz;
+    kernel(e.data(), stride, R, N, factor.data(), out.data(), stride, dbias.data());
+    const std::string what = row.name + shape_text({{"N", N}});
+    ErrorBudget products(3), sums(3);
+    for (int32_t v = 0; v < R; ++v) {
+      for (int32_t b = 0; b < N; ++b) {
+        const int64_t at = v * stride + b;
+        products.add(out[at], plain[at], dz64[at], v, b);
+      }
+      sums.add(dbias[v], plain_dbias[v], dbias64[v], v, 0);
+    }
+    EXPECT_TRUE(products.check(what + " dz", filter));
+    EXPECT_TRUE(sums.check(what + " dbias", filter));
+    expect_untouched(out, R, N, stride, what);
+    EXPECT_TRUE(dbias.intact()) << what;
+  }
+}
+
+void check_vocabulary_softmax_backward_bf16(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<vocabulary_softmax_backward_bf16_t*>(row.function);
+  Random random(22);
+  for (int32_t N : widths()) {
+    const int32_t R = 5;
+    const int64_t stride = N + 3;
+    std::vector<uint16_t> e(R * stride, 0x7fc1), dz(R * stride, 0x1234);
+    Guarded factor(N, N % 4), dbias(R), plain_dbias(R);
+    for (int32_t b = 0; b < N; ++b) factor[b] = random.normal();
+    for (int32_t v = 0; v < R; ++v) {
+      plain_dbias[v] = dbias[v] = random.normal();
+      for (int32_t b = 0; b < N; ++b) e[v * stride + b] = bf16_from_f32(random.normal());
+    }
+    std::vector<double> dbias64 = widen(dbias);
+    std::vector<uint16_t> plain(R * stride, 0x1234);
+    vocabulary_softmax_backward_bf16_ref(e.data(), stride, R, N, factor.data(), plain.data(),
+                                         stride, plain_dbias.data());
+    for (int32_t v = 0; v < R; ++v) {
+      for (int32_t b = 0; b < N; ++b) {
+        dbias64[v] += static_cast<double>(f32_from_bf16(e[v * stride + b])) * factor[b];
+      }
+    }
+    const std::vector<uint16_t> stored = e;
+    kernel(stored.data(), stride, R, N, factor.data(), dz.data(), stride, dbias.data());
+    EXPECT_EQ(plain, dz) << row.name << " N=" << N;  // one product, rounded once
+    kernel(e.data(), stride, R, N, factor.data(), e.data(), stride, nullptr);
+    ErrorBudget sums(3);
+    for (int32_t v = 0; v < R; ++v) {
+      sums.add(dbias[v], plain_dbias[v], dbias64[v], v, 0);
+      for (int32_t b = 0; b < stride; ++b) {
+        EXPECT_EQ(b < N ? plain[v * stride + b] : 0x7fc1, e[v * stride + b]) << row.name;
+      }
+    }
+    EXPECT_TRUE(sums.check(row.name + shape_text({{"N", N}}) + " dbias", filter));
+  }
+}
+
+void check_softmax(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<softmax_forward_f32_t*>(row.function);
+  Random random(23);
+  int variant = 0;
+  for (int32_t N : widths()) {
+    const int32_t rows = 5, first = 1, last = 4;
+    const int64_t stride = N + 2;
+    const bool in_place = variant % 3 == 0;
+    const float scale = variant % 2 ? 10.0f : 1.0f, gain = variant % 2 ? -0.25f : 1.0f;
+    const int shift = variant++ % 4;
+    Guarded s = random_rows(random, rows, N, stride, shift, 20 / scale);
+    Guarded p(rows * stride, shift), max(rows), sum(rows);
+    Guarded plain(rows * stride), plain_max(rows), plain_sum(rows);
+    std::vector<double> s64 = widen(s), p64(rows * stride), max64(rows), sum64(rows);
+    softmax_forward_f32_ref(s.data(), stride, first, last, N, scale, gain, plain.data(), stride,
+                            plain_max.data(), plain_sum.data());
+    softmax_forward_ref<double>(s64.data(), stride, first, last, N, scale, gain, p64.data(), stride,
+                                max64.data(), sum64.data());
+    Guarded& out = in_place ? s : p;
+    kernel(s.data(), stride, first, last, N, scale, gain, out.data(), stride, max.data(),
+           sum.data());
+    const std::string what = row.name + shape_text({{"N", N}});
+    ErrorBudget shares, maxima, sums;
+    for (int32_t i = first; i < last; ++i) {
+      for (int32_t j = 0; j < N; ++j) {
+        const int64_t at = i * stride + j;
+        shares.add(out[at], plain[at], p64[at], i, j);
+      }
+      maxima.add(max[i], plain_max[i], max64[i], i, 0);
+      sums.add(sum[i], plain_sum[i], sum64[i], i, 0);
+    }
+    EXPECT_TRUE(shares.check(what + " p", filter));
+    EXPECT_TRUE(maxima.check(what + " max", filter));
+    EXPECT_TRUE(sums.check(what + " sum", filter));
+    expect_untouched(out, rows, N, stride, what);
+    EXPECT_TRUE(max.intact() && sum.intact() && std::isnan(sum[0]) && std::isnan(sum[4])) << what;
+  }
+  for (float bad : {NAN, INFINITY, -INFINITY}) {
+    const int32_t N = 45;
+    for (int32_t at = 0; at < N; ++at) {
+      Guarded s = random_rows(random, 2, N, N, 0), max(2), sum(2);
+      s[N + at] = bad;
+      kernel(s.data(), N, 0, 2, N, 1, 1, s.data(), N, max.data(), sum.data());
+      EXPECT_TRUE(std::isfinite(sum[0]) && std::isnan(sum[1])) << row.name << " " << bad;
+      for (int32_t j = 0; j < N; ++j) EXPECT_TRUE(std::isnan(s[N + j])) << row.name << " " << bad;
+    }
+  }
+}
+
+void check_sim(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<sim_forward_backward_f32_t*>(row.function);
+  Random random(24);
+  for (double min_cosine : {0.0, 1e-3, 0.5}) {
+    for (int32_t N : {1, 2, 7, 33, 128}) {
+      const int32_t rows = 4, first = 1, last = 3;
+      const int64_t stride = N + 2;
+      const double argument = M_PI / 2, gain = 0.7;
+      Guarded p1(rows * stride), p2(rows * stride);
+      for (int32_t i = 0; i < rows; ++i) {  // softmaxes that range from alike to opposed
+        for (Guarded* p : {&p1, &p2}) {
+          std::vector<double> x(N);
+          double total = 0;
+          for (double& value : x) total += value = std::exp(random.normal(i == 1 ? 0.2f : 4.0f));
+          for (int32_t j = 0; j < N; ++j) (*p)[i * stride + j] = static_cast<float>(x[j] / total);
+        }
+      }
+      Guarded ds1(rows * stride), ds2(rows * stride);
+      std::memcpy(ds1.data(), p1.data(), rows * stride * 4);
+      std::memcpy(ds2.data(), p2.data(), rows * stride * 4);
+      std::vector<double> loss(rows, -1);
+      kernel(ds1.data(), ds2.data(), stride, first, last, N, argument, min_cosine, gain,
+             loss.data());
+      const std::string what = row.name + shape_text({{"N", N}}) + std::to_string(min_cosine);
+      ErrorBudget gradient(3);
+      for (int32_t i = first; i < last; ++i) {
+        double total = 0, dot1 = 0, dot2 = 0;
+        std::vector<double> g(N);
+        for (int32_t j = 0; j < N; ++j) {
+          const double q1 = p1[i * stride + j], q2 = p2[i * stride + j];
+          const double cosine = std::cos(argument * (q1 - q2));
+          total -= std::log(std::max(cosine, min_cosine));
+          g[j] = cosine < min_cosine ? 0 : gain * argument * std::tan(argument * (q1 - q2));
+          dot1 += q1 * g[j];
+          dot2 += q2 * g[j];
+        }
+        EXPECT_NEAR(total, loss[i], 1e-13 * N + 1e-12 * total) << what;
+        for (int32_t j = 0; j < N; ++j) {
+          const double q1 = p1[i * stride + j], q2 = p2[i * stride + j];
+          const double exact1 = q1 * (g[j] - dot1), exact2 = q2 * (dot2 - g[j]);
+          gradient.add(ds1[i * stride + j], static_cast<float>(exact1), exact1, i, j);
+          gradient.add(ds2[i * stride + j], static_cast<float>(exact2), exact2, i, j);
+        }
+      }
+      EXPECT_TRUE(gradient.check(what, filter));
+      EXPECT_EQ(-1, loss[0]);
+      EXPECT_EQ(-1, loss[3]);
+      expect_untouched(ds1, rows, N, stride, what);
+      expect_untouched(ds2, rows, N, stride, what);
+      EXPECT_EQ(0, std::memcmp(ds1.data(), p1.data(), N * 4)) << what << ": wrote row 0";
+    }
+  }
+  float p1[2] = {NAN, 0.5f}, p2[2] = {0.5f, 0.5f};
+  double loss = 0;
+  kernel(p1, p2, 2, 0, 1, 2, M_PI / 2, 1e-3, 1, &loss);
+  EXPECT_TRUE(std::isnan(loss));
+  float far1[1] = {1.0f}, far2[1] = {0.0f};  // EMS: cos π < 0 has no logarithm, but a bound
+  kernel(far1, far2, 1, 0, 1, 1, M_PI, 0, 1, &loss);
+  EXPECT_TRUE(std::isnan(loss));
+  far1[0] = 1, far2[0] = 0;
+  kernel(far1, far2, 1, 0, 1, 1, M_PI, 1e-3, 1, &loss);
+  EXPECT_DOUBLE_EQ(-std::log(1e-3), loss);
+}
+
+void check_adam(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<adam_update_f32_t*>(row.function);
+  Random random(25);
+  int variant = 0;
+  for (int32_t n : widths()) {
+    const int64_t first = n > 20 ? 3 : 0, last = n - first;
+    const bool amsgrad = variant % 2, narrow = variant % 3 != 0;
+    const int shift = variant++ % 4;
+    AdamStep step;
+    step.gradient_scale = 0.5f;
+    step.l2 = variant % 2 ? 1e-2f : 0;
+    step.keep = variant % 2 ? 1 : 0.99f;
+    step.step_size = 1e-2f;
+    step.inverse_correction2 = 1.5f;
+    Guarded gradient(n, shift), state[4] = {Guarded(n, shift), Guarded(n), Guarded(n), Guarded(n)};
+    for (int32_t i = 0; i < n; ++i) {
+      gradient[i] = i % 7 == 0 ? 0 : random.normal();
+      state[0][i] = random.normal();
+      state[1][i] = random.normal();
+      state[2][i] = std::fabs(random.normal());
+      state[3][i] = std::fabs(random.normal());
+    }
+    std::vector<double> exact[4], gradient64 = widen(gradient);
+    Guarded plain[4] = {Guarded(n), Guarded(n), Guarded(n), Guarded(n)};
+    for (int k = 0; k < 4; ++k) {
+      exact[k] = widen(state[k]);
+      std::memcpy(plain[k].data(), state[k].data(), n * sizeof(float));
+    }
+    std::vector<uint16_t> copy(n, 0x1234);
+    kernel(state[0].data(), gradient.data(), state[1].data(), state[2].data(),
+           amsgrad ? state[3].data() : nullptr, narrow ? copy.data() : nullptr, first, last, step);
+    adam_update_f32_ref(plain[0].data(), gradient.data(), plain[1].data(), plain[2].data(),
+                        amsgrad ? plain[3].data() : nullptr, nullptr, first, last, step);
+    adam_update_ref<double>(exact[0].data(), gradient64.data(), exact[1].data(), exact[2].data(),
+                            amsgrad ? exact[3].data() : nullptr, nullptr, first, last, step);
+    const std::string what = row.name + shape_text({{"n", n}, {"amsgrad", amsgrad}});
+    for (int k = 0; k < 4; ++k) {
+      ErrorBudget budget;
+      for (int32_t i = 0; i < n; ++i) budget.add(state[k][i], plain[k][i], exact[k][i], k, i);
+      EXPECT_TRUE(budget.check(what, filter));
+      EXPECT_TRUE(state[k].intact()) << what;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+      const bool written = narrow && i >= first && i < last;
+      EXPECT_EQ(written ? bf16_from_f32(state[0][i]) : 0x1234, copy[i]) << what << " at " << i;
+    }
+  }
+}
+
+void check_sum_of_squares(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<sum_of_squares_f32_t*>(row.function);
+  Random random(26);
+  for (int32_t n : widths()) {
+    for (float scale : {1.0f, 1e30f, 1e-30f}) {  // squares beyond the range of f32
+      Guarded x(n, n % 4);
+      long double exact = 0;
+      for (int32_t i = 0; i < n; ++i) {
+        x[i] = random.normal(scale);
+        exact += static_cast<long double>(x[i]) * x[i];
+      }
+      const double sum = kernel(x.data(), n);
+      EXPECT_NEAR(1, static_cast<double>(sum / exact), 1e-14) << row.name << " n=" << n;
+      EXPECT_EQ(sum_of_squares_f32_ref(x.data(), n), sum) << row.name << " n=" << n;
+    }
+  }
+  const float bad[3] = {1, NAN, 2};
+  EXPECT_TRUE(std::isnan(kernel(bad, 3)));
+  EXPECT_EQ(0, kernel(bad, 0));
+}
+
 const std::map<std::string, std::function<void(const KernelRow&, const std::string&)>> kChecks = {
-    {"embedding_forward_f32", check_embedding}, {"qkv_table_forward_f32", check_qkv_table},
-    {"layernorm_forward_f32", check_layernorm}, {"gemm_forward_f32", check_gemm},
-    {"attention_forward_f32", check_attention}, {"gemm_forward_bf16", check_gemm_bf16},
-    {"narrow_forward_bf16", check_narrow_bf16}, {"activation_forward_f32", check_activation},
-    {"pooling_forward_f32", check_pooling},     {"l2_normalize_forward_f32", check_l2_normalize}};
+    {"embedding_forward_f32", check_embedding},
+    {"qkv_table_forward_f32", check_qkv_table},
+    {"layernorm_forward_f32", check_layernorm},
+    {"gemm_forward_f32", check_gemm},
+    {"attention_forward_f32", check_attention},
+    {"gemm_forward_bf16", check_gemm_bf16},
+    {"narrow_forward_bf16", check_narrow_bf16},
+    {"activation_forward_f32", check_activation},
+    {"pooling_forward_f32", check_pooling},
+    {"l2_normalize_forward_f32", check_l2_normalize},
+    {"vocabulary_softmax_forward_f32", check_vocabulary_softmax},
+    {"vocabulary_softmax_backward_f32", check_vocabulary_softmax_backward},
+    {"vocabulary_softmax_backward_bf16", check_vocabulary_softmax_backward_bf16},
+    {"softmax_forward_f32", check_softmax},
+    {"sim_forward_backward_f32", check_sim},
+    {"adam_update_f32", check_adam},
+    {"sum_of_squares_f32", check_sum_of_squares}};
 
 class KernelTest : public ::testing::TestWithParam<KernelRow> {};
 

@@ -1,6 +1,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "kernels/dropout/dropout.h"
+
 namespace xsr::kernels {
 
 /// Multi-head self-attention over ragged sentences; no padding token is read or written.
@@ -28,9 +30,60 @@ using attention_forward_f32_t = void(const float* qkv, int64_t qkv_stride,
 attention_forward_f32_t attention_forward_f32_ref, attention_forward_f32_avx2,
     attention_forward_f32_avx512;
 
+/// The same for training, with dropout on the probabilities: O = dropout(P) V.
+///
+/// Probability (i, j) of head h, i the query's packed row and j the key's place in the sentence, is
+/// element (row i, column j) of stream dropout.stream + h. lse is that of the undropped scores.
+/// threshold 0 gives the bits of attention_forward_f32. Source: Vaswani et al. 2017, §5.4.
+using attention_dropout_forward_f32_t = void(const float* qkv, int64_t qkv_stride,
+                                             const int32_t* cu_seqlens, int32_t first, int32_t last,
+                                             int32_t first_head, int32_t last_head, int32_t H,
+                                             int32_t D, const Dropout& dropout, float* out,
+                                             int64_t out_stride, float* lse, float* scratch);
+
+attention_dropout_forward_f32_t attention_dropout_forward_f32_ref,
+    attention_dropout_forward_f32_avx2, attention_dropout_forward_f32_avx512;
+
+/// Its gradient, from the probabilities recomputed out of Q, K and lse. With R the multipliers that
+/// dropout draws (0 or scale; 1 at threshold 0) and ∘ the product element by element:
+///
+///     P = e^(S - lse)    dV = (P ∘ R)ᵀ dO    dP = (dO Vᵀ) ∘ R    dS = P ∘ (dP - Σ_j P ∘ dP) / √D
+///     dQ = dS K          dK = dSᵀ Q
+///
+/// qkv, lse  of the forward pass; qkv_stride, cu_seqlens, ranges and H, D as there
+/// dropout   of the forward pass
+/// dout      [N, H·D]      row stride `dout_stride` ≥ H·D floats
+/// dqkv      [N, 3, H, D]  row stride `dqkv_stride` ≥ 3·H·D floats; = (not +=); must not overlap
+/// the
+///                         others; heads [first_head, last_head) of sentences [first, last) are
+///                         written, nothing else
+/// scratch   attention_backward_scratch_floats(longest sentence of the range, D) floats, 64-byte
+///           aligned, of this call alone
+///
+/// Accumulates in f32. Error against the double reference ≤ 3× that of the f32 reference. A
+/// sentence without tokens writes nothing. A (sentence, head) pair depends on its own rows alone
+/// and is the only one to write its rows: any range gives the same bits. Pure: no allocation, no
+/// threads, no globals. Source: Dao et al. 2022, "FlashAttention", appendix B.4 (the recomputed
+/// probabilities).
+using attention_backward_f32_t = void(const float* qkv, int64_t qkv_stride,
+                                      const int32_t* cu_seqlens, int32_t first, int32_t last,
+                                      int32_t first_head, int32_t last_head, int32_t H, int32_t D,
+                                      const float* lse, const Dropout& dropout, const float* dout,
+                                      int64_t dout_stride, float* dqkv, int64_t dqkv_stride,
+                                      float* scratch);
+
+attention_backward_f32_t attention_backward_f32_ref, attention_backward_f32_avx2,
+    attention_backward_f32_avx512;
+
 /// Keys transposed to [D][T rounded up to 32], and the scores of eight query rows.
 static constexpr int64_t attention_scratch_floats(int32_t T, int32_t D) {
   return ((int64_t)(T + 31) / 32 * 32) * (D + 8);
+}
+
+/// Keys and values transposed to [D][T rounded up to 32], the dropped probabilities and the
+/// gradients of the scores in [T][T rounded up to 32], and the multipliers of one row.
+static constexpr int64_t attention_backward_scratch_floats(int32_t T, int32_t D) {
+  return ((int64_t)(T + 31) / 32 * 32) * (2 * D + 2 * T + 1);
 }
 
 }  // namespace xsr::kernels

@@ -84,9 +84,24 @@ using narrow_forward_bf16_t = void(const float* x, int64_t x_stride, int32_t fir
 
 narrow_forward_bf16_t narrow_forward_bf16_ref, narrow_forward_bf16_avx512_bf16;
 
-/// Packs w [N, K] (row-major f32, row stride K) into `packed` [packed_elements(N, K, storage)],
-/// rounding to nearest even for the narrow storages. NaN stays NaN; f16 overflow gives infinity.
-void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage, void* packed);
+/// Packs panels [first_panel, last_panel) of w [N, K] (row-major f32, row stride `w_stride` ≥ K
+/// floats) into their places in `packed` [packed_elements(N, K, storage)], rounding to nearest even
+/// for the narrow storages. NaN stays NaN; f16 overflow gives infinity. Panels may be shared out
+/// over threads; the others are neither read nor written.
+void gemm_pack_panels(const float* w, int64_t w_stride, int32_t N, int32_t K, Storage storage,
+                      int32_t first_panel, int32_t last_panel, void* packed);
+
+/// The same for Wᵀ, a matrix of K outputs and N inputs, from w [N, K]: panels [first_panel,
+/// last_panel) of panel_count(K) in `packed` [packed_elements(K, N, storage)]. gemm_forward over
+/// them gives dX = dY · W.
+void gemm_pack_transposed_panels(const float* w, int64_t w_stride, int32_t N, int32_t K,
+                                 Storage storage, int32_t first_panel, int32_t last_panel,
+                                 void* packed);
+
+/// All panels of a dense matrix (row stride K).
+inline void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage, void* packed) {
+  gemm_pack_panels(w, K, N, K, storage, 0, panel_count(N), packed);
+}
 
 /// Element (n, k) of a packed matrix as f32.
 float gemm_packed_element(const PackedMatrix& w, int32_t n, int32_t k);

@@ -23,24 +23,94 @@ uint16_t f16_from_f32(float value) {
   return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
 }
 
-void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage, void* packed) {
+namespace {
+
+/// Two inputs of one output, the first in the low half.
+template <uint16_t (*kNarrow)(float)>
+inline uint32_t narrow_pair(float low, float high) {
+  return kNarrow(low) | (uint32_t)kNarrow(high) << 16;
+}
+
+constexpr int32_t kBlock = 16;  // inputs (or pairs) of 32 rows that are turned at a time: 2 KiB
+
+/// lane(row, group) gives the 32 bits of the panel's output `row` in `group`; there are `rows` ≤ 32
+/// outputs and `groups` groups. Turned block by block, so that neither side leaves L1.
+template <typename Lane>
+inline void turn_panel(int32_t rows, int32_t groups, uint32_t* panel, const Lane& lane) {
+  for (int32_t begin = 0; begin < groups; begin += kBlock) {
+    const int32_t end = groups - begin < kBlock ? groups : begin + kBlock;
+    for (int32_t row = 0; row < kPanelColumns; ++row) {
+      for (int32_t group = begin; group < end; ++group)
+        panel[group * kPanelColumns + row] = row < rows ? lane(row, group) : 0;
+    }
+  }
+}
+
+template <uint16_t (*kNarrow)(float)>
+inline void pack_narrow_panel(const float* w, int64_t w_stride, int32_t rows, int32_t K,
+                              uint32_t* panel) {
+  turn_panel(rows, (K + 1) / 2, panel, [=](int32_t row, int32_t group) {
+    const float* from = w + row * w_stride + 2 * group;
+    return narrow_pair<kNarrow>(from[0], 2 * group + 1 < K ? from[1] : 0.0f);
+  });
+}
+
+template <uint16_t (*kNarrow)(float)>
+inline void pack_narrow_transposed_panel(const float* w, int64_t w_stride, int32_t N,
+                                         int32_t columns, uint32_t* panel) {
+  for (int32_t n = 0; n < N; n += 2, panel += kPanelColumns) {
+    const float *low = w + n * w_stride, *high = low + w_stride;
+    if (n + 1 < N) {
+      for (int32_t c = 0; c < columns; ++c) panel[c] = narrow_pair<kNarrow>(low[c], high[c]);
+    } else {
+      for (int32_t c = 0; c < columns; ++c) panel[c] = kNarrow(low[c]);
+    }
+    for (int32_t c = columns; c < kPanelColumns; ++c) panel[c] = 0;
+  }
+}
+
+/// 32-bit words from one panel to the next.
+inline int64_t panel_words(int32_t K, Storage storage) {
   const int32_t kp = panel_group(storage);
-  const int32_t groups = (K + kp - 1) / kp;
-  int64_t at = 0;
-  for (int32_t panel = 0; panel < panel_count(N); ++panel) {
-    for (int32_t group = 0; group < groups; ++group) {
-      for (int32_t column = 0; column < kPanelColumns; ++column) {
-        for (int32_t j = 0; j < kp; ++j, ++at) {
-          const int32_t n = panel * kPanelColumns + column, k = group * kp + j;
-          const float value = n < N && k < K ? w[(int64_t)n * K + k] : 0.0f;
-          if (storage == Storage::kF32) {
-            ((float*)packed)[at] = value;
-          } else {
-            ((uint16_t*)packed)[at] =
-                storage == Storage::kBF16 ? bf16_from_f32(value) : f16_from_f32(value);
-          }
-        }
+  return (int64_t)kPanelColumns * ((K + kp - 1) / kp);
+}
+
+}  // namespace
+
+void gemm_pack_panels(const float* w, int64_t w_stride, int32_t N, int32_t K, Storage storage,
+                      int32_t first_panel, int32_t last_panel, void* packed) {
+  for (int32_t p = first_panel; p < last_panel; ++p) {
+    const int32_t n = p * kPanelColumns, rows = N - n < kPanelColumns ? N - n : kPanelColumns;
+    const float* from = w + n * w_stride;
+    uint32_t* panel = (uint32_t*)packed + p * panel_words(K, storage);
+    if (storage == Storage::kF32) {
+      turn_panel(rows, K, panel, [=](int32_t row, int32_t group) {
+        return f32_to_bits(from[row * w_stride + group]);
+      });
+    } else if (storage == Storage::kBF16) {
+      pack_narrow_panel<bf16_from_f32>(from, w_stride, rows, K, panel);
+    } else {
+      pack_narrow_panel<f16_from_f32>(from, w_stride, rows, K, panel);
+    }
+  }
+}
+
+void gemm_pack_transposed_panels(const float* w, int64_t w_stride, int32_t N, int32_t K,
+                                 Storage storage, int32_t first_panel, int32_t last_panel,
+                                 void* packed) {
+  for (int32_t p = first_panel; p < last_panel; ++p) {
+    const int32_t k = p * kPanelColumns, columns = K - k < kPanelColumns ? K - k : kPanelColumns;
+    const float* from = w + k;
+    uint32_t* panel = (uint32_t*)packed + p * panel_words(N, storage);
+    if (storage == Storage::kF32) {
+      for (int32_t n = 0; n < N; ++n, from += w_stride, panel += kPanelColumns) {
+        for (int32_t c = 0; c < columns; ++c) panel[c] = f32_to_bits(from[c]);
+        for (int32_t c = columns; c < kPanelColumns; ++c) panel[c] = 0;
       }
+    } else if (storage == Storage::kBF16) {
+      pack_narrow_transposed_panel<bf16_from_f32>(from, w_stride, N, columns, panel);
+    } else {
+      pack_narrow_transposed_panel<f16_from_f32>(from, w_stride, N, columns, panel);
     }
   }
 }

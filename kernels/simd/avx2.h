@@ -156,4 +156,30 @@ static inline __m256 load_f32(const void* data, Storage storage, int64_t i, int6
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(values), 16));
 }
 
+/// Rounded to bf16, to nearest even, in the low 16 bits of each lane's 32.
+static inline __m256i bf16_bits(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i quiet =
+      _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));  // stays NaN
+  const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+}
+
+/// Stores the first `count` of 8 lanes as bf16; count may be beyond 8.
+static inline void store_bf16(uint16_t* out, __m256 x, int64_t count) {
+  const __m256i bits = bf16_bits(x);
+  const __m128i narrow =
+      _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  if (count >= 8) {
+    _mm_storeu_si128((__m128i*)out, narrow);
+    return;
+  }
+  uint16_t copy[8];
+  _mm_storeu_si128((__m128i*)copy, narrow);
+  for (int64_t j = 0; j < count; ++j) out[j] = copy[j];
+}
+
 }  // namespace xsr::kernels
