@@ -19,22 +19,6 @@
 
 namespace xsr {
 
-const char* to_string(Size size) {
-  switch (size) {
-    case Size::kOne:
-      return "1";
-    case Size::kVocab:
-      return "vocab_size";
-    case Size::kPositions:
-      return "num_positions";
-    case Size::kHidden:
-      return "hidden_size";
-    case Size::kIntermediate:
-      return "intermediate_size";
-  }
-  return "unknown";
-}
-
 namespace {
 
 constexpr uint64_t kMaxLayers = 1024;
@@ -45,12 +29,6 @@ const FamilyTable& family_table(Family family) {
   throw Error(
       XSR_STATUS_UNSUPPORTED,
       fmt::format("family {} cannot be converted by this build, expected xsr", to_string(family)));
-}
-
-std::string in_layer(std::string name, uint64_t layer) {
-  const size_t at = name.find("{}");
-  if (at != std::string::npos) name.replace(at, 2, std::to_string(layer));
-  return name;
 }
 
 kernels::Storage storage_of(DType dtype) {
@@ -181,16 +159,7 @@ class Conversion {
     }
   }
 
-  void list_rules() {
-    rules_ = table_.model;
-    for (uint64_t layer = 0; layer < num_layers_; ++layer) {
-      for (TensorRule rule : table_.layer) {
-        rule.target = in_layer(rule.target, layer);
-        for (auto& source : rule.sources) source = in_layer(source, layer);
-        rules_.push_back(std::move(rule));
-      }
-    }
-  }
+  void list_rules() { rules_ = encoder_rules(table_, static_cast<int64_t>(num_layers_)); }
 
   void check_names() {
     std::unordered_set<std::string_view> known;
@@ -201,9 +170,13 @@ class Conversion {
         if (find(source) == nullptr) missing.push_back(full(source));
       }
     }
-    for (const auto& rule : table_.drop) {
-      known.insert(rule.source);
-      if (find(rule.source) != nullptr) model_.dropped.push_back(full(rule.source));
+    const auto drop = [&](const std::string& source) {
+      known.insert(source);
+      if (find(source) != nullptr) model_.dropped.push_back(full(source));
+    };
+    for (const auto& rule : table_.drop) drop(rule.source);
+    for (const auto& rule : table_.head) {
+      for (const auto& source : rule.sources) drop(source);
     }
     for (const CheckpointTensor& t : checkpoint_.tensors()) {  // in file order
       if (!t.name.starts_with(options_.prefix)) continue;
@@ -348,27 +321,9 @@ class Conversion {
       }
       values.insert(values.end(), part.begin(), part.end());
     }
-    ConvertedModel::Tensor out;
-    out.name = rule.target;
-    out.dtype = dtype;
-    out.layout = rule.layout;
-    out.dims = {sizes_[rule.rows] * rule.sources.size()};
-    if (rule.columns != Size::kOne) out.dims.push_back(sizes_[rule.columns]);
-    out.data.resize(tensor_bytes(dtype, rule.layout, out.dims));
-    if (rule.layout == Layout::kPanels32) {
-      kernels::gemm_pack_panels(values.data(), static_cast<int32_t>(out.dims[0]),
-                                static_cast<int32_t>(out.dims[1]), storage_of(dtype),
-                                out.data.data());
-    } else if (dtype == DType::kF32) {
-      std::memcpy(out.data.data(), values.data(), out.data.size());
-    } else {
-      for (size_t i = 0; i < values.size(); ++i) {
-        const uint16_t bits = dtype == DType::kBF16 ? kernels::bf16_from_f32(values[i])
-                                                    : kernels::f16_from_f32(values[i]);
-        std::memcpy(out.data.data() + 2 * i, &bits, 2);
-      }
-    }
-    model_.tensors.push_back(std::move(out));
+    std::vector<uint64_t> dims = {sizes_[rule.rows] * rule.sources.size()};
+    if (rule.columns != Size::kOne) dims.push_back(sizes_[rule.columns]);
+    model_.tensors.push_back(pack_tensor(rule, std::move(dims), values, options_.dtype));
   }
 
   void fill_provenance() {
@@ -411,6 +366,31 @@ std::vector<TensorSource> ConvertedModel::sources() const {
   std::vector<TensorSource> out;
   for (const Tensor& t : tensors)
     out.push_back({t.name, t.dtype, t.layout, t.dims, t.data.data(), nullptr});
+  return out;
+}
+
+ConvertedModel::Tensor pack_tensor(const TensorRule& rule, std::vector<uint64_t> dims,
+                                   std::span<const float> values, DType weight_dtype) {
+  const DType dtype = rule.weight ? weight_dtype : DType::kF32;
+  ConvertedModel::Tensor out;
+  out.name = rule.target;
+  out.dtype = dtype;
+  out.layout = rule.layout;
+  out.dims = std::move(dims);
+  out.data.resize(tensor_bytes(dtype, rule.layout, out.dims));
+  if (rule.layout == Layout::kPanels32) {
+    kernels::gemm_pack_panels(values.data(), static_cast<int32_t>(out.dims[0]),
+                              static_cast<int32_t>(out.dims[1]), storage_of(dtype),
+                              out.data.data());
+  } else if (dtype == DType::kF32) {
+    std::memcpy(out.data.data(), values.data(), out.data.size());
+  } else {
+    for (size_t i = 0; i < values.size(); ++i) {
+      const uint16_t bits = dtype == DType::kBF16 ? kernels::bf16_from_f32(values[i])
+                                                  : kernels::f16_from_f32(values[i]);
+      std::memcpy(out.data.data() + 2 * i, &bits, 2);
+    }
+  }
   return out;
 }
 

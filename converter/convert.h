@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "converter/checkpoint.h"
+#include "converter/family.h"
 #include "runtime/format/xsr_file.h"
 
 namespace xsr {
@@ -40,6 +41,11 @@ struct ConvertedModel {
   /// Views of the tensors for write_xsr_file; they live as long as this object stays unchanged.
   std::vector<TensorSource> sources() const;
 };
+
+/// A tensor of the .xsr file from its values in row-major order: rounded to weight_dtype where the
+/// rule says weight, else f32, and packed as its layout wants.
+ConvertedModel::Tensor pack_tensor(const TensorRule& rule, std::vector<uint64_t> dims,
+                                   std::span<const float> values, DType weight_dtype);
 
 /// Renames, stacks, rounds and packs the tensors of a checkpoint as the family's table says.
 /// Deterministic. Throws Error(BAD_FILE) that names what is missing, unexpected, of the wrong

@@ -32,6 +32,7 @@ struct FamilyTable {
   Family family = Family::kXsr;
   std::vector<TensorRule> model;  // once
   std::vector<TensorRule> layer;  // for every layer
+  std::vector<TensorRule> head;   // what training alone needs; not in the .xsr file
   std::vector<DropRule> drop;
   std::string layer_prefix;  // what stands before the number of a layer
   std::string vocab_from, positions_from,
@@ -40,5 +41,11 @@ struct FamilyTable {
 };
 
 const FamilyTable& family_xsr();
+
+/// The encoder's tensors in the order of the .xsr file: `model`, then `layer` for each of the
+/// layers, with its number in the names.
+std::vector<TensorRule> encoder_rules(const FamilyTable& table, int64_t num_layers);
+/// What a size is in a model.
+int64_t value_of(Size size, const ModelConfig& config);
 
 }  // namespace xsr

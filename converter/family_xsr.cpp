@@ -69,11 +69,14 @@ const FamilyTable& family_xsr() {
     t.drop = {
         {"model.target_embedding.weight", token},
         {"model.decoder.decoder.weight", token},
-        {"model.decoder.bias", ""},
-        {"model.transform.dense.weight", ""},
-        {"model.transform.dense.bias", ""},
-        {"model.transform.LayerNorm.weight", ""},
-        {"model.transform.LayerNorm.bias", ""},
+    };
+    const std::string transform = "model.transform.";
+    t.head = {
+        {"head.transform.weight", {transform + "dense.weight"}, C, C, true, rows},
+        {"head.transform.bias", {transform + "dense.bias"}, C, one, false, rows},
+        {"head.norm.gamma", {transform + "LayerNorm.weight"}, C, one, false, rows},
+        {"head.norm.beta", {transform + "LayerNorm.bias"}, C, one, false, rows},
+        {"head.output.bias", {"model.decoder.bias"}, V, one, false, rows},
     };
     t.layer_prefix = layer;
     t.vocab_from = token;

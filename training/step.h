@@ -1,0 +1,85 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/dispatch.h"
+#include "runtime/device/cpu_threads.h"
+#include "runtime/error.h"
+#include "training/batch.h"
+#include "training/encoder.h"
+#include "training/objectives/objectives.h"
+#include "training/optimizer.h"
+#include "training/parameters.h"
+#include "training/precision.h"
+
+namespace xsr::training {
+
+struct StepConfig {
+  ObjectiveConfig objectives;
+  OptimizerConfig optimizer;
+  Precision precision = Precision::kF32;
+  double dropout = 0.1;  // [0, 1); papers.md 1a
+  uint64_t seed = 1;     // of dropout
+};
+
+struct StepResult {
+  LossParts loss;
+  double gradient_norm = 0;  // before clipping
+  double learning_rate = 0;
+};
+
+/// A loss or a gradient that is not finite. Parameters and optimiser are as they were before the
+/// step.
+class NonFiniteError : public Error {
+ public:
+  NonFiniteError(const std::string& where, const std::string& message)
+      : Error(XSR_STATUS_INTERNAL, message), where_(where) {}
+  /// "loss sim", "gradient layer.0.up.weight", "gradient norm"
+  const std::string& where() const noexcept { return where_; }
+
+ private:
+  std::string where_;
+};
+
+/// A model in training: its parameters, and what one batch does to them.
+class Trainer {
+ public:
+  /// The parameters are zero: set values() first. Keeps references to kernels and threads. Throws
+  /// Error(INVALID_ARGUMENT, UNSUPPORTED).
+  Trainer(const ModelConfig& config, const StepConfig& step, const kernels::KernelTable& kernels,
+          ThreadPool& threads);
+
+  /// Forward, backward, clipping, update. The dropout masks depend on the seed and the number of
+  /// updates so far. Throws NonFiniteError.
+  StepResult step(const PairBatch& batch, double learning_rate);
+
+  /// The losses without dropout; nothing is learned. Losses that are not finite are returned as
+  /// they are.
+  LossParts evaluate(const PairBatch& batch);
+
+  /// Of the last step() or evaluate(): [2B, C], rows next to each other, in the order of the batch.
+  const std::vector<float>& embeddings() const { return embeddings_; }
+
+  const ModelConfig& config() const { return config_; }
+  const ParameterTable& table() const { return table_; }
+  FlatBuffer& values() { return values_; }
+  const FlatBuffer& gradients() const { return gradients_; }  // of the last step, before clipping
+  Optimizer& optimizer() { return optimizer_; }
+
+ private:
+  const ModelConfig config_;
+  const StepConfig step_;
+  const kernels::KernelTable& kernels_;
+  ThreadPool& threads_;
+  ParameterTable table_;
+  FlatBuffer values_, gradients_;
+  Encoder encoder_;
+  Objectives objectives_;
+  Optimizer optimizer_;
+  std::vector<uint16_t> narrow_;  // the parameters in bf16; empty in f32
+  bool narrow_current_ = false;
+  std::vector<float> embeddings_, embedding_gradients_;
+};
+
+}  // namespace xsr::training
