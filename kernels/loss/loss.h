@@ -54,8 +54,8 @@ vocabulary_softmax_backward_bf16_t vocabulary_softmax_backward_bf16_ref,
 
 /// Row softmax of a similarity matrix, for the rows [first, last):
 ///
-///     max[i] = max_j scale · s[i, j]         sum[i] = Σ_j exp(scale · s[i, j] − max[i])
-///     p[i, j] = gain · exp(scale · s[i, j] − max[i]) / sum[i]
+///     max[i] = max_j s[i, j]         sum[i] = Σ_j exp(s[i, j] − max[i])
+///     p[i, j] = gain · exp(s[i, j] − max[i]) / sum[i]
 ///
 /// s         [rows, N]  row stride s_stride ≥ N floats
 /// p         [rows, N]  row stride p_stride; may be s itself
@@ -64,8 +64,8 @@ vocabulary_softmax_backward_bf16_t vocabulary_softmax_backward_bf16_ref,
 /// A NaN or an infinite similarity gives a row of NaN and the sum NaN. Error against the double
 /// reference ≤ 2× that of the plain f32 loop. Pure: no allocation, no threads, no globals.
 using softmax_forward_f32_t = void(const float* s, int64_t s_stride, int32_t first, int32_t last,
-                                   int32_t N, float scale, float gain, float* p, int64_t p_stride,
-                                   float* max, float* sum);
+                                   int32_t N, float gain, float* p, int64_t p_stride, float* max,
+                                   float* sum);
 
 softmax_forward_f32_t softmax_forward_f32_ref, softmax_forward_f32_avx2, softmax_forward_f32_avx512;
 

@@ -96,16 +96,16 @@ void vocabulary_softmax_backward_bf16_avx2(const uint16_t* e, int64_t e_stride, 
 }
 
 void softmax_forward_f32_avx2(const float* s, int64_t s_stride, int32_t first, int32_t last,
-                              int32_t N, float scale, float gain, float* p, int64_t p_stride,
-                              float* max, float* sum) {
-  const __m256 factor = _mm256_set1_ps(scale), minus_infinity = _mm256_set1_ps(-__builtin_inff());
+                              int32_t N, float gain, float* p, int64_t p_stride, float* max,
+                              float* sum) {
+  const __m256 minus_infinity = _mm256_set1_ps(-__builtin_inff());
   for (int32_t i = first; i < last; ++i) {
     const float* row = s + i * s_stride;
     float* out = p + i * p_stride;
     __m256 high = minus_infinity, low = minus_infinity;  // low: of −x
     for (int32_t j = 0; j < N; j += 8) {
       const __m256i mask = tail_mask8(N - j);
-      const __m256 x = _mm256_mul_ps(_mm256_maskload_ps(row + j, mask), factor);
+      const __m256 x = _mm256_maskload_ps(row + j, mask);
       const __m256 lanes = _mm256_castsi256_ps(mask);
       high = _mm256_max_ps(_mm256_blendv_ps(minus_infinity, x, lanes), high);
       low = _mm256_max_ps(_mm256_blendv_ps(minus_infinity, negate_f32(x), lanes), low);
@@ -115,7 +115,7 @@ void softmax_forward_f32_avx2(const float* s, int64_t s_stride, int32_t first, i
     __m256 totals = _mm256_setzero_ps();
     for (int32_t j = 0; j < N; j += 8) {
       const __m256i mask = tail_mask8(N - j);
-      const __m256 x = _mm256_mul_ps(_mm256_maskload_ps(row + j, mask), factor);
+      const __m256 x = _mm256_maskload_ps(row + j, mask);
       const __m256 value =
           _mm256_and_ps(exp_f32(_mm256_sub_ps(x, peaks)), _mm256_castsi256_ps(mask));
       _mm256_maskstore_ps(out + j, mask, value);

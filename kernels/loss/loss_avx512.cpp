@@ -102,16 +102,15 @@ void vocabulary_softmax_backward_bf16_avx512(const uint16_t* e, int64_t e_stride
 }
 
 void softmax_forward_f32_avx512(const float* s, int64_t s_stride, int32_t first, int32_t last,
-                                int32_t N, float scale, float gain, float* p, int64_t p_stride,
-                                float* max, float* sum) {
-  const __m512 factor = _mm512_set1_ps(scale);
+                                int32_t N, float gain, float* p, int64_t p_stride, float* max,
+                                float* sum) {
   for (int32_t i = first; i < last; ++i) {
     const float* row = s + i * s_stride;
     float* out = p + i * p_stride;
     __m512 high = _mm512_set1_ps(-__builtin_inff()), low = _mm512_set1_ps(__builtin_inff());
     for (int32_t j = 0; j < N; j += 16) {
       const __mmask16 mask = tail_mask(N - j);
-      const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + j), factor);
+      const __m512 x = _mm512_maskz_loadu_ps(mask, row + j);
       high = _mm512_mask_max_ps(high, mask, x, high);
       low = _mm512_mask_min_ps(low, mask, x, low);
     }
@@ -120,7 +119,7 @@ void softmax_forward_f32_avx512(const float* s, int64_t s_stride, int32_t first,
     __m512 totals = _mm512_setzero_ps();
     for (int32_t j = 0; j < N; j += 16) {
       const __mmask16 mask = tail_mask(N - j);
-      const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + j), factor);
+      const __m512 x = _mm512_maskz_loadu_ps(mask, row + j);
       const __m512 value = _mm512_maskz_mov_ps(mask, exp_f32(_mm512_sub_ps(x, peaks)));
       _mm512_mask_storeu_ps(out + j, mask, value);
       totals = _mm512_add_ps(totals, value);

@@ -31,9 +31,9 @@ void vocabulary_softmax_backward_bf16_ref(const uint16_t* e, int64_t e_stride, i
 }
 
 void softmax_forward_f32_ref(const float* s, int64_t s_stride, int32_t first, int32_t last,
-                             int32_t N, float scale, float gain, float* p, int64_t p_stride,
-                             float* max, float* sum) {
-  softmax_forward_ref(s, s_stride, first, last, N, scale, gain, p, p_stride, max, sum);
+                             int32_t N, float gain, float* p, int64_t p_stride, float* max,
+                             float* sum) {
+  softmax_forward_ref(s, s_stride, first, last, N, gain, p, p_stride, max, sum);
 }
 
 void sim_forward_backward_f32_ref(float* p1, float* p2, int64_t stride, int32_t first, int32_t last,

@@ -49,14 +49,14 @@ void vocabulary_softmax_backward_ref(const T* e, int64_t e_stride, int32_t R, in
 
 template <typename T>
 void softmax_forward_ref(const T* s, int64_t s_stride, int32_t first, int32_t last, int32_t N,
-                         T scale, T gain, T* p, int64_t p_stride, T* max, T* sum) {
+                         T gain, T* p, int64_t p_stride, T* max, T* sum) {
   for (int32_t i = first; i < last; ++i) {
     const T* row = s + i * s_stride;
     T* out = p + i * p_stride;
     T peak = -T(INFINITY), total = 0;
-    for (int32_t j = 0; j < N; ++j) peak = scale * row[j] > peak ? scale * row[j] : peak;
+    for (int32_t j = 0; j < N; ++j) peak = row[j] > peak ? row[j] : peak;
     for (int32_t j = 0; j < N; ++j) {
-      const T x = scale * row[j];
+      const T x = row[j];  // out may be s
       out[j] = exp(x - peak);
       total += out[j] + zero_if_finite(x);
     }
