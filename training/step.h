@@ -45,8 +45,8 @@ class NonFiniteError : public Error {
 /// A model in training: its parameters, and what one batch does to them.
 class Trainer {
  public:
-  /// The parameters are zero: set values() first. Keeps references to kernels and threads. Throws
-  /// Error(INVALID_ARGUMENT, UNSUPPORTED).
+  /// The parameters are zero: set mutable_values() first. Keeps references to kernels and threads.
+  /// Throws Error(INVALID_ARGUMENT, UNSUPPORTED).
   Trainer(const ModelConfig& config, const StepConfig& step, const kernels::KernelTable& kernels,
           ThreadPool& threads);
 
@@ -63,14 +63,24 @@ class Trainer {
 
   const ModelConfig& config() const { return config_; }
   const ParameterTable& table() const { return table_; }
-  FlatBuffer& values() { return values_; }
+  const FlatBuffer& values() const { return values_; }
+  /// To be written by the caller, between steps.
+  FlatBuffer& mutable_values() {
+    narrow_current_ = false;
+    return values_;
+  }
   const FlatBuffer& gradients() const { return gradients_; }  // of the last step, before clipping
   Optimizer& optimizer() { return optimizer_; }
 
  private:
+  void clear_gradients();
+  /// The parameters in bf16 where the optimiser has written them.
+  const uint16_t* narrow() const {
+    return narrow_.empty() || !narrow_current_ ? nullptr : narrow_.data();
+  }
+
   const ModelConfig config_;
   const StepConfig step_;
-  const kernels::KernelTable& kernels_;
   ThreadPool& threads_;
   ParameterTable table_;
   FlatBuffer values_, gradients_;
@@ -78,7 +88,7 @@ class Trainer {
   Objectives objectives_;
   Optimizer optimizer_;
   std::vector<uint16_t> narrow_;  // the parameters in bf16; empty in f32
-  bool narrow_current_ = false;
+  bool narrow_current_ = false;   // they are those of values_
   std::vector<float> embeddings_, embedding_gradients_;
 };
 

@@ -1,6 +1,7 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_head.h"
+#include "kernels/dropout/dropout_avx2.h"
 #include "kernels/simd/avx2.h"
 
 namespace xsr::kernels {
@@ -66,30 +67,78 @@ float softmax_row(float* scores, int32_t T, float scale, float* largest) {
   return reduce_add(sum);
 }
 
-/// out[m] = Σ_j p[m][j] v_j / sum[m] for MR rows and the 16 columns from d on, of which `count`
-/// exist.
+/// Drops probabilities of query row `row`, in place.
+void drop_row(const Dropout& dropout, int32_t row, int32_t columns, float* p) {
+  const __m256 scale = _mm256_set1_ps(dropout.scale);
+  for (int32_t j = 0; j < columns; j += 32, p += 32) {
+    __m256i words[4];
+    dropout_words(dropout, row, j, words);
+    for (int i = 0; i < 4; ++i) {
+      const __m256 multiplier = _mm256_and_ps(dropout_kept(words[i], dropout), scale);
+      _mm256_store_ps(p + 8 * i, _mm256_mul_ps(_mm256_load_ps(p + 8 * i), multiplier));
+    }
+  }
+}
+
+/// out[m] = Σ_j p[m][j] v_j for MR rows and the 16 columns from d on, of which `count` exist;
+/// p[m][j] stands at p[m · row_step + j · column_step]. Divided by sum[m] unless sum is null.
 template <int MR>
-void weigh_values(const float* p, int32_t columns, const float* v, int64_t v_stride, int32_t T,
-                  const float* sum, int64_t count, float* out, int64_t out_stride) {
+void weigh_values(const float* p, int64_t row_step, int64_t column_step, const float* v,
+                  int64_t v_stride, int32_t T, const float* sum, int64_t count, float* out,
+                  int64_t out_stride) {
   const __m256i mask0 = tail_mask8(count), mask1 = tail_mask8(count - 8);
   __m256 acc[MR][2];
 #pragma GCC unroll 4
   for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
-  for (int32_t j = 0; j < T; ++j) {
+  for (int32_t j = 0; j < T; ++j, p += column_step) {
     const __m256 v0 = _mm256_maskload_ps(v + j * v_stride, mask0),
                  v1 = _mm256_maskload_ps(v + j * v_stride + 8, mask1);
 #pragma GCC unroll 4
     for (int m = 0; m < MR; ++m) {
-      const __m256 x = _mm256_broadcast_ss(p + m * columns + j);
+      const __m256 x = _mm256_broadcast_ss(p + m * row_step);
       acc[m][0] = _mm256_fmadd_ps(x, v0, acc[m][0]);
       acc[m][1] = _mm256_fmadd_ps(x, v1, acc[m][1]);
     }
   }
 #pragma GCC unroll 4
   for (int m = 0; m < MR; ++m) {
-    const __m256 sums = _mm256_set1_ps(sum[m]);
-    _mm256_maskstore_ps(out + m * out_stride, mask0, _mm256_div_ps(acc[m][0], sums));
-    _mm256_maskstore_ps(out + m * out_stride + 8, mask1, _mm256_div_ps(acc[m][1], sums));
+    if (sum != nullptr) {
+      const __m256 sums = _mm256_set1_ps(sum[m]);
+      acc[m][0] = _mm256_div_ps(acc[m][0], sums);
+      acc[m][1] = _mm256_div_ps(acc[m][1], sums);
+    }
+    _mm256_maskstore_ps(out + m * out_stride, mask0, acc[m][0]);
+    _mm256_maskstore_ps(out + m * out_stride + 8, mask1, acc[m][1]);
+  }
+}
+
+template <int MR>
+void weigh_rows(const float* p, int64_t row_step, int64_t column_step, const float* v,
+                int64_t v_stride, int32_t T, int32_t D, const float* sum, float* out,
+                int64_t out_stride) {
+  for (int32_t d = 0; d < D; d += 16) {
+    weigh_values<MR>(p, row_step, column_step, v + d, v_stride, T, sum, D - d, out + d, out_stride);
+  }
+}
+
+/// Calls body<MR>(row) for tiles of up to kQueryRows rows.
+template <typename Body>
+inline void for_each_tile(int32_t rows, const Body& body) {
+  for (int32_t row = 0; row < rows; row += kQueryRows) {
+    switch (rows - row < kQueryRows ? rows - row : kQueryRows) {
+      case 1:
+        body.template operator()<1>(row);
+        break;
+      case 2:
+        body.template operator()<2>(row);
+        break;
+      case 3:
+        body.template operator()<3>(row);
+        break;
+      case 4:
+        body.template operator()<4>(row);
+        break;
+    }
   }
 }
 
@@ -99,35 +148,82 @@ void attend_rows(const Head& head, int32_t row) {
                  head.scores);
   float sum[MR];
   for (int m = 0; m < MR; ++m) {
+    float* p = head.scores + m * head.columns;
     float largest;
-    sum[m] = softmax_row(head.scores + m * head.columns, head.T, head.scale, &largest);
+    sum[m] = softmax_row(p, head.T, head.scale, &largest);
     if (head.lse != nullptr) head.lse[(row + m) * head.lse_stride] = largest + logf(sum[m]);
+    if (head.dropout.threshold != 0) drop_row(head.dropout, head.begin + row + m, head.columns, p);
   }
-  for (int32_t d = 0; d < head.D; d += 16) {
-    weigh_values<MR>(head.scores, head.columns, head.v + d, head.stride, head.T, sum, head.D - d,
-                     head.out + row * head.out_stride + d, head.out_stride);
-  }
+  weigh_rows<MR>(head.scores, head.columns, 1, head.v, head.stride, head.T, head.D, sum,
+                 head.out + row * head.out_stride, head.out_stride);
 }
 
 void attend(const Head& head) {
   transpose_keys(head.k, head.stride, head.T, head.D, head.transposed, head.columns);
-  for (int32_t row = 0; row < head.T; row += kQueryRows) {
-    switch (head.T - row < kQueryRows ? head.T - row : kQueryRows) {
-      case 1:
-        attend_rows<1>(head, row);
-        break;
-      case 2:
-        attend_rows<2>(head, row);
-        break;
-      case 3:
-        attend_rows<3>(head, row);
-        break;
-      case 4:
-        attend_rows<4>(head, row);
-        break;
+  for_each_tile(head.T, [&]<int MR>(int32_t row) { attend_rows<MR>(head, row); });
+}
+
+/// Turns a row of scores into probabilities after dropout and a row of dO Vᵀ into dS, both in
+/// place. `row` is a row of the sentence.
+void score_gradient(const Head& head, const HeadGradient& gradient, int32_t row) {
+  float *p = gradient.dropped + (int64_t)row * head.columns,
+        *ds = gradient.dscores + (int64_t)row * head.columns;
+  const __m256 scale = _mm256_set1_ps(head.scale),
+               lse = _mm256_set1_ps(gradient.lse[row * gradient.lse_stride]),
+               keep = _mm256_set1_ps(head.dropout.scale);
+  const bool drops = head.dropout.threshold != 0;
+  __m256 sum = _mm256_setzero_ps();
+  for (int32_t begin = 0; begin < head.T; begin += 32) {
+    __m256i words[4];
+    if (drops) dropout_words(head.dropout, head.begin + row, begin, words);
+    for (int32_t i = 0; i < 4 && begin + 8 * i < head.T; ++i) {
+      const int32_t j = begin + 8 * i;
+      const __m256 mask = _mm256_castsi256_ps(tail_mask8(head.T - j));
+      const __m256 x = _mm256_fmsub_ps(_mm256_load_ps(p + j), scale, lse);
+      const __m256 probability = _mm256_and_ps(mask, exp_f32(x));
+      __m256 dp = _mm256_load_ps(ds + j), dropped = probability;
+      if (drops) {
+        const __m256 multiplier = _mm256_and_ps(dropout_kept(words[i], head.dropout), keep);
+        dp = _mm256_mul_ps(dp, multiplier);
+        dropped = _mm256_mul_ps(dropped, multiplier);
+      }
+      sum = _mm256_fmadd_ps(probability, dp, sum);
+      _mm256_store_ps(gradient.row + j, probability);
+      _mm256_store_ps(p + j, dropped);
+      _mm256_store_ps(ds + j, dp);
     }
   }
+  const __m256 delta = _mm256_set1_ps(reduce_add(sum));
+  for (int32_t j = 0; j < head.T; j += 8) {
+    const __m256 dp = _mm256_sub_ps(_mm256_load_ps(ds + j), delta);
+    const __m256 probability = _mm256_load_ps(gradient.row + j);
+    _mm256_store_ps(ds + j, _mm256_mul_ps(_mm256_mul_ps(probability, dp), scale));
+  }
 }
+
+void attend_backward(const Head& head, const HeadGradient& gradient) {
+  const int32_t T = head.T, D = head.D;
+  const int64_t columns = head.columns;
+  transpose_keys(head.k, head.stride, T, D, head.transposed, head.columns);
+  transpose_keys(head.v, head.stride, T, D, gradient.transposed_values, head.columns);
+  for_each_tile(T, [&]<int MR>(int32_t row) {
+    score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, D, head.columns,
+                   gradient.dropped + row * columns);
+    score_rows<MR>(gradient.dout + row * gradient.dout_stride, gradient.dout_stride,
+                   gradient.transposed_values, D, head.columns, gradient.dscores + row * columns);
+    for (int m = 0; m < MR; ++m) score_gradient(head, gradient, row + m);
+    weigh_rows<MR>(gradient.dscores + row * columns, columns, 1, head.k, head.stride, T, D, nullptr,
+                   gradient.dq + row * gradient.stride, gradient.stride);
+  });
+  for_each_tile(T, [&]<int MR>(int32_t row) {
+    weigh_rows<MR>(gradient.dscores + row, 1, columns, head.q, head.stride, T, D, nullptr,
+                   gradient.dk + row * gradient.stride, gradient.stride);
+    weigh_rows<MR>(gradient.dropped + row, 1, columns, gradient.dout, gradient.dout_stride, T, D,
+                   nullptr, gradient.dv + row * gradient.stride, gradient.stride);
+  });
+}
+
+float scale_of(int32_t D) { return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D))); }
 
 }  // namespace
 
@@ -135,9 +231,27 @@ void attention_forward_f32_avx2(const float* qkv, int64_t qkv_stride, const int3
                                 int32_t first, int32_t last, int32_t first_head, int32_t last_head,
                                 int32_t H, int32_t D, float* out, int64_t out_stride, float* lse,
                                 float* scratch) {
-  const float scale = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D)));
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale, out,
-                out_stride, lse, scratch, attend);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
+                Dropout(), out, out_stride, lse, scratch, attend);
+}
+
+void attention_dropout_forward_f32_avx2(const float* qkv, int64_t qkv_stride,
+                                        const int32_t* cu_seqlens, int32_t first, int32_t last,
+                                        int32_t first_head, int32_t last_head, int32_t H, int32_t D,
+                                        const Dropout& dropout, float* out, int64_t out_stride,
+                                        float* lse, float* scratch) {
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
+                dropout, out, out_stride, lse, scratch, attend);
+}
+
+void attention_backward_f32_avx2(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+                                 int32_t first, int32_t last, int32_t first_head, int32_t last_head,
+                                 int32_t H, int32_t D, const float* lse, const Dropout& dropout,
+                                 const float* dout, int64_t dout_stride, float* dqkv,
+                                 int64_t dqkv_stride, float* scratch) {
+  for_each_head_gradient(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D,
+                         scale_of(D), lse, dropout, dout, dout_stride, dqkv, dqkv_stride, scratch,
+                         attend_backward);
 }
 
 }  // namespace xsr::kernels

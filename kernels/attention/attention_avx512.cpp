@@ -1,6 +1,7 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_head.h"
+#include "kernels/dropout/dropout_avx512.h"
 #include "kernels/simd/avx512.h"
 
 namespace xsr::kernels {
@@ -102,59 +103,132 @@ float softmax_row(float* scores, int32_t T, float scale, float* largest) {
   return _mm512_reduce_add_ps(sum);
 }
 
-/// out[m] = Σ_j p[m][j] v_j / sum[m] for MR rows, NV·16 columns of which the last vector is masked.
+/// Drops probabilities of query row `row`, in place.
+void drop_row(const Dropout& dropout, int32_t row, int32_t T, float* p) {
+  const __m512 scale = _mm512_set1_ps(dropout.scale);
+  for (int32_t begin = 0; begin < T; begin += 64) {
+    __m512i words[4];
+    dropout_words(dropout, row, begin, words);
+    for (int32_t i = 0; i < 4 && begin + 16 * i < T; ++i) {
+      float* at = p + begin + 16 * i;
+      _mm512_store_ps(
+          at, _mm512_maskz_mul_ps(dropout_kept(words[i], dropout), _mm512_load_ps(at), scale));
+    }
+  }
+}
+
+/// out[m] = Σ_j p[m][j] v_j for MR rows, NV·16 columns of which the last vector is masked; p[m][j]
+/// stands at p[m · row_step + j · column_step]. Divided by sum[m] unless sum is null.
 template <int MR, int NV>
-void weigh_values(const float* p, int32_t columns, const float* v, int64_t v_stride, int32_t T,
-                  const float* sum, __mmask16 tail, float* out, int64_t out_stride) {
+void weigh_values(const float* p, int64_t row_step, int64_t column_step, const float* v,
+                  int64_t v_stride, int32_t T, const float* sum, __mmask16 tail, float* out,
+                  int64_t out_stride) {
   __m512 acc[MR][NV];
 #pragma GCC unroll 4
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_setzero_ps();
   }
-  for (int32_t j = 0; j < T; ++j) {
+  for (int32_t j = 0; j < T; ++j, p += column_step) {
     __m512 value[NV];
 #pragma GCC unroll 4
     for (int n = 0; n < NV - 1; ++n) value[n] = _mm512_loadu_ps(v + j * v_stride + 16 * n);
     value[NV - 1] = _mm512_maskz_loadu_ps(tail, v + j * v_stride + 16 * (NV - 1));
 #pragma GCC unroll 4
     for (int m = 0; m < MR; ++m) {
-      const __m512 x = _mm512_set1_ps(p[m * columns + j]);
+      const __m512 x = _mm512_set1_ps(p[m * row_step]);
 #pragma GCC unroll 4
       for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_fmadd_ps(x, value[n], acc[m][n]);
     }
   }
 #pragma GCC unroll 4
   for (int m = 0; m < MR; ++m) {
-    const __m512 sums = _mm512_set1_ps(sum[m]);
+    if (sum != nullptr) {
+      const __m512 sums = _mm512_set1_ps(sum[m]);
 #pragma GCC unroll 4
-    for (int n = 0; n < NV - 1; ++n)
-      _mm512_storeu_ps(out + m * out_stride + 16 * n, _mm512_div_ps(acc[m][n], sums));
-    _mm512_mask_storeu_ps(out + m * out_stride + 16 * (NV - 1), tail,
-                          _mm512_div_ps(acc[m][NV - 1], sums));
+      for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_div_ps(acc[m][n], sums);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < NV - 1; ++n) _mm512_storeu_ps(out + m * out_stride + 16 * n, acc[m][n]);
+    _mm512_mask_storeu_ps(out + m * out_stride + 16 * (NV - 1), tail, acc[m][NV - 1]);
   }
 }
 
 template <int MR>
-void weigh_rows(const float* p, int32_t columns, const float* v, int64_t v_stride, int32_t T,
-                int32_t D, const float* sum, float* out, int64_t out_stride) {
+void weigh_four_rows(const float* p, int64_t row_step, int64_t column_step, const float* v,
+                     int64_t v_stride, int32_t T, int32_t D, const float* sum, float* out,
+                     int64_t out_stride) {
   for (int32_t d = 0; d < D; d += 64) {
     const int32_t width = D - d < 64 ? D - d : 64;
     const __mmask16 tail = tail_mask(width - (width - 1) / 16 * 16);
+    const auto weigh = [&]<int NV>() {
+      weigh_values<MR, NV>(p, row_step, column_step, v + d, v_stride, T, sum, tail, out + d,
+                           out_stride);
+    };
     switch ((width + 15) / 16) {
       case 1:
-        weigh_values<MR, 1>(p, columns, v + d, v_stride, T, sum, tail, out + d, out_stride);
+        weigh.template operator()<1>();
         break;
       case 2:
-        weigh_values<MR, 2>(p, columns, v + d, v_stride, T, sum, tail, out + d, out_stride);
+        weigh.template operator()<2>();
         break;
       case 3:
-        weigh_values<MR, 3>(p, columns, v + d, v_stride, T, sum, tail, out + d, out_stride);
+        weigh.template operator()<3>();
         break;
       case 4:
-        weigh_values<MR, 4>(p, columns, v + d, v_stride, T, sum, tail, out + d, out_stride);
+        weigh.template operator()<4>();
         break;
     }
+  }
+}
+
+/// Up to eight rows, at most four at a time: so many sums stand in registers.
+template <int MR>
+void weigh_rows(const float* p, int64_t row_step, int64_t column_step, const float* v,
+                int64_t v_stride, int32_t T, int32_t D, const float* sum, float* out,
+                int64_t out_stride) {
+  constexpr int kFirst = MR > 4 ? 4 : MR;
+  weigh_four_rows<kFirst>(p, row_step, column_step, v, v_stride, T, D, sum, out, out_stride);
+  if constexpr (MR > 4) {
+    weigh_four_rows<MR - 4>(p + 4 * row_step, row_step, column_step, v, v_stride, T, D,
+                            sum == nullptr ? nullptr : sum + 4, out + 4 * out_stride, out_stride);
+  }
+}
+
+/// Calls body<MR>(row) for tiles of up to kQueryRows rows, shared out evenly.
+template <typename Body>
+inline void for_each_tile(int32_t rows, const Body& body) {
+  const int32_t tiles = (rows + kQueryRows - 1) / kQueryRows;
+  int32_t row = 0;
+  for (int32_t tile = 0; tile < tiles; ++tile) {
+    const int32_t count = (rows - row) / (tiles - tile);
+    switch (count) {
+      case 1:
+        body.template operator()<1>(row);
+        break;
+      case 2:
+        body.template operator()<2>(row);
+        break;
+      case 3:
+        body.template operator()<3>(row);
+        break;
+      case 4:
+        body.template operator()<4>(row);
+        break;
+      case 5:
+        body.template operator()<5>(row);
+        break;
+      case 6:
+        body.template operator()<6>(row);
+        break;
+      case 7:
+        body.template operator()<7>(row);
+        break;
+      case 8:
+        body.template operator()<8>(row);
+        break;
+    }
+    row += count;
   }
 }
 
@@ -164,51 +238,81 @@ void attend_rows(const Head& head, int32_t row) {
                  head.scores);
   float sum[MR];
   for (int m = 0; m < MR; ++m) {
+    float* p = head.scores + m * head.columns;
     float largest;
-    sum[m] = softmax_row(head.scores + m * head.columns, head.T, head.scale, &largest);
+    sum[m] = softmax_row(p, head.T, head.scale, &largest);
     if (head.lse != nullptr) head.lse[(row + m) * head.lse_stride] = largest + logf(sum[m]);
+    if (head.dropout.threshold != 0) drop_row(head.dropout, head.begin + row + m, head.T, p);
   }
-  constexpr int kFirst = MR > 4 ? 4 : MR;
-  float* out = head.out + row * head.out_stride;
-  weigh_rows<kFirst>(head.scores, head.columns, head.v, head.stride, head.T, head.D, sum, out,
-                     head.out_stride);
-  if constexpr (MR > 4) {
-    weigh_rows<MR - 4>(head.scores + 4 * head.columns, head.columns, head.v, head.stride, head.T,
-                       head.D, sum + 4, out + 4 * head.out_stride, head.out_stride);
-  }
-}
-
-void attend_rows_switch(int32_t rows, const Head& head, int32_t row) {
-  switch (rows) {
-    case 1:
-      return attend_rows<1>(head, row);
-    case 2:
-      return attend_rows<2>(head, row);
-    case 3:
-      return attend_rows<3>(head, row);
-    case 4:
-      return attend_rows<4>(head, row);
-    case 5:
-      return attend_rows<5>(head, row);
-    case 6:
-      return attend_rows<6>(head, row);
-    case 7:
-      return attend_rows<7>(head, row);
-    case 8:
-      return attend_rows<8>(head, row);
-  }
+  weigh_rows<MR>(head.scores, head.columns, 1, head.v, head.stride, head.T, head.D, sum,
+                 head.out + row * head.out_stride, head.out_stride);
 }
 
 void attend(const Head& head) {
   transpose_keys(head.k, head.stride, head.T, head.D, head.transposed, head.columns);
-  const int32_t blocks = (head.T + kQueryRows - 1) / kQueryRows;
-  int32_t row = 0;
-  for (int32_t block = 0; block < blocks; ++block) {
-    const int32_t rows = (head.T - row) / (blocks - block);
-    attend_rows_switch(rows, head, row);
-    row += rows;
+  for_each_tile(head.T, [&]<int MR>(int32_t row) { attend_rows<MR>(head, row); });
+}
+
+/// Turns a row of scores into probabilities after dropout and a row of dO Vᵀ into dS, both in
+/// place. `row` is a row of the sentence.
+void score_gradient(const Head& head, const HeadGradient& gradient, int32_t row) {
+  float *p = gradient.dropped + (int64_t)row * head.columns,
+        *ds = gradient.dscores + (int64_t)row * head.columns;
+  const __m512 scale = _mm512_set1_ps(head.scale),
+               lse = _mm512_set1_ps(gradient.lse[row * gradient.lse_stride]),
+               keep = _mm512_set1_ps(head.dropout.scale);
+  const bool drops = head.dropout.threshold != 0;
+  __m512 sum = _mm512_setzero_ps();
+  for (int32_t begin = 0; begin < head.T; begin += 64) {
+    __m512i words[4];
+    if (drops) dropout_words(head.dropout, head.begin + row, begin, words);
+    for (int32_t i = 0; i < 4 && begin + 16 * i < head.T; ++i) {
+      const int32_t j = begin + 16 * i;
+      const __m512 x = _mm512_fmsub_ps(_mm512_load_ps(p + j), scale, lse);
+      const __m512 probability = _mm512_maskz_mov_ps(tail_mask(head.T - j), exp_f32(x));
+      __m512 dp = _mm512_load_ps(ds + j), dropped = probability;
+      if (drops) {
+        const __mmask16 kept = dropout_kept(words[i], head.dropout);
+        dp = _mm512_maskz_mul_ps(kept, dp, keep);
+        dropped = _mm512_maskz_mul_ps(kept, dropped, keep);
+      }
+      sum = _mm512_fmadd_ps(probability, dp, sum);
+      _mm512_store_ps(gradient.row + j, probability);
+      _mm512_store_ps(p + j, dropped);
+      _mm512_store_ps(ds + j, dp);
+    }
+  }
+  const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+  for (int32_t j = 0; j < head.T; j += 16) {
+    const __m512 dp = _mm512_sub_ps(_mm512_load_ps(ds + j), delta);
+    const __m512 probability = _mm512_load_ps(gradient.row + j);
+    _mm512_store_ps(ds + j, _mm512_mul_ps(_mm512_mul_ps(probability, dp), scale));
   }
 }
+
+void attend_backward(const Head& head, const HeadGradient& gradient) {
+  const int32_t T = head.T, D = head.D;
+  const int64_t columns = head.columns;
+  transpose_keys(head.k, head.stride, T, D, head.transposed, head.columns);
+  transpose_keys(head.v, head.stride, T, D, gradient.transposed_values, head.columns);
+  for_each_tile(T, [&]<int MR>(int32_t row) {
+    score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, D, head.columns,
+                   gradient.dropped + row * columns);
+    score_rows<MR>(gradient.dout + row * gradient.dout_stride, gradient.dout_stride,
+                   gradient.transposed_values, D, head.columns, gradient.dscores + row * columns);
+    for (int m = 0; m < MR; ++m) score_gradient(head, gradient, row + m);
+    weigh_rows<MR>(gradient.dscores + row * columns, columns, 1, head.k, head.stride, T, D, nullptr,
+                   gradient.dq + row * gradient.stride, gradient.stride);
+  });
+  for_each_tile(T, [&]<int MR>(int32_t row) {
+    weigh_rows<MR>(gradient.dscores + row, 1, columns, head.q, head.stride, T, D, nullptr,
+                   gradient.dk + row * gradient.stride, gradient.stride);
+    weigh_rows<MR>(gradient.dropped + row, 1, columns, gradient.dout, gradient.dout_stride, T, D,
+                   nullptr, gradient.dv + row * gradient.stride, gradient.stride);
+  });
+}
+
+float scale_of(int32_t D) { return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D))); }
 
 }  // namespace
 
@@ -216,9 +320,27 @@ void attention_forward_f32_avx512(const float* qkv, int64_t qkv_stride, const in
                                   int32_t first, int32_t last, int32_t first_head,
                                   int32_t last_head, int32_t H, int32_t D, float* out,
                                   int64_t out_stride, float* lse, float* scratch) {
-  const float scale = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D)));
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale, out,
-                out_stride, lse, scratch, attend);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
+                Dropout(), out, out_stride, lse, scratch, attend);
+}
+
+void attention_dropout_forward_f32_avx512(const float* qkv, int64_t qkv_stride,
+                                          const int32_t* cu_seqlens, int32_t first, int32_t last,
+                                          int32_t first_head, int32_t last_head, int32_t H,
+                                          int32_t D, const Dropout& dropout, float* out,
+                                          int64_t out_stride, float* lse, float* scratch) {
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
+                dropout, out, out_stride, lse, scratch, attend);
+}
+
+void attention_backward_f32_avx512(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+                                   int32_t first, int32_t last, int32_t first_head,
+                                   int32_t last_head, int32_t H, int32_t D, const float* lse,
+                                   const Dropout& dropout, const float* dout, int64_t dout_stride,
+                                   float* dqkv, int64_t dqkv_stride, float* scratch) {
+  for_each_head_gradient(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D,
+                         scale_of(D), lse, dropout, dout, dout_stride, dqkv, dqkv_stride, scratch,
+                         attend_backward);
 }
 
 }  // namespace xsr::kernels

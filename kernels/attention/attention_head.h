@@ -4,6 +4,8 @@
 // ISA.
 #include <stdint.h>
 
+#include "kernels/dropout/dropout.h"
+
 namespace xsr::kernels {
 
 // In no ISA an instruction; only the training path asks for it, once a row.
@@ -16,8 +18,11 @@ struct Head {
   const float* k;
   const float* v;
   int64_t stride;
+  int32_t begin;  // packed row of its first token
+  int32_t h;
   int32_t T, D, columns;
   float scale;
+  Dropout dropout;  // of the head's own stream; threshold 0 = none
   float* transposed;
   float* scores;
   float* out;
@@ -31,8 +36,9 @@ struct Head {
 template <typename Attend>
 static inline __attribute__((always_inline)) void for_each_head(
     const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens, int32_t first, int32_t last,
-    int32_t first_head, int32_t last_head, int32_t H, int32_t D, float scale, float* out,
-    int64_t out_stride, float* lse, float* scratch, Attend&& attend) {
+    int32_t first_head, int32_t last_head, int32_t H, int32_t D, float scale,
+    const Dropout& dropout, float* out, int64_t out_stride, float* lse, float* scratch,
+    Attend&& attend) {
   for (int32_t b = first; b < last; ++b) {
     const int32_t begin = cu_seqlens[b], T = cu_seqlens[b + 1] - begin;
     if (T == 0) continue;
@@ -42,19 +48,67 @@ static inline __attribute__((always_inline)) void for_each_head(
       head.k = head.q + (int64_t)H * D;
       head.v = head.k + (int64_t)H * D;
       head.stride = qkv_stride;
+      head.begin = begin;
+      head.h = h;
       head.T = T;
       head.D = D;
       head.columns = (T + 31) / 32 * 32;
       head.scale = scale;
+      head.dropout = dropout;
+      head.dropout.stream += (uint32_t)h;
       head.transposed = scratch;
       head.scores = scratch + (int64_t)D * head.columns;
-      head.out = out + begin * out_stride + h * D;
+      head.out = out == nullptr ? nullptr : out + begin * out_stride + h * D;
       head.out_stride = out_stride;
       head.lse = lse == nullptr ? nullptr : lse + (int64_t)begin * H + h;
       head.lse_stride = H;
       attend(head);
     }
   }
+}
+
+/// What the backward pass of one (sentence, head) pair needs besides its Head, which has neither
+/// out nor lse. The probabilities after dropout and dS stand in scratch, [T][columns] each.
+struct HeadGradient {
+  const float* lse;
+  int64_t lse_stride;
+  const float* dout;
+  int64_t dout_stride;
+  float* dq;
+  float* dk;
+  float* dv;
+  int64_t stride;
+  float* transposed_values;  // [D][columns]
+  float* dropped;
+  float* dscores;
+  float* row;  // [columns], a row of probabilities before dropout
+};
+
+/// Calls backward(head, gradient) as for_each_head calls attend; the arguments are those of
+/// attention_backward_f32_t.
+template <typename Backward>
+static inline __attribute__((always_inline)) void for_each_head_gradient(
+    const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens, int32_t first, int32_t last,
+    int32_t first_head, int32_t last_head, int32_t H, int32_t D, float scale, const float* lse,
+    const Dropout& dropout, const float* dout, int64_t dout_stride, float* dqkv,
+    int64_t dqkv_stride, float* scratch, Backward&& backward) {
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale,
+                dropout, nullptr, 0, nullptr, scratch, [&](const Head& head) {
+                  HeadGradient gradient;
+                  gradient.lse = lse + (int64_t)head.begin * H + head.h;
+                  gradient.lse_stride = H;
+                  gradient.dout = dout + head.begin * dout_stride + head.h * D;
+                  gradient.dout_stride = dout_stride;
+                  gradient.dq = dqkv + head.begin * dqkv_stride + head.h * D;
+                  gradient.dk = gradient.dq + (int64_t)H * D;
+                  gradient.dv = gradient.dk + (int64_t)H * D;
+                  gradient.stride = dqkv_stride;
+                  gradient.transposed_values = scratch + (int64_t)D * head.columns;
+                  gradient.dropped = gradient.transposed_values + (int64_t)D * head.columns;
+                  gradient.dscores = gradient.dropped + (int64_t)head.T * head.columns;
+                  gradient.row = gradient.dscores + (int64_t)head.T * head.columns;
+                  backward(head, gradient);
+                });
 }
 
 }  // namespace xsr::kernels

@@ -2,19 +2,16 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "kernels/dropout/dropout.h"
+#include "kernels/dropout/dropout_ref.h"
 
 namespace xsr::kernels {
 
 /// What dropout makes of probability (row, column) of head h: 0, scale, or 1 where nothing drops.
-static inline float attention_multiplier_ref(const Dropout& dropout, int32_t h, int32_t row,
+static inline float attention_multiplier_ref(Dropout dropout, int32_t h, int32_t row,
                                              int32_t column) {
   if (dropout.threshold == 0) return 1;
-  const uint32_t counter[4] = {(uint32_t)column / 4, (uint32_t)row, dropout.stream + (uint32_t)h,
-                               dropout.step};
-  uint32_t words[4];
-  philox4x32(counter, dropout.key, words);
-  return words[column % 4] >= dropout.threshold ? dropout.scale : 0;
+  dropout.stream += (uint32_t)h;
+  return dropout_keeps(dropout, row, column) ? dropout.scale : 0;
 }
 
 /// scratch: as many elements of T as the longest sentence of the range has tokens.

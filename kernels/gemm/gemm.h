@@ -99,7 +99,8 @@ void gemm_pack_transposed_panels(const float* w, int64_t w_stride, int32_t N, in
                                  void* packed);
 
 /// All panels of a dense matrix (row stride K).
-inline void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage, void* packed) {
+static inline void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage,
+                                    void* packed) {
   gemm_pack_panels(w, K, N, K, storage, 0, panel_count(N), packed);
 }
 

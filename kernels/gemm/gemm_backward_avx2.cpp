@@ -1,0 +1,151 @@
+#include "kernels/gemm/gemm_backward.h"
+#include "kernels/simd/avx2.h"
+
+namespace xsr::kernels {
+namespace {
+
+// 6 rows × 16 columns of dw: 12 accumulators, 2 input vectors, 1 broadcast, of 16 registers.
+constexpr int32_t kRows = 6;
+constexpr int32_t kColumns = 16;
+// Rows of dy and x that are summed at a time: their panel of x (16 KiB) and 6 columns of dy (6 KiB)
+// stay in L1.
+constexpr int32_t kBlock = 256;
+// Rows of dw that share a packed panel of x; their part of dy (192 KiB) stays in L2.
+constexpr int32_t kChunk = 192;
+static_assert(kChunk % kRows == 0 &&
+              kBlock * (kChunk + kColumns) + 8 <= kGemmBackwardScratchFloats);
+
+/// dy [steps, count columns] → [⌈count/6⌉][steps][6], widened; what is beyond count is zero.
+template <Storage S>
+void pack_gradients(const void* dy, int64_t stride, int64_t at, int32_t steps, int32_t count,
+                    float* packed) {
+  for (int32_t n = 0; n < count; n += kRows) {
+    for (int32_t m = 0; m < steps; ++m, packed += kRows) {
+      // Two lanes too many, which the next step overwrites: AMD's masked stores are slow.
+      _mm256_storeu_ps(packed, load_f32(dy, S, at + m * stride + n, count - n));
+    }
+  }
+}
+
+/// x [steps, count columns] → [steps][16], widened; what is beyond count is zero.
+template <Storage S>
+void pack_inputs(const void* x, int64_t stride, int64_t at, int32_t steps, int64_t count,
+                 float* packed) {
+  for (int32_t m = 0; m < steps; ++m, packed += kColumns) {
+    _mm256_store_ps(packed, load_f32(x, S, at + m * stride, count));
+    _mm256_store_ps(packed + 8, load_f32(x, S, at + m * stride + 8, count - 8));
+  }
+}
+
+/// Adds the products of `steps` packed rows to a tile of dw, of which `rows` and `count` columns
+/// exist; overwrites it where `store`.
+void weight_tile(const float* dy, const float* x, int32_t steps, bool store, int32_t rows,
+                 int64_t count, float* dw, int64_t dw_stride) {
+  for (int32_t r = 0; r < rows; ++r) _mm_prefetch((const char*)(dw + r * dw_stride), _MM_HINT_T0);
+  __m256 acc[kRows][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+  for (int32_t m = 0; m < steps; ++m, dy += kRows, x += kColumns) {
+    const __m256 x0 = _mm256_load_ps(x), x1 = _mm256_load_ps(x + 8);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 gradient = _mm256_broadcast_ss(dy + r);
+      acc[r][0] = _mm256_fmadd_ps(gradient, x0, acc[r][0]);
+      acc[r][1] = _mm256_fmadd_ps(gradient, x1, acc[r][1]);
+    }
+  }
+  const __m256i mask[2] = {tail_mask8(count), tail_mask8(count - 8)};
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= rows) return;
+    float* out = dw + r * dw_stride;
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      __m256 value = acc[r][j];
+      if (count >= kColumns) {
+        if (!store) value = _mm256_add_ps(_mm256_loadu_ps(out + 8 * j), value);
+        _mm256_storeu_ps(out + 8 * j, value);
+      } else {
+        if (!store) value = _mm256_add_ps(_mm256_maskload_ps(out + 8 * j, mask[j]), value);
+        _mm256_maskstore_ps(out + 8 * j, mask[j], value);
+      }
+    }
+  }
+}
+
+template <Storage S>
+void backward_weight(const void* dy, int64_t dy_stride, const void* x, int64_t x_stride, int32_t M,
+                     int32_t first, int32_t last, int32_t K, bool accumulate, float* dw,
+                     int64_t dw_stride, float* scratch) {
+  float *gradients = scratch, *inputs = scratch + kBlock * kChunk;
+  for (int32_t n = first; n < last; n += kChunk) {
+    const int32_t chunk = last - n < kChunk ? last - n : kChunk;
+    // Without rows one empty block, which stores zeros.
+    for (int32_t m = 0; m < M || (m == 0 && !accumulate); m += kBlock) {
+      const int32_t steps = M - m < kBlock ? M - m : kBlock;
+      // The two lanes behind the last gradient fall on the inputs, which are packed later.
+      pack_gradients<S>(dy, dy_stride, m * dy_stride + n, steps, chunk, gradients);
+      for (int32_t k = 0; k < K; k += kColumns) {
+        pack_inputs<S>(x, x_stride, m * x_stride + k, steps, K - k, inputs);
+        for (int32_t r = 0; r < chunk; r += kRows) {
+          weight_tile(gradients + (int64_t)r * steps, inputs, steps, m == 0 && !accumulate,
+                      chunk - r, K - k, dw + (n + r) * dw_stride + k, dw_stride);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void gemm_backward_weight_f32_avx2(const float* dy, int64_t dy_stride, const float* x,
+                                   int64_t x_stride, int32_t M, int32_t first, int32_t last,
+                                   int32_t K, bool accumulate, float* dw, int64_t dw_stride,
+                                   float* scratch) {
+  backward_weight<Storage::kF32>(dy, dy_stride, x, x_stride, M, first, last, K, accumulate, dw,
+                                 dw_stride, scratch);
+}
+
+void gemm_backward_weight_bf16_avx2(const uint16_t* dy, int64_t dy_stride, const uint16_t* x,
+                                    int64_t x_stride, int32_t M, int32_t first, int32_t last,
+                                    int32_t K, bool accumulate, float* dw, int64_t dw_stride,
+                                    float* scratch) {
+  backward_weight<Storage::kBF16>(dy, dy_stride, x, x_stride, M, first, last, K, accumulate, dw,
+                                  dw_stride, scratch);
+}
+
+void column_sum_f32_avx2(const float* dy, int64_t dy_stride, int32_t M, int32_t first, int32_t last,
+                         bool accumulate, float* sum) {
+  constexpr int kVectors = 8;  // 256 bytes of a row at a time
+  for (int32_t n = first; n < last; n += 8 * kVectors) {
+    __m256 acc[kVectors];
+    __m256i mask[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      acc[v] = _mm256_setzero_ps();
+      mask[v] = tail_mask8(last - n - 8 * v);
+    }
+    const float* row = dy + n;
+    if (last - n >= 8 * kVectors) {
+      for (int32_t m = 0; m < M; ++m, row += dy_stride) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v)
+          acc[v] = _mm256_add_ps(acc[v], _mm256_loadu_ps(row + 8 * v));
+      }
+    } else {
+      for (int32_t m = 0; m < M; ++m, row += dy_stride) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v)
+          acc[v] = _mm256_add_ps(acc[v], _mm256_maskload_ps(row + 8 * v, mask[v]));
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = sum + n + 8 * v;
+      if (accumulate) acc[v] = _mm256_add_ps(_mm256_maskload_ps(out, mask[v]), acc[v]);
+      _mm256_maskstore_ps(out, mask[v], acc[v]);
+    }
+  }
+}
+
+}  // namespace xsr::kernels

@@ -1,0 +1,33 @@
+#include "kernels/gemm/gemm_backward.h"
+#include "kernels/gemm/gemm_backward_tile_avx512.h"
+#include "kernels/simd/avx512.h"
+
+namespace xsr::kernels {
+namespace {
+
+/// A 32-bit lane holds one column of rows 2i (low half) and 2i + 1 (high half).
+struct CoreBf16 {
+  using Element = uint16_t;
+  static constexpr int32_t kStepRows = 2;
+  static inline __m512 load(const uint16_t* row, int64_t stride, int32_t rows, __mmask16 mask) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
+    if (rows < 2) return _mm512_castsi512_ps(low);
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + stride));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  static inline __m512 multiply_add(__m512 sum, __m512 a, __m512 b) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+};
+
+}  // namespace
+
+void gemm_backward_weight_bf16_avx512_bf16(const uint16_t* dy, int64_t dy_stride, const uint16_t* x,
+                                           int64_t x_stride, int32_t M, int32_t first, int32_t last,
+                                           int32_t K, bool accumulate, float* dw, int64_t dw_stride,
+                                           float* scratch) {
+  backward_weight<CoreBf16>(dy, dy_stride, x, x_stride, M, first, last, K, accumulate, dw,
+                            dw_stride, scratch);
+}
+
+}  // namespace xsr::kernels

@@ -1,0 +1,184 @@
+#include "training/model_file.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "converter/checkpoint.h"
+#include "converter/family.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/storage.h"
+#include "runtime/format/mapped_file.h"
+#include "training/initialization.h"
+
+namespace xsr::training {
+namespace {
+
+kernels::Storage storage_of(const std::string& path, std::string_view name, DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return kernels::Storage::kF32;
+    case DType::kF16:
+      return kernels::Storage::kF16;
+    case DType::kBF16:
+      return kernels::Storage::kBF16;
+    case DType::kI8:
+      break;
+  }
+  throw Error(XSR_STATUS_UNSUPPORTED,
+              fmt::format("{}: tensor {} is {}, training starts from f32, f16 or bf16: take the "
+                          "file that this one was made from",
+                          path, name, to_string(dtype)));
+}
+
+/// A tensor of the .xsr file as row-major f32.
+void widen(const std::string& path, const TensorView& found, const Parameter& p, float* values) {
+  const std::vector<uint64_t> expected(p.shape.begin(), p.shape.end());
+  if (found.dims != expected) {
+    throw Error(XSR_STATUS_BAD_FILE,
+                fmt::format("{}: tensor {} is {}, expected {} from the file's configuration", path,
+                            p.name, shape_string(found.dims), shape_string(expected)));
+  }
+  const kernels::Storage storage = storage_of(path, found.name, found.dtype);
+  if (found.layout == Layout::kRowMajor) {
+    for (int64_t i = 0; i < p.size; ++i) values[i] = kernels::load_storage(found.data, storage, i);
+    return;
+  }
+  const int32_t N = static_cast<int32_t>(p.shape[0]), K = static_cast<int32_t>(p.shape.at(1));
+  const kernels::PackedMatrix packed{found.data, storage, N, K};
+  for (int32_t n = 0; n < N; ++n) {
+    for (int32_t k = 0; k < K; ++k) *values++ = kernels::gemm_packed_element(packed, n, k);
+  }
+}
+
+/// True where the file has the whole generative head, false where it has nothing of it.
+bool read_head(const Checkpoint& checkpoint, const std::string& prefix, const ParameterTable& table,
+               FlatBuffer& values) {
+  std::string found, missing;
+  for (const TensorRule& rule : family_xsr().head) {
+    const std::string name = prefix + rule.sources.at(0);
+    const CheckpointTensor* tensor = checkpoint.find(name);
+    if (tensor == nullptr) {
+      missing = name;
+      continue;
+    }
+    found = name;
+    const Parameter& p = table.at(rule.target);
+    const std::vector<uint64_t> expected(p.shape.begin(), p.shape.end());
+    if (tensor->shape != expected) {
+      throw Error(XSR_STATUS_BAD_FILE,
+                  fmt::format("{}: {} is {}, expected {}", checkpoint.name(), name,
+                              shape_string(tensor->shape), shape_string(expected)));
+    }
+    const std::vector<float> numbers = tensor->to_f32();
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      if (!std::isfinite(numbers[i])) {
+        throw Error(XSR_STATUS_BAD_FILE,
+                    fmt::format("{}: {} is not finite at element {}: did the training diverge?",
+                                checkpoint.name(), name, i));
+      }
+    }
+    std::copy(numbers.begin(), numbers.end(), values.at(p));
+  }
+  if (!found.empty() && !missing.empty()) {
+    throw Error(XSR_STATUS_BAD_FILE,
+                fmt::format("{}: has {} but not {}: a generative head is taken whole or not at all",
+                            checkpoint.name(), found, missing));
+  }
+  return !found.empty();
+}
+
+void read_encoder(const XsrFile& file, const std::string& path, const ParameterTable& table,
+                  FlatBuffer& values) {
+  for (const Parameter& p : table.parameters()) {
+    if (p.name.starts_with("head.")) continue;
+    const TensorView* tensor = file.find(p.name);
+    if (tensor == nullptr) {
+      throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: tensor {} is missing", path, p.name));
+    }
+    widen(path, *tensor, p, values.at(p));
+  }
+}
+
+bool is_xsr_file(const std::string& path) {
+  const MappedFile file(path);
+  return file.bytes().size() >= 4 && std::memcmp(file.bytes().data(), "\x89XSR", 4) == 0;
+}
+
+}  // namespace
+
+InitialModel read_initial_model(const std::string& path, const ConvertOptions& options,
+                                uint64_t seed) {
+  InitialModel model;
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::shared_ptr<unsigned char[]> memory;
+  std::unique_ptr<XsrFile> file;
+  if (is_xsr_file(path)) {
+    file = XsrFile::open(path);
+    file->verify();
+  } else {
+    checkpoint = Checkpoint::open(path);
+    ConvertOptions exact = options;
+    exact.dtype = DType::kF32;
+    const ConvertedModel converted = convert_checkpoint(*checkpoint, exact);
+    size_t size = 0;
+    memory = write_xsr_memory(converted.config, converted.sources(), converted.tokenizer,
+                              converted.provenance, &size);
+    file = XsrFile::open_memory(memory.get(), size, path);
+  }
+  model.config = file->config();
+  model.tokenizer = file->tokenizer();
+  const ParameterTable table(model.config);
+  model.values = std::make_unique<FlatBuffer>(table.size());
+  read_encoder(*file, path, table, *model.values);
+  model.has_head =
+      checkpoint != nullptr && read_head(*checkpoint, options.prefix, table, *model.values);
+  if (!model.has_head) initialize_head(model.config, table, seed, *model.values);
+  return model;
+}
+
+void check_same_sizes(const std::string& path, const ModelConfig& file, const ModelConfig& run) {
+  const auto check = [&](const char* name, int32_t found, int32_t expected, const char* mend) {
+    if (found == expected) return;
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                fmt::format("{}: {} is {}, the run has {}; {}", path, name, found, expected, mend));
+  };
+  check("vocab_size", file.vocab_size, run.vocab_size,
+        "train with the tokenizer that the model was trained with");
+  const char* mend = "leave the model's sizes out of the configuration to take the file's";
+  check("num_layers", file.num_layers, run.num_layers, mend);
+  check("hidden_size", file.hidden_size, run.hidden_size, mend);
+  check("num_heads", file.num_heads, run.num_heads, mend);
+  check("intermediate_size", file.intermediate_size, run.intermediate_size, mend);
+  check("num_positions", file.num_positions, run.num_positions, mend);
+}
+
+void write_model(const std::string& path, const ModelConfig& config, const FlatBuffer& values,
+                 DType dtype, std::string_view tokenizer, std::string_view provenance_json) {
+  const ParameterTable table(config);
+  std::vector<ConvertedModel::Tensor> tensors;
+  for (const TensorRule& rule : encoder_rules(family_xsr(), config.num_layers)) {
+    const Parameter& p = table.at(rule.target);
+    tensors.push_back(pack_tensor(rule, {p.shape.begin(), p.shape.end()},
+                                  {values.at(p), static_cast<size_t>(p.size)}, dtype));
+    const ConvertedModel::Tensor& packed = tensors.back();
+    const kernels::Storage storage = storage_of(path, packed.name, packed.dtype);
+    const int64_t count = static_cast<int64_t>(packed.data.size()) / kernels::storage_size(storage);
+    for (int64_t i = 0; i < count; ++i) {
+      if (!std::isfinite(kernels::load_storage(packed.data.data(), storage, i))) {
+        throw Error(XSR_STATUS_BAD_FILE,
+                    fmt::format("{}: not written: {} has a value that is not finite in {}", path,
+                                packed.name, to_string(packed.dtype)));
+      }
+    }
+  }
+  std::vector<TensorSource> sources;
+  for (const ConvertedModel::Tensor& t : tensors)
+    sources.push_back({t.name, t.dtype, t.layout, t.dims, t.data.data(), nullptr});
+  write_xsr_file(path, config, sources, tokenizer, provenance_json);
+}
+
+}  // namespace xsr::training
