@@ -1,0 +1,35 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+#include "training/parameters.h"
+
+namespace xsr::training {
+
+/// A 64-byte aligned buffer that grows to what was asked for most. Its contents do not survive the
+/// growth.
+class Workspace {
+ public:
+  float* floats(int64_t count) {
+    if (buffer_ == nullptr || buffer_->size() < count) {
+      buffer_.reset();
+      buffer_ = std::make_unique<FlatBuffer>(std::max<int64_t>(count, 16));
+    }
+    return buffer_->data();
+  }
+
+ private:
+  std::unique_ptr<FlatBuffer> buffer_;
+};
+
+/// Rows of `columns` floats (or pairs of bf16) that start on 64 bytes and fall into different cache
+/// sets.
+constexpr int64_t row_stride(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
+
+/// Tasks of `block` items.
+constexpr int32_t block_count(int64_t items, int64_t block) {
+  return static_cast<int32_t>((items + block - 1) / block);
+}
+
+}  // namespace xsr::training
