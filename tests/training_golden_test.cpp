@@ -2,6 +2,7 @@
 // in double precision, at every ISA. The folder is XSR_GOLDEN, so that goldens made with another
 // seed run unchanged.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -130,7 +131,52 @@ class TrainingGolden : public ::testing::TestWithParam<const char*> {
       GTEST_SKIP() << path << " is not there; set XSR_GOLDEN to the golden folder";
     golden_ = std::make_unique<Golden>(path.string());
   }
+
+  /// What plain f32 loops lose in each part of the loss: the largest relative error of some draws,
+  /// since one loss is a single number, which one run may hit by luck. Each draw moves the
+  /// parameters by some roundings and is held against double.
+  void measure_plain_losses(double weight) {
+    constexpr int kDraws = 8;
+    test::Random random(31);
+    plain_ = {ErrorBudget(), ErrorBudget(), ErrorBudget(), ErrorBudget()};
+    PlainModel<float> plain(golden_->config());
+    PlainModel<double> exact(golden_->config());
+    for (int draw = 0; draw < kDraws; ++draw) {
+      golden_->fill(plain);
+      for (size_t i = 0; i < plain.values.size(); ++i) {
+        plain.values[i] *= 1 + random.normal(0x1p-20f);
+        exact.values[i] = plain.values[i];
+      }
+      const PlainLosses a = plain.losses(golden_->batch(), weight, weight);
+      const PlainLosses b = exact.losses(golden_->batch(), weight, weight);
+      const auto add = [&](int part, double found, double wanted) {
+        if (wanted != 0) plain_[part].add(1, static_cast<float>(found / wanted), 1, part, draw);
+      };
+      add(0, a.total, b.total);
+      add(1, a.ugt, b.ugt);
+      add(2, a.align, b.align);
+      add(3, a.sim, b.sim);
+    }
+  }
+
+  void check_losses(const LossParts& found, const std::string& total, double weight,
+                    const std::string& what) const {
+    const auto check = [&](int part, double value, const std::string& name) {
+      ErrorBudget budget = plain_[part];
+      budget.add(static_cast<float>(value / golden_->loss(name)), 1, 1, part, 0);
+      EXPECT_TRUE(budget.check(what + " loss " + name + ", relative", "*"));
+    };
+    check(0, found.total, total);
+    EXPECT_EQ(weight == 0 ? 1u : 3u, found.parts.size());
+    for (const LossPart& part : found.parts)
+      check(part.name == "ugt"     ? 1
+            : part.name == "align" ? 2
+                                   : 3,
+            part.value, std::string(part.name));
+  }
+
   std::unique_ptr<Golden> golden_;
+  std::array<ErrorBudget, 4> plain_;  // total, ugt, align, sim
 };
 
 TEST_P(TrainingGolden, PlainLoopsInDoubleGiveLossesAndGradients) {
@@ -159,9 +205,10 @@ TEST_P(TrainingGolden, LossesAndEveryGradientMatch) {
   for (const std::string name : {"ugt", "total"}) {
     if (!golden_->has_gradient(name)) continue;
     const double weight = name == "total" ? 2 : 0;
+    measure_plain_losses(weight);
     PlainModel<float> plain(golden_->config());
     golden_->fill(plain);
-    const PlainLosses plain_losses = plain.forward_backward(golden_->batch(), weight, weight);
+    plain.forward_backward(golden_->batch(), weight, weight);
     for (const kernels::Isa isa : test::training_isas()) {
       const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
       ThreadPool threads(1);
@@ -177,20 +224,7 @@ TEST_P(TrainingGolden, LossesAndEveryGradientMatch) {
       const StepResult result = trainer.step(golden_->batch(), 0);
       EXPECT_EQ(evaluated.total, result.loss.total);
       const std::string what = std::string(GetParam()) + " " + name + " " + isa_name(isa);
-      ErrorBudget losses;  // relative, so that they stand together
-      const auto add = [&](double found, double plain_loss, const std::string& part, int row) {
-        const double exact = golden_->loss(part);
-        losses.add(static_cast<float>(found / exact), static_cast<float>(plain_loss / exact), 1,
-                   row, 0);
-      };
-      add(result.loss.total, plain_losses.total, name, 0);
-      for (const LossPart& part : result.loss.parts) {
-        if (part.name == "ugt") add(part.value, plain_losses.ugt, "ugt", 1);
-        if (part.name == "align") add(part.value, plain_losses.align, "align", 2);
-        if (part.name == "sim") add(part.value, plain_losses.sim, "sim", 3);
-      }
-      EXPECT_EQ(weight == 0 ? 1u : 3u, result.loss.parts.size());
-      EXPECT_TRUE(losses.check(what + " losses", "*"));
+      check_losses(result.loss, name, weight, what);
       double worst = 0, squares = 0;
       std::string worst_name;
       for (const Parameter& p : trainer.table().parameters()) {
@@ -210,8 +244,8 @@ TEST_P(TrainingGolden, LossesAndEveryGradientMatch) {
         }
       }
       EXPECT_NEAR(1, result.gradient_norm / std::sqrt(squares), 1e-5) << what;
-      std::printf("  %s: losses %.0f %%, gradients at most %.0f %% of their budget (%s)\n",
-                  what.c_str(), 100 * losses.share(), 100 * worst, worst_name.c_str());
+      std::printf("  %s: gradients at most %.0f %% of their budget (%s)\n", what.c_str(),
+                  100 * worst, worst_name.c_str());
     }
   }
   EXPECT_GT(compared, 0);

@@ -34,19 +34,26 @@ class PlainModel {
   explicit PlainModel(const ModelConfig& config)
       : config_(config), table(config), values(table.size()), gradients(table.size()) {}
 
-  /// UGT + align_weight · ALIGN + sim_weight · SIM as released, and its gradients (papers.md 1b).
-  PlainLosses forward_backward(const PairBatch& batch, double align_weight, double sim_weight,
-                               const kernels::Dropout& dropout = {}) {
+  /// UGT + align_weight · ALIGN + sim_weight · SIM as released (papers.md 1b), u, and what the
+  /// losses add to the gradients.
+  PlainLosses losses(const PairBatch& batch, double align_weight, double sim_weight,
+                     const kernels::Dropout& dropout = {}) {
     std::fill(gradients.begin(), gradients.end(), T(0));
     forward(batch, dropout);
-    std::vector<T> du(u.size(), T(0));
+    du_.assign(u.size(), T(0));
     PlainLosses losses;
-    losses.ugt = generative(batch, du);
-    if (align_weight != 0) losses.align = align(batch.num_pairs, T(align_weight), du);
-    if (sim_weight != 0) losses.sim = sim(batch.num_pairs, T(sim_weight), du);
+    losses.ugt = generative(batch, du_);
+    if (align_weight != 0) losses.align = align(batch.num_pairs, T(align_weight), du_);
+    if (sim_weight != 0) losses.sim = sim(batch.num_pairs, T(sim_weight), du_);
     losses.total = losses.ugt + align_weight * losses.align + sim_weight * losses.sim;
-    backward(batch, dropout, du);
     return losses;
+  }
+  /// The same and all gradients.
+  PlainLosses forward_backward(const PairBatch& batch, double align_weight, double sim_weight,
+                               const kernels::Dropout& dropout = {}) {
+    const PlainLosses parts = losses(batch, align_weight, sim_weight, dropout);
+    backward(batch, dropout, du_);
+    return parts;
   }
 
   /// One step of AMSGrad with coupled L2 as released (papers.md 1d), t = 1, 2, …
@@ -68,7 +75,7 @@ class PlainModel {
     std::vector<T> x, qkv, lse, context, attention_sum, y, up, hidden, output_sum;
   };
   std::vector<Layer> layers_;
-  std::vector<T> embedding_sum_, output_;
+  std::vector<T> embedding_sum_, output_, du_;
   std::vector<T> m_, v_, w_;
 
  public:
