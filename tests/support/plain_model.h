@@ -1,6 +1,8 @@
 #pragma once
 // The whole model in training as plain loops on the kernels' references, in any precision: double
 // says what is right, float what plain arithmetic loses.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -14,7 +16,9 @@
 #include "kernels/optimizer/optimizer_ref.h"
 #include "kernels/pooling/pooling_ref.h"
 #include "runtime/format/model_config.h"
+#include "tests/support/kernel_harness.h"
 #include "training/batch.h"
+#include "training/objectives/objectives.h"
 #include "training/objectives/sparse_target.h"
 #include "training/parameters.h"
 
@@ -54,6 +58,97 @@ class PlainModel {
     const PlainLosses parts = losses(batch, align_weight, sim_weight, dropout);
     backward(batch, dropout, du_);
     return parts;
+  }
+
+  /// Gives u and keeps what backward needs.
+  void forward(const PairBatch& batch, kernels::Dropout dropout) {
+    const int32_t C = config_.hidden_size, H = config_.num_heads, S = batch.num_sentences();
+    embedding_sum_.assign(batch.num_tokens() * C, T(0));
+    for (int32_t b = 0; b < S; ++b) {
+      for (int32_t i = batch.cu_seqlens[b]; i < batch.cu_seqlens[b + 1]; ++i) {
+        const int32_t position = config_.position_offset + i - batch.cu_seqlens[b];
+        for (int32_t c = 0; c < C; ++c) {
+          embedding_sum_[i * C + c] =
+              value("embedding.token")[int64_t{batch.token_ids[i]} * C + c] +
+              value("embedding.position")[int64_t{position} * C + c];
+        }
+      }
+    }
+    std::vector<T> x = layernorm(embedding_sum_, "embedding.norm.weight", "embedding.norm.bias");
+    drop(x, dropout, 0);
+    layers_.assign(config_.num_layers, {});
+    for (int32_t l = 0; l < config_.num_layers; ++l) {
+      const std::string at = "layer." + std::to_string(l) + ".";
+      const uint32_t stream = 1 + l * (H + 2);
+      Layer& k = layers_[l];
+      k.x = x;
+      k.qkv = linear(x, at + "qkv");
+      k.context.resize(x.size());
+      k.lse.resize(batch.num_tokens() * H);
+      std::vector<T> scratch(3 * batch.num_tokens() + 1);
+      dropout.stream = stream;
+      kernels::attention_forward_ref<T>(k.qkv.data(), 3 * C, batch.cu_seqlens.data(), 0, S, 0, H, H,
+                                        C / H, k.context.data(), C, k.lse.data(), scratch.data(),
+                                        dropout);
+      k.attention_sum = linear(k.context, at + "attention_output");
+      drop(k.attention_sum, dropout, stream + H);
+      add(k.attention_sum, x);
+      k.y = layernorm(k.attention_sum, at + "attention_norm.weight", at + "attention_norm.bias");
+      k.up = linear(k.y, at + "up");
+      k.hidden.resize(k.up.size());
+      kernels::activation_forward_ref<T>(k.up.data(), static_cast<int64_t>(k.up.size()),
+                                         config_.activation, k.hidden.data());
+      k.output_sum = linear(k.hidden, at + "down");
+      drop(k.output_sum, dropout, stream + H + 1);
+      add(k.output_sum, k.y);
+      x = layernorm(k.output_sum, at + "output_norm.weight", at + "output_norm.bias");
+    }
+    output_ = x;
+    u.assign(int64_t{S} * C, T(0));
+    kernels::pooling_forward_ref<T>(x.data(), C, batch.cu_seqlens.data(), 0, S, C, config_.pooling,
+                                    u.data(), C);
+  }
+
+  /// Adds to the gradients, du being that of u.
+  void backward(const PairBatch& batch, kernels::Dropout dropout, const std::vector<T>& du) {
+    const int32_t C = config_.hidden_size, H = config_.num_heads, S = batch.num_sentences();
+    std::vector<T> dx(output_.size());
+    kernels::pooling_backward_ref<T>(output_.data(), C, du.data(), C, batch.cu_seqlens.data(), 0, S,
+                                     C, config_.pooling, dx.data(), C);
+    for (int32_t l = config_.num_layers - 1; l >= 0; --l) {
+      const std::string at = "layer." + std::to_string(l) + ".";
+      const uint32_t stream = 1 + l * (H + 2);
+      const Layer& k = layers_[l];
+      dx = unlayernorm(k.output_sum, dx, at + "output_norm.weight", at + "output_norm.bias");
+      std::vector<T> branch = dx;
+      drop(branch, dropout, stream + H + 1);
+      std::vector<T> dup = unlinear(branch, k.hidden, at + "down");
+      kernels::activation_backward_ref<T>(k.up.data(), dup.data(), static_cast<int64_t>(dup.size()),
+                                          config_.activation, dup.data());
+      add(dx, unlinear(dup, k.y, at + "up"));
+      dx = unlayernorm(k.attention_sum, dx, at + "attention_norm.weight",
+                       at + "attention_norm.bias");
+      branch = dx;
+      drop(branch, dropout, stream + H);
+      const std::vector<T> dcontext = unlinear(branch, k.context, at + "attention_output");
+      std::vector<T> dqkv(k.qkv.size()), scratch(3 * batch.num_tokens() + 1);
+      dropout.stream = stream;
+      kernels::attention_backward_ref<T>(k.qkv.data(), 3 * C, batch.cu_seqlens.data(), 0, S, 0, H,
+                                         H, C / H, k.lse.data(), dropout, dcontext.data(), C,
+                                         dqkv.data(), 3 * C, scratch.data());
+      add(dx, unlinear(dqkv, k.x, at + "qkv"));
+    }
+    drop(dx, dropout, 0);
+    dx = unlayernorm(embedding_sum_, dx, "embedding.norm.weight", "embedding.norm.bias");
+    for (int32_t b = 0; b < S; ++b) {
+      for (int32_t i = batch.cu_seqlens[b]; i < batch.cu_seqlens[b + 1]; ++i) {
+        const int32_t position = config_.position_offset + i - batch.cu_seqlens[b];
+        for (int32_t c = 0; c < C; ++c) {
+          gradient("embedding.token")[int64_t{batch.token_ids[i]} * C + c] += dx[i * C + c];
+          gradient("embedding.position")[int64_t{position} * C + c] += dx[i * C + c];
+        }
+      }
+    }
   }
 
   /// One step of AMSGrad with coupled L2 as released (papers.md 1d), t = 1, 2, …
@@ -171,95 +266,6 @@ class PlainModel {
     for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
   }
 
-  void forward(const PairBatch& batch, kernels::Dropout dropout) {
-    const int32_t C = config_.hidden_size, H = config_.num_heads, S = batch.num_sentences();
-    embedding_sum_.assign(batch.num_tokens() * C, T(0));
-    for (int32_t b = 0; b < S; ++b) {
-      for (int32_t i = batch.cu_seqlens[b]; i < batch.cu_seqlens[b + 1]; ++i) {
-        const int32_t position = config_.position_offset + i - batch.cu_seqlens[b];
-        for (int32_t c = 0; c < C; ++c) {
-          embedding_sum_[i * C + c] =
-              value("embedding.token")[int64_t{batch.token_ids[i]} * C + c] +
-              value("embedding.position")[int64_t{position} * C + c];
-        }
-      }
-    }
-    std::vector<T> x = layernorm(embedding_sum_, "embedding.norm.weight", "embedding.norm.bias");
-    drop(x, dropout, 0);
-    layers_.assign(config_.num_layers, {});
-    for (int32_t l = 0; l < config_.num_layers; ++l) {
-      const std::string at = "layer." + std::to_string(l) + ".";
-      const uint32_t stream = 1 + l * (H + 2);
-      Layer& k = layers_[l];
-      k.x = x;
-      k.qkv = linear(x, at + "qkv");
-      k.context.resize(x.size());
-      k.lse.resize(batch.num_tokens() * H);
-      std::vector<T> scratch(3 * batch.num_tokens() + 1);
-      dropout.stream = stream;
-      kernels::attention_forward_ref<T>(k.qkv.data(), 3 * C, batch.cu_seqlens.data(), 0, S, 0, H, H,
-                                        C / H, k.context.data(), C, k.lse.data(), scratch.data(),
-                                        dropout);
-      k.attention_sum = linear(k.context, at + "attention_output");
-      drop(k.attention_sum, dropout, stream + H);
-      add(k.attention_sum, x);
-      k.y = layernorm(k.attention_sum, at + "attention_norm.weight", at + "attention_norm.bias");
-      k.up = linear(k.y, at + "up");
-      k.hidden.resize(k.up.size());
-      kernels::activation_forward_ref<T>(k.up.data(), static_cast<int64_t>(k.up.size()),
-                                         config_.activation, k.hidden.data());
-      k.output_sum = linear(k.hidden, at + "down");
-      drop(k.output_sum, dropout, stream + H + 1);
-      add(k.output_sum, k.y);
-      x = layernorm(k.output_sum, at + "output_norm.weight", at + "output_norm.bias");
-    }
-    output_ = x;
-    u.assign(int64_t{S} * C, T(0));
-    kernels::pooling_forward_ref<T>(x.data(), C, batch.cu_seqlens.data(), 0, S, C, config_.pooling,
-                                    u.data(), C);
-  }
-
-  void backward(const PairBatch& batch, kernels::Dropout dropout, const std::vector<T>& du) {
-    const int32_t C = config_.hidden_size, H = config_.num_heads, S = batch.num_sentences();
-    std::vector<T> dx(output_.size());
-    kernels::pooling_backward_ref<T>(output_.data(), C, du.data(), C, batch.cu_seqlens.data(), 0, S,
-                                     C, config_.pooling, dx.data(), C);
-    for (int32_t l = config_.num_layers - 1; l >= 0; --l) {
-      const std::string at = "layer." + std::to_string(l) + ".";
-      const uint32_t stream = 1 + l * (H + 2);
-      const Layer& k = layers_[l];
-      dx = unlayernorm(k.output_sum, dx, at + "output_norm.weight", at + "output_norm.bias");
-      std::vector<T> branch = dx;
-      drop(branch, dropout, stream + H + 1);
-      std::vector<T> dup = unlinear(branch, k.hidden, at + "down");
-      kernels::activation_backward_ref<T>(k.up.data(), dup.data(), static_cast<int64_t>(dup.size()),
-                                          config_.activation, dup.data());
-      add(dx, unlinear(dup, k.y, at + "up"));
-      dx = unlayernorm(k.attention_sum, dx, at + "attention_norm.weight",
-                       at + "attention_norm.bias");
-      branch = dx;
-      drop(branch, dropout, stream + H);
-      const std::vector<T> dcontext = unlinear(branch, k.context, at + "attention_output");
-      std::vector<T> dqkv(k.qkv.size()), scratch(3 * batch.num_tokens() + 1);
-      dropout.stream = stream;
-      kernels::attention_backward_ref<T>(k.qkv.data(), 3 * C, batch.cu_seqlens.data(), 0, S, 0, H,
-                                         H, C / H, k.lse.data(), dropout, dcontext.data(), C,
-                                         dqkv.data(), 3 * C, scratch.data());
-      add(dx, unlinear(dqkv, k.x, at + "qkv"));
-    }
-    drop(dx, dropout, 0);
-    dx = unlayernorm(embedding_sum_, dx, "embedding.norm.weight", "embedding.norm.bias");
-    for (int32_t b = 0; b < S; ++b) {
-      for (int32_t i = batch.cu_seqlens[b]; i < batch.cu_seqlens[b + 1]; ++i) {
-        const int32_t position = config_.position_offset + i - batch.cu_seqlens[b];
-        for (int32_t c = 0; c < C; ++c) {
-          gradient("embedding.token")[int64_t{batch.token_ids[i]} * C + c] += dx[i * C + c];
-          gradient("embedding.position")[int64_t{position} * C + c] += dx[i * C + c];
-        }
-      }
-    }
-  }
-
   double generative(const PairBatch& batch, std::vector<T>& du) {
     const int32_t C = config_.hidden_size, V = config_.vocab_size, S = batch.num_sentences();
     const std::string at = "head.transform";
@@ -375,6 +381,78 @@ class PlainModel {
       }
     }
     return static_cast<double>(loss);
+  }
+};
+
+/// What plain f32 loops lose, in every part of the loss and every gradient: the largest error of
+/// some draws, each at parameters moved by a few roundings, since a single run may be lucky.
+struct PlainBudget {
+  std::array<ErrorBudget, 4> losses;   // relative: total, ugt, align, sim
+  std::vector<ErrorBudget> gradients;  // one a parameter, in the order of the table
+
+  PlainBudget(const ModelConfig& config, const std::vector<double>& values, const PairBatch& batch,
+              double align_weight, double sim_weight, const kernels::Dropout& dropout = {}) {
+    constexpr int kDraws = 4;
+    constexpr double kGradientFactor = 3;  // house rule
+    Random random(31);
+    PlainModel<float> plain(config);
+    PlainModel<double> exact(config);
+    gradients.assign(plain.table.parameters().size(), ErrorBudget(kGradientFactor));
+    for (int draw = 0; draw < kDraws; ++draw) {
+      for (size_t i = 0; i < values.size(); ++i) {
+        plain.values[i] = static_cast<float>(values[i]) * (1 + random.normal(0x1p-20f));
+        exact.values[i] = plain.values[i];
+      }
+      const PlainLosses a = plain.forward_backward(batch, align_weight, sim_weight, dropout);
+      const PlainLosses b = exact.forward_backward(batch, align_weight, sim_weight, dropout);
+      const auto add = [&](int part, double found, double wanted) {
+        if (wanted != 0) losses[part].add(1, static_cast<float>(found / wanted), 1, part, draw);
+      };
+      add(0, a.total, b.total);
+      add(1, a.ugt, b.ugt);
+      add(2, a.align, b.align);
+      add(3, a.sim, b.sim);
+      size_t k = 0;
+      for (const Parameter& p : plain.table.parameters()) {
+        for (int64_t i = p.offset; i < p.offset + p.size; ++i) {
+          gradients[k].add(static_cast<float>(exact.gradients[i]), plain.gradients[i],
+                           exact.gradients[i], 0, 0);
+        }
+        ++k;
+      }
+    }
+  }
+
+  /// Holds a step's losses and gradients against the exact ones; gives the largest share of a
+  /// gradient's budget.
+  double check(const training::LossParts& found, const training::FlatBuffer& found_gradients,
+               const PlainLosses& exact, const ParameterTable& table,
+               const std::vector<double>& exact_gradients, const std::string& what) const {
+    const auto check_loss = [&](int part, double value, double wanted, const char* name) {
+      ErrorBudget budget = losses[part];
+      budget.add(static_cast<float>(value / wanted), 1, 1, part, 0);
+      EXPECT_TRUE(budget.check(what + " loss " + name + ", relative", "*"));
+    };
+    check_loss(0, found.total, exact.total, "total");
+    for (const training::LossPart& part : found.parts) {
+      if (part.name == "ugt") check_loss(1, part.value, exact.ugt, "ugt");
+      if (part.name == "align") check_loss(2, part.value, exact.align, "align");
+      if (part.name == "sim") check_loss(3, part.value, exact.sim, "sim");
+    }
+    EXPECT_EQ(1u + (exact.align != 0) + (exact.sim != 0), found.parts.size()) << what;
+    double worst = 0;
+    size_t k = 0;
+    for (const Parameter& p : table.parameters()) {
+      ErrorBudget budget = gradients[k++];
+      for (int64_t i = 0; i < p.size; ++i) {
+        const double wanted = exact_gradients[p.offset + i];
+        budget.add(found_gradients.at(p)[i], static_cast<float>(wanted), wanted, i / p.shape.back(),
+                   i % p.shape.back());
+      }
+      EXPECT_TRUE(budget.check(what + " gradient of " + p.name, "*"));
+      worst = std::max(worst, budget.share());
+    }
+    return worst;
   }
 };
 
