@@ -185,13 +185,16 @@ class PlainModel {
   // out[m, n] = Σ_k a[m, k] w[n, k] + b[n]
   std::vector<T> linear(const std::vector<T>& a, const T* w, const T* b, int64_t N, int64_t K) {
     const int64_t M = static_cast<int64_t>(a.size()) / K;
-    std::vector<T> out(M * N);
+    std::vector<T> turned(K * N), out(M * N, T(0));
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t k = 0; k < K; ++k) turned[k * N + n] = w[n * K + k];
+    }
     for (int64_t m = 0; m < M; ++m) {
-      for (int64_t n = 0; n < N; ++n) {
-        T sum = 0;
-        for (int64_t k = 0; k < K; ++k) sum += a[m * K + k] * w[n * K + k];
-        out[m * N + n] = b == nullptr ? sum : sum + b[n];
+      T* row = out.data() + m * N;
+      for (int64_t k = 0; k < K; ++k) {
+        for (int64_t n = 0; n < N; ++n) row[n] += a[m * K + k] * turned[k * N + n];
       }
+      for (int64_t n = 0; n < N; ++n) row[n] += b[n];
     }
     return out;
   }
@@ -203,23 +206,21 @@ class PlainModel {
   std::vector<T> unlinear(const std::vector<T>& dout, const std::vector<T>& a, const T* w, T* dw,
                           T* db, int64_t N, int64_t K) {
     const int64_t M = static_cast<int64_t>(a.size()) / K;
-    std::vector<T> da(M * K);
+    std::vector<T> da(M * K, T(0)), sums(K);
     for (int64_t m = 0; m < M; ++m) {
-      for (int64_t k = 0; k < K; ++k) {
-        T sum = 0;
-        for (int64_t n = 0; n < N; ++n) sum += dout[m * N + n] * w[n * K + k];
-        da[m * K + k] = sum;
+      for (int64_t n = 0; n < N; ++n) {
+        for (int64_t k = 0; k < K; ++k) da[m * K + k] += dout[m * N + n] * w[n * K + k];
       }
     }
     for (int64_t n = 0; n < N; ++n) {
-      for (int64_t k = 0; k < K; ++k) {
-        T sum = 0;
-        for (int64_t m = 0; m < M; ++m) sum += dout[m * N + n] * a[m * K + k];
-        dw[n * K + k] += sum;
+      std::fill(sums.begin(), sums.end(), T(0));
+      T total = 0;
+      for (int64_t m = 0; m < M; ++m) {
+        for (int64_t k = 0; k < K; ++k) sums[k] += dout[m * N + n] * a[m * K + k];
+        total += dout[m * N + n];
       }
-      T sum = 0;
-      for (int64_t m = 0; m < M; ++m) sum += dout[m * N + n];
-      if (db != nullptr) db[n] += sum;
+      for (int64_t k = 0; k < K; ++k) dw[n * K + k] += sums[k];
+      db[n] += total;
     }
     return da;
   }
@@ -392,7 +393,7 @@ struct PlainBudget {
 
   PlainBudget(const ModelConfig& config, const std::vector<double>& values, const PairBatch& batch,
               double align_weight, double sim_weight, const kernels::Dropout& dropout = {}) {
-    constexpr int kDraws = 4;
+    constexpr int kDraws = 16;
     constexpr double kGradientFactor = 3;  // house rule
     Random random(31);
     PlainModel<float> plain(config);
