@@ -17,7 +17,8 @@ constexpr int32_t kRowsPerTask = 64;  // of steps that walk rows
 static_assert(kRowsPerTask % kernels::kLayernormBlockRows == 0);
 constexpr int32_t kGemmRowsPerTask = 192;  // of a product: in L2 while its panels pass
 constexpr int32_t kPanelsPerTask = 8;
-constexpr int32_t kOutputsPerTask = 64;  // rows of a weight's gradient
+constexpr int32_t kOutputsPerTask = 192;  // rows of a weight's gradient: the kernel's own block
+constexpr int32_t kFewestOutputsPerTask = 32;
 constexpr int32_t kSentencesPerTask = 4;
 constexpr int32_t kBucketsPerTask = 32;
 
@@ -375,7 +376,11 @@ class Encoder::Steps {
     const int32_t K = linear.forward.K;
     float* dw = gradients.data() + linear.weight;
     float* dbias = gradients.data() + linear.bias;
-    split(linear.forward.N, kOutputsPerTask, [&](int32_t first, int32_t last, int32_t thread) {
+    // Large blocks read a less often, small ones occupy all threads.
+    const int32_t N = linear.forward.N;
+    const int32_t share = (N / (2 * threads_.num_threads()) + 31) / 32 * 32;
+    const int32_t outputs = std::clamp(share, kFewestOutputsPerTask, kOutputsPerTask);
+    split(N, outputs, [&](int32_t first, int32_t last, int32_t thread) {
       if (dout.narrow != nullptr) {
         kernels_.gemm_backward_weight_bf16(dout.narrow, dout.stride, a.narrow, a.stride, N_, first,
                                            last, K, true, dw, K, b_.weight_scratch(thread));
