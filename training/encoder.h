@@ -51,7 +51,6 @@ class Encoder {
   struct Weights;
   struct Buffers;
   const ModelConfig config_;
-  const Precision precision_;
   const kernels::KernelTable& kernels_;
   ThreadPool& threads_;
   std::unique_ptr<Weights> weights_;
