@@ -1572,7 +1572,7 @@ void check_adam(const KernelRow& row, const std::string& filter) {
     AdamStep step;
     step.gradient_scale = 0.5f;
     step.l2 = variant % 2 ? 1e-2f : 0;
-    step.keep = variant % 2 ? 1 : 0.99f;
+    step.shrink = variant % 2 ? 0 : 0.01f;
     step.step_size = 1e-2f;
     step.inverse_correction2 = 1.5f;
     Guarded gradient(n, shift), state[4] = {Guarded(n, shift), Guarded(n), Guarded(n), Guarded(n)};

@@ -8,7 +8,7 @@ void adam_update_f32_avx2(float* value, const float* gradient, float* first_mome
                           float* second_moment, float* max_second_moment, uint16_t* narrow,
                           int64_t first, int64_t last, const AdamStep& step) {
   const __m256 scale = _mm256_set1_ps(step.gradient_scale), l2 = _mm256_set1_ps(step.l2),
-               keep = _mm256_set1_ps(step.keep), beta1 = _mm256_set1_ps(step.beta1),
+               shrink = _mm256_set1_ps(step.shrink), beta1 = _mm256_set1_ps(step.beta1),
                rest1 = _mm256_set1_ps(step.one_minus_beta1), beta2 = _mm256_set1_ps(step.beta2),
                rest2 = _mm256_set1_ps(step.one_minus_beta2), size = _mm256_set1_ps(step.step_size),
                correction2 = _mm256_set1_ps(step.inverse_correction2),
@@ -31,7 +31,7 @@ void adam_update_f32_avx2(float* value, const float* gradient, float* first_mome
     store_up_to_8(second_moment + i, count, v);
     const __m256 change =
         _mm256_div_ps(_mm256_mul_ps(size, m), _mm256_fmadd_ps(_mm256_sqrt_ps(w), correction2, eps));
-    const __m256 updated = _mm256_fmsub_ps(keep, old, change);
+    const __m256 updated = _mm256_sub_ps(old, _mm256_fmadd_ps(shrink, old, change));
     store_up_to_8(value + i, count, updated);
     if (narrow != nullptr) store_bf16(narrow + i, updated, count);
   }
