@@ -28,4 +28,21 @@ using activation_forward_f32_t = void(const float* x, int64_t n, Activation acti
 activation_forward_f32_t activation_forward_f32_ref, activation_forward_f32_avx2,
     activation_forward_f32_avx512;
 
+/// dx[i] = dy[i] · f'(x[i]), i < n, from the input of activation_forward_f32:
+///
+///     swish      σ + x σ (1 - σ)             σ = 1 / (1 + e^-x)
+///     gelu erf   Φ + x φ                     φ = e^(-x²/2) / √(2π)
+///     gelu tanh  σ + x σ (1 - σ) · 2 u'      σ = 1 / (1 + e^-2u), u' = √(2/π) (1 + 0.134145 x²)
+///     relu       0 for x ≤ 0, else 1
+///     tanh       1 / cosh² x
+///
+/// x, dy, dx [n], any alignment; dx (=) may be dy or x, no other overlap. x is finite.
+/// Error against the double reference ≤ 3× that of the f32 reference. Pure: no allocation, no
+/// threads, no globals.
+using activation_backward_f32_t = void(const float* x, const float* dy, int64_t n,
+                                       Activation activation, float* dx);
+
+activation_backward_f32_t activation_backward_f32_ref, activation_backward_f32_avx2,
+    activation_backward_f32_avx512;
+
 }  // namespace xsr::kernels

@@ -36,16 +36,19 @@ static inline void philox4x32(const uint32_t counter[4], const uint32_t key[2], 
   out[3] = c3;
 }
 
-/// out[i, c] = keep(i, c) ? x[i, c] · scale : 0.  Its own backward pass, with the gradient for x.
+/// out[i, c] = (keep(i, c) ? x[i, c] · scale : 0) (+ residual[i, c]).  Its own backward pass, with
+/// the gradient for x and no residual.
 ///
-/// x    [N, C]  row stride x_stride ≥ C floats
-/// out  [N, C]  row stride out_stride ≥ C floats; may be x itself; rows [first, last) are written
+/// x         [N, C]  row stride x_stride ≥ C floats
+/// residual  [N, C]  row stride residual_stride ≥ C floats; null = none
+/// out       [N, C]  row stride out_stride ≥ C floats; may be x or residual itself; rows
+///                   [first, last) are written
 ///
-/// A dropped element gives 0 even where x is NaN. Every ISA gives the same bits. Pure: no
+/// A dropped element counts as 0 even where x is NaN. Every ISA gives the same bits. Pure: no
 /// allocation, no threads, no globals. Source: Srivastava et al. 2014 (inverted form).
 using dropout_forward_f32_t = void(const float* x, int64_t x_stride, int32_t first, int32_t last,
-                                   int32_t C, const Dropout& dropout, float* out,
-                                   int64_t out_stride);
+                                   int32_t C, const Dropout& dropout, const float* residual,
+                                   int64_t residual_stride, float* out, int64_t out_stride);
 
 dropout_forward_f32_t dropout_forward_f32_ref, dropout_forward_f32_avx2, dropout_forward_f32_avx512;
 

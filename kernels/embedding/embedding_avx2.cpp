@@ -20,6 +20,7 @@ void embedding_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
         value = _mm256_add_ps(value, _mm256_maskload_ps(token_type + c, mask));
       _mm256_maskstore_ps(row + c, mask, value);
     }
+    if (gamma == nullptr) continue;
     const float inverse = layernorm_row_avx2(row, C, gamma, beta, eps, row);
     if (rstd != nullptr) rstd[i] = inverse;
   }

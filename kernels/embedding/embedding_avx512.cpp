@@ -25,6 +25,7 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
       _mm512_mask_storeu_ps(row + c, mask, value);
     }
+    if (gamma == nullptr) continue;
     const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
     if (rstd != nullptr) rstd[i] = inverse;
   }

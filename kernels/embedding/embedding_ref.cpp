@@ -21,4 +21,9 @@ void qkv_table_forward_f32_ref(const int32_t* token_ids, const int32_t* position
                         N, out, out_stride);
 }
 
+void embedding_backward_f32_ref(const float* de, int64_t de_stride, const RowBuckets& buckets,
+                                int32_t first, int32_t last, int32_t C, float* dtable) {
+  embedding_backward_ref(de, de_stride, buckets, first, last, C, dtable);
+}
+
 }  // namespace xsr::kernels

@@ -1,6 +1,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "kernels/embedding/embedding.h"
 #include "kernels/layernorm/layernorm_ref.h"
 #include "kernels/storage.h"
 
@@ -18,6 +19,7 @@ void embedding_forward_ref(const int32_t* token_ids, const int32_t* positions, i
                T(load_storage(position, storage, (int64_t)positions[i] * C + c));
       if (token_type != nullptr) row[c] += T(token_type[c]);
     }
+    if (gamma == nullptr) continue;
     const T inverse = layernorm_row_ref(row, C, gamma, beta, eps, row);
     if (rstd != nullptr) rstd[i] = inverse;
   }
@@ -32,6 +34,20 @@ void qkv_table_forward_ref(const int32_t* token_ids, const int32_t* positions, i
     const T* position = position_table + (int64_t)positions[i] * N;
     for (int32_t n = 0; n < N; ++n)
       out[i * out_stride + n] = (token[n] + position[n]) * rstd[i] + bias[n];
+  }
+}
+
+template <typename T>
+void embedding_backward_ref(const T* de, int64_t de_stride, const RowBuckets& buckets,
+                            int32_t first, int32_t last, int32_t C, T* dtable) {
+  for (int32_t u = first; u < last; ++u) {
+    T* row = dtable + (int64_t)buckets.ids[u] * C;
+    for (int32_t c = 0; c < C; ++c) {
+      T sum = 0;
+      for (int32_t r = buckets.starts[u]; r < buckets.starts[u + 1]; ++r)
+        sum += de[buckets.rows[r] * de_stride + c];
+      row[c] += sum;
+    }
   }
 }
 
