@@ -1,6 +1,7 @@
 #pragma once
 #include "kernels/activation/activation.h"
 #include "kernels/attention/attention.h"
+#include "kernels/dropout/dropout.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/isa.h"

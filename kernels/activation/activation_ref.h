@@ -45,10 +45,10 @@ static inline T activation_slope_ref(T x, Activation activation) {
       return T(0.5) * erfc(-x * T(0.70710678118654752440)) +
              x * T(0.39894228040143267794) * exp(T(-0.5) * x * x);
     case Activation::kGeluTanh: {
+      x = x < T(-20) ? T(-20) : x > T(20) ? T(20) : x;  // 0 or 1 beyond; x³ would overflow
       const T u = T(0.79788456080286535588) * (x + T(0.044715) * x * x * x);
       const T slope = T(0.79788456080286535588) * (T(1) + T(0.134145) * x * x);
       const T s = T(1) / (T(1) + exp(T(-2) * u));
-      // (1 - s) first: it is 0 by the time x · slope overflows
       return s + s * (T(1) - s) * (T(2) * x * slope);
     }
     case Activation::kRelu:

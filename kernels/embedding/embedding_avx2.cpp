@@ -44,4 +44,33 @@ void qkv_table_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
   }
 }
 
+void embedding_backward_f32_avx2(const float* de, int64_t de_stride, const RowBuckets& buckets,
+                                 int32_t first, int32_t last, int32_t C, float* dtable) {
+  for (int32_t u = first; u < last; ++u) {
+    const int32_t *begin = buckets.rows + buckets.starts[u],
+                  *end = buckets.rows + buckets.starts[u + 1];
+    float* row = dtable + (int64_t)buckets.ids[u] * C;
+    int32_t c = 0;
+    for (; c + 64 <= C; c += 64) {
+      __m256 sum[8];
+      for (int j = 0; j < 8; ++j) sum[j] = _mm256_setzero_ps();
+      for (const int32_t* r = begin; r < end; ++r) {
+        const float* gradient = de + *r * de_stride + c;
+        for (int j = 0; j < 8; ++j)
+          sum[j] = _mm256_add_ps(sum[j], _mm256_loadu_ps(gradient + 8 * j));
+      }
+      for (int j = 0; j < 8; ++j) {
+        float* at = row + c + 8 * j;
+        _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), sum[j]));
+      }
+    }
+    for (; c < C; c += 8) {
+      __m256 sum = _mm256_setzero_ps();
+      for (const int32_t* r = begin; r < end; ++r)
+        sum = _mm256_add_ps(sum, load_up_to_8(de + *r * de_stride + c, C - c));
+      store_up_to_8(row + c, C - c, _mm256_add_ps(load_up_to_8(row + c, C - c), sum));
+    }
+  }
+}
+
 }  // namespace xsr::kernels

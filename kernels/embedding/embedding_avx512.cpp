@@ -52,4 +52,35 @@ void qkv_table_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
   }
 }
 
+void embedding_backward_f32_avx512(const float* de, int64_t de_stride, const RowBuckets& buckets,
+                                   int32_t first, int32_t last, int32_t C, float* dtable) {
+  for (int32_t u = first; u < last; ++u) {
+    const int32_t *begin = buckets.rows + buckets.starts[u],
+                  *end = buckets.rows + buckets.starts[u + 1];
+    float* row = dtable + (int64_t)buckets.ids[u] * C;
+    int32_t c = 0;
+    for (; c + 128 <= C; c += 128) {
+      __m512 sum[8];
+      for (int j = 0; j < 8; ++j) sum[j] = _mm512_setzero_ps();
+      for (const int32_t* r = begin; r < end; ++r) {
+        const float* gradient = de + *r * de_stride + c;
+        for (int j = 0; j < 8; ++j)
+          sum[j] = _mm512_add_ps(sum[j], _mm512_loadu_ps(gradient + 16 * j));
+      }
+      for (int j = 0; j < 8; ++j) {
+        float* at = row + c + 16 * j;
+        _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), sum[j]));
+      }
+    }
+    for (; c < C; c += 16) {
+      const __mmask16 mask = tail_mask(C - c);
+      __m512 sum = _mm512_setzero_ps();
+      for (const int32_t* r = begin; r < end; ++r)
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, de + *r * de_stride + c));
+      _mm512_mask_storeu_ps(row + c, mask,
+                            _mm512_add_ps(_mm512_maskz_loadu_ps(mask, row + c), sum));
+    }
+  }
+}
+
 }  // namespace xsr::kernels

@@ -3,9 +3,9 @@
 
 namespace xsr::kernels {
 
-/// One row of C floats; out may be x. Returns 1 / sqrt(var + eps).
-static inline float layernorm_row_avx2(const float* x, int32_t C, const float* gamma,
-                                       const float* beta, float eps, float* out) {
+/// Gives the mean of a row and returns 1 / sqrt(var + eps).
+static inline float layernorm_statistics_avx2(const float* x, int32_t C, float eps,
+                                              float* mean_out) {
   const float count = (float)C;
   __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
                    _mm256_setzero_ps()};
@@ -35,9 +35,18 @@ static inline float layernorm_row_avx2(const float* x, int32_t C, const float* g
   const float squares =
       reduce_add(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
   const __m128 root = _mm_sqrt_ss(_mm_set_ss(squares / count + eps));
-  const float inverse = 1.0f / _mm_cvtss_f32(root);
+  *mean_out = mean;
+  return 1.0f / _mm_cvtss_f32(root);
+}
+
+/// One row of C floats; out may be x. Returns 1 / sqrt(var + eps).
+static inline float layernorm_row_avx2(const float* x, int32_t C, const float* gamma,
+                                       const float* beta, float eps, float* out) {
+  float mean;
+  const float inverse = layernorm_statistics_avx2(x, C, eps, &mean);
+  const __m256 means = _mm256_set1_ps(mean);
   const __m256 scale = _mm256_set1_ps(inverse);
-  for (c = 0; c < C; c += 8) {
+  for (int32_t c = 0; c < C; c += 8) {
     const __m256i mask = tail_mask8(C - c);
     const __m256 centred = _mm256_sub_ps(_mm256_maskload_ps(x + c, mask), means);
     const __m256 value =

@@ -42,8 +42,9 @@ static inline __m512 times_sigmoid_f32(__m512 x, __m512 y) {
   return _mm512_div_ps(x, _mm512_add_ps(one, exp_f32(negate_f32(y))));
 }
 
-static inline __m512 gelu_erf_f32(__m512 x) {
-  // x Φ(x) with Φ(-|x|) = ½ erfc(t), t = |x|/√2, erfc(t) = e^(-t²) P(q)/(1 + 2t), q = (t - 2)/(t +
+/// Φ(x), the normal distribution, and e^(-x²/2).
+static inline __m512 normal_distribution_f32(__m512 x, __m512* bell) {
+  // Φ(-|x|) = ½ erfc(t), t = |x|/√2, erfc(t) = e^(-t²) P(q)/(1 + 2t), q = (t - 2)/(t +
   // 2).
   const __m512 one = _mm512_set1_ps(1.0f), two = _mm512_set1_ps(2.0f);
   const __m512 magnitude = _mm512_abs_ps(x);
@@ -72,8 +73,13 @@ static inline __m512 gelu_erf_f32(__m512 x) {
   const __m512 scaled = _mm512_div_ps(p, _mm512_fmadd_ps(two, t, one));
   const __m512 lower = _mm512_mul_ps(_mm512_mul_ps(half, tail), scaled);  // Φ(-|x|)
   const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-  const __m512 phi = _mm512_mask_mov_ps(_mm512_sub_ps(one, lower), negative, lower);
-  return _mm512_mul_ps(x, phi);
+  *bell = tail;
+  return _mm512_mask_mov_ps(_mm512_sub_ps(one, lower), negative, lower);
+}
+
+static inline __m512 gelu_erf_f32(__m512 x) {
+  __m512 bell;
+  return _mm512_mul_ps(x, normal_distribution_f32(x, &bell));
 }
 
 static inline __m512 gelu_tanh_f32(__m512 x) {
