@@ -40,6 +40,19 @@ const char* storage_name(Storage storage) {
 }
 constexpr Storage kStorages[] = {Storage::kF32, Storage::kBF16, Storage::kF16};
 
+constexpr struct {
+  const char* name;
+  Activation activation;
+} kActivations[] = {{"swish", Activation::kSwish},
+                    {"gelu_erf", Activation::kGeluErf},
+                    {"gelu_tanh", Activation::kGeluTanh},
+                    {"relu", Activation::kRelu},
+                    {"tanh", Activation::kTanh}};
+constexpr struct {
+  const char* name;
+  Pooling pooling;
+} kPoolings[] = {{"mean", Pooling::kMean}, {"max", Pooling::kMax}, {"cls", Pooling::kCls}};
+
 void fill_normal(float* data, size_t count, float deviation, uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0f, deviation);
@@ -353,13 +366,7 @@ void bench_attention_forward_f32(const std::string& name, Isa isa,
 
 void bench_activation_forward_f32(const std::string& name, Isa,
                                   activation_forward_f32_t* activation) {
-  struct Case {
-    const char* name;
-    Activation activation;
-  };
-  for (const Case c : {Case{"swish", Activation::kSwish}, Case{"gelu_erf", Activation::kGeluErf},
-                       Case{"gelu_tanh", Activation::kGeluTanh}, Case{"relu", Activation::kRelu},
-                       Case{"tanh", Activation::kTanh}}) {
+  for (const auto& c : kActivations) {
     add(name + "/" + c.name, [=](benchmark::State& state) {
       constexpr int64_t kCount = 4 * kXsrIntermediateSize;
       const std::vector<float> x = normal_floats(kCount, 2.0f, 1);
@@ -373,12 +380,7 @@ void bench_activation_forward_f32(const std::string& name, Isa,
 }
 
 void bench_pooling_forward_f32(const std::string& name, Isa, pooling_forward_f32_t* pooling) {
-  struct Case {
-    const char* name;
-    Pooling pooling;
-  };
-  for (const Case c :
-       {Case{"mean", Pooling::kMean}, Case{"max", Pooling::kMax}, Case{"cls", Pooling::kCls}}) {
+  for (const auto& c : kPoolings) {
     for (const int32_t N : {20, 96}) {
       add(name + "/" + c.name + "/" + std::to_string(N), [=](benchmark::State& state) {
         const int64_t stride = padded_stride(kC);
@@ -408,6 +410,136 @@ void bench_l2_normalize_forward_f32(const std::string& name, Isa,
       // In place: a unit row stays one, so every call does the same work.
       run(state, agrees(out, expected), 0, double(B) * kC,
           [&] { normalize(out.data(), kC, 0, B, kC); });
+    });
+  }
+}
+
+/// Tokens of a training batch of 64 pairs, and of a share that one thread takes.
+constexpr int32_t kTrainingRows[] = {96, 3072};
+
+void bench_layernorm_backward_f32(const std::string& name, Isa isa,
+                                  layernorm_backward_f32_t* layernorm) {
+  for (const int32_t N : kTrainingRows) {
+    if (isa == Isa::kRef && N > kXsrMaxSeqLen) continue;
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const int32_t blocks = layernorm_block_count(N);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1),
+                               dy = normal_floats(N * stride, 1.0f, 2),
+                               gamma = normal_floats(kC, 1.0f, 3);
+      struct Gradients {
+        std::vector<float> dx, dgamma, dbeta;
+      };
+      const Gradients empty{std::vector<float>(N * stride), std::vector<float>(blocks * kC),
+                            std::vector<float>(blocks * kC)};
+      Gradients out = empty, expected = empty;
+      const auto call = [&](layernorm_backward_f32_t* f, Gradients& to) {
+        f(x.data(), stride, dy.data(), stride, N, 0, blocks, kC, gamma.data(), 1e-12f, to.dx.data(),
+          stride, to.dgamma.data(), to.dbeta.data());
+      };
+      call(layernorm, out);
+      call(layernorm_backward_f32_ref, expected);
+      const bool right = agrees(out.dx, expected.dx) && agrees(out.dgamma, expected.dgamma) &&
+                         agrees(out.dbeta, expected.dbeta);
+      run(state, right, 0, double(N) * kC, [&] { call(layernorm, out); });
+    });
+  }
+}
+
+void bench_activation_backward_f32(const std::string& name, Isa,
+                                   activation_backward_f32_t* activation) {
+  for (const auto& c : kActivations) {
+    add(name + "/" + c.name, [=](benchmark::State& state) {
+      constexpr int64_t kCount = 4 * kXsrIntermediateSize;
+      const std::vector<float> x = normal_floats(kCount, 2.0f, 1),
+                               dy = normal_floats(kCount, 1.0f, 2);
+      std::vector<float> out(kCount), expected(kCount);
+      activation(x.data(), dy.data(), kCount, c.activation, out.data());
+      activation_backward_f32_ref(x.data(), dy.data(), kCount, c.activation, expected.data());
+      run(state, agrees(out, expected), 0, kCount,
+          [&] { activation(x.data(), dy.data(), kCount, c.activation, out.data()); });
+    });
+  }
+}
+
+void bench_pooling_backward_f32(const std::string& name, Isa, pooling_backward_f32_t* pooling) {
+  for (const auto& c : kPoolings) {
+    for (const int32_t N : kTrainingRows) {
+      add(name + "/" + c.name + "/" + std::to_string(N), [=](benchmark::State& state) {
+        const int64_t stride = padded_stride(kC);
+        const std::vector<int32_t> cu_seqlens = sentences_of(N, 24);
+        const int32_t sentences = static_cast<int32_t>(cu_seqlens.size()) - 1;
+        const std::vector<float> x = normal_floats(N * stride, 1.0f, 1),
+                                 dy = normal_floats(sentences * kC, 1.0f, 2);
+        std::vector<float> out(N * stride), expected(N * stride);
+        const auto call = [&](pooling_backward_f32_t* f, float* to) {
+          f(x.data(), stride, dy.data(), kC, cu_seqlens.data(), 0, sentences, kC, c.pooling, to,
+            stride);
+        };
+        call(pooling, out.data());
+        call(pooling_backward_f32_ref, expected.data());
+        run(state, agrees(out, expected), 0, double(N) * kC, [&] { call(pooling, out.data()); });
+      });
+    }
+  }
+}
+
+void bench_l2_normalize_backward_f32(const std::string& name, Isa,
+                                     l2_normalize_backward_f32_t* normalize) {
+  for (const int32_t B : {1, 128}) {
+    add(name + "/" + std::to_string(B), [=](benchmark::State& state) {
+      const std::vector<float> x = normal_floats(B * kC, 1.0f, 1),
+                               dy = normal_floats(B * kC, 1.0f, 2);
+      std::vector<float> out(B * kC), expected(B * kC);
+      const auto call = [&](l2_normalize_backward_f32_t* f, float* to) {
+        f(x.data(), kC, dy.data(), kC, 0, B, kC, to, kC);
+      };
+      call(normalize, out.data());
+      call(l2_normalize_backward_f32_ref, expected.data());
+      run(state, agrees(out, expected), 0, double(B) * kC, [&] { call(normalize, out.data()); });
+    });
+  }
+}
+
+void bench_embedding_backward_f32(const std::string& name, Isa,
+                                  embedding_backward_f32_t* embedding) {
+  for (const int32_t N : kTrainingRows) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> de = normal_floats(N * stride, 1.0f, 1);
+      // Frequencies as 1 / rank, as those of words are.
+      std::mt19937 random(2);
+      std::uniform_real_distribution<double> uniform(0, std::log(double(kXsrVocabSize)));
+      std::vector<int32_t> ids(N), memory(bucket_rows_memory(N, kXsrVocabSize));
+      for (int32_t& id : ids) id = static_cast<int32_t>(std::exp(uniform(random))) - 1;
+      const RowBuckets buckets = bucket_rows(ids.data(), N, kXsrVocabSize, -1, memory.data());
+      std::vector<float> out(size_t{kXsrVocabSize} * kC), expected(out.size());
+      const auto call = [&](embedding_backward_f32_t* f, float* to) {
+        f(de.data(), stride, buckets, 0, buckets.count, kC, to);
+      };
+      call(embedding, out.data());
+      call(embedding_backward_f32_ref, expected.data());
+      run(state, agrees(out, expected), 0, double(N) * kC, [&] { call(embedding, out.data()); });
+    });
+  }
+}
+
+void bench_dropout_forward_f32(const std::string& name, Isa isa, dropout_forward_f32_t* dropout) {
+  for (const int32_t N : kTrainingRows) {
+    if (isa == Isa::kRef && N > kXsrMaxSeqLen) continue;
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
+      Dropout tenth;
+      tenth.threshold = 429496729;
+      tenth.scale = 1 / 0.9f;
+      std::vector<float> out(N * stride), expected(N * stride);
+      const auto call = [&](dropout_forward_f32_t* f, float* to) {
+        f(x.data(), stride, 0, N, kC, tenth, nullptr, 0, to, stride);
+      };
+      call(dropout, out.data());
+      call(dropout_forward_f32_ref, expected.data());
+      run(state, out == expected, 0, double(N) * kC, [&] { call(dropout, out.data()); });
     });
   }
 }

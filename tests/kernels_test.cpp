@@ -8,6 +8,7 @@
 #include "kernels/activation/activation_ref.h"
 #include "kernels/attention/attention_ref.h"
 #include "kernels/dispatch.h"
+#include "kernels/dropout/dropout_ref.h"
 #include "kernels/embedding/embedding_ref.h"
 #include "kernels/gemm/gemm_ref.h"
 #include "kernels/layernorm/layernorm_ref.h"
@@ -157,6 +158,62 @@ void check_embedding(const KernelRow& row, const std::string& filter) {
     expect_untouched(out, N, C, stride, what);
     for (int32_t c = 0; c < C; ++c)
       EXPECT_TRUE(std::isnan(out[c]) && std::isnan(out[6 * stride + c])) << what;
+    // Without gamma: the sum itself.
+    kernel(ids.data(), positions.data(), first, last, token.data, position.data, storage, types,
+           nullptr, nullptr, 1e-12f, C, plain.data(), stride, nullptr);
+    for (int32_t i = first; i < last; ++i) {
+      for (int32_t c = 0; c < C; ++c) {
+        float sum =
+            load_storage(token.data, storage, static_cast<int64_t>(ids[i]) * C + c) +
+            load_storage(position.data, storage, static_cast<int64_t>(positions[i]) * C + c);
+        if (typed) sum += type[c];
+        ASSERT_EQ(sum, plain[i * stride + c]) << what << " without LayerNorm";
+      }
+    }
+  }
+}
+
+void check_embedding_backward(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<embedding_backward_f32_t*>(row.function);
+  Random random(12);
+  for (int32_t C : widths()) {
+    const int shift = C % 4;
+    const int32_t N = 90, V = 12, padding = 0, unused = 7;
+    const int64_t stride = C + 3;
+    std::vector<int32_t> ids(N), memory(bucket_rows_memory(N, V));
+    for (int32_t& id : ids) {
+      id = random.range(0, 3) == 0 ? 5 : random.range(0, V - 1);  // one that is looked up often
+      if (id == unused) id = 6;
+    }
+    ids[11] = padding;
+    const RowBuckets buckets = bucket_rows(ids.data(), N, V, padding, memory.data());
+    Guarded de = random_rows(random, N, C, stride, shift),
+            table = random_rows(random, V, C, C, shift), plain(V * C);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; ids[i] == padding && c < C; ++c) de[i * stride + c] = NAN;
+    }
+    for (int64_t i = 0; i < V * C; ++i) plain[i] = table[i];
+    std::vector<double> exact = widen(table), wide = widen(de);
+    const std::vector<float> before(table.data(), table.data() + table.size());
+    kernel(de.data(), stride, buckets, 0, buckets.count, C, table.data());
+    embedding_backward_f32_ref(de.data(), stride, buckets, 0, buckets.count, C, plain.data());
+    embedding_backward_ref<double>(wide.data(), stride, buckets, 0, buckets.count, C, exact.data());
+    const std::string what = row.name + shape_text({{"C", C}});
+    ErrorBudget budget(3);
+    for (int32_t v = 0; v < V; ++v) {
+      for (int32_t c = 0; c < C; ++c)
+        budget.add(table[v * C + c], plain[v * C + c], exact[v * C + c], v, c);
+    }
+    EXPECT_TRUE(budget.check(what, filter));
+    EXPECT_TRUE(table.intact()) << what;
+    for (int32_t v : {padding, unused})
+      EXPECT_EQ(0, std::memcmp(&table[v * C], &before[v * C], 4 * C)) << what << " row " << v;
+    // One bucket at a time, the last one first: the same bits.
+    Guarded split(V * C, shift);
+    for (int64_t i = 0; i < V * C; ++i) split[i] = before[i];
+    for (int32_t u = buckets.count - 1; u >= 0; --u)
+      kernel(de.data(), stride, buckets, u, u + 1, C, split.data());
+    EXPECT_EQ(0, std::memcmp(split.data(), table.data(), 4 * V * C)) << what << " split";
   }
 }
 
@@ -568,6 +625,83 @@ void check_attention(const KernelRow& row, const std::string& filter) {
   }
 }
 
+void check_layernorm_backward(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<layernorm_backward_f32_t*>(row.function);
+  Random random(13);
+  for (int32_t C : widths()) {
+    for (float offset : {0.0f, 100.0f}) {
+      const int shift = C % 4;
+      const int32_t N = 2 * kLayernormBlockRows + 6, blocks = 3;
+      const int64_t stride = C + 3, dy_stride = C + 1, dx_stride = C + 2;
+      Guarded x = random_rows(random, N, C, stride, shift, 3),
+              dy = random_rows(random, N, C, dy_stride, shift),
+              gamma = random_rows(random, 1, C, C, shift);
+      for (int32_t i = 0; i < N; ++i) {
+        for (int32_t c = 0; c < C; ++c) x[i * stride + c] += offset;
+      }
+      struct Result {
+        Result(int64_t dx_size, int64_t parts, int shift)
+            : dx(dx_size, shift), dgamma(parts, shift), dbeta(parts, shift) {}
+        Guarded dx, dgamma, dbeta;
+      } out(N * dx_stride, blocks * C, shift), plain(N * dx_stride, blocks * C, 0),
+          split(N * dx_stride, blocks * C, shift);
+      std::vector<double> wide = widen(x), wide_dy = widen(dy), wide_gamma = widen(gamma),
+                          exact(N * dx_stride), exact_dgamma(blocks * C), exact_dbeta(blocks * C);
+      const float eps = 1e-12f;
+      const auto call = [&](layernorm_backward_f32_t* f, int32_t first, int32_t last, Result& to) {
+        f(x.data(), stride, dy.data(), dy_stride, N, first, last, C, gamma.data(), eps,
+          to.dx.data(), dx_stride, to.dgamma.data(), to.dbeta.data());
+      };
+      call(kernel, 0, blocks, out);
+      call(layernorm_backward_f32_ref, 0, blocks, plain);
+      layernorm_backward_ref<double>(wide.data(), stride, wide_dy.data(), dy_stride, N, 0, blocks,
+                                     C, wide_gamma.data(), double(eps), exact.data(), dx_stride,
+                                     exact_dgamma.data(), exact_dbeta.data());
+      const std::string what = row.name + shape_text({{"C", C}, {"offset", int64_t(offset)}});
+      // Three values that nearly agree have a huge rstd: one row decides the largest error.
+      const double factor = C < 5 || offset != 0 ? 1.5 * kIllConditioned : 3;
+      ErrorBudget budget(factor), dgamma_budget(factor), dbeta_budget(3);
+      for (int32_t i = 0; i < N; ++i) {
+        for (int32_t c = 0; c < C; ++c)
+          budget.add(out.dx[i * dx_stride + c], plain.dx[i * dx_stride + c],
+                     exact[i * dx_stride + c], i, c);
+      }
+      for (int32_t i = 0; i < blocks * C; ++i) {
+        dgamma_budget.add(out.dgamma[i], plain.dgamma[i], exact_dgamma[i], i / C, i % C);
+        dbeta_budget.add(out.dbeta[i], plain.dbeta[i], exact_dbeta[i], i / C, i % C);
+      }
+      EXPECT_TRUE(budget.check(what + " dx", filter));
+      EXPECT_TRUE(dgamma_budget.check(what + " dgamma", filter));
+      EXPECT_TRUE(dbeta_budget.check(what + " dbeta", filter));
+      expect_untouched(out.dx, N, C, dx_stride, what);
+      EXPECT_TRUE(out.dgamma.intact() && out.dbeta.intact()) << what;
+      // One block at a time: the same bits, and nothing of the others.
+      for (int32_t k : {2, 0}) call(kernel, k, k + 1, split);
+      const int64_t middle = kLayernormBlockRows * dx_stride;
+      for (int64_t i = 0; i < N * dx_stride; ++i) {
+        if (i >= middle && i < 2 * middle)
+          ASSERT_TRUE(std::isnan(split.dx[i])) << what << " split";
+        else
+          ASSERT_EQ(0, std::memcmp(&split.dx[i], &out.dx[i], 4)) << what << " split";
+      }
+      for (int32_t c = 0; c < C; ++c) {
+        ASSERT_TRUE(std::isnan(split.dgamma[C + c]) && std::isnan(split.dbeta[C + c])) << what;
+        for (int32_t k : {0, 2 * C}) {
+          ASSERT_EQ(out.dgamma[k + c], split.dgamma[k + c]) << what << " split";
+          ASSERT_EQ(out.dbeta[k + c], split.dbeta[k + c]) << what << " split";
+        }
+      }
+      kernel(x.data(), stride, dy.data(), dy_stride, N, 0, blocks, C, gamma.data(), eps, dy.data(),
+             dy_stride, split.dgamma.data(), split.dbeta.data());
+      for (int32_t i = 0; i < N; ++i) {
+        ASSERT_EQ(0, std::memcmp(&dy[i * dy_stride], &out.dx[i * dx_stride], 4 * C))
+            << what << " in place";
+      }
+      expect_untouched(dy, N, C, dy_stride, what);
+    }
+  }
+}
+
 void check_activation(const KernelRow& row, const std::string& filter) {
   auto* kernel = reinterpret_cast<activation_forward_f32_t*>(row.function);
   Random random(5);
@@ -598,6 +732,202 @@ void check_activation(const KernelRow& row, const std::string& filter) {
     EXPECT_EQ(0.0f, out[4]);
     for (int i = 2; i < 11; ++i)
       EXPECT_FALSE(std::isnan(out[i])) << row.name << int(activation) << " of " << specials[i];
+  }
+}
+
+void check_activation_backward(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<activation_backward_f32_t*>(row.function);
+  Random random(14);
+  for (Activation activation : kActivations) {
+    ErrorBudget budget(3);  // over all lengths
+    for (int32_t n = 0; n <= 33; ++n) {
+      Guarded x = random_rows(random, 1, n, n, n % 4, 4), dy = random_rows(random, 1, n, n, n % 3),
+              out(n, (n + 1) % 4);
+      kernel(x.data(), dy.data(), n, activation, out.data());
+      for (int32_t i = 0; i < n; ++i) {
+        float plain;
+        double exact;
+        const double wide = x[i], wide_dy = dy[i];
+        activation_backward_ref(&x[i], &dy[i], 1, activation, &plain);
+        activation_backward_ref(&wide, &wide_dy, 1, activation, &exact);
+        budget.add(out[i], plain, exact, n, i);
+      }
+      EXPECT_TRUE(out.intact());
+      Guarded copy(n, n % 3);
+      for (int32_t i = 0; i < n; ++i) copy[i] = dy[i];
+      kernel(x.data(), copy.data(), n, activation, copy.data());
+      EXPECT_EQ(0, std::memcmp(copy.data(), out.data(), 4 * n)) << "in place of dy";
+      kernel(x.data(), dy.data(), n, activation, x.data());
+      EXPECT_EQ(0, std::memcmp(x.data(), out.data(), 4 * n)) << "in place of x";
+      EXPECT_TRUE(copy.intact() && x.intact());
+    }
+    const std::string what = row.name + shape_text({{"activation", int64_t(activation)}});
+    EXPECT_TRUE(budget.check(what, filter));
+    // Where the exponentials have left the range the slope is 0 on the left and 1 on the right.
+    const float far[] = {-3e38f, -1e30f, -1e13f, -200, 200, 1e13f, 1e30f, 3e38f},
+                ones[] = {1, 1, 1, 1, 1, 1, 1, 1};
+    float out[8];
+    kernel(far, ones, 8, activation, out);
+    for (int i = 0; i < 8; ++i) {
+      const float expected = activation == Activation::kNone   ? 1.0f
+                             : activation == Activation::kTanh ? 0.0f
+                             : far[i] < 0                      ? 0.0f
+                                                               : 1.0f;
+      EXPECT_EQ(expected, out[i]) << what << " at " << far[i];
+    }
+    const float zero = 0, one = 1, nan = NAN;
+    kernel(&zero, &one, 1, activation, out);
+    const bool linear = activation == Activation::kNone || activation == Activation::kTanh;
+    EXPECT_EQ(linear ? 1.0f : activation == Activation::kRelu ? 0.0f : 0.5f, out[0]) << what;
+    kernel(&one, &nan, 1, activation, out);
+    EXPECT_TRUE(std::isnan(out[0])) << what << ": a NaN gradient stays one";
+  }
+}
+
+void check_pooling_backward(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<pooling_backward_f32_t*>(row.function);
+  Random random(15);
+  int variant = 0;
+  for (int32_t C : widths()) {
+    for (Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kCls}) {
+      const int shift = variant++ % 4;
+      const std::vector<int32_t> cu = {0, 3, 3, 4, 24, 26};
+      const int32_t B = 5, N = 26, last = 4;  // the rows of the last sentence stay as they are
+      const int64_t stride = C + 3, dy_stride = C + 1, dx_stride = C + 2;
+      Guarded x = random_rows(random, N, C, stride, shift),
+              dy = random_rows(random, B, C, dy_stride, shift), dx(N * dx_stride, shift),
+              plain(N * dx_stride);
+      for (int32_t c = 0; c < C; c += 2) x[9 * stride + c] = x[17 * stride + c] = 9;  // ties
+      std::vector<double> exact(N * dx_stride), wide = widen(x), wide_dy = widen(dy);
+      const float* rows = pooling == Pooling::kMax ? x.data() : nullptr;
+      kernel(rows, stride, dy.data(), dy_stride, cu.data(), 0, last, C, pooling, dx.data(),
+             dx_stride);
+      pooling_backward_f32_ref(x.data(), stride, dy.data(), dy_stride, cu.data(), 0, last, C,
+                               pooling, plain.data(), dx_stride);
+      pooling_backward_ref<double>(wide.data(), stride, wide_dy.data(), dy_stride, cu.data(), 0,
+                                   last, C, pooling, exact.data(), dx_stride);
+      const std::string what = row.name + shape_text({{"C", C}, {"pooling", int64_t(pooling)}});
+      ErrorBudget budget(3);
+      for (int32_t i = 0; i < cu[last]; ++i) {
+        for (int32_t c = 0; c < C; ++c)
+          budget.add(dx[i * dx_stride + c], plain[i * dx_stride + c], exact[i * dx_stride + c], i,
+                     c);
+      }
+      EXPECT_TRUE(budget.check(what, filter));
+      expect_untouched(dx, N, C, dx_stride, what);
+      for (int32_t i = cu[last]; i < N; ++i) {
+        for (int32_t c = 0; c < C; ++c) ASSERT_TRUE(std::isnan(dx[i * dx_stride + c])) << what;
+      }
+      if (pooling != Pooling::kMax) continue;
+      for (int32_t c = 0; c < C; c += 2) {
+        EXPECT_EQ(dy[3 * dy_stride + c], dx[9 * dx_stride + c]) << what << ": the first of a tie";
+        EXPECT_EQ(0.0f, dx[17 * dx_stride + c]) << what << ": the second of a tie";
+      }
+    }
+  }
+}
+
+void check_l2_normalize_backward(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<l2_normalize_backward_f32_t*>(row.function);
+  Random random(16);
+  for (int32_t C : widths()) {
+    for (float scale : {1.0f, 1e30f, 1e-30f}) {  // squares beyond the range of f32
+      const int32_t B = 5;
+      const int64_t stride = C + 2, dy_stride = C + 1, dx_stride = C + 3;
+      Guarded x = random_rows(random, B, C, stride, C % 4, scale),
+              dy = random_rows(random, B, C, dy_stride, C % 4), dx(B * dx_stride, C % 4),
+              plain(B * dx_stride);
+      for (int32_t c = 0; c < C; ++c) x[2 * stride + c] = 0;
+      std::vector<double> exact(B * dx_stride), wide = widen(x), wide_dy = widen(dy);
+      kernel(x.data(), stride, dy.data(), dy_stride, 1, B, C, dx.data(), dx_stride);
+      l2_normalize_backward_f32_ref(x.data(), stride, dy.data(), dy_stride, 1, B, C, plain.data(),
+                                    dx_stride);
+      l2_normalize_backward_ref<double>(wide.data(), stride, wide_dy.data(), dy_stride, 1, B, C,
+                                        exact.data(), dx_stride);
+      const std::string what =
+          row.name + shape_text({{"C", C}}) + " scale " + std::to_string(scale);
+      ErrorBudget budget(3);
+      // In one dimension the gradient is 0 and what is left of it is the rounding of f64.
+      for (int32_t b = 1; b < B && C > 1; ++b) {
+        for (int32_t c = 0; c < C; ++c)
+          budget.add(dx[b * dx_stride + c], plain[b * dx_stride + c], exact[b * dx_stride + c], b,
+                     c);
+      }
+      EXPECT_TRUE(budget.check(what, filter));
+      expect_untouched(dx, B, C, dx_stride, what);
+      for (int32_t c = 0; c < C; ++c) {
+        EXPECT_TRUE(std::isnan(dx[c])) << what << ": a row before the range";
+        EXPECT_EQ(0.0f, dx[2 * dx_stride + c]) << what << ": a zero row";
+      }
+      kernel(x.data(), stride, dy.data(), dy_stride, 1, B, C, dy.data(), dy_stride);
+      for (int32_t b = 1; b < B; ++b) {
+        ASSERT_EQ(0, std::memcmp(&dy[b * dy_stride], &dx[b * dx_stride], 4 * C))
+            << what << " in place";
+      }
+    }
+  }
+}
+
+/// No budget: every ISA gives ref's bits.
+void check_dropout(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<dropout_forward_f32_t*>(row.function);
+  Random random(17);
+  int variant = 0;
+  std::vector<int32_t> columns = widths();
+  for (int32_t c : {127, 129, 130}) columns.push_back(c);  // beyond two runs of AVX-512's words
+  for (int32_t C : columns) {
+    for (uint32_t threshold : {0u, 0x40000000u, 0xf0000000u}) {
+      const int shift = variant++ % 4;
+      const bool added = variant % 2;
+      const int32_t N = 6, first = 1, last = 5;
+      const int64_t stride = C + 3, residual_stride = C + 1, out_stride = C + 2;
+      Dropout dropout;
+      dropout.threshold = threshold;
+      dropout.scale = 1.3f;
+      dropout.key[0] = static_cast<uint32_t>(random.bits());
+      dropout.key[1] = static_cast<uint32_t>(random.bits());
+      dropout.step = 5;
+      dropout.stream = 0x80000001u;
+      Guarded x = random_rows(random, N, C, stride, shift),
+              residual = random_rows(random, N, C, residual_stride, shift),
+              out(N * out_stride, shift), expected(N * out_stride);
+      for (int32_t c = 0; c < C; ++c) {
+        if (!dropout_keeps(dropout, 2, c)) x[2 * stride + c] = NAN;
+      }
+      const auto call = [&](dropout_forward_f32_t* f, const float* from, int64_t from_stride,
+                            const float* sum, int64_t sum_stride, float* to, int64_t to_stride) {
+        f(from, from_stride, first, last, C, dropout, added ? sum : nullptr, sum_stride, to,
+          to_stride);
+      };
+      call(kernel, x.data(), stride, residual.data(), residual_stride, out.data(), out_stride);
+      call(dropout_forward_f32_ref, x.data(), stride, residual.data(), residual_stride,
+           expected.data(), out_stride);
+      const std::string what =
+          row.name + shape_text({{"C", C}, {"threshold", threshold}, {"added", added}});
+      expect_untouched(out, N, C, out_stride, what);
+      for (int32_t c = 0; c < C; ++c) {
+        EXPECT_TRUE(std::isnan(out[c]) && std::isnan(out[last * out_stride + c])) << what;
+        EXPECT_FALSE(std::isnan(out[2 * out_stride + c])) << what << ": NaN where it was dropped";
+      }
+      call(kernel, x.data(), stride, residual.data(), residual_stride, x.data(), stride);
+      for (int32_t i = first; i < last; ++i) {
+        ASSERT_EQ(0, std::memcmp(&expected[i * out_stride], &out[i * out_stride], 4 * C)) << what;
+        ASSERT_EQ(0, std::memcmp(&expected[i * out_stride], &x[i * stride], 4 * C))
+            << what << " in place of x";
+      }
+      expect_untouched(x, N, C, stride, what);
+      if (!added) continue;
+      Guarded again = random_rows(random, N, C, stride, shift),
+              sum = random_rows(random, N, C, residual_stride, shift);
+      call(dropout_forward_f32_ref, again.data(), stride, sum.data(), residual_stride,
+           expected.data(), out_stride);
+      call(kernel, again.data(), stride, sum.data(), residual_stride, sum.data(), residual_stride);
+      for (int32_t i = first; i < last; ++i) {
+        ASSERT_EQ(0, std::memcmp(&expected[i * out_stride], &sum[i * residual_stride], 4 * C))
+            << what << " in place of the residual";
+      }
+      expect_untouched(sum, N, C, residual_stride, what);
+    }
   }
 }
 
@@ -663,11 +993,22 @@ void check_l2_normalize(const KernelRow& row, const std::string& filter) {
 }
 
 const std::map<std::string, std::function<void(const KernelRow&, const std::string&)>> kChecks = {
-    {"embedding_forward_f32", check_embedding}, {"qkv_table_forward_f32", check_qkv_table},
-    {"layernorm_forward_f32", check_layernorm}, {"gemm_forward_f32", check_gemm},
-    {"attention_forward_f32", check_attention}, {"gemm_forward_bf16", check_gemm_bf16},
-    {"narrow_forward_bf16", check_narrow_bf16}, {"activation_forward_f32", check_activation},
-    {"pooling_forward_f32", check_pooling},     {"l2_normalize_forward_f32", check_l2_normalize}};
+    {"embedding_forward_f32", check_embedding},
+    {"qkv_table_forward_f32", check_qkv_table},
+    {"layernorm_forward_f32", check_layernorm},
+    {"gemm_forward_f32", check_gemm},
+    {"attention_forward_f32", check_attention},
+    {"gemm_forward_bf16", check_gemm_bf16},
+    {"narrow_forward_bf16", check_narrow_bf16},
+    {"activation_forward_f32", check_activation},
+    {"pooling_forward_f32", check_pooling},
+    {"l2_normalize_forward_f32", check_l2_normalize},
+    {"layernorm_backward_f32", check_layernorm_backward},
+    {"activation_backward_f32", check_activation_backward},
+    {"pooling_backward_f32", check_pooling_backward},
+    {"l2_normalize_backward_f32", check_l2_normalize_backward},
+    {"embedding_backward_f32", check_embedding_backward},
+    {"dropout_forward_f32", check_dropout}};
 
 class KernelTest : public ::testing::TestWithParam<KernelRow> {};
 
@@ -681,6 +1022,33 @@ TEST_P(KernelTest, MatchesDoubleReference) {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, KernelTest, ::testing::ValuesIn(kernel_rows()),
                          [](const auto& info) { return std::string(info.param.name); });
+
+TEST(BucketRows, ListsEveryRowOnceInOrder) {
+  Random random(18);
+  for (int32_t N : {0, 1, 2, 17, 200}) {
+    for (int32_t V : {1, 5, 1000}) {
+      for (int32_t skipped : {-1, 0, V - 1}) {
+        std::vector<int32_t> ids(N), memory(bucket_rows_memory(N, V) + 1, -7);
+        std::map<int32_t, std::vector<int32_t>> expected;
+        for (int32_t i = 0; i < N; ++i) {
+          ids[i] = random.range(0, V - 1);
+          if (ids[i] != skipped) expected[ids[i]].push_back(i);
+        }
+        const RowBuckets buckets = bucket_rows(ids.data(), N, V, skipped, memory.data());
+        EXPECT_EQ(-7, memory.back()) << "wrote beyond its memory";
+        ASSERT_EQ(static_cast<int32_t>(expected.size()), buckets.count);
+        EXPECT_EQ(0, buckets.starts[0]);
+        int32_t u = 0;
+        for (const auto& [id, rows] : expected) {  // a std::map rises
+          EXPECT_EQ(id, buckets.ids[u]);
+          EXPECT_EQ(rows, std::vector<int32_t>(buckets.rows + buckets.starts[u],
+                                               buckets.rows + buckets.starts[u + 1]));
+          ++u;
+        }
+      }
+    }
+  }
+}
 
 TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
   for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
