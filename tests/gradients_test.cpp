@@ -1,10 +1,8 @@
 // The double-precision reference of every backward kernel against central differences of the
 // forward one.
 #include "kernels/activation/activation_ref.h"
-#include "kernels/attention/attention_ref.h"
 #include "kernels/dropout/dropout_ref.h"
 #include "kernels/embedding/embedding_ref.h"
-#include "kernels/gemm/gemm_backward_ref.h"
 #include "kernels/layernorm/layernorm_ref.h"
 #include "kernels/pooling/pooling_ref.h"
 #include "tests/support/gradient_check.h"
@@ -142,59 +140,6 @@ TEST(Gradients, Dropout) {
   };
   EXPECT_TRUE(gradient_agrees("dropout dx", x, dx, loss));
   EXPECT_TRUE(gradient_agrees("dropout dresidual", residual, dy, loss));
-}
-
-TEST(Gradients, GemmWeightAndBias) {
-  Random random(8);
-  const int32_t M = 7, N = 5, K = 4;
-  std::vector<double> x = normal_doubles(random, M * K), w = normal_doubles(random, N * K),
-                      bias = normal_doubles(random, N), dy = normal_doubles(random, M * N),
-                      y(M * N), dw(N * K, 100), dbias(N, 100);
-  const auto loss = [&] {
-    for (int32_t m = 0; m < M; ++m) {
-      for (int32_t n = 0; n < N; ++n) {
-        y[m * N + n] = bias[n];
-        for (int32_t k = 0; k < K; ++k) y[m * N + n] += x[m * K + k] * w[n * K + k];
-      }
-    }
-    return weighted_sum(dy, y);
-  };
-  // The rows of M in two parts, the second added to the first.
-  for (int32_t begin : {0, 3}) {
-    const int32_t rows = begin == 0 ? 3 : M - 3;
-    gemm_backward_weight_ref(dy.data() + begin * N, N, x.data() + begin * K, K, rows, 0, N, K,
-                             begin > 0, dw.data(), K);
-    column_sum_ref(dy.data() + begin * N, N, rows, 0, N, begin > 0, dbias.data());
-  }
-  EXPECT_TRUE(gradient_agrees("gemm dw", w, dw, loss));
-  EXPECT_TRUE(gradient_agrees("gemm dbias", bias, dbias, loss));
-}
-
-TEST(Gradients, Attention) {
-  Random random(9);
-  const std::vector<int32_t> cu = {0, 1, 1, 6, 13};
-  const int32_t B = 4, N = 13, H = 2, D = 3, width = 3 * H * D;
-  for (const uint32_t threshold : {0u, 0x40000000u}) {
-    Dropout dropout;
-    dropout.threshold = threshold;
-    dropout.scale = 4.0f / 3;
-    dropout.key[0] = 3;
-    dropout.step = 2;
-    dropout.stream = 7;
-    std::vector<double> qkv = normal_doubles(random, N * width),
-                        dout = normal_doubles(random, N * H * D), out(N * H * D), lse(N * H),
-                        dqkv(N * width), scratch(3 * 7);
-    const auto loss = [&] {
-      attention_forward_ref(qkv.data(), width, cu.data(), 0, B, 0, H, H, D, out.data(), H * D,
-                            lse.data(), scratch.data(), dropout);
-      return weighted_sum(dout, out);
-    };
-    loss();
-    attention_backward_ref(qkv.data(), width, cu.data(), 0, B, 0, H, H, D, lse.data(), dropout,
-                           dout.data(), H * D, dqkv.data(), width, scratch.data());
-    EXPECT_TRUE(
-        gradient_agrees("attention dqkv, threshold " + std::to_string(threshold), qkv, dqkv, loss));
-  }
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <functional>
 #include <map>
-#include <type_traits>
 
 #include "kernels/activation/activation_ref.h"
 #include "kernels/attention/attention_ref.h"
