@@ -22,6 +22,7 @@
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/format/xsr_layout.h"
+#include "tests/support/temp_folder.h"
 
 namespace xsr {
 namespace {
@@ -755,26 +756,7 @@ class BrokenFiles {
   std::vector<BrokenFile> all_;
 };
 
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "xsr_format_XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr)
-      throw std::runtime_error("mkdtemp failed for " + pattern);
-    path_ = pattern;
-  }
-  ~TempFolder() { std::filesystem::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  std::set<std::string> names() const {
-    std::set<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(path_))
-      names.insert(entry.path().filename().string());
-    return names;
-  }
-
- private:
-  std::string path_;
-};
+using test::TempFolder;
 
 std::string read_all(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

@@ -1,0 +1,521 @@
+// The model in training beyond the golden tensors: parameters, initialisation and model files; the
+// encoder with dropout against plain loops in double, these against central differences; bits and
+// threads; bf16; learning.
+#include "training/encoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <set>
+
+#include "converter/checkpoint.h"
+#include "runtime/format/xsr_file.h"
+#include "tests/support/kernel_harness.h"
+#include "tests/support/paths.h"
+#include "tests/support/plain_model.h"
+#include "tests/support/temp_folder.h"
+#include "tests/support/training_isas.h"
+#include "training/initialization.h"
+#include "training/model_file.h"
+#include "training/presets.h"
+#include "training/step.h"
+
+namespace xsr::training {
+namespace {
+
+using kernels::Dropout;
+using test::ErrorBudget;
+using test::PlainModel;
+
+ModelConfig make_config(int32_t V, int32_t C, int32_t F, int32_t L, int32_t H, int32_t max_len) {
+  ModelConfig c;
+  c.family = Family::kXsr;
+  c.vocab_size = V;
+  c.hidden_size = c.embedding_size = C;
+  c.intermediate_size = F;
+  c.num_layers = L;
+  c.num_heads = H;
+  c.num_positions = max_len + 1;
+  c.position_offset = 1;
+  c.max_seq_len = max_len;
+  return c;
+}
+
+/// The released model (papers.md 1a).
+ModelConfig released_config() { return make_config(50000, 512, 1024, 2, 8, 200); }
+
+/// Widths that fill no vector, three layers.
+ModelConfig odd_config() { return make_config(61, 36, 20, 3, 3, 11); }
+
+/// More tokens, outputs and panels than one task takes.
+ModelConfig wide_config() { return make_config(90, 288, 330, 2, 6, 24); }
+
+/// B pairs with one <MASK> (id 2) each but the last; sentences of 1 … max_len tokens, one of them
+/// empty where `with_empty`.
+PairBatch make_batch(const ModelConfig& config, int32_t B, bool with_empty = false) {
+  test::Random random(5);
+  PairBatch batch;
+  batch.num_pairs = B;
+  batch.cu_seqlens = {0};
+  for (int32_t s = 0; s < 2 * B; ++s) {
+    int32_t length = s == 0 ? config.max_seq_len : random.range(1, config.max_seq_len);
+    if (with_empty && s == 2 * B - 1) length = 0;
+    for (int32_t i = 0; i < length; ++i)
+      batch.token_ids.push_back(random.range(3, config.vocab_size - 1));
+    batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_ids.size()));
+  }
+  for (int32_t b = 0; b < B; ++b) {
+    const uint8_t side = b % 2;
+    const int32_t sentence = side * B + b;
+    const int32_t row =
+        random.range(batch.cu_seqlens[sentence], batch.cu_seqlens[sentence + 1] - 1);
+    const bool masked = b != B - 1;
+    batch.masked_side.push_back(side);
+    batch.masked_id.push_back(masked ? batch.token_ids[row] : -1);
+    batch.masked_row.push_back(masked ? row : -1);
+    batch.pair_numbers.push_back(b);
+    if (masked) batch.token_ids[row] = 2;
+  }
+  return batch;
+}
+
+/// Values of the sizes a trained model has: those of initialisation would leave LayerNorms and
+/// biases where mistakes do not show.
+std::vector<double> random_values(const ParameterTable& table, uint64_t salt) {
+  test::Random random(salt);
+  std::vector<double> values(table.size());
+  for (const Parameter& p : table.parameters()) {
+    const bool gamma = p.name.ends_with("norm.weight") || p.name.ends_with("norm.gamma");
+    const float scale = p.shape.size() == 2 && !p.name.starts_with("embedding.")
+                            ? 1 / std::sqrt(static_cast<float>(p.shape[1]))
+                        : p.shape.size() == 2 ? 1.0f
+                                              : 0.2f;
+    for (int64_t i = 0; i < p.size; ++i)
+      values[p.offset + i] = static_cast<float>(gamma) + random.normal(scale);
+  }
+  return values;
+}
+
+Dropout make_dropout(double rate, uint32_t step = 3) {
+  Dropout dropout;
+  dropout.threshold = static_cast<uint32_t>(rate * 0x1p32);
+  dropout.scale = static_cast<float>(1 / (1 - rate));
+  dropout.key[0] = 11;
+  dropout.key[1] = 12;
+  dropout.step = step;
+  return dropout;
+}
+
+StepConfig release_step() {
+  StepConfig step;
+  step.objectives = objective_preset(Preset::kRelease);
+  step.optimizer = optimizer_preset(Preset::kRelease);
+  return step;
+}
+
+bool same_bits(const FlatBuffer& a, const FlatBuffer& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), sizeof(float) * a.size()) == 0;
+}
+
+// ---- parameters, initialisation, files ----
+
+TEST(Parameters, AreThoseOfTheReleasedModel) {
+  const ParameterTable table(released_config());
+  int64_t all = 0, end = 0;
+  for (const Parameter& p : table.parameters()) {
+    EXPECT_EQ(0, p.offset % 16) << p.name;
+    EXPECT_GE(p.offset, end) << p.name;
+    end = p.offset + p.size;
+    all += p.size;
+  }
+  EXPECT_EQ(30223184, all);  // papers.md 1a, "training total"
+  EXPECT_EQ((std::vector<int64_t>{1536, 512}), table.at("layer.1.qkv.weight").shape);
+  EXPECT_EQ((std::vector<int64_t>{50000}), table.at("head.output.bias").shape);
+  EXPECT_THROW(table.at("layer.2.qkv.weight"), std::out_of_range);
+  ModelConfig pre = released_config();
+  pre.norm_placement = NormPlacement::kPre;
+  EXPECT_THROW(ParameterTable{pre}, Error);
+}
+
+TEST(Initialization, IsThatOfPyTorch) {
+  const ModelConfig config = make_config(3000, 64, 128, 2, 4, 50);
+  const ParameterTable table(config);
+  FlatBuffer values(table.size());
+  initialize_parameters(config, table, 5, values);
+  for (const Parameter& p : table.parameters()) {
+    const float* at = values.at(p);
+    double sum = 0, squares = 0, largest = 0;
+    const int64_t skipped = p.name.starts_with("embedding.") && p.shape.size() == 2 ? 64 : 0;
+    for (int64_t i = 0; i < skipped; ++i) EXPECT_EQ(0, at[i]) << p.name;
+    for (int64_t i = skipped; i < p.size; ++i) {
+      sum += at[i];
+      squares += static_cast<double>(at[i]) * at[i];
+      largest = std::max(largest, std::fabs(static_cast<double>(at[i])));
+    }
+    const double n = static_cast<double>(p.size - skipped);
+    const double sigma = std::sqrt(squares / n);
+    if (skipped > 0) {
+      EXPECT_NEAR(0, sum / n, 5 / std::sqrt(n)) << p.name;
+      EXPECT_NEAR(1, sigma, 5 / std::sqrt(2 * n)) << p.name;
+      EXPECT_GT(largest, 3) << p.name;
+    } else if (p.name.find("norm.") != std::string::npos || p.name == "head.output.bias") {
+      const bool one = p.name.ends_with("norm.weight") || p.name.ends_with("gamma");
+      EXPECT_EQ(one ? n : 0, sum) << p.name;
+      EXPECT_EQ(one ? n : 0, squares) << p.name;
+    } else {
+      const double inputs = p.name.find("down") != std::string::npos ? 128 : 64;
+      const double bound = 1 / std::sqrt(inputs);
+      EXPECT_LE(largest, bound) << p.name;
+      EXPECT_GT(largest, 0.9 * bound) << p.name;
+      EXPECT_NEAR(bound / std::sqrt(3), sigma, bound * 2 / std::sqrt(n)) << p.name;
+    }
+    if (p.name.starts_with("layer.1.")) {
+      const Parameter& first = table.at("layer.0." + p.name.substr(8));
+      EXPECT_EQ(0, std::memcmp(at, values.at(first), sizeof(float) * p.size)) << p.name;
+    }
+  }
+  FlatBuffer again(table.size()), other(table.size());
+  initialize_parameters(config, table, 5, again);
+  initialize_parameters(config, table, 6, other);
+  EXPECT_TRUE(same_bits(values, again));
+  EXPECT_FALSE(same_bits(values, other));
+  // Q, K and V are layers of their own, and tensors of one shape differ.
+  const float* qkv = values.at(table.at("layer.0.qkv.weight"));
+  EXPECT_NE(0, std::memcmp(qkv, qkv + 64 * 64, sizeof(float) * 64));
+  EXPECT_NE(0, std::memcmp(values.at(table.at("layer.0.attention_output.weight")),
+                           values.at(table.at("head.transform.weight")), sizeof(float) * 64));
+}
+
+TEST(ModelFile, GivesBackWhatWasWritten) {
+  const ModelConfig config = odd_config();
+  const ParameterTable table(config);
+  FlatBuffer values(table.size());
+  const std::vector<double> wanted = random_values(table, 1);
+  std::copy(wanted.begin(), wanted.end(), values.data());
+  const test::TempFolder folder;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    const std::string path = folder / "model.xsr";
+    write_model(path, config, values, dtype, "", "{}");
+    const InitialModel model = read_initial_model(path, {}, 9);
+    EXPECT_FALSE(model.has_head);
+    check_same_sizes(path, model.config, config);
+    FlatBuffer head(table.size());
+    initialize_parameters(config, table, 9, head);
+    const double unit = dtype == DType::kF32 ? 0 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
+    for (const Parameter& p : table.parameters()) {
+      const bool from_head = p.name.starts_with("head.");
+      for (int64_t i = 0; i < p.size; ++i) {
+        const float expected = from_head ? head.at(p)[i] : values.at(p)[i];
+        const double bound = p.shape.size() == 2 && !from_head ? unit : 0;
+        ASSERT_NEAR(expected, model.values->at(p)[i], bound * std::fabs(expected) + unit * 1e-4)
+            << p.name << " " << i << " " << to_string(dtype);
+      }
+    }
+  }
+  const std::string path = folder / "bad.xsr";
+  values.at(table.at("layer.1.up.weight"))[3] = 1e6f;  // beyond f16 only
+  write_model(path, config, values, DType::kBF16, "", "{}");
+  try {
+    write_model(path, config, values, DType::kF16, "", "{}");
+    ADD_FAILURE() << "wrote an infinite weight";
+  } catch (const Error& error) {
+    EXPECT_NE(nullptr, std::strstr(error.what(), "layer.1.up.weight")) << error.what();
+  }
+  ModelConfig larger = config;
+  larger.vocab_size = 62;
+  try {
+    check_same_sizes("m.xsr", config, larger);
+    ADD_FAILURE() << "another vocabulary was taken";
+  } catch (const Error& error) {
+    EXPECT_STREQ(
+        "m.xsr: vocab_size is 61, the run has 62; train with the tokenizer that the model "
+        "was trained with",
+        error.what());
+  }
+}
+
+TEST(ModelFile, TakesTheHeadOfACheckpoint) {
+  const auto path = test::golden_folder() / "xsr-checkpoint.pth.tar";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there; set XSR_GOLDEN";
+  ConvertOptions options;
+  options.num_heads = 4;
+  const auto checkpoint = Checkpoint::open(path.string());
+  const InitialModel model = read_initial_model(path.string(), options, 1);
+  EXPECT_TRUE(model.has_head);
+  const ParameterTable table(model.config);
+  const std::vector<float> bias = checkpoint->find("model.decoder.bias")->to_f32();
+  const Parameter& p = table.at("head.output.bias");
+  ASSERT_EQ(static_cast<size_t>(p.size), bias.size());
+  EXPECT_EQ(0, std::memcmp(bias.data(), model.values->at(p), sizeof(float) * bias.size()));
+}
+
+// ---- gradients ----
+
+TEST(PlainModelInDouble, GradientsAreThoseOfCentralDifferences) {
+  const ModelConfig config = make_config(23, 12, 10, 2, 3, 6);
+  const PairBatch batch = make_batch(config, 3, true);
+  const Dropout dropout = make_dropout(0.3);
+  PlainModel<double> model(config);
+  model.values = random_values(model.table, 2);
+  model.forward_backward(batch, 2, 2, dropout);
+  const std::vector<double> values = model.values, gradients = model.gradients;
+  test::Random random(8);
+  for (const Parameter& p : model.table.parameters()) {
+    std::vector<double> direction(p.size);
+    double expected = 0, scale = 0;
+    for (int64_t i = 0; i < p.size; ++i) {
+      direction[i] = random.normal();
+      expected += direction[i] * gradients[p.offset + i];
+      scale += std::fabs(direction[i] * gradients[p.offset + i]);
+    }
+    constexpr double kStep = 1e-5;
+    double losses[2];
+    for (int sign = 0; sign < 2; ++sign) {
+      model.values = values;
+      for (int64_t i = 0; i < p.size; ++i)
+        model.values[p.offset + i] += (sign == 0 ? 1 : -1) * kStep * direction[i];
+      losses[sign] = model.losses(batch, 2, 2, dropout).total;
+    }
+    // Truncation is O(step²), rounding about 1e-14 / step.
+    EXPECT_NEAR(expected, (losses[0] - losses[1]) / (2 * kStep), 1e-6 * (scale + 1)) << p.name;
+  }
+}
+
+TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
+  for (const ModelConfig& config : {odd_config(), wide_config()}) {
+    const bool with_empty = config.hidden_size == 36;
+    const PairBatch batch = make_batch(config, 5, with_empty);
+    const ParameterTable table(config);
+    std::vector<double> values = random_values(table, 3);
+    FlatBuffer parameters(table.size());
+    std::copy(values.begin(), values.end(), parameters.data());
+    test::Random random(4);
+    std::vector<double> du(batch.num_sentences() * config.hidden_size);
+    for (double& d : du) d = random.normal();
+    for (const double rate : {0.0, 0.25}) {
+      const Dropout dropout = make_dropout(rate);
+      PlainModel<double> exact(config);
+      PlainModel<float> plain(config);
+      std::copy(values.begin(), values.end(), exact.values.begin());
+      std::copy(values.begin(), values.end(), plain.values.begin());
+      exact.forward(batch, dropout);
+      exact.backward(batch, dropout, du);
+      plain.forward(batch, dropout);
+      plain.backward(batch, dropout, {du.begin(), du.end()});
+      const std::vector<float> narrow_du(du.begin(), du.end());
+      for (const kernels::Isa isa : test::training_isas()) {
+        const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+        ThreadPool threads(2);
+        Encoder encoder(config, table, Precision::kF32, kernels, threads);
+        FlatBuffer gradients(table.size());
+        std::vector<float> u(du.size(), NAN);
+        encoder.forward(batch, parameters, dropout, u.data(), config.hidden_size);
+        encoder.backward(batch, parameters, dropout, narrow_du.data(), config.hidden_size,
+                         gradients);
+        const std::string what = std::string(isa_name(isa)) +
+                                 " C=" + std::to_string(config.hidden_size) +
+                                 " dropout=" + std::to_string(rate);
+        ErrorBudget embeddings;
+        for (size_t i = 0; i < u.size(); ++i)
+          embeddings.add(u[i], plain.u[i], exact.u[i], i / config.hidden_size,
+                         i % config.hidden_size);
+        EXPECT_TRUE(embeddings.check(what + " u", "*"));
+        double worst = 0;
+        for (const Parameter& p : table.parameters()) {
+          ErrorBudget budget(3);
+          for (int64_t i = 0; i < p.size; ++i) {
+            budget.add(gradients.at(p)[i], plain.gradients[p.offset + i],
+                       exact.gradients[p.offset + i], i / p.shape.back(), i % p.shape.back());
+          }
+          EXPECT_TRUE(budget.check(what + " " + p.name, "*"));
+          worst = std::max(worst, budget.share());
+        }
+        std::printf("  %s: u %.0f %%, gradients at most %.0f %% of their budget\n", what.c_str(),
+                    100 * embeddings.share(), 100 * worst);
+      }
+    }
+  }
+}
+
+TEST(TrainingEncoder, WholeStepsOfRandomModelsMatchPlainLoops) {
+  const ModelConfig config = odd_config();
+  const PairBatch batch = make_batch(config, 6);
+  const ParameterTable table(config);
+  const std::vector<double> values = random_values(table, 6);
+  const test::PlainBudget budget(config, values, batch, 2, 2);
+  PlainModel<double> exact(config);
+  exact.values = values;
+  const test::PlainLosses losses = exact.forward_backward(batch, 2, 2);
+  for (const kernels::Isa isa : test::training_isas()) {
+    const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+    ThreadPool threads(1);
+    StepConfig step = release_step();
+    step.dropout = 0;
+    Trainer trainer(config, step, kernels, threads);
+    std::copy(values.begin(), values.end(), trainer.mutable_values().data());
+    const StepResult result = trainer.step(batch, 0);
+    budget.check(result.loss, trainer.gradients(), losses, table, exact.gradients, isa_name(isa));
+  }
+}
+
+// ---- bits ----
+
+TEST(Trainer, BitsDoNotDependOnThreadsOrTheRun) {
+  const ModelConfig config = wide_config();
+  const PairBatch batch = make_batch(config, 24, true), small = make_batch(config, 3);
+  ASSERT_GT(batch.num_tokens(), 400);
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    for (const kernels::Isa isa : test::training_isas()) {
+      if (isa == kernels::Isa::kRef && test::training_isas().size() > 1) continue;  // slow
+      const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+      StepConfig step = release_step();
+      step.precision = precision;
+      step.seed = 77;
+      std::unique_ptr<FlatBuffer> first;
+      double first_loss = 0;
+      for (const int32_t num_threads : {1, 1, 2, 3}) {
+        ThreadPool threads(num_threads);
+        Trainer trainer(config, step, kernels, threads);
+        initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+        trainer.step(small, 1e-3);  // the larger batch comes later: buffers grow
+        trainer.step(batch, 1e-3);
+        trainer.step(small, 1e-3);
+        const double loss = trainer.step(batch, 1e-3).loss.total;
+        if (first == nullptr) {
+          first = std::make_unique<FlatBuffer>(trainer.table().size());
+          std::copy_n(trainer.values().data(), first->size(), first->data());
+          first_loss = loss;
+        }
+        EXPECT_EQ(first_loss, loss) << num_threads << " threads";
+        EXPECT_TRUE(same_bits(*first, trainer.values()))
+            << isa_name(isa) << " with " << num_threads << " threads gives other bits";
+      }
+    }
+  }
+}
+
+TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
+  const ModelConfig config = odd_config();
+  const PairBatch batch = make_batch(config, 4);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(1);
+  const auto first_loss = [&](double dropout, uint64_t seed, int32_t steps) {
+    StepConfig step = release_step();
+    step.dropout = dropout;
+    step.seed = seed;
+    Trainer trainer(config, step, kernels, threads);
+    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+    const double before = trainer.evaluate(batch).total;
+    double loss = 0;
+    for (int32_t i = 0; i < steps; ++i) loss = trainer.step(batch, 0).loss.total;
+    EXPECT_EQ(before, trainer.evaluate(batch).total);
+    return std::pair(before, loss);
+  };
+  const auto [plain, without] = first_loss(0, 1, 1);
+  EXPECT_EQ(plain, without);
+  const auto [evaluated, one] = first_loss(0.1, 1, 1);
+  EXPECT_EQ(plain, evaluated);
+  EXPECT_NE(one, plain);
+  EXPECT_NE(one, first_loss(0.1, 2, 1).second) << "the seed does not matter";
+  EXPECT_NE(one, first_loss(0.1, 1, 2).second) << "every step has the same mask";
+}
+
+// ---- bf16 ----
+
+TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
+  const ModelConfig config = wide_config();
+  const PairBatch batch = make_batch(config, 16);
+  const auto gradients = [&](kernels::Isa isa, Precision precision) {
+    const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+    ThreadPool threads(2);
+    StepConfig step = release_step();
+    step.precision = precision;
+    Trainer trainer(config, step, kernels, threads);
+    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+    trainer.step(batch, 0);  // writes the parameters in bf16, for the next one
+    trainer.step(batch, 0);
+    return std::vector<double>(trainer.gradients().data(),
+                               trainer.gradients().data() + trainer.gradients().size());
+  };
+  const auto error = [](const std::vector<double>& a, const std::vector<double>& b) {
+    double squares = 0, difference = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      difference += (a[i] - b[i]) * (a[i] - b[i]);
+      squares += b[i] * b[i];
+    }
+    return std::sqrt(difference / squares);
+  };
+  const std::vector<double> exact = gradients(test::training_isas().back(), Precision::kF32);
+  double plain = 0;  // of the ref kernels
+  for (const kernels::Isa isa : test::training_isas()) {
+    const double relative = error(gradients(isa, Precision::kBF16), exact);
+    if (isa == kernels::Isa::kRef) plain = relative;
+    std::printf("  %s: relative error of the gradient in bf16 %.4f\n", isa_name(isa), relative);
+    // Half a unit of bf16 is 2⁻⁹; it comes in once for each operand of some ten products in a row,
+    // and the softmax of logits of size 20 amplifies it.
+    EXPECT_LT(relative, 0.05) << isa_name(isa);
+    EXPECT_LE(relative, 3 * plain) << isa_name(isa);
+    EXPECT_GT(relative, 1e-4) << isa_name(isa) << ": nothing was rounded";
+  }
+}
+
+// ---- learning ----
+
+TEST(Trainer, LearnsAFewPairsByHeart) {
+  const ModelConfig config = make_config(60, 32, 64, 2, 4, 8);
+  const PairBatch batch = make_batch(config, 8);
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+    ThreadPool threads(1);
+    StepConfig step;
+    step.objectives = objective_preset(Preset::kStable);
+    step.optimizer = optimizer_preset(Preset::kStable);
+    step.precision = precision;
+    step.dropout = 0.1;
+    Trainer trainer(config, step, kernels, threads);
+    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+    const double before = trainer.evaluate(batch).total;
+    for (int i = 0; i < 300; ++i) trainer.step(batch, 3e-3);
+    const double after = trainer.evaluate(batch).total;
+    std::printf("  %s: loss %.3f, after 300 steps %.3f\n",
+                precision == Precision::kF32 ? "f32" : "bf16", before, after);
+    EXPECT_LT(after, 0.1 * before);
+  }
+}
+
+// ---- what is not finite ----
+
+TEST(Trainer, StopsBeforeWhatIsNotFinite) {
+  const ModelConfig config = odd_config();
+  const PairBatch batch = make_batch(config, 4);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(1);
+  Trainer trainer(config, release_step(), kernels, threads);
+  initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+  trainer.step(batch, 1e-3);
+  trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = NAN;
+  FlatBuffer before(trainer.table().size());
+  std::copy_n(trainer.values().data(), before.size(), before.data());
+  try {
+    trainer.step(batch, 1e-3);
+    ADD_FAILURE() << "went on with a NaN";
+  } catch (const NonFiniteError& error) {
+    EXPECT_EQ("loss ugt", error.where());
+    EXPECT_STREQ("loss ugt of step 2 is not finite", error.what());
+  }
+  EXPECT_TRUE(same_bits(before, trainer.values()));
+  EXPECT_EQ(1, trainer.optimizer().steps());
+  EXPECT_THROW(Trainer(
+                   config,
+                   [] {
+                     StepConfig step = release_step();
+                     step.dropout = 1;
+                     return step;
+                   }(),
+                   kernels, threads),
+               Error);
+}
+
+}  // namespace
+}  // namespace xsr::training
