@@ -15,10 +15,12 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "bench/huge_buffer.h"
 #include "kernels/dispatch.h"
+#include "kernels/gemm/gemm_backward_ref.h"
 #include "kernels/shapes.h"
 #ifdef XSR_HAVE_ONEDNN
 #include "kernels/gemm/gemm_onednn.h"
@@ -216,6 +218,111 @@ void bench_narrow_forward_bf16(const std::string& name, Isa, narrow_forward_bf16
   }
 }
 
+/// The gradients of the encoder's weights from a batch's tokens, then that of the sentence
+/// embeddings from a group of the vocabulary's rows (N = 2B).
+struct WeightShape {
+  const char* name;
+  int32_t M, N, K;
+};
+constexpr WeightShape kWeightShapes[] = {{"qkv", 4096, 3 * kC, kC},
+                                         {"attention_output", 4096, kC, kC},
+                                         {"up", 4096, kXsrIntermediateSize, kC},
+                                         {"down", 4096, kC, kXsrIntermediateSize},
+                                         {"head", 4096, 256, kC}};
+
+/// make(shape) gives what is to be timed: dw [N, K] (dense) from dy and x with the given strides.
+template <typename E, typename Make>
+void add_weight_gradients(const std::string& name, Isa isa, bool padded, const Make& make) {
+  for (const WeightShape& shape : kWeightShapes) {
+    const int32_t M = isa == Isa::kRef ? 64 : shape.M;
+    add(name + "/" + shape.name, [=](benchmark::State& state) {
+      const int64_t dy_stride = padded ? padded_stride(shape.N) : shape.N;
+      const int64_t x_stride = padded ? padded_stride(shape.K) : shape.K;
+      const auto operand = [](size_t count, uint32_t seed) {
+        const std::vector<float> values = normal_floats(count, 1.0f, seed);
+        std::vector<E> result(count);
+        std::transform(values.begin(), values.end(), result.begin(), [](float value) {
+          if constexpr (std::is_same_v<E, float>)
+            return value;
+          else
+            return bf16_from_f32(value);
+        });
+        return result;
+      };
+      const std::vector<E> dy = operand(M * dy_stride, 1), x = operand(M * x_stride, 2);
+      std::vector<float> dw(size_t(shape.N) * shape.K), expected(dw.size());
+      auto gradient = make(shape, M);
+      gradient(dy.data(), dy_stride, x.data(), x_stride, dw.data());
+      // The first rows: ref takes seconds for all.
+      constexpr int32_t kCheckedRows = 16;
+      gemm_backward_weight_ref<float>(dy.data(), dy_stride, x.data(), x_stride, M, 0, kCheckedRows,
+                                      shape.K, false, expected.data(), shape.K);
+      const size_t checked = size_t(kCheckedRows) * shape.K;
+      const bool right = agrees({dw.begin(), dw.begin() + checked},
+                                {expected.begin(), expected.begin() + checked});
+      run(state, right, 2.0 * M * shape.N * shape.K, 0,
+          [&] { gradient(dy.data(), dy_stride, x.data(), x_stride, dw.data()); });
+    });
+  }
+}
+
+template <typename E, typename Kernel>
+void bench_gemm_backward_weight(const std::string& name, Isa isa, Kernel* kernel) {
+  add_weight_gradients<E>(name, isa, true, [kernel](const WeightShape& shape, int32_t M) {
+    const auto scratch = std::make_shared<HugeBuffer>(kGemmBackwardScratchFloats * sizeof(float));
+    return [=](const E* dy, int64_t dy_stride, const E* x, int64_t x_stride, float* dw) {
+      kernel(dy, dy_stride, x, x_stride, M, 0, shape.N, shape.K, false, dw, shape.K,
+             scratch->floats());
+    };
+  });
+}
+
+void bench_gemm_backward_weight_f32(const std::string& name, Isa isa,
+                                    gemm_backward_weight_f32_t* kernel) {
+  bench_gemm_backward_weight<float>(name, isa, kernel);
+}
+
+void bench_gemm_backward_weight_bf16(const std::string& name, Isa isa,
+                                     gemm_backward_weight_bf16_t* kernel) {
+  bench_gemm_backward_weight<uint16_t>(name, isa, kernel);
+}
+
+void bench_column_sum_f32(const std::string& name, Isa, column_sum_f32_t* column_sum) {
+  add(name + "/4096", [=](benchmark::State& state) {
+    constexpr int32_t kRows = 4096;
+    const int64_t stride = padded_stride(kC);
+    const std::vector<float> dy = normal_floats(kRows * stride, 1.0f, 1);
+    std::vector<float> sum(kC), expected(kC);
+    column_sum(dy.data(), stride, kRows, 0, kC, false, sum.data());
+    column_sum_f32_ref(dy.data(), stride, kRows, 0, kC, false, expected.data());
+    run(state, sum == expected, 0, double(kRows) * kC,
+        [&] { column_sum(dy.data(), stride, kRows, 0, kC, false, sum.data()); });
+  });
+}
+
+/// Every training step packs the weights anew, and their transposes.
+void bench_pack() {
+  for (const Storage storage : kStorages) {
+    for (const bool transposed : {false, true}) {
+      add(std::string(transposed ? "gemm_pack_transposed_panels/" : "gemm_pack_panels/") +
+              storage_name(storage),
+          [=](benchmark::State& state) {
+            constexpr int32_t kN = 3 * kC;
+            const std::vector<float> w = normal_floats(size_t(kN) * kC, 1.0f, 1);
+            const HugeBuffer packed(packed_elements(kN, kC, storage) * storage_size(storage));
+            const auto call = [&] {
+              if (transposed)
+                gemm_pack_transposed_panels(w.data(), kC, kN, kC, storage, 0, panel_count(kC),
+                                            packed.data());
+              else
+                gemm_pack_panels(w.data(), kN, kC, storage, packed.data());
+            };
+            run(state, true, 0, double(kN) * kC, call);
+          });
+    }
+  }
+}
+
 #ifdef XSR_HAVE_ONEDNN
 void bench_gemm_onednn() {
   OnednnGemm::set_num_threads(1);
@@ -230,6 +337,14 @@ void bench_gemm_onednn() {
                 (*gemms)[i]->forward(a, a_stride, M, 0, panels, epilogue, out, out_stride);
               };
             });
+  add_weight_gradients<float>(
+      "gemm_backward_weight_f32_onednn", Isa::kAvx2, true, [](const WeightShape& shape, int32_t M) {
+        return
+            [=](const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, float* dw) {
+              gemm_backward_weight_f32_onednn(dy, dy_stride, x, x_stride, M, shape.N, shape.K,
+                                              false, dw, shape.K);
+            };
+      });
 }
 #endif
 
@@ -361,6 +476,83 @@ void bench_attention_forward_f32(const std::string& name, Isa isa,
           }
           run(state, agrees(out, expected), flop, 0, [&] { call(attention, out.data()); });
         });
+  }
+}
+
+/// Attention in training: a batch of short sentences, then long ones.
+struct AttentionBatch {
+  AttentionBatch(int32_t tokens, int32_t length)
+      : qkv_stride(padded_stride(3 * kC)),
+        out_stride(padded_stride(kC)),
+        cu_seqlens(sentences_of(tokens, length)),
+        sentences(static_cast<int32_t>(cu_seqlens.size()) - 1),
+        qkv(normal_floats(tokens * qkv_stride, 1.0f, 1)),
+        dout(normal_floats(tokens * out_stride, 1.0f, 2)),
+        lse(tokens * kXsrHeads),
+        scratch(attention_backward_scratch_floats(length, kXsrHeadDim) * sizeof(float)) {
+    dropout.threshold = 0x19999999;  // a tenth
+    dropout.scale = 1 / 0.9f;
+    for (size_t b = 1; b < cu_seqlens.size(); ++b) {
+      const double count = cu_seqlens[b] - cu_seqlens[b - 1];
+      flop += 4.0 * count * count * kC;
+    }
+  }
+  int64_t qkv_stride, out_stride;
+  std::vector<int32_t> cu_seqlens;
+  int32_t sentences;
+  std::vector<float> qkv, dout, lse;
+  HugeBuffer scratch;
+  Dropout dropout;
+  double flop = 0;  // of the forward pass's two products
+};
+
+struct AttentionTrainingCase {
+  int32_t tokens, length;
+};
+constexpr AttentionTrainingCase kAttentionTrainingCases[] = {
+    {400, 10}, {400, 20}, {400, 30}, {400, 200}};
+
+void bench_attention_dropout_forward_f32(const std::string& name, Isa isa,
+                                         attention_dropout_forward_f32_t* attention) {
+  for (const AttentionTrainingCase c : kAttentionTrainingCases) {
+    if (isa == Isa::kRef && c.length > 20) continue;
+    add(name + "/sentences_of:" + std::to_string(c.length), [=](benchmark::State& state) {
+      AttentionBatch batch(c.tokens, c.length);
+      std::vector<float> out(c.tokens * batch.out_stride), expected(out.size());
+      const auto call = [&](attention_dropout_forward_f32_t* f, float* to) {
+        f(batch.qkv.data(), batch.qkv_stride, batch.cu_seqlens.data(), 0, batch.sentences, 0,
+          kXsrHeads, kXsrHeads, kXsrHeadDim, batch.dropout, to, batch.out_stride, batch.lse.data(),
+          batch.scratch.floats());
+      };
+      call(attention, out.data());
+      call(attention_dropout_forward_f32_ref, expected.data());
+      run(state, agrees(out, expected), batch.flop, 0, [&] { call(attention, out.data()); });
+    });
+  }
+}
+
+void bench_attention_backward_f32(const std::string& name, Isa isa,
+                                  attention_backward_f32_t* backward) {
+  for (const AttentionTrainingCase c : kAttentionTrainingCases) {
+    if (isa == Isa::kRef && c.length > 20) continue;
+    add(name + "/sentences_of:" + std::to_string(c.length), [=](benchmark::State& state) {
+      AttentionBatch batch(c.tokens, c.length);
+      std::vector<float> dqkv(c.tokens * batch.qkv_stride), expected(dqkv.size());
+      attention_dropout_forward_f32_ref(batch.qkv.data(), batch.qkv_stride, batch.cu_seqlens.data(),
+                                        0, batch.sentences, 0, kXsrHeads, kXsrHeads, kXsrHeadDim,
+                                        batch.dropout, dqkv.data(), batch.qkv_stride,
+                                        batch.lse.data(), batch.scratch.floats());
+      std::fill(dqkv.begin(), dqkv.end(), 0.0f);
+      const auto call = [&](attention_backward_f32_t* f, float* to) {
+        f(batch.qkv.data(), batch.qkv_stride, batch.cu_seqlens.data(), 0, batch.sentences, 0,
+          kXsrHeads, kXsrHeads, kXsrHeadDim, batch.lse.data(), batch.dropout, batch.dout.data(),
+          batch.out_stride, to, batch.qkv_stride, batch.scratch.floats());
+      };
+      call(backward, dqkv.data());
+      call(attention_backward_f32_ref, expected.data());
+      // Five products of the forward pass's size where that has two.
+      run(state, agrees(dqkv, expected), 2.5 * batch.flop, 0, [&] { call(backward, dqkv.data()); });
+    });
   }
 }
 
@@ -548,6 +740,7 @@ void add_all() {
 #define XSR_KERNEL(op, isa, level) \
   if (isa_supported(level)) bench_##op(#op "_" #isa, level, op##_##isa);
 #include "kernels/kernels.inc"
+  bench_pack();
 #ifdef XSR_HAVE_ONEDNN
   bench_gemm_onednn();
 #endif

@@ -10,12 +10,16 @@
 #include <cstdio>
 #include <future>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "corpus/line_reader.h"
 #include "corpus/progress.h"
 #include "corpus/token_line.h"
+#include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "runtime/error.h"
 #include "xsr/xsr.h"
@@ -32,6 +36,7 @@ constexpr size_t kBatchTextBytes = 8 << 20;
 constexpr size_t kBatchVectorBytes = 16 << 20;
 constexpr size_t kMaxLineBytes = 16 << 20;
 constexpr size_t kMessageBytes = 1024;
+constexpr size_t kMemoBytes = 64 << 20;  // of vectors kept for sentences that come again
 
 std::atomic<bool> stop_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
@@ -52,12 +57,13 @@ void install_signal_handlers() {
 
 struct Options {
   std::string model, input = "-", output, isa = "auto", compute = "f32";
-  bool ids = false, quiet = false;
+  bool ids = false, quiet = false, dedup = true;
   int threads = 0;
 };
 
 struct Totals {
-  uint64_t lines = 0, tokens = 0, truncated = 0, empty = 0, replaced_bytes = 0;
+  uint64_t lines = 0, tokens = 0, truncated = 0, empty = 0, replaced_bytes = 0,
+           repeated = 0;  // lines whose vector was not computed again
 };
 
 struct ModelDeleter {
@@ -107,31 +113,37 @@ class Embedder {
     status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
     check(status, detail);
     session_.reset(session);
+    if (options.dedup) memo_.emplace(columns(), kMemoBytes);
   }
 
   size_t columns() const { return static_cast<size_t>(info_.embedding_size); }
 
-  /// vectors [batch.size(), columns()]. file: for messages.
+  /// vectors [batch.size(), columns()]. file: for messages. A row's bits depend on its line alone,
+  /// so a line that comes again gets a copy of the row it got before.
   void embed(const LineBatch& batch, const std::string& file, std::vector<float>& vectors,
              Totals& totals) {
     const size_t count = batch.size();
     vectors.resize(count * columns());
     results_.assign(count, xsr_text_result{});
-    xsr_status status;
-    if (options_.ids) {
-      parse_ids(batch, file);
-      status = xsr_session_embed_ids(session_.get(), ids_.data(), offsets_.data(), count,
-                                     vectors.data(), results_.data());
+    find_repeated(batch, vectors);
+    if (computed_.size() == count) {
+      compute(batch, file, vectors.data(), results_.data());
     } else {
-      texts_.clear();
-      for (size_t i = 0; i < count; ++i) {
-        const std::string_view line = batch.line(i);
-        texts_.push_back({line.data(), line.size()});
+      computed_vectors_.resize(computed_.size() * columns());
+      computed_results_.assign(computed_.size(), xsr_text_result{});
+      compute(batch, file, computed_vectors_.data(), computed_results_.data());
+      for (size_t k = 0; k < computed_.size(); ++k) {
+        set_row(vectors, computed_[k], &computed_vectors_[k * columns()], computed_results_[k]);
       }
-      status = xsr_session_embed_texts(session_.get(), texts_.data(), count, vectors.data(),
-                                       results_.data());
+      for (const auto& [line, first] : copies_) {
+        set_row(vectors, line, &vectors[first * columns()], results_[first]);
+      }
     }
-    check(status, xsr_session_get_error(session_.get()));
+    if (memo_) {
+      for (size_t i : computed_) {
+        if (!batch.cut[i]) memo_->insert(batch.line(i), &vectors[i * columns()], results_[i]);
+      }
+    }
     for (size_t i = 0; i < count; ++i) {
       const xsr_text_result& r = results_[i];
       totals.tokens += static_cast<uint64_t>(r.num_tokens);
@@ -140,13 +152,61 @@ class Embedder {
       totals.replaced_bytes += r.replaced_bytes;
     }
     totals.lines += count;
+    totals.repeated += count - computed_.size();
   }
 
  private:
+  void set_row(std::vector<float>& vectors, size_t row, const float* vector,
+               const xsr_text_result& result) {
+    std::copy_n(vector, columns(), &vectors[row * columns()]);
+    results_[row] = result;
+  }
+
+  /// Sets the rows of lines known from earlier batches, and sorts the others into those to be
+  /// computed and copies of an earlier line of this batch.
+  void find_repeated(const LineBatch& batch, std::vector<float>& vectors) {
+    computed_.clear();
+    copies_.clear();
+    first_seen_.clear();
+    for (size_t i = 0; i < batch.size(); ++i) {
+      // Of a line that was cut the rest is unknown.
+      if (!memo_ || batch.cut[i]) {
+        computed_.push_back(i);
+      } else if (const xsr::VectorMemo::Entry* known = memo_->find(batch.line(i))) {
+        set_row(vectors, i, known->vector.get(), known->result);
+      } else if (const auto [at, is_first] = first_seen_.try_emplace(batch.line(i), i); is_first) {
+        computed_.push_back(i);
+      } else {
+        copies_.emplace_back(i, at->second);
+      }
+    }
+  }
+
+  /// The lines computed_ names, into the first rows of vectors and results.
+  void compute(const LineBatch& batch, const std::string& file, float* vectors,
+               xsr_text_result* results) {
+    if (computed_.empty()) return;
+    xsr_status status;
+    if (options_.ids) {
+      parse_ids(batch, file);
+      status = xsr_session_embed_ids(session_.get(), ids_.data(), offsets_.data(), computed_.size(),
+                                     vectors, results);
+    } else {
+      texts_.clear();
+      for (size_t i : computed_) {
+        const std::string_view line = batch.line(i);
+        texts_.push_back({line.data(), line.size()});
+      }
+      status =
+          xsr_session_embed_texts(session_.get(), texts_.data(), texts_.size(), vectors, results);
+    }
+    check(status, xsr_session_get_error(session_.get()));
+  }
+
   void parse_ids(const LineBatch& batch, const std::string& file) {
     ids_.clear();
     offsets_.assign(1, 0);
-    for (size_t i = 0; i < batch.size(); ++i) {
+    for (size_t i : computed_) {
       std::string_view line = batch.line(i);
       // The cut may have gone through a number.
       if (batch.cut[i]) line = line.substr(0, line.find_last_of(" \t") + 1);
@@ -171,6 +231,13 @@ class Embedder {
   std::vector<xsr_text_result> results_;
   std::vector<int32_t> ids_;
   std::vector<size_t> offsets_;
+  // Of the batch at hand, by line: those computed, and those that copy an earlier line's row.
+  std::vector<size_t> computed_;
+  std::vector<std::pair<size_t, size_t>> copies_;
+  std::unordered_map<std::string_view, size_t> first_seen_;
+  std::vector<float> computed_vectors_;
+  std::vector<xsr_text_result> computed_results_;
+  std::optional<xsr::VectorMemo> memo_;
 };
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -237,11 +304,11 @@ int run(const Options& options) {
   const double seconds = seconds_since(start);
   if (!options.quiet) {
     fmt::print(stderr,
-               "xsr-embed: {} lines, {} tokens, {} truncated, {} empty, {} replaced bytes, {:.2f} "
-               "s, {} sentences/s\n",
+               "xsr-embed: {} lines, {} tokens, {} truncated, {} empty, {} repeated, {} replaced "
+               "bytes, {:.2f} s, {} sentences/s\n",
                with_separators(totals.lines), with_separators(totals.tokens),
                with_separators(totals.truncated), with_separators(totals.empty),
-               with_separators(totals.replaced_bytes), seconds,
+               with_separators(totals.repeated), with_separators(totals.replaced_bytes), seconds,
                with_separators(static_cast<uint64_t>(
                    static_cast<double>(totals.lines) / std::max(seconds, 1e-9) + 0.5)));
   }
@@ -283,6 +350,8 @@ int main(int argc, char** argv) {
                  "What the matrix products compute in; bf16 needs a bf16 model")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  app.add_flag("!--no-dedup", options.dedup,
+               "Compute a line again each time it comes; the vectors are the same bits");
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
   app.set_version_flag("--version", std::string("xsr-embed ") + xsr_version_string());
   try {

@@ -16,6 +16,7 @@
 #include "corpus/line_reader.h"
 #include "corpus/progress.h"
 #include "corpus/token_line.h"
+#include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "runtime/error.h"
 
@@ -388,6 +389,38 @@ TEST(Progress, RareLinesInALogAndOneLineOnATerminal) {
   const std::string terminal = shown(true, {0.1, 0.6, 0.7, 1.2});
   EXPECT_EQ(terminal.find('\n'), std::string::npos);
   EXPECT_EQ(std::count(terminal.begin(), terminal.end(), '\r'), 3);  // two updates and the clearing
+}
+
+TEST(VectorMemo, RemembersExactTextsWithinItsMemory) {
+  constexpr size_t kColumns = 8, kBytes = 16 << 10;
+  xsr::VectorMemo memo(kColumns, kBytes);
+  const auto vector = [](int i) { return std::vector<float>(kColumns, static_cast<float>(i)); };
+  const auto result = [](int i) {
+    xsr_text_result r = {};
+    r.num_tokens = i;
+    return r;
+  };
+  const auto expect_known = [&](const std::string& text, int i) {
+    const xsr::VectorMemo::Entry* entry = memo.find(text);
+    ASSERT_NE(entry, nullptr) << text;
+    EXPECT_EQ(entry->result.num_tokens, i);
+    EXPECT_EQ(std::vector<float>(entry->vector.get(), entry->vector.get() + kColumns), vector(i));
+  };
+  memo.insert("", vector(7).data(), result(7));
+  memo.insert("nul \0a"s, vector(8).data(), result(8));
+  expect_known("", 7);
+  expect_known("nul \0a"s, 8);
+  EXPECT_EQ(memo.find("nul \0b"s), nullptr);
+  EXPECT_EQ(memo.find("nul "), nullptr);
+  for (int i = 0; i < 1000; ++i) {
+    memo.insert("text " + std::to_string(i), vector(i).data(), result(i));
+    EXPECT_LE(memo.bytes(), kBytes);
+    if (i % 10 == 0) expect_known("text 0", 0);  // what keeps coming stays
+  }
+  expect_known("text 999", 999);
+  EXPECT_EQ(memo.find("text 1"), nullptr);
+  memo.insert(std::string(5000, 'x'), vector(1).data(), result(1));
+  EXPECT_EQ(memo.find(std::string(5000, 'x')), nullptr) << "long lines are passed over";
 }
 
 }  // namespace

@@ -127,6 +127,39 @@ class Reference {
   xsr_model_info info_ = {};
 };
 
+/// Lines that come again, near and far (a batch holds 8,192 lines), get the bits they would get if
+/// computed again.
+TEST_F(EmbedCli, RepeatedLinesAreComputedOnceAndChangeNothing) {
+  std::string text;
+  const auto distinct = [&text](int from, int to) {
+    for (int i = from; i < to; ++i) text += "line " + std::to_string(i) + "\n";
+  };
+  for (int i = 0; i < 40; ++i) text += "Thank you.\n";
+  distinct(0, 9000);
+  distinct(0, 100);
+  text += "Thank you.\nTHANK YOU.\n\n\n";
+  write("in.txt", text);
+  const Outcome once = embed("-i in.txt -o once.f32");
+  EXPECT_EQ(once.exit_status, 0) << once.err;
+  EXPECT_THAT(once.err, HasSubstr("9,144 lines, "));
+  EXPECT_THAT(once.err, HasSubstr(" 141 repeated, "));  // 39 + 100 + 1 + the second blank line
+  const Outcome again = embed("-i in.txt -o again.f32 --no-dedup");
+  EXPECT_EQ(again.exit_status, 0) << again.err;
+  EXPECT_THAT(again.err, HasSubstr(" 0 repeated, "));
+  EXPECT_TRUE(read("once.f32") == read("again.f32"));
+  const auto until_repeated = [](const std::string& err) {
+    return err.substr(0, err.find(" empty"));
+  };
+  EXPECT_EQ(until_repeated(once.err), until_repeated(again.err)) << "the same counts of tokens";
+}
+
+TEST_F(EmbedCli, RepeatedLinesOfIdsAndErrorsNameTheirLine) {
+  write("in.txt", "5 6 7\n8\n5 6 7\n8\n9 x\n");
+  const Outcome outcome = embed("--ids -i in.txt -o out.f32");
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("in.txt:5: \"x\" is no token id"));
+}
+
 TEST_F(EmbedCli, RowIIsLineI) {
   const Reference reference;
   const std::string row_bytes(reference.columns() * 4, '\0');
@@ -146,7 +179,7 @@ TEST_F(EmbedCli, RowIIsLineI) {
       ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
       EXPECT_EQ(read("v.f32"), expected);
       EXPECT_THAT(outcome.err, HasSubstr("7 lines, "));
-      EXPECT_THAT(outcome.err, HasSubstr(", 0 truncated, 2 empty, 1 replaced bytes, "));
+      EXPECT_THAT(outcome.err, HasSubstr(", 0 truncated, 2 empty, 0 repeated, 1 replaced bytes, "));
       EXPECT_EQ(outcome.out, "");
     }
   }

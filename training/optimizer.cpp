@@ -51,8 +51,7 @@ double Optimizer::step(double learning_rate, FlatBuffer& values, const FlatBuffe
   s.gradient_scale =
       clip ? static_cast<float>(std::min(1.0, config_.clip_norm / (norm + 1e-6))) : 1;
   s.l2 = config_.decoupled_decay ? 0 : static_cast<float>(config_.weight_decay);
-  s.keep =
-      config_.decoupled_decay ? static_cast<float>(1 - learning_rate * config_.weight_decay) : 1;
+  s.shrink = config_.decoupled_decay ? static_cast<float>(learning_rate * config_.weight_decay) : 0;
   s.beta1 = static_cast<float>(config_.beta1);
   s.one_minus_beta1 = static_cast<float>(1 - config_.beta1);
   s.beta2 = static_cast<float>(config_.beta2);

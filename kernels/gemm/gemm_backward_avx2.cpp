@@ -15,14 +15,24 @@ constexpr int32_t kChunk = 192;
 static_assert(kChunk % kRows == 0 &&
               kBlock * (kChunk + kColumns) + 8 <= kGemmBackwardScratchFloats);
 
+template <Storage S>
+inline __m256 load_full(const void* data, int64_t i) {
+  return S == Storage::kF32 ? _mm256_loadu_ps((const float*)data + i) : load_f32(data, S, i, 8);
+}
+
 /// dy [steps, count columns] → [⌈count/6⌉][steps][6], widened; what is beyond count is zero.
 template <Storage S>
 void pack_gradients(const void* dy, int64_t stride, int64_t at, int32_t steps, int32_t count,
                     float* packed) {
+  // Two lanes too many are stored, which the next step overwrites: AMD's masked stores are slow.
   for (int32_t n = 0; n < count; n += kRows) {
-    for (int32_t m = 0; m < steps; ++m, packed += kRows) {
-      // Two lanes too many, which the next step overwrites: AMD's masked stores are slow.
-      _mm256_storeu_ps(packed, load_f32(dy, S, at + m * stride + n, count - n));
+    int64_t i = at + n;
+    if (count - n >= 8) {
+      for (int32_t m = 0; m < steps; ++m, i += stride, packed += kRows)
+        _mm256_storeu_ps(packed, load_full<S>(dy, i));
+    } else {
+      for (int32_t m = 0; m < steps; ++m, i += stride, packed += kRows)
+        _mm256_storeu_ps(packed, load_f32(dy, S, i, count - n));
     }
   }
 }
@@ -31,9 +41,14 @@ void pack_gradients(const void* dy, int64_t stride, int64_t at, int32_t steps, i
 template <Storage S>
 void pack_inputs(const void* x, int64_t stride, int64_t at, int32_t steps, int64_t count,
                  float* packed) {
-  for (int32_t m = 0; m < steps; ++m, packed += kColumns) {
-    _mm256_store_ps(packed, load_f32(x, S, at + m * stride, count));
-    _mm256_store_ps(packed + 8, load_f32(x, S, at + m * stride + 8, count - 8));
+  for (int32_t m = 0; m < steps; ++m, at += stride, packed += kColumns) {
+    if (count >= kColumns) {
+      _mm256_store_ps(packed, load_full<S>(x, at));
+      _mm256_store_ps(packed + 8, load_full<S>(x, at + 8));
+    } else {
+      _mm256_store_ps(packed, load_f32(x, S, at, count));
+      _mm256_store_ps(packed + 8, load_f32(x, S, at + 8, count - 8));
+    }
   }
 }
 

@@ -299,4 +299,13 @@ bool OnednnGemm::set_num_threads(int32_t threads) {
   return true;
 }
 
+void gemm_backward_weight_f32_onednn(const float* dy, int64_t dy_stride, const float* x,
+                                     int64_t x_stride, int32_t M, int32_t N, int32_t K,
+                                     bool accumulate, float* dw, int64_t dw_stride) {
+  const dnnl_status_t status = dnnl_sgemm('T', 'N', N, K, M, 1.0f, dy, dy_stride, x, x_stride,
+                                          accumulate ? 1.0f : 0.0f, dw, dw_stride);
+  if (status != dnnl_success)
+    throw std::runtime_error("oneDNN sgemm: status " + std::to_string(status));
+}
+
 }  // namespace xsr::kernels

@@ -44,4 +44,11 @@ class OnednnGemm {
   std::unique_ptr<State> state_;
 };
 
+/// gemm_backward_weight_f32 (gemm_backward.h) for all rows of dw, by oneDNN's sgemm on the matrices
+/// as they stand. Its order of sums is oneDNN's; it allocates. Throws std::runtime_error when
+/// oneDNN refuses.
+void gemm_backward_weight_f32_onednn(const float* dy, int64_t dy_stride, const float* x,
+                                     int64_t x_stride, int32_t M, int32_t N, int32_t K,
+                                     bool accumulate, float* dw, int64_t dw_stride);
+
 }  // namespace xsr::kernels

@@ -16,10 +16,8 @@ template <int kVectors>
 inline void vocabulary_columns(const float* z, int64_t z_stride, int32_t R, const float* bias,
                                int64_t count, float* max, float* sum, float* e, int64_t e_stride,
                                uint16_t* narrow, int64_t narrow_stride) {
-  __m256i mask[kVectors];
   __m256 low[kVectors], high[kVectors], total[kVectors];
   for (int i = 0; i < kVectors; ++i) {
-    mask[i] = tail_mask8(count - 8 * i);
     low[i] = _mm256_set1_ps(__builtin_inff());
     high[i] = _mm256_set1_ps(-__builtin_inff());
     total[i] = _mm256_setzero_ps();
@@ -27,7 +25,7 @@ inline void vocabulary_columns(const float* z, int64_t z_stride, int32_t R, cons
   for (int32_t v = 0; v < R; ++v) {
     const __m256 shift = _mm256_set1_ps(bias != nullptr ? bias[v] : 0.0f);
     for (int i = 0; i < kVectors; ++i) {
-      const __m256 x = _mm256_add_ps(_mm256_maskload_ps(z + v * z_stride + 8 * i, mask[i]), shift);
+      const __m256 x = _mm256_add_ps(load_up_to_8(z + v * z_stride + 8 * i, count - 8 * i), shift);
       low[i] = _mm256_min_ps(x, low[i]);  // NaN is left to the exponential
       high[i] = _mm256_max_ps(x, high[i]);
     }
@@ -35,17 +33,17 @@ inline void vocabulary_columns(const float* z, int64_t z_stride, int32_t R, cons
   for (int32_t v = 0; v < R; ++v) {
     const __m256 shift = _mm256_set1_ps(bias != nullptr ? bias[v] : 0.0f);
     for (int i = 0; i < kVectors; ++i) {
-      const __m256 x = _mm256_add_ps(_mm256_maskload_ps(z + v * z_stride + 8 * i, mask[i]), shift);
+      const __m256 x = _mm256_add_ps(load_up_to_8(z + v * z_stride + 8 * i, count - 8 * i), shift);
       const __m256 value = exp_f32(_mm256_sub_ps(x, high[i]));
       total[i] = _mm256_add_ps(total[i], value);
-      if (e != nullptr) _mm256_maskstore_ps(e + v * e_stride + 8 * i, mask[i], value);
+      if (e != nullptr) store_up_to_8(e + v * e_stride + 8 * i, count - 8 * i, value);
       if (narrow != nullptr) store_bf16(narrow + v * narrow_stride + 8 * i, value, count - 8 * i);
     }
   }
   for (int i = 0; i < kVectors; ++i) {
     if (R > 0) total[i] = nan_unless_finite(total[i], low[i], high[i]);
-    _mm256_maskstore_ps(max + 8 * i, mask[i], high[i]);
-    _mm256_maskstore_ps(sum + 8 * i, mask[i], total[i]);
+    store_up_to_8(max + 8 * i, count - 8 * i, high[i]);
+    store_up_to_8(sum + 8 * i, count - 8 * i, total[i]);
   }
 }
 
@@ -70,10 +68,9 @@ void vocabulary_softmax_backward_f32_avx2(const float* e, int64_t e_stride, int3
   for (int32_t v = 0; v < R; ++v) {
     __m256 total = _mm256_setzero_ps();
     for (int32_t b = 0; b < N; b += 8) {
-      const __m256i mask = tail_mask8(N - b);
-      const __m256 value = _mm256_mul_ps(_mm256_maskload_ps(e + v * e_stride + b, mask),
-                                         _mm256_maskload_ps(factor + b, mask));
-      _mm256_maskstore_ps(dz + v * dz_stride + b, mask, value);
+      const __m256 value =
+          _mm256_mul_ps(load_up_to_8(e + v * e_stride + b, N - b), load_up_to_8(factor + b, N - b));
+      store_up_to_8(dz + v * dz_stride + b, N - b, value);
       total = _mm256_add_ps(total, value);
     }
     if (dbias != nullptr) dbias[v] += reduce_add(total);
@@ -87,7 +84,7 @@ void vocabulary_softmax_backward_bf16_avx2(const uint16_t* e, int64_t e_stride, 
     __m256 total = _mm256_setzero_ps();
     for (int32_t b = 0; b < N; b += 8) {
       const __m256 value = _mm256_mul_ps(load_f32(e + v * e_stride, Storage::kBF16, b, N - b),
-                                         _mm256_maskload_ps(factor + b, tail_mask8(N - b)));
+                                         load_up_to_8(factor + b, N - b));
       store_bf16(dz + v * dz_stride + b, value, N - b);
       total = _mm256_add_ps(total, value);
     }
@@ -105,7 +102,7 @@ void softmax_forward_f32_avx2(const float* s, int64_t s_stride, int32_t first, i
     __m256 high = minus_infinity, low = minus_infinity;  // low: of −x
     for (int32_t j = 0; j < N; j += 8) {
       const __m256i mask = tail_mask8(N - j);
-      const __m256 x = _mm256_maskload_ps(row + j, mask);
+      const __m256 x = load_up_to_8(row + j, N - j);
       const __m256 lanes = _mm256_castsi256_ps(mask);
       high = _mm256_max_ps(_mm256_blendv_ps(minus_infinity, x, lanes), high);
       low = _mm256_max_ps(_mm256_blendv_ps(minus_infinity, negate_f32(x), lanes), low);
@@ -115,17 +112,16 @@ void softmax_forward_f32_avx2(const float* s, int64_t s_stride, int32_t first, i
     __m256 totals = _mm256_setzero_ps();
     for (int32_t j = 0; j < N; j += 8) {
       const __m256i mask = tail_mask8(N - j);
-      const __m256 x = _mm256_maskload_ps(row + j, mask);
+      const __m256 x = load_up_to_8(row + j, N - j);
       const __m256 value =
           _mm256_and_ps(exp_f32(_mm256_sub_ps(x, peaks)), _mm256_castsi256_ps(mask));
-      _mm256_maskstore_ps(out + j, mask, value);
+      store_up_to_8(out + j, N - j, value);
       totals = _mm256_add_ps(totals, value);
     }
     const float total = reduce_add(totals) + ((trough - trough) + (peak - peak));
     const __m256 share = _mm256_set1_ps(gain / total);
     for (int32_t j = 0; j < N; j += 8) {
-      const __m256i mask = tail_mask8(N - j);
-      _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(_mm256_maskload_ps(out + j, mask), share));
+      store_up_to_8(out + j, N - j, _mm256_mul_ps(load_up_to_8(out + j, N - j), share));
     }
     max[i] = peak;
     sum[i] = total;

@@ -8,7 +8,7 @@ namespace xsr::kernels {
 struct AdamStep {
   float gradient_scale = 1;  // of clipping by the global norm
   float l2 = 0;              // coupled weight decay: l2 · value is added to the gradient
-  float keep = 1;            // decoupled weight decay: the value is multiplied by 1 − lr · decay
+  float shrink = 0;  // decoupled weight decay: lr · decay; 1 − shrink would lose its digits in f32
   float beta1 = 0.9f;
   float one_minus_beta1 = 0.1f;
   float beta2 = 0.999f;
@@ -22,7 +22,7 @@ struct AdamStep {
 ///
 ///     g = gradient · gradient_scale + l2 · value
 ///     m = β1 m + (1 − β1) g          v = β2 v + (1 − β2) g²          w = max(w, v)  (AMSGrad)
-///     value = keep · value − step_size · m / (√w · inverse_correction2 + eps)
+///     value = value − (shrink · value + step_size · m / (√w · inverse_correction2 + eps))
 ///
 /// value, first_moment, second_moment  [n]  read and written
 /// gradient                            [n]

@@ -8,39 +8,39 @@ void adam_update_f32_avx2(float* value, const float* gradient, float* first_mome
                           float* second_moment, float* max_second_moment, uint16_t* narrow,
                           int64_t first, int64_t last, const AdamStep& step) {
   const __m256 scale = _mm256_set1_ps(step.gradient_scale), l2 = _mm256_set1_ps(step.l2),
-               keep = _mm256_set1_ps(step.keep), beta1 = _mm256_set1_ps(step.beta1),
+               shrink = _mm256_set1_ps(step.shrink), beta1 = _mm256_set1_ps(step.beta1),
                rest1 = _mm256_set1_ps(step.one_minus_beta1), beta2 = _mm256_set1_ps(step.beta2),
                rest2 = _mm256_set1_ps(step.one_minus_beta2), size = _mm256_set1_ps(step.step_size),
                correction2 = _mm256_set1_ps(step.inverse_correction2),
                eps = _mm256_set1_ps(step.eps);
   for (int64_t i = first; i < last; i += 8) {
-    const __m256i mask = tail_mask8(last - i);
-    const __m256 old = _mm256_maskload_ps(value + i, mask);
+    const int64_t count = last - i;
+    const __m256 old = load_up_to_8(value + i, count);
     const __m256 g =
-        _mm256_fmadd_ps(_mm256_maskload_ps(gradient + i, mask), scale, _mm256_mul_ps(l2, old));
+        _mm256_fmadd_ps(load_up_to_8(gradient + i, count), scale, _mm256_mul_ps(l2, old));
     const __m256 m =
-        _mm256_fmadd_ps(beta1, _mm256_maskload_ps(first_moment + i, mask), _mm256_mul_ps(rest1, g));
-    const __m256 v = _mm256_fmadd_ps(beta2, _mm256_maskload_ps(second_moment + i, mask),
+        _mm256_fmadd_ps(beta1, load_up_to_8(first_moment + i, count), _mm256_mul_ps(rest1, g));
+    const __m256 v = _mm256_fmadd_ps(beta2, load_up_to_8(second_moment + i, count),
                                      _mm256_mul_ps(_mm256_mul_ps(rest2, g), g));
     __m256 w = v;
     if (max_second_moment != nullptr) {
-      w = _mm256_max_ps(_mm256_maskload_ps(max_second_moment + i, mask), v);
-      _mm256_maskstore_ps(max_second_moment + i, mask, w);
+      w = _mm256_max_ps(load_up_to_8(max_second_moment + i, count), v);
+      store_up_to_8(max_second_moment + i, count, w);
     }
-    _mm256_maskstore_ps(first_moment + i, mask, m);
-    _mm256_maskstore_ps(second_moment + i, mask, v);
+    store_up_to_8(first_moment + i, count, m);
+    store_up_to_8(second_moment + i, count, v);
     const __m256 change =
         _mm256_div_ps(_mm256_mul_ps(size, m), _mm256_fmadd_ps(_mm256_sqrt_ps(w), correction2, eps));
-    const __m256 updated = _mm256_fmsub_ps(keep, old, change);
-    _mm256_maskstore_ps(value + i, mask, updated);
-    if (narrow != nullptr) store_bf16(narrow + i, updated, last - i);
+    const __m256 updated = _mm256_sub_ps(old, _mm256_fmadd_ps(shrink, old, change));
+    store_up_to_8(value + i, count, updated);
+    if (narrow != nullptr) store_bf16(narrow + i, updated, count);
   }
 }
 
 double sum_of_squares_f32_avx2(const float* x, int64_t n) {
   __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
   for (int64_t i = 0; i < n; i += 8) {
-    const __m256 value = _mm256_maskload_ps(x + i, tail_mask8(n - i));
+    const __m256 value = load_up_to_8(x + i, n - i);
     const __m256d a = _mm256_cvtps_pd(_mm256_castps256_ps128(value));
     const __m256d b = _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1));
     low = _mm256_fmadd_pd(a, a, low);  // the square of a float is exact in double

@@ -8,7 +8,7 @@ void adam_update_f32_avx512(float* value, const float* gradient, float* first_mo
                             float* second_moment, float* max_second_moment, uint16_t* narrow,
                             int64_t first, int64_t last, const AdamStep& step) {
   const __m512 scale = _mm512_set1_ps(step.gradient_scale), l2 = _mm512_set1_ps(step.l2),
-               keep = _mm512_set1_ps(step.keep), beta1 = _mm512_set1_ps(step.beta1),
+               shrink = _mm512_set1_ps(step.shrink), beta1 = _mm512_set1_ps(step.beta1),
                rest1 = _mm512_set1_ps(step.one_minus_beta1), beta2 = _mm512_set1_ps(step.beta2),
                rest2 = _mm512_set1_ps(step.one_minus_beta2), size = _mm512_set1_ps(step.step_size),
                correction2 = _mm512_set1_ps(step.inverse_correction2),
@@ -31,7 +31,7 @@ void adam_update_f32_avx512(float* value, const float* gradient, float* first_mo
     _mm512_mask_storeu_ps(second_moment + i, mask, v);
     const __m512 change =
         _mm512_div_ps(_mm512_mul_ps(size, m), _mm512_fmadd_ps(_mm512_sqrt_ps(w), correction2, eps));
-    const __m512 updated = _mm512_fmsub_ps(keep, old, change);
+    const __m512 updated = _mm512_sub_ps(old, _mm512_fmadd_ps(shrink, old, change));
     _mm512_mask_storeu_ps(value + i, mask, updated);
     if (narrow != nullptr) {
       _mm256_mask_storeu_epi16(narrow + i, mask, bf16_from_lanes(updated));

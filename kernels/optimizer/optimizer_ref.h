@@ -21,8 +21,8 @@ void adam_update_ref(T* value, const T* gradient, T* first_moment, T* second_mom
     }
     first_moment[i] = m;
     second_moment[i] = v;
-    value[i] = T(step.keep) * value[i] -
-               T(step.step_size) * m / (sqrt(w) * T(step.inverse_correction2) + T(step.eps));
+    value[i] -= T(step.shrink) * value[i] +
+                T(step.step_size) * m / (sqrt(w) * T(step.inverse_correction2) + T(step.eps));
     if (narrow != nullptr) narrow[i] = bf16_from_f32((float)value[i]);
   }
 }
