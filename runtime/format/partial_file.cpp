@@ -1,6 +1,8 @@
 #include "runtime/format/partial_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,15 +17,36 @@ namespace xsr {
 
 PartialFile::PartialFile(const std::string& path, uint64_t expected_size)
     : path_(path), partial_(path + ".partial"), expected_size_(expected_size) {
-  do {
-    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  } while (fd_ < 0 && errno == EINTR);
-  if (fd_ < 0) fail("cannot create the file");
+  // Locked, so that two processes do not write to one file; and opened again where the one that
+  // held the lock has renamed it meanwhile.
+  for (;;) {
+    do {
+      fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    } while (fd_ < 0 && errno == EINTR);
+    if (fd_ < 0) fail("cannot create the file");
+    const bool held = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    struct stat opened, named;
+    const bool same = ::fstat(fd_, &opened) == 0 && ::stat(partial_.c_str(), &named) == 0 &&
+                      opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+    if (!held && same) break;
+    ::close(std::exchange(fd_, -1));
+    if (held) {
+      throw Error(XSR_STATUS_IO, partial_ +
+                                     ": another process is writing it; let it end, or give "
+                                     "this one another path");
+    }
+  }
+  if (::ftruncate(fd_, 0) != 0) {
+    const int error = errno;
+    ::close(std::exchange(fd_, -1));
+    errno = error;
+    fail("cannot empty the file");
+  }
 }
 
 PartialFile::~PartialFile() {
+  if (!renamed_) ::unlink(partial_.c_str());  // under the lock
   if (fd_ >= 0) ::close(fd_);
-  if (!renamed_) ::unlink(partial_.c_str());
 }
 
 void PartialFile::write(const void* data, uint64_t size) {
@@ -62,10 +85,9 @@ void PartialFile::overwrite(uint64_t offset, const void* data, uint64_t size) {
 void PartialFile::commit() {
   // The data reaches the disk before the name does.
   if (::fsync(fd_) != 0) fail("cannot flush the file to disk");
-  const int fd = std::exchange(fd_, -1);
-  if (::close(fd) != 0) fail("cannot close the file");
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
   renamed_ = true;
+  if (::close(std::exchange(fd_, -1)) != 0) fail("cannot close the file");
   const size_t slash = path_.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
   const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

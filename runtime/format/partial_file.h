@@ -6,7 +6,8 @@ namespace xsr {
 
 /// A file under the name path.partial that takes the place of path only once it is whole and on the
 /// disk, so that a crash at any time leaves the old file or the whole new one. Removed again unless
-/// it is committed. Not for several threads at once.
+/// it is committed. A second process that wants to write the same file at the same time gets an
+/// error. Not for several threads at once.
 class PartialFile {
  public:
   /// expected_size: bytes, for messages; 0 = not known. An older path.partial is written over.

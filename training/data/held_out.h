@@ -14,9 +14,9 @@ struct HeldOut {
       excluded;  // rising; every pair that shares a sentence with dev, dev included
 };
 
-/// Chooses pairs_per_part pairs of every part by a hash of (seed, sentence of side 1): the choice
-/// does not depend on the order of the lines, and no sentence stands twice on a side of a part's
-/// dev pairs. A part with fewer than twice as many distinct pairs gives what half of them are.
+/// Chooses pairs_per_part pairs of every part, at most half of it, by a hash of (seed, sentence of
+/// side 1): the sentences do not depend on the order of the lines, and no sentence stands twice on
+/// a side of a part's dev pairs (so that retrieval has one answer), which can make them fewer.
 HeldOut hold_out(const TokenizedCorpus& corpus, uint64_t pairs_per_part, uint64_t seed,
                  ThreadPool& pool);
 

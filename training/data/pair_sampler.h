@@ -99,7 +99,9 @@ class PairSampler {
   std::vector<uint64_t> excluded_;
   SamplerOptions options_;
   std::vector<Lane> lanes_;
-  uint64_t draws_per_epoch_ = 0, pool_pairs_ = 0;
+  uint64_t draws_per_epoch_ = 0;
+  uint64_t used_draws_ = 0;  // of them; less where the last batch is dropped
+  uint64_t pool_pairs_ = 0;
   // The pool at hand.
   bool loaded_ = false;
   uint64_t epoch_ = 0, pool_ = 0;

@@ -20,6 +20,9 @@ struct TextFile {
   int32_t num_columns = 0;    // that every line must have; 0: as many as the two columns ask for
 };
 
+/// Throws Error(INVALID_ARGUMENT) when the columns make no sense.
+void check(const TextFile& file);
+
 /// The files of one pair of languages.
 struct LanguagePair {
   std::string name;  // "en-fr"; for messages and tables
@@ -77,8 +80,8 @@ struct ContentHash {
 
   bool operator==(const ContentHash&) const = default;
 };
-/// Throws Error(IO).
-ContentHash hash_file(const std::string& path);
+/// Throws Error(IO); Stopped once stop, when given, is set.
+ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop = nullptr);
 
 /// Opens a file for reading, unpacking it when it is packed; it must be a regular file, for
 /// training reads it more than once. read() throws Error(BAD_FILE) where the packed data is damaged

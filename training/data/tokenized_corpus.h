@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "runtime/device/cpu_threads.h"
@@ -53,7 +54,8 @@ class TokenizedCorpus {
   std::span<const File> files() const { return files_; }
   int32_t vocab_size() const { return vocab_size_; }
   uint64_t num_tokens() const { return num_tokens_; }
-  bool was_built() const { return built_; }  // now, rather than opened
+  uint64_t longest_pair() const { return longest_pair_; }  // tokens, both sides
+  bool was_built() const { return built_; }                // now, rather than opened
 
   /// Tokens of a side (0 or 1), at least 1.
   int32_t length(uint64_t pair, int side) const;
@@ -64,14 +66,17 @@ class TokenizedCorpus {
   std::string place(uint64_t pair) const;
 
  private:
+  friend class CorpusWriter;
   struct Record;
   TokenizedCorpus(const std::string& path, const std::string& key, ThreadPool& pool);
+  /// A side's ids as they stand in the file, and how many they are.
+  std::pair<const unsigned char*, size_t> stored(uint64_t pair, int side) const;
 
   std::unique_ptr<MappedFile> map_;
   const Record* records_ = nullptr;        // [num_pairs]
   const unsigned char* tokens_ = nullptr;  // [num_tokens], uint16 or int32
   bool wide_ = false;                      // int32
-  uint64_t num_pairs_ = 0, num_tokens_ = 0;
+  uint64_t num_pairs_ = 0, num_tokens_ = 0, longest_pair_ = 0;
   int32_t vocab_size_ = 0;
   bool built_ = false;
   std::vector<Part> parts_;
