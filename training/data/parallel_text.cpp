@@ -31,10 +31,10 @@ class HashedFile {
  public:
   HashedFile(const std::string& path, const std::atomic<bool>* stop)
       : stop_(stop), block_(kBlockBytes) {
+    namespace fs = std::filesystem;
     std::error_code error;
-    const auto type = std::filesystem::status(path, error).type();
-    if (type != std::filesystem::file_type::regular &&
-        type != std::filesystem::file_type::not_found) {
+    const fs::file_type type = fs::status(path, error).type();
+    if (path == "-" || (type != fs::file_type::regular && type != fs::file_type::not_found)) {
       throw Error(XSR_STATUS_IO, path +
                                      ": is no regular file. The training data is read more than "
                                      "once, so it cannot come from a pipe or a folder; give the "

@@ -209,7 +209,7 @@ std::string train_tokenizer(std::span<const LanguagePair> languages,
   for (uint64_t n : pairs) {
     const double share = weights > 0 ? weight(n) / weights : 0;
     const double quota = share * static_cast<double>(options.max_sentences / 2);
-    quotas.push_back(std::min(n, static_cast<uint64_t>(std::llround(quota))));
+    quotas.push_back(std::min(n, static_cast<uint64_t>(quota)));
     sentences += 2 * quotas.back();
     all += 2 * n;
   }
