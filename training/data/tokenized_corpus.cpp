@@ -70,7 +70,7 @@ class Spool {
   Spool& operator=(const Spool&) = delete;
 
   void write(const void* data, size_t size) {
-    if (std::fwrite(data, 1, size, file_) != size) fail("write");
+    if (size > 0 && std::fwrite(data, 1, size, file_) != size) fail("write");
   }
   /// Calls body(data, size) for all of it, in blocks.
   template <typename Body>
