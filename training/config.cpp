@@ -184,7 +184,7 @@ const std::vector<ConfigKey> kKeys = {
     {"schedule", "final_fraction", "Of cosine", SLOT(number(c.schedule.final_fraction, 0, 1))},
 
     {"train", "epochs", "", SLOT(number(c.epochs, 1, kMany))},
-    {"train", "steps", "Most updates; 0: all epochs", SLOT(number(c.steps, 0, kMany))},
+    {"train", "steps", "> 0: so many updates, whatever epochs says", SLOT(number(c.steps, 0, kMany))},
     {"train", "log_every", "Steps between lines of metrics", SLOT(number(c.log_every, 1, kMany)),
      true},
     {"train", "eval_every", "Steps between dev evaluations; 0: at the end of every epoch",
@@ -613,14 +613,12 @@ std::string to_toml(const TrainConfig& config, bool helps) {
   return text;
 }
 
-std::vector<std::string> changed_keys(const TrainConfig& a, const TrainConfig& b) {
-  std::vector<std::string> changed;
+std::map<std::string, std::string> fixed_values(const TrainConfig& config) {
+  std::map<std::string, std::string> values;
   for (const ConfigKey& key : kKeys) {
-    if (!key.may_change && value_text(key, a) != value_text(key, b)) {
-      changed.push_back(key.full_name());
-    }
+    if (!key.may_change) values[key.full_name()] = value_text(key, config);
   }
-  return changed;
+  return values;
 }
 
 std::string keys_as_markdown() {

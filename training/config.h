@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -45,7 +46,7 @@ struct TrainConfig {
   Schedule schedule;  // its beta2 is the optimiser's
 
   int64_t epochs = 12;
-  int64_t steps = 0;       // 0: all epochs
+  int64_t steps = 0;  // > 0: instead of epochs
   int64_t log_every = 50;  // steps
   int64_t eval_every = 0;  // steps; 0: at the end of every epoch
   int64_t checkpoint_every = 0;  // steps; 0: by time alone
@@ -114,8 +115,8 @@ void validate(const TrainConfig& config);
 std::string to_toml(const TrainConfig& config, bool helps);
 /// The value alone, as in TOML.
 std::string value_text(const ConfigKey& key, const TrainConfig& config);
-/// The full names of the keys, may_change ones left out, whose values differ.
-std::vector<std::string> changed_keys(const TrainConfig& a, const TrainConfig& b);
+/// Full name and value of every key on which the result depends (not the may_change ones).
+std::map<std::string, std::string> fixed_values(const TrainConfig& config);
 /// The table of docs/training.md.
 std::string keys_as_markdown();
 
