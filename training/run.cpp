@@ -266,11 +266,11 @@ class Run {
       result = trainer_->step(batch, rate);
     } catch (const NonFiniteError& error) {
       throw Error(XSR_STATUS_INTERNAL,
-                  fmt::format("step {}: {} (learning rate {:g}). The batch is {}. No checkpoint was "
+                  fmt::format("step {}: {} is not finite (learning rate {:g}). The batch is {}. No checkpoint was "
                               "written over; the last one is in {}. A lower schedule.learning_rate, "
                               "optimizer.clip_norm and objective.sim_min_cosine make such steps "
                               "rarer.",
-                              step() + 1, error.what(), rate, places(batch), config_.run));
+                              step() + 1, error.where(), rate, places(batch), config_.run));
     }
     interval_.add(result.loss, 1);
     interval_norm_ += result.gradient_norm;
