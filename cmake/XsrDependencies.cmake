@@ -25,6 +25,19 @@ if(XSR_BUILD_TOOLS OR XSR_BUILD_TESTS)
   find_package(fmt REQUIRED)
   find_package(ZLIB REQUIRED)
   find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # SHA-256 of the converter's input
+  find_library(XSR_ZSTD_LIBRARY NAMES zstd REQUIRED)
+  find_path(XSR_ZSTD_INCLUDE_DIR NAMES zstd.h REQUIRED)
+  add_library(xsr_zstd INTERFACE)
+  target_include_directories(xsr_zstd SYSTEM INTERFACE "${XSR_ZSTD_INCLUDE_DIR}")
+  target_link_libraries(xsr_zstd INTERFACE "${XSR_ZSTD_LIBRARY}")
+
+  # The trainer of SentencePiece models: a library of its own beside the other, and not part of libxsr.so.
+  find_library(XSR_SENTENCEPIECE_TRAIN_LIBRARY NAMES libsentencepiece_train.a
+    HINTS "${PROJECT_SOURCE_DIR}/.deps/sentencepiece/lib" REQUIRED)
+  add_library(xsr_sentencepiece_train STATIC IMPORTED)
+  set_target_properties(xsr_sentencepiece_train PROPERTIES
+    IMPORTED_LOCATION "${XSR_SENTENCEPIECE_TRAIN_LIBRARY}"
+    INTERFACE_LINK_LIBRARIES xsr_sentencepiece)
 endif()
 if(XSR_ONEDNN)
   find_package(dnnl QUIET)

@@ -10,8 +10,8 @@
 #include <cstdio>
 #include <cstring>
 
-#include "corpus/progress.h"
 #include "runtime/error.h"
+#include "runtime/text/progress.h"
 
 namespace xsr {
 namespace {

@@ -16,12 +16,12 @@
 #include <unordered_map>
 #include <vector>
 
-#include "corpus/line_reader.h"
-#include "corpus/progress.h"
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "runtime/error.h"
+#include "runtime/text/line_reader.h"
+#include "runtime/text/progress.h"
 #include "xsr/xsr.h"
 
 namespace {

@@ -13,7 +13,7 @@ case "${1:-all}" in
     packages+=(
       git pkg-config ccache python3
       clang clang-format libclang-rt-dev llvm # second compiler, fuzzers, format check
-      libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libssl-dev
+      libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libzstd-dev libssl-dev
       libgtest-dev libgmock-dev libbenchmark-dev
       libdnnl-dev ocl-icd-opencl-dev # oneDNN; its CMake files ask for OpenCL
     ) ;;
@@ -42,7 +42,7 @@ fi
 # SentencePiece as a static, position-independent library: Debian ships only the shared one, so build its source
 # package. The apt lists for sources live in a folder of ours; the system's configuration is not touched.
 sp="$PWD/.deps/sentencepiece"
-if [ ! -e "$sp/lib/libsentencepiece.a" ]; then
+if [ ! -e "$sp/lib/libsentencepiece.a" ] || [ ! -e "$sp/lib/libsentencepiece_train.a" ]; then
   say "building SentencePiece (static) from Debian's source package into .deps/"
   work="$PWD/.deps/work"
   rm -rf "$work" && mkdir -p "$work/lists/partial" "$work/src"
@@ -58,11 +58,12 @@ if [ ! -e "$sp/lib/libsentencepiece.a" ]; then
   cmake -S "$work"/src/sentencepiece-*/ -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
     -DSPM_ENABLE_SHARED=OFF -DSPM_ENABLE_TCMALLOC=OFF -DCMAKE_INSTALL_PREFIX="$sp" -DCMAKE_INSTALL_LIBDIR=lib \
     -DCMAKE_CXX_FLAGS="-fvisibility=hidden -w" >"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
-  # Only what xsr links: neither the trainer nor the command-line tools.
-  cmake --build "$work/build" --target sentencepiece-static >>"$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }
+  # Only what xsr links: the two libraries, not the command-line tools.
+  cmake --build "$work/build" --target sentencepiece-static sentencepiece_train-static >>"$work/log" 2>&1 ||
+    { tail -40 "$work/log" >&2; exit 1; }
   mkdir -p "$sp/include" "$sp/lib"
-  cp "$work"/src/sentencepiece-*/src/sentencepiece_processor.h "$sp/include/"
-  cp "$work/build/src/libsentencepiece.a" "$sp/lib/"  # last: what is tested for above
+  cp "$work"/src/sentencepiece-*/src/sentencepiece_{processor,trainer}.h "$sp/include/"
+  cp "$work"/build/src/libsentencepiece{,_train}.a "$sp/lib/"  # last: what is tested for above
   $sudo rm -rf "$work"
 else
   say "SentencePiece is built"

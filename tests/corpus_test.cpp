@@ -13,12 +13,12 @@
 #include <sstream>
 #include <thread>
 
-#include "corpus/line_reader.h"
-#include "corpus/progress.h"
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "runtime/error.h"
+#include "runtime/text/line_reader.h"
+#include "runtime/text/progress.h"
 
 namespace {
 

@@ -1,15 +1,9 @@
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <new>
-#include <system_error>
-#include <utility>
 
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/format/xsr_layout.h"
 
@@ -180,87 +174,6 @@ Plan make_plan_or_invalid(const std::string& name, const ModelConfig& config,
     invalid(name + ": not written, the reader would refuse it: " + error.what());
   }
 }
-
-/// path.partial: removed again unless it was renamed to path.
-class PartialFile {
- public:
-  PartialFile(const std::string& path, uint64_t expected_size)
-      : path_(path), partial_(path + ".partial"), expected_size_(expected_size) {
-    do {
-      fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    } while (fd_ < 0 && errno == EINTR);
-    if (fd_ < 0) fail("cannot create the file");
-  }
-  ~PartialFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!renamed_) ::unlink(partial_.c_str());
-  }
-  PartialFile(const PartialFile&) = delete;
-  PartialFile& operator=(const PartialFile&) = delete;
-
-  void write(const void* data, uint64_t size) {
-    const char* bytes = static_cast<const char*>(data);
-    while (size > 0) {
-      const ssize_t count = ::write(fd_, bytes, std::min<uint64_t>(size, uint64_t{1} << 30));
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) {
-        fail("cannot write after " + std::to_string(written_) + " of " +
-             std::to_string(expected_size_) + " bytes");
-      }
-      bytes += count;
-      size -= static_cast<uint64_t>(count);
-      written_ += static_cast<uint64_t>(count);
-    }
-  }
-
-  void pad_to(uint64_t offset) {
-    static constexpr unsigned char kZero[kAlignment] = {};
-    while (written_ < offset) write(kZero, std::min(kAlignment, offset - written_));
-  }
-
-  /// The data reaches the disk before the name does, so that a crash leaves the old file or the
-  /// whole new one.
-  void commit() {
-    if (::fsync(fd_) != 0) fail("cannot flush the file to disk");
-    const int fd = std::exchange(fd_, -1);
-    if (::close(fd) != 0) fail("cannot close the file");
-    if (::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
-    renamed_ = true;
-    const size_t slash = path_.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-    const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder_fd < 0)
-      return;  // a folder one may write to but not read: its entry reaches the disk in its own time
-    const int result = ::fsync(folder_fd);
-    const int error = errno;
-    ::close(folder_fd);
-    if (result != 0 && error != EINVAL && error != ENOTSUP &&
-        error != EROFS) {  // some file systems cannot do it
-      throw Error(XSR_STATUS_IO, path_ + ": written, but its folder cannot be flushed to disk: " +
-                                     std::system_category().message(error) +
-                                     "; a crash may bring the old file back");
-    }
-  }
-
- private:
-  // Also called by the constructor, whose object has no destructor run; there is nothing to remove
-  // then.
-  [[noreturn]] void fail(const std::string& what) {
-    const int error = errno;
-    const char* mend =
-        error == ENOSPC || error == EDQUOT || error == EFBIG
-            ? ". Free some space or raise the limit and write it again; an older file is as it was."
-            : "";
-    throw Error(XSR_STATUS_IO,
-                partial_ + ": " + what + ": " + std::system_category().message(error) + mend);
-  }
-
-  const std::string path_, partial_;
-  const uint64_t expected_size_;
-  uint64_t written_ = 0;
-  int fd_ = -1;
-  bool renamed_ = false;
-};
 
 }  // namespace
 

@@ -1,25 +1,13 @@
-#include "corpus/line_reader.h"
-
-#include <fcntl.h>
-#include <poll.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "runtime/text/line_reader.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "runtime/error.h"
 
 namespace xsr {
 namespace {
-
-constexpr int kStopPollMilliseconds = 100;
-
-[[noreturn]] void fail(const std::string& name, const char* what) {
-  const int error = errno;
-  throw Error(XSR_STATUS_IO, name + ": cannot " + what + ": " + std::strerror(error));
-}
 
 /// Bytes at the end of text[0, size) that belong to a character which goes on behind it.
 size_t split_character_bytes(const char* text, size_t size) {
@@ -34,46 +22,28 @@ size_t split_character_bytes(const char* text, size_t size) {
 
 }  // namespace
 
-LineReader::LineReader(const std::string& path, size_t max_line_bytes,
+LineReader::LineReader(std::unique_ptr<ByteSource> source, size_t max_line_bytes,
                        const std::atomic<bool>* stop, size_t block_bytes)
-    : name_(path == "-" ? "standard input" : path),
+    : source_(std::move(source)),
       max_line_bytes_(max_line_bytes),
       stop_(stop),
-      block_(std::max<size_t>(block_bytes, 1)) {
-  if (path == "-") {
-    fd_ = STDIN_FILENO;
-  } else {
-    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd_ < 0) fail(name_, "open");
-  }
-  struct stat status;
-  if (::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode)) {
-    const off_t at = ::lseek(fd_, 0, SEEK_CUR);  // standard input may stand in the middle of a file
-    total_bytes_ =
-        static_cast<uint64_t>(std::max<off_t>(0, status.st_size - std::max<off_t>(0, at)));
-  }
-}
+      block_(std::max<size_t>(block_bytes, 1)) {}
 
-LineReader::~LineReader() {
-  if (fd_ > STDIN_FILENO) ::close(fd_);
-}
+LineReader::LineReader(const std::string& path, size_t max_line_bytes,
+                       const std::atomic<bool>* stop, size_t block_bytes)
+    : LineReader(std::make_unique<FileSource>(path, stop), max_line_bytes, stop, block_bytes) {}
 
 /// Reads the next block; false at the end of the input.
 bool LineReader::fill() {
-  for (;;) {
-    if (stop_ && stop_->load(std::memory_order_relaxed)) return false;
-    if (stop_) {
-      pollfd waiting{fd_, POLLIN, 0};
-      const int ready = ::poll(&waiting, 1, kStopPollMilliseconds);
-      if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
-    }
-    const ssize_t got = ::read(fd_, block_.data(), block_.size());
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail(name_, "read");
-    begin_ = 0;
-    end_ = static_cast<size_t>(got);
-    return got > 0;
+  begin_ = 0;
+  end_ = 0;
+  try {
+    end_ = source_->read(block_.data(), block_.size());
+  } catch (const Error& error) {
+    throw Error(error.status(),
+                std::string(error.what()) + " (after line " + std::to_string(lines_) + ")");
   }
+  return end_ > 0;
 }
 
 bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {

@@ -1,6 +1,4 @@
-#include "corpus/progress.h"
-
-#include <fmt/format.h>
+#include "runtime/text/progress.h"
 
 #include <algorithm>
 
@@ -23,20 +21,23 @@ std::string with_separators(uint64_t number) {
 
 std::string clock_time(double seconds) {
   const uint64_t s = static_cast<uint64_t>(std::clamp(seconds, 0.0, 1e9) + 0.5);
-  return s < 3600 ? fmt::format("{}:{:02}", s / 60, s % 60)
-                  : fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
+  const auto two_digits = [](uint64_t n) { return (n < 10 ? ":0" : ":") + std::to_string(n); };
+  return s < 3600 ? std::to_string(s / 60) + two_digits(s % 60)
+                  : std::to_string(s / 3600) + two_digits(s / 60 % 60) + two_digits(s % 60);
 }
 
 std::string progress_line(uint64_t done_bytes, uint64_t total_bytes, uint64_t lines,
                           double seconds) {
   const double rate = seconds > 0 ? static_cast<double>(lines) / seconds : 0;
-  std::string text = fmt::format("{} lines, {} lines/s", with_separators(lines),
-                                 with_separators(static_cast<uint64_t>(rate + 0.5)));
+  std::string text = with_separators(lines) + " lines, " +
+                     with_separators(static_cast<uint64_t>(rate + 0.5)) + " lines/s";
   if (total_bytes == 0) return text + ", " + clock_time(seconds) + " so far";
   // A file may grow while it is read.
   const double share =
       std::min(1.0, static_cast<double>(done_bytes) / static_cast<double>(total_bytes));
-  text = fmt::format("{:.1f} %, ", 100 * share) + text;
+  char percent[16];
+  std::snprintf(percent, sizeof percent, "%.1f %%, ", 100 * share);
+  text = percent + text;
   if (share > 0) text += ", " + clock_time(seconds / share - seconds) + " left";
   return text;
 }

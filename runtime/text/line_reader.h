@@ -1,9 +1,12 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "runtime/text/byte_source.h"
 
 namespace xsr {
 
@@ -13,7 +16,7 @@ struct LineBatch {
   std::vector<size_t> ends;     // line i is bytes[ends[i - 1], ends[i]); the first begins at 0
   std::vector<uint8_t> cut;     // 1: the line was longer than the reader keeps
   uint64_t first_line = 1;      // number of the first line in the file, from 1
-  uint64_t bytes_consumed = 0;  // of the file, line ends included, up to the last line's end
+  uint64_t bytes_consumed = 0;  // of the text, line ends included, up to the last line's end
 
   size_t size() const { return ends.size(); }
   std::string_view line(size_t i) const {
@@ -22,8 +25,8 @@ struct LineBatch {
   }
 };
 
-/// Reads a file or standard input line by line in fixed blocks; memory depends on the longest line
-/// kept alone.
+/// Reads a file, standard input or another source line by line in fixed blocks; memory depends on
+/// the longest line kept alone.
 ///
 /// A line ends with LF or CRLF; the last one may have no end. An empty file has no lines; a file
 /// that ends with a line end has no empty line behind it. NUL bytes are bytes like any other. Of a
@@ -31,33 +34,31 @@ struct LineBatch {
 /// the cut would split). Not for several threads at once.
 class LineReader {
  public:
-  /// path "-" is standard input. stop, when given, ends the input early once it is set, even while
-  /// waiting for more. Throws Error(IO).
+  /// stop, when given, is the source's too: once it is set the input ends, and a line that was not
+  /// read to its end does not count.
+  explicit LineReader(std::unique_ptr<ByteSource> source, size_t max_line_bytes = 16 << 20,
+                      const std::atomic<bool>* stop = nullptr, size_t block_bytes = 1 << 20);
+  /// A FileSource of the path. Throws Error(IO).
   explicit LineReader(const std::string& path, size_t max_line_bytes = 16 << 20,
                       const std::atomic<bool>* stop = nullptr, size_t block_bytes = 1 << 20);
-  ~LineReader();
-  LineReader(const LineReader&) = delete;
-  LineReader& operator=(const LineReader&) = delete;
 
   /// Replaces batch by the next lines: at least one, then until max_lines or max_bytes are reached.
-  /// False when there are none left. Throws Error(IO).
+  /// False when there are none left. Throws the source's Error, with the last whole line's number.
   bool read(size_t max_lines, size_t max_bytes, LineBatch& batch);
 
-  /// Size of the file in bytes, 0 when it has none (a pipe, a terminal).
-  uint64_t total_bytes() const { return total_bytes_; }
-  /// "standard input" or the path, for messages.
-  const std::string& name() const { return name_; }
+  const ByteSource& source() const { return *source_; }
+  uint64_t total_bytes() const { return source_->total_bytes(); }
+  const std::string& name() const { return source_->name(); }
 
  private:
   bool fill();
 
-  std::string name_;
-  int fd_ = -1;
+  std::unique_ptr<ByteSource> source_;
   size_t max_line_bytes_;
   const std::atomic<bool>* stop_;
   std::vector<char> block_;
   size_t begin_ = 0, end_ = 0;  // unread part of block_
-  uint64_t total_bytes_ = 0, consumed_ = 0, lines_ = 0;
+  uint64_t consumed_ = 0, lines_ = 0;
 };
 
 }  // namespace xsr

@@ -1,0 +1,119 @@
+#include "runtime/format/partial_file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <system_error>
+#include <utility>
+
+#include "runtime/error.h"
+
+namespace xsr {
+
+PartialFile::PartialFile(const std::string& path, uint64_t expected_size)
+    : path_(path), partial_(path + ".partial"), expected_size_(expected_size) {
+  // Locked, so that two processes do not write to one file; and opened again where the one that
+  // held the lock has renamed it meanwhile.
+  for (;;) {
+    do {
+      fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    } while (fd_ < 0 && errno == EINTR);
+    if (fd_ < 0) fail("cannot create the file");
+    const bool held = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    struct stat opened, named;
+    const bool same = ::fstat(fd_, &opened) == 0 && ::stat(partial_.c_str(), &named) == 0 &&
+                      opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+    if (!held && same) break;
+    ::close(std::exchange(fd_, -1));
+    if (held) {
+      throw Error(XSR_STATUS_IO, partial_ +
+                                     ": another process is writing it; let it end, or give "
+                                     "this one another path");
+    }
+  }
+  if (::ftruncate(fd_, 0) != 0) {
+    const int error = errno;
+    ::close(std::exchange(fd_, -1));
+    errno = error;
+    fail("cannot empty the file");
+  }
+}
+
+PartialFile::~PartialFile() {
+  if (!renamed_) ::unlink(partial_.c_str());  // under the lock
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void PartialFile::write(const void* data, uint64_t size) {
+  const char* bytes = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count = ::write(fd_, bytes, std::min<uint64_t>(size, uint64_t{1} << 30));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) {
+      fail("cannot write after " + std::to_string(written_) +
+           (expected_size_ > 0 ? " of " + std::to_string(expected_size_) : std::string()) +
+           " bytes");
+    }
+    bytes += count;
+    size -= static_cast<uint64_t>(count);
+    written_ += static_cast<uint64_t>(count);
+  }
+}
+
+void PartialFile::pad_to(uint64_t offset) {
+  static constexpr unsigned char kZero[64] = {};
+  while (written_ < offset) write(kZero, std::min<uint64_t>(sizeof kZero, offset - written_));
+}
+
+void PartialFile::overwrite(uint64_t offset, const void* data, uint64_t size) {
+  const char* bytes = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count = ::pwrite(fd_, bytes, size, static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail("cannot write at offset " + std::to_string(offset));
+    bytes += count;
+    offset += static_cast<uint64_t>(count);
+    size -= static_cast<uint64_t>(count);
+  }
+}
+
+void PartialFile::commit() {
+  // The data reaches the disk before the name does.
+  if (::fsync(fd_) != 0) fail("cannot flush the file to disk");
+  if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
+  renamed_ = true;
+  if (::close(std::exchange(fd_, -1)) != 0) fail("cannot close the file");
+  const size_t slash = path_.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+  const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder_fd < 0)
+    return;  // a folder one may write to but not read: its entry reaches the disk in its own time
+  const int result = ::fsync(folder_fd);
+  const int error = errno;
+  ::close(folder_fd);
+  if (result != 0 && error != EINVAL && error != ENOTSUP &&
+      error != EROFS) {  // some file systems cannot do it
+    throw Error(XSR_STATUS_IO, path_ + ": written, but its folder cannot be flushed to disk: " +
+                                   std::system_category().message(error) +
+                                   "; a crash may bring the old file back");
+  }
+}
+
+// Also called by the constructor, whose object has no destructor run; there is nothing to remove
+// then.
+void PartialFile::fail(const std::string& what) {
+  const int error = errno;
+  const char* mend =
+      error == ENOSPC || error == EDQUOT || error == EFBIG
+          ? ". Free some space or raise the limit and write it again; an older file is as it was."
+          : "";
+  throw Error(XSR_STATUS_IO,
+              partial_ + ": " + what + ": " + std::system_category().message(error) + mend);
+}
+
+}  // namespace xsr

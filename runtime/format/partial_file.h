@@ -1,0 +1,40 @@
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace xsr {
+
+/// A file under the name path.partial that takes the place of path only once it is whole and on the
+/// disk, so that a crash at any time leaves the old file or the whole new one. Removed again unless
+/// it is committed. A second process that wants to write the same file at the same time gets an
+/// error. Not for several threads at once.
+class PartialFile {
+ public:
+  /// expected_size: bytes, for messages; 0 = not known. An older path.partial is written over.
+  /// Every function throws Error(IO) naming the file, the place and the system's reason.
+  explicit PartialFile(const std::string& path, uint64_t expected_size = 0);
+  ~PartialFile();
+  PartialFile(const PartialFile&) = delete;
+  PartialFile& operator=(const PartialFile&) = delete;
+
+  void write(const void* data, uint64_t size);
+  /// Writes zeros up to the offset; nothing when it is behind.
+  void pad_to(uint64_t offset);
+  /// Replaces bytes that have been written: [offset, offset + size) of the first size().
+  void overwrite(uint64_t offset, const void* data, uint64_t size);
+  /// Flushes the data, then the name, to the disk.
+  void commit();
+
+  uint64_t size() const { return written_; }
+
+ private:
+  [[noreturn]] void fail(const std::string& what);
+
+  const std::string path_, partial_;
+  const uint64_t expected_size_;
+  uint64_t written_ = 0;
+  int fd_ = -1;
+  bool renamed_ = false;
+};
+
+}  // namespace xsr
