@@ -5,12 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "runtime/device/machine.h"
+
 namespace xsr::bench {
 
-/// "AMD EPYC ...", from /proc/cpuinfo; "unknown" when it does not say.
-std::string cpu_model();
-/// "gcc 12.2.0" or "clang 14.0.6": what the bench itself was built with.
-std::string compiler();
 /// The commit the build was configured at, "unknown" outside a git checkout.
 std::string commit();
 /// Bytes of one core's L2; 1 MiB when the system does not say.

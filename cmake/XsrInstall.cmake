@@ -7,7 +7,7 @@ install(TARGETS xsr EXPORT xsrTargets
   LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(FILES include/xsr/xsr.h include/xsr/xsr.hpp DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xsr")
-foreach(tool xsr-convert xsr-embed xsr-bench)
+foreach(tool xsr-convert xsr-embed xsr-train xsr-bench)
   if(TARGET ${tool})
     install(TARGETS ${tool} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
   endif()

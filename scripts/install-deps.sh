@@ -13,7 +13,7 @@ case "${1:-all}" in
     packages+=(
       git pkg-config ccache python3
       clang clang-format libclang-rt-dev llvm # second compiler, fuzzers, format check
-      libcli11-dev libfmt-dev nlohmann-json3-dev zlib1g-dev libzstd-dev libssl-dev
+      libcli11-dev libfmt-dev nlohmann-json3-dev libtomlplusplus-dev zlib1g-dev libzstd-dev libssl-dev
       libgtest-dev libgmock-dev libbenchmark-dev
       libdnnl-dev ocl-icd-opencl-dev # oneDNN; its CMake files ask for OpenCL
     ) ;;

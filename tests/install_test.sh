@@ -13,7 +13,7 @@ prefix="$work/moved"
 mv "$work/first" "$prefix"
 lib=$(dirname "$(find "$prefix" -name libxsr.so | head -n 1)")
 [ -n "$lib" ] || fail "no libxsr.so was installed"
-for f in include/xsr/xsr.h include/xsr/xsr.hpp bin/xsr-convert bin/xsr-embed bin/xsr-bench; do
+for f in include/xsr/xsr.h include/xsr/xsr.hpp bin/xsr-convert bin/xsr-embed bin/xsr-train bin/xsr-bench; do
   [ -e "$prefix/$f" ] || fail "$f was not installed"
 done
 ! grep -rlI "$source" "$prefix" || fail "these installed files name the source tree"

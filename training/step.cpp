@@ -66,10 +66,16 @@ StepResult Trainer::step(const PairBatch& batch, double learning_rate) {
   return result;
 }
 
-LossParts Trainer::evaluate(const PairBatch& batch) {
+void Trainer::embed(const PairBatch& batch, double dropout) {
   const int64_t C = config_.hidden_size;
   embeddings_.assign(static_cast<size_t>(batch.num_sentences() * C), 0.0f);
-  encoder_.forward(batch, values_, make_dropout(0, step_.seed, 0), embeddings_.data(), C);
+  encoder_.forward(batch, values_, make_dropout(dropout, step_.seed, optimizer_.steps()),
+                   embeddings_.data(), C);
+}
+
+LossParts Trainer::evaluate(const PairBatch& batch, bool with_dropout) {
+  const int64_t C = config_.hidden_size;
+  embed(batch, with_dropout ? step_.dropout : 0);
   return objectives_.forward_backward(batch, embeddings_.data(), C, values_, narrow(), nullptr, 0,
                                       nullptr);
 }

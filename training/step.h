@@ -54,11 +54,14 @@ class Trainer {
   /// updates so far. Throws NonFiniteError.
   StepResult step(const PairBatch& batch, double learning_rate);
 
-  /// The losses without dropout; nothing is learned. Losses that are not finite are returned as
-  /// they are.
-  LossParts evaluate(const PairBatch& batch);
+  /// The losses; nothing is learned. with_dropout: under the masks of the last step. Losses that
+  /// are not finite are returned as they are.
+  LossParts evaluate(const PairBatch& batch, bool with_dropout = false);
+  /// The embeddings alone, without dropout.
+  void embed(const PairBatch& batch) { embed(batch, 0); }
 
-  /// Of the last step() or evaluate(): [2B, C], rows next to each other, in the order of the batch.
+  /// Of the last step(), evaluate() or embed(): [2B, C], rows next to each other, in the order of
+  /// the batch.
   const std::vector<float>& embeddings() const { return embeddings_; }
 
   const ModelConfig& config() const { return config_; }
@@ -73,6 +76,7 @@ class Trainer {
   Optimizer& optimizer() { return optimizer_; }
 
  private:
+  void embed(const PairBatch& batch, double dropout);
   void clear_gradients();
   /// The parameters in bf16 where the optimiser has written them.
   const uint16_t* narrow() const {

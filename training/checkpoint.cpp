@@ -1,0 +1,153 @@
+#include "training/checkpoint.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <charconv>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "runtime/error.h"
+#include "runtime/format/partial_file.h"
+
+namespace xsr::training {
+namespace {
+
+constexpr char kFormat[] = "xsr-train checkpoint 1";
+// In the header, where the checksum of the whole file goes; it counts as these zeros itself.
+constexpr char kChecksumKey[] = "\"checksum\":\"";
+constexpr char kNoChecksum[] = "0000000000000000";
+constexpr size_t kChecksumDigits = sizeof kNoChecksum - 1;
+
+[[noreturn]] void bad(const std::string& path, const std::string& what) {
+  throw Error(XSR_STATUS_BAD_FILE, path + ": " + what);
+}
+
+class Hash {
+ public:
+  Hash() : state_(XXH3_createState()) { XXH3_64bits_reset(state_); }
+  ~Hash() { XXH3_freeState(state_); }
+  Hash(const Hash&) = delete;
+  Hash& operator=(const Hash&) = delete;
+  void add(const void* data, size_t size) { XXH3_64bits_update(state_, data, size); }
+  std::string hex() const { return fmt::format("{:016x}", XXH3_64bits_digest(state_)); }
+
+ private:
+  XXH3_state_t* state_;
+};
+
+/// The JSON header of safetensors, padded with spaces so that the data begins at a multiple of 64.
+std::string make_header(const ParameterTable& table, const std::vector<CheckpointBuffer>& buffers,
+                        const CheckpointFields& fields, uint64_t* data_size) {
+  nlohmann::ordered_json header;
+  nlohmann::ordered_json& metadata = header["__metadata__"];
+  metadata["checksum"] = kNoChecksum;
+  metadata["format"] = kFormat;
+  for (const auto& [name, value] : fields) metadata[name] = value;
+  uint64_t offset = 0;
+  for (const CheckpointBuffer& b : buffers) {
+    for (const Parameter& p : table.parameters()) {
+      const uint64_t end = offset + static_cast<uint64_t>(p.size) * sizeof(float);
+      header[b.prefix + p.name] = {
+          {"dtype", "F32"}, {"shape", p.shape}, {"data_offsets", {offset, end}}};
+      offset = end;
+    }
+  }
+  *data_size = offset;
+  std::string text = header.dump();
+  text.resize((text.size() + 8 + 63) / 64 * 64 - 8, ' ');
+  return text;
+}
+
+}  // namespace
+
+void write_checkpoint(const std::string& path, const ParameterTable& table,
+                      const std::vector<CheckpointBuffer>& buffers,
+                      const CheckpointFields& fields) {
+  uint64_t data_size = 0;
+  std::string header = make_header(table, buffers, fields, &data_size);
+  const uint64_t header_size = header.size();
+  Hash hash;
+  hash.add(&header_size, sizeof header_size);
+  hash.add(header.data(), header.size());
+  for (const CheckpointBuffer& b : buffers) {
+    for (const Parameter& p : table.parameters()) {
+      hash.add(b.buffer->at(p), static_cast<size_t>(p.size) * sizeof(float));
+    }
+  }
+  header.replace(header.find(kChecksumKey) + sizeof kChecksumKey - 1, kChecksumDigits, hash.hex());
+
+  PartialFile file(path, sizeof header_size + header.size() + data_size);
+  file.write(&header_size, sizeof header_size);
+  file.write(header.data(), header.size());
+  for (const CheckpointBuffer& b : buffers) {
+    for (const Parameter& p : table.parameters()) {
+      file.write(b.buffer->at(p), static_cast<uint64_t>(p.size) * sizeof(float));
+    }
+  }
+  file.commit();
+}
+
+bool TrainingCheckpoint::recognize(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw Error(XSR_STATUS_IO, path + ": cannot open the file");
+  std::string start(256, '\0');
+  in.read(start.data(), static_cast<std::streamsize>(start.size()));
+  return start.find("\"xsr-train checkpoint ") != std::string::npos;
+}
+
+TrainingCheckpoint::TrainingCheckpoint(const std::string& path) {
+  if (!recognize(path)) bad(path, "is no checkpoint of xsr-train: its header does not say so");
+  checkpoint_ = Checkpoint::open(path);
+  if (field("format") != kFormat) {
+    bad(path, fmt::format("has format \"{}\", expected \"{}\"", field("format"), kFormat));
+  }
+  const std::span<const unsigned char> file = checkpoint_->file();
+  const std::string_view bytes(reinterpret_cast<const char*>(file.data()), file.size());
+  const size_t at = bytes.substr(0, 256).find(kChecksumKey);
+  if (at == std::string_view::npos) bad(path, "has no checksum where its header begins");
+  const size_t digits = at + sizeof kChecksumKey - 1, behind = digits + kChecksumDigits;
+  Hash hash;
+  hash.add(bytes.data(), digits);
+  hash.add(kNoChecksum, kChecksumDigits);
+  hash.add(bytes.data() + behind, bytes.size() - behind);
+  if (const std::string found = hash.hex(); found != field("checksum")) {
+    bad(path, fmt::format("is damaged: its checksum is {}, its header says {}. Use the other "
+                          "checkpoint of the run, or begin again.",
+                          found, field("checksum")));
+  }
+}
+
+const std::string& TrainingCheckpoint::field(const std::string& name) const {
+  const auto it = fields().find(name);
+  if (it == fields().end()) bad(path(), "has no field \"" + name + "\"");
+  return it->second;
+}
+
+int64_t TrainingCheckpoint::integer(const std::string& name) const {
+  const std::string& text = field(name);
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) {
+    bad(path(), fmt::format("field \"{}\" is \"{}\", expected a whole number", name, text));
+  }
+  return value;
+}
+
+void TrainingCheckpoint::read(const ParameterTable& table, const std::string& prefix,
+                              FlatBuffer& buffer) const {
+  for (const Parameter& p : table.parameters()) {
+    const CheckpointTensor* tensor = checkpoint_->find(prefix + p.name);
+    if (tensor == nullptr) bad(path(), "has no tensor " + prefix + p.name);
+    const std::vector<uint64_t> shape(p.shape.begin(), p.shape.end());
+    if (tensor->dtype != ScalarType::kF32 || tensor->shape != shape) {
+      bad(path(), fmt::format("{}{} is {} {}, expected F32 {}", prefix, p.name,
+                              to_string(tensor->dtype), shape_string(tensor->shape),
+                              shape_string(shape)));
+    }
+    std::memcpy(buffer.at(p), tensor->data, static_cast<size_t>(p.size) * sizeof(float));
+  }
+}
+
+}  // namespace xsr::training

@@ -1,0 +1,92 @@
+#include "training/metrics.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "runtime/error.h"
+#include "runtime/format/partial_file.h"
+
+namespace xsr::training {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr char kMetrics[] = "/metrics.jsonl";
+constexpr char kEvents[] = "/events.out.tfevents.xsr";
+
+void flatten(const std::string& name, const ordered_json& value,
+             std::vector<std::pair<std::string, double>>& out) {
+  if (value.is_number()) {
+    out.emplace_back(name, value.get<double>());
+  } else if (value.is_object()) {
+    for (const auto& [key, inner] : value.items()) flatten(name + "/" + key, inner, out);
+  }
+}
+
+void write_event(EventFile& events, const ordered_json& record) {
+  std::vector<std::pair<std::string, double>> scalars;
+  const std::string kind = record.at("kind");
+  for (const auto& [key, value] : record.items()) {
+    if (key != "step" && key != "time") flatten(kind + "/" + key, value, scalars);
+  }
+  events.write(record.at("time"), record.at("step"), scalars);
+}
+
+/// The old lines that stay; the file is written anew with them alone.
+std::vector<ordered_json> keep_lines(const std::string& path, int64_t last_step) {
+  std::vector<ordered_json> kept;
+  if (last_step >= 0 && std::filesystem::exists(path)) kept = read_metrics(path, last_step);
+  PartialFile file(path);
+  for (const ordered_json& record : kept) {
+    const std::string line = record.dump() + "\n";
+    file.write(line.data(), line.size());
+  }
+  file.commit();
+  return kept;
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_step) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw Error(XSR_STATUS_IO, path + ": cannot open the metrics");
+  std::vector<ordered_json> records;
+  std::string line;
+  for (int64_t number = 1; std::getline(in, line); ++number) {
+    ordered_json record = ordered_json::parse(line, nullptr, false);
+    const bool whole = record.is_object() && record.contains("kind") &&
+                       record["kind"].is_string() && record.contains("step") &&
+                       record["step"].is_number_integer() && record.contains("time") &&
+                       record["time"].is_number();
+    if (!whole) {
+      if (in.peek() == std::ifstream::traits_type::eof()) break;
+      throw Error(XSR_STATUS_BAD_FILE,
+                  fmt::format("{}:{}: is no record of metrics; expected a JSON object with kind, "
+                              "step and time",
+                              path, number));
+    }
+    if (record["step"] <= last_step) records.push_back(std::move(record));
+  }
+  return records;
+}
+
+MetricsLog::MetricsLog(const std::string& folder, int64_t last_step)
+    : path_(folder + kMetrics), events_(folder + kEvents, now()) {
+  for (const ordered_json& record : keep_lines(path_, last_step)) write_event(events_, record);
+  lines_.open(path_, std::ios::binary | std::ios::app);
+}
+
+void MetricsLog::write(const ordered_json& record) {
+  lines_ << record.dump() << '\n';
+  if (!lines_.flush()) throw Error(XSR_STATUS_IO, path_ + ": cannot write the metrics");
+  write_event(events_, record);
+}
+
+}  // namespace xsr::training

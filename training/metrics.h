@@ -1,0 +1,34 @@
+#pragma once
+#include <cstdint>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "training/event_file.h"
+
+namespace xsr::training {
+
+/// The lines of RUN/metrics.jsonl up to a step; a last line that was cut off by a crash is left
+/// out. Throws Error(IO; BAD_FILE naming the line).
+std::vector<nlohmann::ordered_json> read_metrics(const std::string& path,
+                                                 int64_t last_step = INT64_MAX);
+
+/// RUN/metrics.jsonl and RUN/events.out.tfevents.xsr, side by side: one line and one event a
+/// record. A record is an object with "kind", "step" and "time" (seconds since 1970); its other
+/// numbers become the scalars KIND/NAME/… of the event.
+class MetricsLog {
+ public:
+  /// Goes on behind the records up to last_step, and drops those behind it; -1: begins anew.
+  MetricsLog(const std::string& folder, int64_t last_step);
+
+  void write(const nlohmann::ordered_json& record);
+
+ private:
+  std::string path_;
+  std::ofstream lines_;
+  EventFile events_;
+};
+
+}  // namespace xsr::training

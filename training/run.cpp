@@ -1,0 +1,688 @@
+#include "training/run.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "kernels/dispatch.h"
+#include "runtime/device/machine.h"
+#include "runtime/error.h"
+#include "runtime/format/partial_file.h"
+#include "runtime/text/progress.h"
+#include "training/checkpoint.h"
+#include "training/data/pair_stream.h"
+#include "training/initialization.h"
+#include "training/metrics.h"
+#include "training/model_file.h"
+#include "training/retrieval.h"
+#include "training/run_data.h"
+#include "xsr/xsr.h"
+
+namespace xsr::training {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double unix_time() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  PartialFile file(path, text.size());
+  file.write(text.data(), text.size());
+  file.commit();
+}
+
+/// Keeps a second process out of the run's folder; the system lets go of it when this one dies.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& folder)
+      : fd_(::open((folder + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+    if (fd_ < 0) throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it");
+    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+      ::close(fd_);
+      throw Error(XSR_STATUS_IO, folder + ": another xsr-train works in this folder");
+    }
+  }
+  ~FolderLock() { ::close(fd_); }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_;
+};
+
+kernels::Isa choose_isa(const std::string& name) {
+  kernels::Isa isa = kernels::best_isa();
+  const auto parse = [](const std::string& text, const char* from) {
+    kernels::Isa parsed;
+    if (!kernels::parse_isa(text.c_str(), &parsed)) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  fmt::format("{} is \"{}\"; it can be {}ref, avx2, avx512 or avx512_bf16", from,
+                              text, std::string_view(from) == "isa" ? "auto, " : ""));
+    }
+    if (!kernels::isa_supported(parsed)) {
+      throw Error(XSR_STATUS_UNSUPPORTED,
+                  fmt::format("{} asks for {}, which this machine does not run; its best is {}",
+                              from, text, kernels::isa_name(kernels::best_isa())));
+    }
+    return parsed;
+  };
+  if (name != "auto") isa = parse(name, "isa");
+  const char* forced = std::getenv("XSR_FORCE_ISA");
+  if (forced != nullptr && forced[0] != '\0') isa = std::min(isa, parse(forced, "XSR_FORCE_ISA"));
+  return isa;
+}
+
+/// Losses of several batches, each part's weighted mean.
+class LossMean {
+ public:
+  void add(const LossParts& loss, double weight) {
+    if (parts_.size() != loss.parts.size()) parts_.assign(loss.parts.size(), {});
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      parts_[i].first = loss.parts[i].name;
+      parts_[i].second += weight * loss.parts[i].value;
+    }
+    total_ += weight * loss.total;
+    weight_ += weight;
+  }
+  double total() const { return total_ / weight_; }
+  ordered_json json() const {
+    ordered_json out = {{"total", total()}};
+    for (const auto& [name, sum] : parts_) out[std::string(name)] = sum / weight_;
+    return out;
+  }
+  std::string text() const {
+    std::string out = fmt::format("loss {:.4g}", total());
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      out += fmt::format("{}{} {:.4g}", i == 0 ? " (" : ", ", parts_[i].first,
+                         parts_[i].second / weight_);
+    }
+    return out + (parts_.empty() ? "" : ")");
+  }
+
+ private:
+  std::vector<std::pair<std::string_view, double>> parts_;
+  double total_ = 0, weight_ = 0;
+};
+
+struct DevScores {
+  LossMean loss;
+  std::vector<std::pair<std::string, RetrievalScore>> parts;
+
+  double mean_p1() const {
+    double sum = 0;
+    for (const auto& [name, score] : parts) sum += score.mean();
+    return sum / static_cast<double>(parts.size());
+  }
+  ordered_json p1_json() const {
+    ordered_json out = {{"mean", mean_p1()}};
+    for (const auto& [name, score] : parts) {
+      out[name] = {{"forward", score.forward_share()}, {"backward", score.backward_share()}};
+    }
+    return out;
+  }
+};
+
+class Run {
+ public:
+  Run(const TrainConfig& config, const RunOptions& options)
+      : config_(config),
+        options_(options),
+        terminal_(::isatty(STDERR_FILENO) != 0),
+        lock_(make_folder(config.run)),
+        threads_(config.threads > 0 ? config.threads : usable_cpus()) {
+    open_checkpoint();
+    isa_ = choose_isa(checkpoint_ ? isa_of_checkpoint() : config.isa);
+    kernels_ = kernels::resolve_kernels(isa_);
+    DataLog log;
+    if (!options.quiet) log = stderr_data_log(options.stop);
+    log.stop = options.stop;
+    data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log);
+    check_inputs();
+    trainer_ = std::make_unique<Trainer>(data_.model, config.step, kernels_, threads_);
+    PairSampler sampler = data_.sampler(config);
+    batches_per_epoch_ = static_cast<int64_t>(sampler.batches_per_epoch());
+    total_steps_ =
+        config.steps > 0 ? config.steps : std::max<int64_t>(1, batches_per_epoch_ * config.epochs);
+    schedule_ = config.schedule;
+    schedule_.total_steps = total_steps_;
+    validate(schedule_);
+    restore_or_initialize();
+    checkpoint_.reset();
+    stream_ = std::make_unique<PairStream>(std::move(sampler), position_);
+    metrics_ = std::make_unique<MetricsLog>(config.run, resumed_ ? step() : -1);
+  }
+
+  RunEnd run() {
+    say_what_is_trained();
+    start_ = last_log_ = last_checkpoint_ = Clock::now();
+    first_step_ = step();
+    PairBatch batch;
+    while (!finished()) {
+      if (stop_requested()) {
+        save_checkpoint();
+        say(fmt::format("stopped behind step {}; go on with --resume {}", with_separators(step()),
+                        config_.run));
+        return RunEnd::kStopped;
+      }
+      const uint64_t epoch = position_.epoch;
+      stream_->next(batch);
+      position_ = stream_->position();
+      train_on(batch, epoch);
+      const bool epoch_ended = position_.epoch != epoch;
+      if (step() % config_.log_every == 0) log_step(epoch);
+      const bool due = config_.eval_every > 0 ? step() % config_.eval_every == 0 : epoch_ended;
+      if (!data_.dev_parts.empty() && (due || is_last_step())) evaluate(epoch);
+      if (finished() || checkpoint_due()) save_checkpoint();
+    }
+    finish();
+    return RunEnd::kDone;
+  }
+
+ private:
+  static std::string make_folder(const std::string& folder) {
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (error) throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
+    return folder;
+  }
+  std::string path(const std::string& name) const { return config_.run + "/" + name; }
+  std::string weights_path(int64_t step) const {
+    return path("weights-" + std::to_string(step) + ".safetensors");
+  }
+  int64_t step() const { return trainer_->optimizer().steps(); }
+  bool stop_requested() const {
+    return options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed);
+  }
+  bool is_last_step() const {
+    return config_.steps > 0 ? step() >= config_.steps
+                             : static_cast<int64_t>(position_.epoch) >= config_.epochs;
+  }
+  bool finished() const {
+    return is_last_step() || (config_.patience > 0 && worse_evaluations_ >= config_.patience);
+  }
+
+  // ---- words for people ----
+
+  void say(const std::string& text) {
+    clear_line();
+    if (!options_.quiet) fmt::print(stderr, "xsr-train: {}\n", text);
+  }
+  void clear_line() {
+    if (line_shown_) std::fputs("\r\x1B[K", stderr);
+    line_shown_ = false;
+  }
+  void say_what_is_trained() {
+    int64_t parameters = 0;
+    for (const Parameter& p : trainer_->table().parameters()) parameters += p.size;
+    say(fmt::format("{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
+                    "of {} epochs; {} threads, {}, {}",
+                    data_.model.num_layers, data_.model.hidden_size,
+                    with_separators(data_.model.vocab_size), with_separators(parameters),
+                    with_separators(data_.train->num_pairs() - data_.excluded.size()),
+                    with_separators(total_steps_),
+                    config_.steps > 0
+                        ? fmt::format("{:.1f}", static_cast<double>(total_steps_) /
+                                                    static_cast<double>(std::max<int64_t>(
+                                                        1, batches_per_epoch_)))
+                        : std::to_string(config_.epochs),
+                    threads_.num_threads(), kernels::isa_name(isa_),
+                    config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
+    if (resumed_) say(fmt::format("goes on behind step {}", with_separators(step())));
+  }
+  std::string progress_text(uint64_t epoch, const LossMean& loss, double rate, double token_rate,
+                            double learning_rate, double norm) const {
+    const double done = static_cast<double>(step() - first_step_);
+    const double left = static_cast<double>(total_steps_ - step());
+    return fmt::format(
+        "step {}/{}, epoch {}: {}; {:.0f} pairs/s, {:.0f} tokens/s, lr {:.3g}, gradient {:.3g}, {} "
+        "left",
+        with_separators(step()), with_separators(total_steps_), epoch, loss.text(), rate,
+        token_rate, learning_rate, norm,
+        clock_time(done > 0 ? seconds_since(start_) / done * left : 0));
+  }
+
+  // ---- one step ----
+
+  void train_on(const PairBatch& batch, uint64_t epoch) {
+    const double rate = schedule_.at(step() + 1, static_cast<int64_t>(epoch));
+    StepResult result;
+    try {
+      result = trainer_->step(batch, rate);
+    } catch (const NonFiniteError& error) {
+      throw Error(XSR_STATUS_INTERNAL,
+                  fmt::format("step {}: {} is not finite (learning rate {:g}). The batch is {}. No checkpoint was "
+                              "written over; the last one is in {}. A lower schedule.learning_rate, "
+                              "optimizer.clip_norm and objective.sim_min_cosine make such steps "
+                              "rarer.",
+                              step() + 1, error.where(), rate, places(batch), config_.run));
+    }
+    interval_.add(result.loss, 1);
+    interval_norm_ += result.gradient_norm;
+    ++interval_steps_;
+    interval_pairs_ += batch.num_pairs;
+    interval_tokens_ += batch.num_tokens();
+    pairs_seen_ += batch.num_pairs;
+    learning_rate_ = rate;
+    if (terminal_ && !options_.quiet && seconds_since(last_line_) > 0.5) {
+      last_line_ = Clock::now();
+      const double seconds = std::max(1e-9, seconds_since(last_log_));
+      fmt::print(stderr, "\r{}\x1B[K",
+                 progress_text(epoch, interval_, static_cast<double>(interval_pairs_) / seconds,
+                               static_cast<double>(interval_tokens_) / seconds, rate,
+                               result.gradient_norm));
+      std::fflush(stderr);
+      line_shown_ = true;
+    }
+  }
+
+  /// "en-fr.tsv: lines 3, 17; en-de.tsv: line 5".
+  std::string places(const PairBatch& batch) const {
+    std::map<std::string, std::vector<uint64_t>> lines;
+    for (const uint64_t pair : batch.pair_numbers) {
+      const std::string place = data_.train->place(pair);
+      const size_t colon = place.rfind(':');
+      lines[place.substr(0, colon)].push_back(std::stoull(place.substr(colon + 1)));
+    }
+    std::string text;
+    for (auto& [file, numbers] : lines) {
+      std::sort(numbers.begin(), numbers.end());
+      text += fmt::format("{}{}: line{} {}", text.empty() ? "" : "; ", file,
+                          numbers.size() == 1 ? "" : "s", fmt::join(numbers, ", "));
+    }
+    return text;
+  }
+
+  void log_step(uint64_t epoch) {
+    const double seconds = std::max(1e-9, seconds_since(last_log_));
+    const double rate = static_cast<double>(interval_pairs_) / seconds;
+    const double token_rate = static_cast<double>(interval_tokens_) / seconds;
+    const double norm = interval_norm_ / static_cast<double>(interval_steps_);
+    metrics_->write({{"kind", "train"},
+                     {"step", step()},
+                     {"epoch", epoch},
+                     {"time", unix_time()},
+                     {"loss", interval_.json()},
+                     {"learning_rate", learning_rate_},
+                     {"gradient_norm", norm},
+                     {"pairs", pairs_seen_},
+                     {"pairs_per_second", rate},
+                     {"tokens_per_second", token_rate}});
+    if (!terminal_ && !options_.quiet) {
+      fmt::print(stderr, "{}\n",
+                 progress_text(epoch, interval_, rate, token_rate, learning_rate_, norm));
+    }
+    begin_interval();
+  }
+  void begin_interval() {
+    interval_ = {};
+    interval_norm_ = 0;
+    interval_steps_ = interval_pairs_ = interval_tokens_ = 0;
+    last_log_ = Clock::now();
+  }
+
+  // ---- evaluation ----
+
+  DevScores score_dev() {
+    DevScores scores;
+    const BatchBuilder masked(data_.dev, config_.mask ? data_.model.mask_id : -1, data_.maskable,
+                              config_.seed);
+    const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
+    const size_t size = static_cast<size_t>(data_.model.hidden_size);
+    PairBatch batch;
+    for (const RunData::DevPart& part : data_.dev_parts) {
+      std::vector<float> sides[2];
+      for (size_t first = 0; first < part.pairs.size();) {
+        const size_t count = std::min<size_t>(static_cast<size_t>(config_.sampler.batch_pairs),
+                                              part.pairs.size() - first);
+        const std::span<const uint64_t> pairs(part.pairs.data() + first, count);
+        masked.build(pairs, batch);
+        scores.loss.add(trainer_->evaluate(batch, config_.dev_dropout), static_cast<double>(count));
+        plain.build(pairs, batch);
+        trainer_->embed(batch);
+        const float* u = trainer_->embeddings().data();
+        sides[0].insert(sides[0].end(), u, u + count * size);
+        sides[1].insert(sides[1].end(), u + count * size, u + 2 * count * size);
+        first += count;
+      }
+      scores.parts.emplace_back(
+          part.name, score_retrieval(sides[0].data(), sides[1].data(),
+                                     static_cast<int64_t>(part.pairs.size()),
+                                     data_.model.hidden_size, threads_));
+    }
+    return scores;
+  }
+
+  void evaluate(uint64_t epoch) {
+    const Clock::time_point begin = Clock::now();
+    const DevScores scores = score_dev();
+    const double score = config_.selection == Selection::kRetrieval ? scores.mean_p1()
+                                                                    : -scores.loss.total();
+    const bool best = best_step_ < 0 || score > best_score_;
+    if (best) {
+      best_step_ = step();
+      best_score_ = score;
+      worse_evaluations_ = 0;
+      write_weights(path("best.safetensors"));
+    } else {
+      ++worse_evaluations_;
+    }
+    if (config_.average > 0) keep_for_average();
+    metrics_->write({{"kind", "dev"},
+                     {"step", step()},
+                     {"epoch", epoch},
+                     {"time", unix_time()},
+                     {"loss", scores.loss.json()},
+                     {"p1", scores.p1_json()}});
+    say(fmt::format("dev at step {}: {}; P@1 {:.2f} %{}", with_separators(step()),
+                    scores.loss.text(), 100 * scores.mean_p1(), best ? ", the best so far" : ""));
+    // Neither the speed nor the time left is that of evaluations.
+    last_log_ += Clock::now() - begin;
+  }
+
+  void write_weights(const std::string& file) {
+    write_checkpoint(file, trainer_->table(), {{"value.", &trainer_->values()}},
+                     {{"step", std::to_string(step())}});
+  }
+
+  void keep_for_average() {
+    write_weights(weights_path(step()));
+    evaluated_.push_back(step());
+    while (static_cast<int64_t>(evaluated_.size()) > config_.average) {
+      fs::remove(weights_path(evaluated_.front()));
+      evaluated_.erase(evaluated_.begin());
+    }
+  }
+
+  // ---- checkpoints ----
+
+  bool checkpoint_due() const {
+    const bool by_step =
+        config_.checkpoint_every > 0 && step() % config_.checkpoint_every == 0;
+    const bool by_time = config_.checkpoint_minutes > 0 &&
+                         seconds_since(last_checkpoint_) >= 60 * config_.checkpoint_minutes;
+    return by_step || by_time;
+  }
+
+  void save_checkpoint() {
+    Optimizer& optimizer = trainer_->optimizer();
+    std::vector<CheckpointBuffer> buffers = {{"value.", &trainer_->values()},
+                                             {"moment1.", &optimizer.first_moment()},
+                                             {"moment2.", &optimizer.second_moment()}};
+    if (optimizer.max_second_moment() != nullptr) {
+      buffers.push_back({"max_moment2.", optimizer.max_second_moment()});
+    }
+    ordered_json inputs = ordered_json::array();
+    for (const InputFile& input : data_.inputs) {
+      inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"hash", input.hash}});
+    }
+    CheckpointFields fields = {
+        {"step", std::to_string(step())},
+        {"seed", std::to_string(config_.seed)},
+        {"position.epoch", std::to_string(position_.epoch)},
+        {"position.pool", std::to_string(position_.pool)},
+        {"position.batch", std::to_string(position_.batch)},
+        {"pairs_seen", std::to_string(pairs_seen_)},
+        {"worse_evaluations", std::to_string(worse_evaluations_)},
+        {"evaluated", fmt::format("{}", fmt::join(evaluated_, " "))},
+        {"isa", kernels::isa_name(isa_)},
+        {"config", ordered_json(fixed_values(config_)).dump()},
+        {"inputs", inputs.dump()},
+    };
+    if (best_step_ >= 0) {
+      fields["best_step"] = std::to_string(best_step_);
+      fields["best_score"] = fmt::format("{:a}", best_score_);
+    }
+    write_checkpoint(path("checkpoint.safetensors"), trainer_->table(), buffers, fields);
+    last_checkpoint_ = Clock::now();
+  }
+
+  void open_checkpoint() {
+    const std::string file = path("checkpoint.safetensors");
+    const bool there = fs::exists(file);
+    if (options_.resume && there) {
+      checkpoint_ = std::make_unique<TrainingCheckpoint>(file);
+      check_config();
+    } else if (there) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  fmt::format("{}: holds a run already. Go on with it by --resume {}, give another "
+                              "folder as run, or remove this one.",
+                              file, config_.run));
+    }
+    if (!options_.resume) write_text(run_config_path(config_.run), to_toml(config_, false));
+  }
+
+  void check_config() const {
+    const ordered_json then = ordered_json::parse(checkpoint_->field("config"), nullptr, false);
+    std::string changes;
+    for (const auto& [key, now] : fixed_values(config_)) {
+      const std::string before = then.is_object() ? then.value(key, "") : "";
+      if (before == now) continue;
+      changes += fmt::format("\n  {} is {}, the run has {}", key, now,
+                             before.empty() ? "no such key" : before);
+    }
+    if (!changes.empty()) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  fmt::format("{}: the run cannot go on with another config:{}\nLeave these keys as "
+                              "they were, or begin another run (model.init = \"{}\" starts it from "
+                              "these weights).",
+                              config_.run, changes, checkpoint_->path()));
+    }
+  }
+
+  std::string isa_of_checkpoint() const {
+    const std::string& name = checkpoint_->field("isa");
+    kernels::Isa isa;
+    if (!kernels::parse_isa(name.c_str(), &isa)) {
+      throw Error(XSR_STATUS_BAD_FILE,
+                  checkpoint_->path() + ": field \"isa\" is \"" + name + "\", which is none");
+    }
+    if (kernels::isa_supported(isa)) return name;
+    const kernels::Isa best = kernels::best_isa();
+    fmt::print(stderr,
+               "xsr-train: warning: the run was computed with {}, which this machine does not "
+               "have; it goes on with {}, and its bits will not be those of an uninterrupted run\n",
+               name, kernels::isa_name(best));
+    return kernels::isa_name(best);
+  }
+
+  void check_inputs() const {
+    if (!checkpoint_) return;
+    const ordered_json then = ordered_json::parse(checkpoint_->field("inputs"), nullptr, false);
+    const size_t count = then.is_array() ? then.size() : 0;
+    for (size_t i = 0; i < std::max(count, data_.inputs.size()); ++i) {
+      if (i >= data_.inputs.size()) {
+        throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                    fmt::format("{}: the run also read {} as {}, which is missing now", config_.run,
+                                then[i].value("file", "?"), then[i].value("key", "?")));
+      }
+      const InputFile& now = data_.inputs[i];
+      const std::string before = i < count ? then[i].value("hash", "") : "";
+      if (before != now.hash) {
+        throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                    fmt::format("{} ({}): its content is not what the run has read so far (hash {}, "
+                                "the run has {}). Bring the old file back, or begin another run.",
+                                now.path, now.key, now.hash, before.empty() ? "none" : before));
+      }
+    }
+  }
+
+  void restore_or_initialize() {
+    FlatBuffer& values = trainer_->mutable_values();
+    if (!checkpoint_) {
+      if (data_.initial) {
+        std::copy_n(data_.initial->data(), values.size(), values.data());
+        data_.initial.reset();
+      } else {
+        initialize_parameters(data_.model, trainer_->table(), config_.seed, values);
+      }
+      return;
+    }
+    resumed_ = true;
+    Optimizer& optimizer = trainer_->optimizer();
+    checkpoint_->read(trainer_->table(), "value.", values);
+    checkpoint_->read(trainer_->table(), "moment1.", optimizer.first_moment());
+    checkpoint_->read(trainer_->table(), "moment2.", optimizer.second_moment());
+    if (optimizer.max_second_moment() != nullptr) {
+      checkpoint_->read(trainer_->table(), "max_moment2.", *optimizer.max_second_moment());
+    }
+    optimizer.set_steps(checkpoint_->integer("step"));
+    position_.epoch = static_cast<uint64_t>(checkpoint_->integer("position.epoch"));
+    position_.pool = static_cast<uint64_t>(checkpoint_->integer("position.pool"));
+    position_.batch = static_cast<uint64_t>(checkpoint_->integer("position.batch"));
+    pairs_seen_ = checkpoint_->integer("pairs_seen");
+    worse_evaluations_ = checkpoint_->integer("worse_evaluations");
+    std::istringstream evaluated(checkpoint_->field("evaluated"));
+    for (int64_t s; evaluated >> s;) evaluated_.push_back(s);
+    if (checkpoint_->has("best_step")) {
+      best_step_ = checkpoint_->integer("best_step");
+      best_score_ = std::strtod(checkpoint_->field("best_score").c_str(), nullptr);
+    }
+  }
+
+  // ---- the end ----
+
+  /// The weights that become the model, in trainer_->values(); says which.
+  std::string choose_weights() {
+    FlatBuffer& values = trainer_->mutable_values();
+    if (config_.average > 0 && !evaluated_.empty()) {
+      std::vector<double> sum(static_cast<size_t>(values.size()), 0.0);
+      FlatBuffer one(values.size());
+      for (const int64_t s : evaluated_) {
+        TrainingCheckpoint(weights_path(s)).read(trainer_->table(), "value.", one);
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += one.data()[i];
+      }
+      const double count = static_cast<double>(evaluated_.size());
+      for (size_t i = 0; i < sum.size(); ++i) {
+        values.data()[i] = static_cast<float>(sum[i] / count);
+      }
+      return fmt::format("the mean of steps {}", fmt::join(evaluated_, ", "));
+    }
+    if (best_step_ >= 0) {
+      TrainingCheckpoint(path("best.safetensors")).read(trainer_->table(), "value.", values);
+      return fmt::format("step {}, the best on dev", best_step_);
+    }
+    return fmt::format("step {}, the last", step());
+  }
+
+  void finish() {
+    const int64_t steps = step();
+    const std::string weights = choose_weights();
+    // What the model's bytes depend on, and nothing else: no time, no folder.
+    ordered_json provenance = {{"trained_with", std::string("xsr-train ") + xsr_version_string()},
+                               {"weights", weights},
+                               {"steps", steps},
+                               {"pairs_seen", pairs_seen_},
+                               {"config", fixed_values(config_)}};
+    ordered_json inputs = ordered_json::array();
+    for (const InputFile& input : data_.inputs) {
+      inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"xxh3_128", input.hash}});
+    }
+    provenance["inputs"] = inputs;
+    write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
+                provenance.dump());
+
+    ordered_json manifest = {{"model", "model.xsr"}, {"weights", weights}, {"steps", steps}};
+    manifest["pairs_seen"] = pairs_seen_;
+    manifest["stopped_early"] = !is_last_step();
+    if (best_step_ >= 0) manifest["best_step"] = best_step_;
+    if (!data_.dev_parts.empty()) {
+      const DevScores scores = score_dev();
+      manifest["dev"] = {{"loss", scores.loss.json()}, {"p1", scores.p1_json()}};
+      ordered_json& counts = manifest["dev"]["hits"];
+      for (const auto& [name, score] : scores.parts) {
+        counts[name] = {
+            {"pairs", score.pairs}, {"forward", score.forward}, {"backward", score.backward}};
+      }
+      say(fmt::format("dev with {}: {}; P@1 {:.2f} %", weights, scores.loss.text(),
+                      100 * scores.mean_p1()));
+    }
+    for (size_t i = 0; i < data_.inputs.size(); ++i) inputs[i]["path"] = data_.inputs[i].path;
+    manifest["inputs"] = inputs;
+    ordered_json drops = ordered_json::object();
+    for (const TokenizedCorpus::Part& part : data_.train->parts()) {
+      drops[part.name] = {{"lines", part.drops.lines},
+                          {"pairs", part.num_pairs},
+                          {"truncated_sentences", part.drops.truncated}};
+      for (size_t r = 0; r < kNumDropReasons; ++r) {
+        if (part.drops.counts[r] > 0) {
+          drops[part.name]["dropped"][to_string(static_cast<DropReason>(r))] = part.drops.counts[r];
+        }
+      }
+    }
+    manifest["data"] = drops;
+    manifest["held_out_pairs"] = data_.excluded.size();
+    manifest["config"] = fixed_values(config_);
+    manifest["environment"] = {{"xsr", xsr_version_string()},
+                               {"commit", options_.commit},
+                               {"compiler", compiler()},
+                               {"isa", kernels::isa_name(isa_)},
+                               {"cpu", cpu_model()},
+                               {"threads", threads_.num_threads()}};
+    manifest["times"] = {{"finished", unix_time()},
+                         {"seconds_since_start_or_resume", seconds_since(start_)},
+                         {"first_step_of_this_process", first_step_}};
+    write_text(path("manifest.json"), manifest.dump(2) + "\n");
+    say(fmt::format("wrote {} from {}", path("model.xsr"), weights));
+  }
+
+  const TrainConfig config_;
+  const RunOptions options_;
+  const bool terminal_;
+  const FolderLock lock_;
+  ThreadPool threads_;
+  std::unique_ptr<TrainingCheckpoint> checkpoint_;  // that the run goes on from, until it is read
+  bool resumed_ = false;
+  kernels::Isa isa_ = kernels::Isa::kRef;
+  kernels::KernelTable kernels_;
+  RunData data_;
+  std::unique_ptr<Trainer> trainer_;
+  Schedule schedule_;
+  int64_t batches_per_epoch_ = 0, total_steps_ = 0;
+  std::unique_ptr<PairStream> stream_;
+  std::unique_ptr<MetricsLog> metrics_;
+
+  // What a checkpoint keeps beside the trainer.
+  DataPosition position_;
+  int64_t pairs_seen_ = 0, worse_evaluations_ = 0, best_step_ = -1;
+  double best_score_ = 0;
+  std::vector<int64_t> evaluated_;  // steps whose weights are still to be averaged
+
+  // Since the last line of metrics.
+  LossMean interval_;
+  double interval_norm_ = 0, learning_rate_ = 0;
+  int64_t interval_steps_ = 0, interval_pairs_ = 0, interval_tokens_ = 0;
+  int64_t first_step_ = 0;
+  Clock::time_point start_, last_log_, last_line_, last_checkpoint_;
+  bool line_shown_ = false;
+};
+
+}  // namespace
+
+RunEnd train(const TrainConfig& config, const RunOptions& options) {
+  validate(config);
+  try {
+    return Run(config, options).run();
+  } catch (const Stopped&) {
+    return RunEnd::kStopped;
+  }
+}
+
+std::string run_config_path(const std::string& run) { return run + "/config.toml"; }
+
+}  // namespace xsr::training

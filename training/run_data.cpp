@@ -1,0 +1,201 @@
+#include "training/run_data.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "converter/sentencepiece_info.h"
+#include "runtime/error.h"
+#include "runtime/format/mapped_file.h"
+#include "runtime/format/partial_file.h"
+#include "training/checkpoint.h"
+#include "training/data/held_out.h"
+#include "training/model_file.h"
+
+namespace xsr::training {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string hash_of(std::string_view bytes) {
+  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
+std::string read_whole(const std::string& path, const std::string& what) {
+  const MappedFile file(path, what);
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+void check_columns(const std::vector<LanguagePair>& languages) {
+  for (const LanguagePair& language : languages) {
+    for (const TextFile& file : language.files) check(file);
+  }
+}
+
+/// The tokenizer, and where a message says it comes from.
+struct TokenizerBytes {
+  std::string bytes, from;
+};
+
+TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
+                              const std::vector<LanguagePair>& languages, ThreadPool& threads,
+                              const DataLog& log) {
+  const std::string own = config.run + "/tokenizer.model";
+  if (resumed) return {read_whole(own, " the run's tokenizer"), own};
+  if (!config.tokenizer.empty()) {
+    return {read_whole(config.tokenizer, " the tokenizer model"), config.tokenizer};
+  }
+  if (!config.init.empty()) {
+    if (TrainingCheckpoint::recognize(config.init)) {
+      const std::string beside = fs::path(config.init).replace_filename("tokenizer.model");
+      return {read_whole(beside, " the tokenizer beside model.init"), beside};
+    }
+    InitialModel initial = read_initial_model(config.init, {}, config.seed);
+    if (initial.tokenizer.empty()) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  config.init + ": has no tokenizer; give the one it was trained with as "
+                                "tokenizer.model");
+    }
+    return {std::move(initial.tokenizer), config.init};
+  }
+  TokenizerOptions options = config.tokenizer_training;
+  options.num_threads = threads.num_threads();
+  return {train_tokenizer(languages, options, log), "the tokenizer trained on data.train"};
+}
+
+ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& tokenizer) {
+  const SentencePieceInfo info = sentencepiece_info(tokenizer.bytes, tokenizer.from);
+  ModelConfig model = config.model;
+  model.tokenizer = TokenizerKind::kSentencePiece;
+  model.vocab_size = info.vocab_size;
+  model.pad_id = info.pad_id;
+  model.unk_id = info.unk_id;
+  model.mask_id = info.mask_id;
+  if (config.mask && info.mask_id < 0) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                tokenizer.from + ": has no piece \"<MASK>\", which objective.mask needs; let the "
+                                 "tokenizer be trained, or set objective.mask = false");
+  }
+  validate(model);
+  return model;
+}
+
+std::unique_ptr<FlatBuffer> read_initial(const TrainConfig& config, const ModelConfig& model) {
+  const ParameterTable table(model);
+  if (TrainingCheckpoint::recognize(config.init)) {
+    auto values = std::make_unique<FlatBuffer>(table.size());
+    TrainingCheckpoint(config.init).read(table, "value.", *values);
+    return values;
+  }
+  ConvertOptions options;
+  options.num_heads = model.num_heads;
+  options.activation = model.activation;
+  options.lowercase = model.lowercase;
+  InitialModel initial = read_initial_model(config.init, options, config.seed);
+  check_same_sizes(config.init, initial.config, model);
+  return std::move(initial.values);
+}
+
+std::string cache_path(const TrainConfig& config, const std::string& what,
+                       const std::vector<std::string>& files, const std::string& tokenizer_hash) {
+  if (config.cache.empty()) return config.run + "/" + what + ".tokens";
+  // Runs of other data or another tokenizer have their own caches in a shared folder.
+  fs::create_directories(config.cache);
+  std::string key = tokenizer_hash;
+  for (const std::string& file : files) key += "\n" + file;
+  return fmt::format("{}/{}-{:016x}.tokens", config.cache, what,
+                     XXH3_64bits(key.data(), key.size()));
+}
+
+}  // namespace
+
+std::string InputFile::file_name() const { return fs::path(path).filename(); }
+
+PairSampler RunData::sampler(const TrainConfig& config) const {
+  return {BatchBuilder(train, config.mask ? model.mask_id : -1, maskable, config.seed), excluded,
+          config.sampler};
+}
+
+std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
+                                               const std::vector<int64_t>& columns) {
+  std::vector<LanguagePair> pairs;
+  for (const std::string& text : files) {
+    const size_t equals = text.find('=');
+    TextFile file;
+    file.path = equals == std::string::npos ? text : text.substr(equals + 1);
+    file.first_column = static_cast<int32_t>(columns.at(0));
+    file.second_column = static_cast<int32_t>(columns.at(1));
+    std::string name = equals == std::string::npos ? fs::path(file.path).filename().string()
+                                                   : text.substr(0, equals);
+    if (equals == std::string::npos) name = name.substr(0, name.find('.'));
+    const auto at = std::find_if(pairs.begin(), pairs.end(),
+                                 [&](const LanguagePair& p) { return p.name == name; });
+    if (at == pairs.end()) {
+      pairs.push_back({name, {file}});
+    } else {
+      at->files.push_back(file);
+    }
+  }
+  return pairs;
+}
+
+RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
+                     const DataLog& log) {
+  const std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
+  const std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
+  check_columns(train);
+  check_columns(dev);
+  RunData data;
+  TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, threads, log);
+  data.model = complete_model(config, tokenizer);
+  data.tokenizer = std::move(tokenizer.bytes);
+  const std::string tokenizer_hash = hash_of(data.tokenizer);
+  const std::string own = config.run + "/tokenizer.model";
+  if (!resumed) {
+    PartialFile file(own, data.tokenizer.size());
+    file.write(data.tokenizer.data(), data.tokenizer.size());
+    file.commit();
+    if (!config.init.empty()) data.initial = read_initial(config, data.model);
+  }
+
+  const auto open = [&](const std::string& what, const std::vector<LanguagePair>& languages,
+                        const std::vector<std::string>& files) {
+    auto corpus = TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash),
+                                                 languages, data.model, data.tokenizer,
+                                                 config.corpus, threads, log);
+    for (const TokenizedCorpus::File& file : corpus->files()) {
+      data.inputs.push_back({"data." + what, file.path, file.hash.hex});
+    }
+    return corpus;
+  };
+  data.train = open("train", train, config.train);
+  std::vector<uint64_t> dev_pairs;
+  if (!dev.empty()) {
+    data.dev = open("dev", dev, config.dev);
+    data.excluded = pairs_shared_with(*data.train, *data.dev, threads);
+    for (uint64_t pair = 0; pair < data.dev->num_pairs(); ++pair) dev_pairs.push_back(pair);
+  } else if (config.dev_pairs > 0) {
+    data.dev = data.train;
+    HeldOut held =
+        hold_out(*data.train, static_cast<uint64_t>(config.dev_pairs), config.seed, threads);
+    data.excluded = std::move(held.excluded);
+    dev_pairs = std::move(held.dev);
+  }
+  data.inputs.push_back({"tokenizer", own, tokenizer_hash});
+  if (data.dev) {
+    for (const TokenizedCorpus::Part& part : data.dev->parts()) {
+      const auto first =
+          std::lower_bound(dev_pairs.begin(), dev_pairs.end(), part.first_pair);
+      const auto last =
+          std::lower_bound(first, dev_pairs.end(), part.first_pair + part.num_pairs);
+      if (first != last) data.dev_parts.push_back({part.name, {first, last}});
+    }
+  }
+  data.maskable = maskable_tokens(data.tokenizer, data.model);
+  return data;
+}
+
+}  // namespace xsr::training

@@ -1,0 +1,54 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/device/cpu_threads.h"
+#include "training/config.h"
+#include "training/data/pair_sampler.h"
+#include "training/data/tokenized_corpus.h"
+#include "training/parameters.h"
+
+namespace xsr::training {
+
+/// An input of a run, told by its bytes.
+struct InputFile {
+  std::string key;   // "data.train", "data.dev", "tokenizer"
+  std::string path;  // for messages
+  std::string hash;  // XXH3-128, hexadecimal
+
+  std::string file_name() const;
+};
+
+/// What a run is made of before its first step.
+struct RunData {
+  ModelConfig model;      // complete: with the tokenizer's vocabulary and ids
+  std::string tokenizer;  // the bytes of a SentencePiece model
+  std::vector<InputFile> inputs;
+  std::shared_ptr<const TokenizedCorpus> train, dev;  // dev: train itself where pairs are held out
+  std::vector<uint64_t> excluded;                     // of train
+  std::vector<uint8_t> maskable;                      // [V]
+  struct DevPart {
+    std::string name;
+    std::vector<uint64_t> pairs;  // of dev
+  };
+  std::vector<DevPart> dev_parts;       // those that have pairs
+  std::unique_ptr<FlatBuffer> initial;  // null: random, or the run is resumed
+
+  PairSampler sampler(const TrainConfig& config) const;
+};
+
+/// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one
+/// name become one language pair; order is that of the first of each.
+std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
+                                               const std::vector<int64_t>& columns);
+
+/// Reads or trains the tokenizer, tokenises the text (or opens the cache) and holds dev pairs out.
+/// resumed: the tokenizer is the run's own file, and no initial values are read. Throws Error,
+/// Stopped.
+RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
+                     const DataLog& log);
+
+}  // namespace xsr::training

@@ -1,0 +1,34 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "training/retrieval.h"
+
+namespace xsr::training {
+
+/// Sentence pairs to score a model on: "[NAME=]FILE.tsv" (columns 1 and 2) or "[NAME=]FILE,FILE",
+/// two files in which line n is the same sentence.
+struct PairFile {
+  std::string name;
+  std::string first, second;  // second empty: one file of two columns
+};
+/// Without NAME: the stem of the files, "en-fr" for en.txt,fr.txt.
+PairFile parse_pair_file(const std::string& text);
+
+struct PairFileScore {
+  std::string name;
+  RetrievalScore score;
+};
+
+/// Embeds with a session of the public API, as a user of the model would, and searches each side
+/// in the other. Throws Error(IO; BAD_FILE naming file and line; those of the API).
+std::vector<PairFileScore> score_model(const std::string& model,
+                                       const std::vector<PairFile>& files, int32_t num_threads);
+
+/// A table in percent, with the mean of all files in the last row.
+std::string scores_as_markdown(const std::vector<PairFileScore>& scores);
+/// [{"name", "pairs", "forward", "backward", "p1_forward", "p1_backward"}], counts and shares.
+std::string scores_as_json(const std::vector<PairFileScore>& scores);
+
+}  // namespace xsr::training

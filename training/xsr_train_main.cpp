@@ -1,0 +1,190 @@
+// xsr-train: from parallel text to a .xsr file; and the pictures and scores of what came out.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "runtime/error.h"
+#include "runtime/format/partial_file.h"
+#include "training/config.h"
+#include "training/plot.h"
+#include "training/run.h"
+#include "training/score.h"
+#include "xsr/xsr.h"
+
+namespace {
+
+using namespace xsr::training;
+
+constexpr int kOk = 0, kFailed = 1, kUsage = 2, kStopped = 3;
+
+std::atomic<bool> stop_requested{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
+
+void request_stop(int) { stop_requested.store(true, std::memory_order_relaxed); }
+
+/// The first SIGINT or SIGTERM ends the run in good order, the second at once.
+void install_signal_handlers() {
+  struct sigaction action = {};
+  action.sa_handler = request_stop;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // the limit on a file's size is an error message, not a silent death
+}
+
+struct Options {
+  std::string config, resume;
+  bool print_config = false, help_markdown = false, quiet = false;
+  std::map<std::string, std::vector<std::string>> flags;  // by key
+  std::string plot_run, plot_output;
+  std::string score_model, score_json;
+  std::vector<std::string> score_files;
+  int score_threads = 0;
+};
+
+int train_main(const Options& options) {
+  std::vector<FlagValue> flags;
+  for (const auto& [key, values] : options.flags) {
+    if (!values.empty()) flags.push_back({key, values});
+  }
+  TrainConfig config;
+  try {
+    std::string file = options.config;
+    if (!options.resume.empty()) {
+      file = run_config_path(options.resume);
+      if (!std::filesystem::exists(file)) {
+        throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                         options.resume + ": holds no run: there is no config.toml in it");
+      }
+      std::erase_if(flags, [](const FlagValue& f) { return f.key == "run"; });
+      flags.push_back({"run", {options.resume}});  // it may have been moved
+    }
+    config = load_config(file, flags);
+    if (options.print_config) {
+      fmt::print("{}", to_toml(config, true));
+      return kOk;
+    }
+    validate(config);
+  } catch (const xsr::Error& e) {
+    fmt::print(stderr, "xsr-train: {}\n", e.what());
+    return e.status() == XSR_STATUS_INVALID_ARGUMENT ? kUsage : kFailed;
+  }
+  install_signal_handlers();
+  RunOptions run;
+  run.resume = !options.resume.empty();
+  run.quiet = options.quiet;
+  run.commit = XSR_COMMIT;
+  run.stop = &stop_requested;
+  return train(config, run) == RunEnd::kDone ? kOk : kStopped;
+}
+
+int plot_main(const Options& options) {
+  const std::string output =
+      options.plot_output.empty() ? options.plot_run + "/curves.svg" : options.plot_output;
+  plot_run(options.plot_run, output);
+  fmt::print(stderr, "xsr-train: wrote {}\n", output);
+  return kOk;
+}
+
+int score_main(const Options& options) {
+  std::vector<PairFile> files;
+  for (const std::string& text : options.score_files) files.push_back(parse_pair_file(text));
+  const std::vector<PairFileScore> scores =
+      score_model(options.score_model, files, options.score_threads);
+  if (!options.score_json.empty()) {
+    const std::string json = scores_as_json(scores);
+    xsr::PartialFile file(options.score_json, json.size());
+    file.write(json.data(), json.size());
+    file.commit();
+  }
+  fmt::print("{}", scores_as_markdown(scores));
+  return kOk;
+}
+
+/// A flag that no key has: says so, with the nearest one.
+int unknown_flag(const std::vector<std::string>& extras) {
+  for (const std::string& word : extras) {
+    if (!word.starts_with("--")) continue;
+    const std::string name = word.substr(2, word.find('=') - 2);
+    const std::string near = nearest_key(name);
+    fmt::print(stderr, "xsr-train: unknown flag --{}{}\n", name,
+               near.empty() ? "; --help lists them" : "; did you mean --" + near + "?");
+    return kUsage;
+  }
+  fmt::print(stderr, "xsr-train: \"{}\" is no flag and belongs to none; --help lists them\n",
+             extras.empty() ? "" : extras.front());
+  return kUsage;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Trains a light cross-lingual sentence encoder from sentence pairs."};
+  app.footer(
+      "Every key of the config is a flag of the same name, and a flag wins over the file. Lists take "
+      "several values.\n"
+      "--print-config shows all keys with their values. SIGINT and SIGTERM write a checkpoint and "
+      "end the run.\n"
+      "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 stopped by a signal; --resume goes "
+      "on.");
+  app.add_option("--config", options.config, "The run's config (TOML)");
+  app.add_option("--resume", options.resume, "Folder of a run to go on with, to the bit");
+  app.add_flag("--print-config", options.print_config, "Print the config in full and end");
+  app.add_flag("--help-markdown", options.help_markdown, "Print the table of all keys and end");
+  app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
+  app.set_version_flag("--version", std::string("xsr-train ") + xsr_version_string());
+  const TrainConfig defaults;
+  for (const ConfigKey& key : config_keys()) {
+    CLI::Option* flag = app.add_option("--" + key.full_name(), options.flags[key.full_name()],
+                                       key.help + (" [" + value_text(key, defaults) + "]"));
+    flag->group(key.section[0] == '\0' ? "Keys" : std::string("Keys: ") + key.section);
+    flag->type_name("");
+    const Slot slot = key.slot(const_cast<TrainConfig&>(defaults));
+    const bool list = std::holds_alternative<std::vector<std::string>*>(slot.target) ||
+                      std::holds_alternative<std::vector<double>*>(slot.target) ||
+                      std::holds_alternative<std::vector<int64_t>*>(slot.target);
+    if (!list) flag->expected(1);
+  }
+  CLI::App* plot = app.add_subcommand("plot", "Draw a run's curves");
+  plot->add_option("RUN", options.plot_run, "The run's folder")->required();
+  plot->add_option("-o,--output", options.plot_output,
+                   "An .svg picture or an .html page [RUN/curves.svg]");
+  CLI::App* score = app.add_subcommand("score", "P@1 of a model, both ways, on files of pairs");
+  score->add_option("MODEL", options.score_model, "Model file (.xsr)")->required();
+  score->add_option("FILES", options.score_files,
+                    "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
+      ->required();
+  score->add_option("--json", options.score_json, "Also write the scores to this file");
+  score->add_option("--threads", options.score_threads,
+                    "Threads; 0: the processors this process may use");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ExtrasError&) {
+    return unknown_flag(app.remaining(true));
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? kOk : kUsage;
+  }
+  try {
+    if (options.help_markdown) {
+      fmt::print("{}", keys_as_markdown());
+      return kOk;
+    }
+    if (plot->parsed()) return plot_main(options);
+    if (score->parsed()) return score_main(options);
+    return train_main(options);
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "xsr-train: out of memory\n");
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "xsr-train: {}\n", e.what());
+  }
+  return kFailed;
+}
