@@ -142,9 +142,9 @@ void TrainingCheckpoint::read(const ParameterTable& table, const std::string& pr
     if (tensor == nullptr) bad(path(), "has no tensor " + prefix + p.name);
     const std::vector<uint64_t> shape(p.shape.begin(), p.shape.end());
     if (tensor->dtype != ScalarType::kF32 || tensor->shape != shape) {
-      bad(path(), fmt::format("{}{} is {} {}, expected F32 {}", prefix, p.name,
-                              to_string(tensor->dtype), shape_string(tensor->shape),
-                              shape_string(shape)));
+      bad(path(),
+          fmt::format("{}{} is {} {}, expected F32 {}", prefix, p.name, to_string(tensor->dtype),
+                      shape_string(tensor->shape), shape_string(shape)));
     }
     std::memcpy(buffer.at(p), tensor->data, static_cast<size_t>(p.size) * sizeof(float));
   }

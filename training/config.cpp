@@ -114,7 +114,8 @@ const std::vector<ConfigKey> kKeys = {
     {"model", "lowercase", "Texts are lower-cased first", SLOT(any(c.model.lowercase))},
     {"model", "layer_norm_eps", "Inside the square root",
      SLOT(number(c.model.layer_norm_eps, 0, 0.1))},
-    {"model", "dropout", "Of embeddings, attention probabilities, attention and feed-forward output",
+    {"model", "dropout",
+     "Of embeddings, attention probabilities, attention and feed-forward output",
      SLOT(number(c.step.dropout, 0, 0.95))},
 
     {"objective", "xtr_weight", "Words of the other side, from the sentence's vector; 0: left out",
@@ -184,7 +185,8 @@ const std::vector<ConfigKey> kKeys = {
     {"schedule", "final_fraction", "Of cosine", SLOT(number(c.schedule.final_fraction, 0, 1))},
 
     {"train", "epochs", "", SLOT(number(c.epochs, 1, kMany))},
-    {"train", "steps", "> 0: so many updates, whatever epochs says", SLOT(number(c.steps, 0, kMany))},
+    {"train", "steps", "> 0: so many updates, whatever epochs says",
+     SLOT(number(c.steps, 0, kMany))},
     {"train", "log_every", "Steps between lines of metrics", SLOT(number(c.log_every, 1, kMany)),
      true},
     {"train", "eval_every", "Steps between dev evaluations; 0: at the end of every epoch",
@@ -266,8 +268,7 @@ double to_real(const Written& w, const Scalar& s, const Slot& slot) {
   } else if (s.type != Scalar::kUntyped || !parse_whole(s.text, &value)) {
     expected(w, s, "a number" + range_text(slot));
   }
-  if (!std::isfinite(value) ||
-      (slot.low != slot.high && (value < slot.low || value > slot.high))) {
+  if (!std::isfinite(value) || (slot.low != slot.high && (value < slot.low || value > slot.high))) {
     expected(w, s, "a number" + range_text(slot));
   }
   return value;
@@ -276,8 +277,8 @@ double to_real(const Written& w, const Scalar& s, const Slot& slot) {
 template <typename T>
 T to_integer(const Written& w, const Scalar& s, const Slot& slot) {
   int64_t value = s.integer;
-  const bool whole = s.type == Scalar::kInteger ||
-                     (s.type == Scalar::kUntyped && parse_whole(s.text, &value));
+  const bool whole =
+      s.type == Scalar::kInteger || (s.type == Scalar::kUntyped && parse_whole(s.text, &value));
   if (!whole || static_cast<double>(value) < slot.low || static_cast<double>(value) > slot.high) {
     expected(w, s, "a whole number" + range_text(slot));
   }
@@ -409,8 +410,8 @@ void unknown_key(const std::string& at, const std::string& name) {
 void collect(const std::string& path, const toml::table& table, const std::string& section,
              std::vector<FileKey>& out) {
   for (const auto& [name, node] : table) {
-    const std::string full = section.empty() ? std::string(name.str())
-                                             : section + "." + std::string(name.str());
+    const std::string full =
+        section.empty() ? std::string(name.str()) : section + "." + std::string(name.str());
     const std::string at = fmt::format("{}:{}: ", path, name.source().begin.line);
     if (const toml::table* inner = node.as_table()) {
       const bool known = std::any_of(kKeys.begin(), kKeys.end(),
@@ -506,9 +507,9 @@ std::string nearest_key(std::string_view written) {
   for (const ConfigKey& key : kKeys) {
     const std::string full = key.full_name();
     // A key in the wrong section is as near as the same key spelled right.
-    const size_t distance = std::min(2 * edit_distance(written, full),
-                                     2 * edit_distance(last(written), key.name) +
-                                         (full.size() == last(full).size() ? 0u : 1u));
+    const size_t distance = std::min(
+        2 * edit_distance(written, full),
+        2 * edit_distance(last(written), key.name) + (full.size() == last(full).size() ? 0u : 1u));
     if (distance < best_distance) {
       best_distance = distance;
       best = full;
@@ -635,9 +636,8 @@ std::string keys_as_markdown() {
       range = slot.high >= kMany ? fmt::format("≥ {}", slot.low)
                                  : fmt::format("{} … {}", slot.low, slot.high);
     }
-    text += fmt::format("| `{}` | `{}` | {} | {}{} |\n", key.full_name(),
-                        value_text(key, defaults), range, key.help,
-                        key.may_change ? " ¹" : "");
+    text += fmt::format("| `{}` | `{}` | {} | {}{} |\n", key.full_name(), value_text(key, defaults),
+                        range, key.help, key.may_change ? " ¹" : "");
   }
   return text;
 }

@@ -46,15 +46,15 @@ struct TrainConfig {
   Schedule schedule;  // its beta2 is the optimiser's
 
   int64_t epochs = 12;
-  int64_t steps = 0;  // > 0: instead of epochs
-  int64_t log_every = 50;  // steps
-  int64_t eval_every = 0;  // steps; 0: at the end of every epoch
+  int64_t steps = 0;             // > 0: instead of epochs
+  int64_t log_every = 50;        // steps
+  int64_t eval_every = 0;        // steps; 0: at the end of every epoch
   int64_t checkpoint_every = 0;  // steps; 0: by time alone
   double checkpoint_minutes = 10;
   bool dev_dropout = false;
   Selection selection = Selection::kRetrieval;
-  int64_t patience = 0;  // evaluations; 0: never stop early
-  int64_t average = 0;   // evaluations whose weights are averaged; 0: none
+  int64_t patience = 0;        // evaluations; 0: never stop early
+  int64_t average = 0;         // evaluations whose weights are averaged; 0: none
   DType dtype = DType::kBF16;  // of model.xsr
 
   explicit TrainConfig(Preset preset = kDefaultPreset);
@@ -68,8 +68,7 @@ struct Slot {
     std::function<void(size_t)> set;
   };
   std::variant<bool*, int32_t*, int64_t*, uint64_t*, double*, std::string*,
-               std::vector<std::string>*, std::vector<double>*, std::vector<int64_t>*,
-               Choice>
+               std::vector<std::string>*, std::vector<double>*, std::vector<int64_t>*, Choice>
       target;
   double low = 0, high = 0;  // of numbers, both allowed; equal: any
 };

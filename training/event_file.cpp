@@ -40,8 +40,7 @@ std::string double_field(int number, double value) {
   return varint(static_cast<uint64_t>(number) << 3 | 1) + raw(value);
 }
 std::string bytes_field(int number, std::string_view value) {
-  return varint(static_cast<uint64_t>(number) << 3 | 2) + varint(value.size()) +
-         std::string(value);
+  return varint(static_cast<uint64_t>(number) << 3 | 2) + varint(value.size()) + std::string(value);
 }
 std::string float_field(int number, float value) {
   return varint(static_cast<uint64_t>(number) << 3 | 5) + raw(value);

@@ -185,9 +185,9 @@ std::string draw_panel(const Panel& panel, double x0, double y0) {
   const auto px = [&](double v) { return left + x.place(v) * (right - left); };
   const auto py = [&](double v) { return bottom - y.place(v) * (bottom - top); };
 
-  std::string svg = fmt::format("<text class=\"title\" x=\"{:.1f}\" y=\"{:.1f}\">{}{}</text>\n",
-                                left, y0 + 22, escaped(panel.title),
-                                y.logarithmic ? " (logarithmic)" : "");
+  std::string svg =
+      fmt::format("<text class=\"title\" x=\"{:.1f}\" y=\"{:.1f}\">{}{}</text>\n", left, y0 + 22,
+                  escaped(panel.title), y.logarithmic ? " (logarithmic)" : "");
   for (const double tick : y.ticks) {
     svg += fmt::format(
         "<line class=\"grid\" x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>"

@@ -198,7 +198,8 @@ class Run {
   static std::string make_folder(const std::string& folder) {
     std::error_code error;
     fs::create_directories(folder, error);
-    if (error) throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
+    if (error)
+      throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
     return folder;
   }
   std::string path(const std::string& name) const { return config_.run + "/" + name; }
@@ -230,19 +231,19 @@ class Run {
   void say_what_is_trained() {
     int64_t parameters = 0;
     for (const Parameter& p : trainer_->table().parameters()) parameters += p.size;
-    say(fmt::format("{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
-                    "of {} epochs; {} threads, {}, {}",
-                    data_.model.num_layers, data_.model.hidden_size,
-                    with_separators(data_.model.vocab_size), with_separators(parameters),
-                    with_separators(data_.train->num_pairs() - data_.excluded.size()),
-                    with_separators(total_steps_),
-                    config_.steps > 0
-                        ? fmt::format("{:.1f}", static_cast<double>(total_steps_) /
-                                                    static_cast<double>(std::max<int64_t>(
-                                                        1, batches_per_epoch_)))
-                        : std::to_string(config_.epochs),
-                    threads_.num_threads(), kernels::isa_name(isa_),
-                    config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
+    say(fmt::format(
+        "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
+        "of {} epochs; {} threads, {}, {}",
+        data_.model.num_layers, data_.model.hidden_size, with_separators(data_.model.vocab_size),
+        with_separators(parameters),
+        with_separators(data_.train->num_pairs() - data_.excluded.size()),
+        with_separators(total_steps_),
+        config_.steps > 0 ? fmt::format("{:.1f}", static_cast<double>(total_steps_) /
+                                                      static_cast<double>(
+                                                          std::max<int64_t>(1, batches_per_epoch_)))
+                          : std::to_string(config_.epochs),
+        threads_.num_threads(), kernels::isa_name(isa_),
+        config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
     if (resumed_) say(fmt::format("goes on behind step {}", with_separators(step())));
   }
   std::string progress_text(uint64_t epoch, const LossMean& loss, double rate, double token_rate,
@@ -265,12 +266,14 @@ class Run {
     try {
       result = trainer_->step(batch, rate);
     } catch (const NonFiniteError& error) {
-      throw Error(XSR_STATUS_INTERNAL,
-                  fmt::format("step {}: {} is not finite (learning rate {:g}). The batch is {}. No checkpoint was "
-                              "written over; the last one is in {}. A lower schedule.learning_rate, "
-                              "optimizer.clip_norm and objective.sim_min_cosine make such steps "
-                              "rarer.",
-                              step() + 1, error.where(), rate, places(batch), config_.run));
+      throw Error(
+          XSR_STATUS_INTERNAL,
+          fmt::format(
+              "step {}: {} is not finite (learning rate {:g}). The batch is {}. No checkpoint was "
+              "written over; the last one is in {}. A lower schedule.learning_rate, "
+              "optimizer.clip_norm and objective.sim_min_cosine make such steps "
+              "rarer.",
+              step() + 1, error.where(), rate, places(batch), config_.run));
     }
     interval_.add(result.loss, 1);
     interval_norm_ += result.gradient_norm;
@@ -360,10 +363,9 @@ class Run {
         sides[1].insert(sides[1].end(), u + count * size, u + 2 * count * size);
         first += count;
       }
-      scores.parts.emplace_back(
-          part.name, score_retrieval(sides[0].data(), sides[1].data(),
-                                     static_cast<int64_t>(part.pairs.size()),
-                                     data_.model.hidden_size, threads_));
+      scores.parts.emplace_back(part.name, score_retrieval(sides[0].data(), sides[1].data(),
+                                                           static_cast<int64_t>(part.pairs.size()),
+                                                           data_.model.hidden_size, threads_));
     }
     return scores;
   }
@@ -371,8 +373,8 @@ class Run {
   void evaluate(uint64_t epoch) {
     const Clock::time_point begin = Clock::now();
     const DevScores scores = score_dev();
-    const double score = config_.selection == Selection::kRetrieval ? scores.mean_p1()
-                                                                    : -scores.loss.total();
+    const double score =
+        config_.selection == Selection::kRetrieval ? scores.mean_p1() : -scores.loss.total();
     const bool best = best_step_ < 0 || score > best_score_;
     if (best) {
       best_step_ = step();
@@ -412,8 +414,7 @@ class Run {
   // ---- checkpoints ----
 
   bool checkpoint_due() const {
-    const bool by_step =
-        config_.checkpoint_every > 0 && step() % config_.checkpoint_every == 0;
+    const bool by_step = config_.checkpoint_every > 0 && step() % config_.checkpoint_every == 0;
     const bool by_time = config_.checkpoint_minutes > 0 &&
                          seconds_since(last_checkpoint_) >= 60 * config_.checkpoint_minutes;
     return by_step || by_time;
@@ -477,11 +478,12 @@ class Run {
                              before.empty() ? "no such key" : before);
     }
     if (!changes.empty()) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  fmt::format("{}: the run cannot go on with another config:{}\nLeave these keys as "
-                              "they were, or begin another run (model.init = \"{}\" starts it from "
-                              "these weights).",
-                              config_.run, changes, checkpoint_->path()));
+      throw Error(
+          XSR_STATUS_INVALID_ARGUMENT,
+          fmt::format("{}: the run cannot go on with another config:{}\nLeave these keys as "
+                      "they were, or begin another run (model.init = \"{}\" starts it from "
+                      "these weights).",
+                      config_.run, changes, checkpoint_->path()));
     }
   }
 
@@ -514,16 +516,17 @@ class Run {
       const InputFile& now = data_.inputs[i];
       const std::string before = i < count ? then[i].value("hash", "") : "";
       if (before != now.hash) {
-        throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                    fmt::format("{} ({}): its content is not what the run has read so far (hash {}, "
-                                "the run has {}). Bring the old file back, or begin another run.",
-                                now.path, now.key, now.hash, before.empty() ? "none" : before));
+        throw Error(
+            XSR_STATUS_INVALID_ARGUMENT,
+            fmt::format("{} ({}): its content is not what the run has read so far (hash {}, "
+                        "the run has {}). Bring the old file back, or begin another run.",
+                        now.path, now.key, now.hash, before.empty() ? "none" : before));
       }
     }
   }
 
   void restore_or_initialize() {
-    FlatBuffer& values = trainer_->values();
+    FlatBuffer& values = trainer_->mutable_values();
     if (!checkpoint_) {
       if (data_.initial) {
         std::copy_n(data_.initial->data(), values.size(), values.data());
@@ -559,7 +562,7 @@ class Run {
 
   /// The weights that become the model, in trainer_->values(); says which.
   std::string choose_weights() {
-    FlatBuffer& values = trainer_->values();
+    FlatBuffer& values = trainer_->mutable_values();
     if (config_.average > 0 && !evaluated_.empty()) {
       std::vector<double> sum(static_cast<size_t>(values.size()), 0.0);
       FlatBuffer one(values.size());
@@ -628,12 +631,9 @@ class Run {
     manifest["data"] = drops;
     manifest["held_out_pairs"] = data_.excluded.size();
     manifest["config"] = fixed_values(config_);
-    manifest["environment"] = {{"xsr", xsr_version_string()},
-                               {"commit", options_.commit},
-                               {"compiler", compiler()},
-                               {"isa", kernels::isa_name(isa_)},
-                               {"cpu", cpu_model()},
-                               {"threads", threads_.num_threads()}};
+    manifest["environment"] = {{"xsr", xsr_version_string()}, {"commit", options_.commit},
+                               {"compiler", compiler()},      {"isa", kernels::isa_name(isa_)},
+                               {"cpu", cpu_model()},          {"threads", threads_.num_threads()}};
     manifest["times"] = {{"finished", unix_time()},
                          {"seconds_since_start_or_resume", seconds_since(start_)},
                          {"first_step_of_this_process", first_step_}};

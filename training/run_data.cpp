@@ -56,8 +56,9 @@ TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
     InitialModel initial = read_initial_model(config.init, {}, config.seed);
     if (initial.tokenizer.empty()) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  config.init + ": has no tokenizer; give the one it was trained with as "
-                                "tokenizer.model");
+                  config.init +
+                      ": has no tokenizer; give the one it was trained with as "
+                      "tokenizer.model");
     }
     return {std::move(initial.tokenizer), config.init};
   }
@@ -76,8 +77,9 @@ ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& toke
   model.mask_id = info.mask_id;
   if (config.mask && info.mask_id < 0) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                tokenizer.from + ": has no piece \"<MASK>\", which objective.mask needs; let the "
-                                 "tokenizer be trained, or set objective.mask = false");
+                tokenizer.from +
+                    ": has no piece \"<MASK>\", which objective.mask needs; let the "
+                    "tokenizer be trained, or set objective.mask = false");
   }
   validate(model);
   return model;
@@ -163,9 +165,9 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
 
   const auto open = [&](const std::string& what, const std::vector<LanguagePair>& languages,
                         const std::vector<std::string>& files) {
-    auto corpus = TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash),
-                                                 languages, data.model, data.tokenizer,
-                                                 config.corpus, threads, log);
+    auto corpus =
+        TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash), languages,
+                                       data.model, data.tokenizer, config.corpus, threads, log);
     for (const TokenizedCorpus::File& file : corpus->files()) {
       data.inputs.push_back({"data." + what, file.path, file.hash.hex});
     }
@@ -187,10 +189,8 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
   data.inputs.push_back({"tokenizer", own, tokenizer_hash});
   if (data.dev) {
     for (const TokenizedCorpus::Part& part : data.dev->parts()) {
-      const auto first =
-          std::lower_bound(dev_pairs.begin(), dev_pairs.end(), part.first_pair);
-      const auto last =
-          std::lower_bound(first, dev_pairs.end(), part.first_pair + part.num_pairs);
+      const auto first = std::lower_bound(dev_pairs.begin(), dev_pairs.end(), part.first_pair);
+      const auto last = std::lower_bound(first, dev_pairs.end(), part.first_pair + part.num_pairs);
       if (first != last) data.dev_parts.push_back({part.name, {first, last}});
     }
   }

@@ -123,8 +123,8 @@ PairFile parse_pair_file(const std::string& text) {
   return file;
 }
 
-std::vector<PairFileScore> score_model(const std::string& model,
-                                       const std::vector<PairFile>& files, int32_t num_threads) {
+std::vector<PairFileScore> score_model(const std::string& model, const std::vector<PairFile>& files,
+                                       int32_t num_threads) {
   const Embedder embedder(model, num_threads);
   ThreadPool threads(num_threads > 0 ? num_threads : usable_cpus());
   std::vector<PairFileScore> scores;

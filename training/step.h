@@ -76,6 +76,7 @@ class Trainer {
   Optimizer& optimizer() { return optimizer_; }
 
  private:
+  void embed(const PairBatch& batch, double dropout);
   void clear_gradients();
   /// The parameters in bf16 where the optimiser has written them.
   const uint16_t* narrow() const {

@@ -130,11 +130,13 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Trains a light cross-lingual sentence encoder from sentence pairs."};
   app.footer(
-      "Every key of the config is a flag of the same name, and a flag wins over the file. Lists take "
+      "Every key of the config is a flag of the same name, and a flag wins over the file. Lists "
+      "take "
       "several values.\n"
       "--print-config shows all keys with their values. SIGINT and SIGTERM write a checkpoint and "
       "end the run.\n"
-      "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 stopped by a signal; --resume goes "
+      "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 stopped by a signal; --resume "
+      "goes "
       "on.");
   app.add_option("--config", options.config, "The run's config (TOML)");
   app.add_option("--resume", options.resume, "Folder of a run to go on with, to the bit");
@@ -160,8 +162,9 @@ int main(int argc, char** argv) {
                    "An .svg picture or an .html page [RUN/curves.svg]");
   CLI::App* score = app.add_subcommand("score", "P@1 of a model, both ways, on files of pairs");
   score->add_option("MODEL", options.score_model, "Model file (.xsr)")->required();
-  score->add_option("FILES", options.score_files,
-                    "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
+  score
+      ->add_option("FILES", options.score_files,
+                   "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
       ->required();
   score->add_option("--json", options.score_json, "Also write the scores to this file");
   score->add_option("--threads", options.score_threads,

@@ -1,0 +1,480 @@
+// Runs the built xsr-train on a toy corpus.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+
+#include "support/files.h"
+#include "support/sanitizers.h"
+#include "training/config.h"
+#include "training/event_file.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using xsr::test::kAddressSanitizer;
+using xsr::test::kThreadSanitizer;
+using xsr::test::read_file;
+using xsr::test::read_lines;
+
+const std::string kTool = XSR_BINARY_DIR "/training/xsr-train";
+constexpr bool kSlow = kAddressSanitizer || kThreadSanitizer;
+constexpr int kKills = kSlow ? 3 : 10;
+
+struct Outcome {
+  int exit_status = -1;
+  std::string out, err;
+};
+
+/// Sentences of two invented languages: word i of one is word i of the other, so that a model can
+/// learn which belong together from a few hundred pairs.
+std::string toy_corpus(int pairs) {
+  std::mt19937 random(5);
+  const auto word = [](int i, const char* vowels, const char* consonants) {
+    std::string w;
+    for (int k = 0; k < 3; ++k, i /= 4) {
+      w += consonants[i % 4 + k];
+      w += vowels[(i + k) % 4];
+    }
+    return w;
+  };
+  std::string text;
+  for (int p = 0; p < pairs; ++p) {
+    std::string a, b;
+    const int length = 3 + static_cast<int>(random() % 4);
+    for (int k = 0; k < length; ++k) {
+      const int i = static_cast<int>(random() % 40);
+      a += (k ? " " : "") + word(i, "aeio", "bdfgkl");
+      b += (k ? " " : "") + word(i, "uyaj", "mnprst");
+    }
+    text += a + "\t" + b + "\n";
+  }
+  return text;
+}
+
+class TrainCli : public testing::Test {
+ protected:
+  TrainCli() {
+    std::string name = fs::temp_directory_path() / "xsr-train-test-XXXXXX";
+    folder_ = mkdtemp(name.data());
+    write("toy.tsv", toy_corpus(700));
+    write("toy.toml", kConfig);
+  }
+  ~TrainCli() override { fs::remove_all(folder_); }
+  void SetUp() override { ASSERT_TRUE(fs::exists(kTool)) << kTool; }
+
+  static constexpr char kConfig[] = R"(seed = 3
+threads = 2
+[data]
+train = ["toy.tsv"]
+dev_pairs = 100
+batch_pairs = 32
+[tokenizer]
+vocab_size = 110
+character_coverage = 1.0
+[model]
+num_layers = 1
+hidden_size = 32
+num_heads = 2
+intermediate_size = 48
+max_seq_len = 40
+[objective]
+ugt_weight = 0.1
+align_weight = 0.0
+sim_weight = 0.0
+info_nce_weight = 1.0
+[schedule]
+learning_rate = 5e-3
+warmup = "none"
+decay = "constant"
+[train]
+steps = 60
+log_every = 5
+eval_every = 20
+checkpoint_every = 7
+)";
+
+  std::string path(const std::string& name) const { return folder_ / name; }
+  void write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(path(name), std::ios::binary) << bytes;
+  }
+
+  pid_t start(const std::string& arguments, const std::string& before = "") const {
+    const pid_t child = fork();
+    if (child == 0) {
+      const std::string command = before + "exec " + kTool + " " + arguments + " >out 2>err";
+      if (chdir(folder_.c_str()) == 0) execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+      _exit(127);
+    }
+    return child;
+  }
+  Outcome wait_for(pid_t child) const {
+    Outcome outcome;
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    outcome.exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    outcome.out = read_file(path("out"));
+    outcome.err = read_file(path("err"));
+    return outcome;
+  }
+  Outcome run(const std::string& arguments, const std::string& before = "") const {
+    return wait_for(start(arguments, before));
+  }
+  Outcome train(const std::string& arguments, const std::string& before = "") const {
+    return run("--config toy.toml " + arguments, before);
+  }
+
+  /// Everything that has to come out the same, whatever happened on the way.
+  void expect_same_results(const std::string& a, const std::string& b) const {
+    for (const char* file : {"model.xsr", "checkpoint.safetensors", "best.safetensors",
+                             "tokenizer.model", "toy.tsv"}) {
+      if (std::string(file) == "toy.tsv") continue;
+      EXPECT_TRUE(read_file(path(a + "/" + file)) == read_file(path(b + "/" + file)))
+          << file << " of " << a << " and of " << b << " differ";
+    }
+  }
+
+  fs::path folder_;
+};
+
+std::vector<nlohmann::json> metrics_of(const std::string& run, const std::string& kind) {
+  std::vector<nlohmann::json> records;
+  for (const std::string& line : read_lines(run + "/metrics.jsonl")) {
+    nlohmann::json record = nlohmann::json::parse(line);
+    if (record["kind"] == kind) records.push_back(std::move(record));
+  }
+  return records;
+}
+
+// ---- config ----
+
+TEST_F(TrainCli, UnknownKeysAreErrorsWithTheNearestKeyAndTheLine) {
+  write("bad.toml", "seed = 1\n\n[optimizer]\nbeta_1 = 0.9\n");
+  Outcome o = run("--config bad.toml");
+  EXPECT_EQ(o.exit_status, 2);
+  EXPECT_THAT(o.err, HasSubstr("bad.toml:4: unknown key 'optimizer.beta_1'; did you mean "
+                               "'optimizer.beta1'?"));
+  write("bad.toml", "learning_rate = 1\n");
+  o = run("--config bad.toml");
+  EXPECT_THAT(o.err, HasSubstr("bad.toml:1: unknown key 'learning_rate'; did you mean "
+                               "'schedule.learning_rate'?"));
+  o = run("--config toy.toml --optimiser.beta1 0.5");
+  EXPECT_EQ(o.exit_status, 2);
+  EXPECT_THAT(o.err, HasSubstr("--optimiser.beta1; did you mean --optimizer.beta1?"));
+}
+
+TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"seed = \"one\"\n", "bad.toml:1: seed is \"one\", expected a whole number from 0"},
+      {"\n[model]\ndropout = 1.5\n", "bad.toml:3: model.dropout is 1.5, expected a number from 0"},
+      {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
+      {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},
+      {"[optimizer]\namsgrad = 1\n", "optimizer.amsgrad is 1, expected true or false"},
+  };
+  for (const auto& [text, message] : cases) {
+    write("bad.toml", text);
+    const Outcome o = run("--config bad.toml");
+    EXPECT_EQ(o.exit_status, 2) << text;
+    EXPECT_THAT(o.err, HasSubstr(message)) << text;
+  }
+  const Outcome none = run("--run r");
+  EXPECT_EQ(none.exit_status, 2);
+  EXPECT_THAT(none.err, HasSubstr("data.train is not set"));
+}
+
+TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
+  const Outcome help = run("--help");
+  EXPECT_EQ(help.exit_status, 0);
+  for (const auto& key : xsr::training::config_keys()) {
+    EXPECT_THAT(help.out, HasSubstr("--" + key.full_name() + " "));
+  }
+  const Outcome o = train("--print-config --optimizer.beta1 0.5 --data.train a.tsv b.tsv");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_THAT(o.out, HasSubstr("\nbeta1 = 0.5\n"));
+  EXPECT_THAT(o.out, HasSubstr("train = [\"a.tsv\", \"b.tsv\"]"));
+  EXPECT_THAT(o.out, HasSubstr("\nhidden_size = 32\n"));
+  // What it prints reads back to the same.
+  write("again.toml", o.out);
+  EXPECT_EQ(run("--config again.toml --print-config").out, o.out);
+}
+
+TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
+  const auto printed = [&](const std::string& flags) { return run("--print-config " + flags).out; };
+  EXPECT_THAT(printed(""), HasSubstr("\nclip_norm = 1.0\n"));
+  EXPECT_THAT(printed("--preset release"), HasSubstr("\nclip_norm = 0.0\n"));
+  EXPECT_THAT(printed("--preset release"), HasSubstr("\ndev_dropout = true\n"));
+  EXPECT_THAT(printed("--preset paper"), HasSubstr("\ncount_weighted = true\n"));
+  EXPECT_THAT(printed("--preset paper --objective.count_weighted false"),
+              HasSubstr("\ncount_weighted = false\n"));
+  EXPECT_EQ(run("--config " XSR_SOURCE_DIR "/presets/xsr-2layer.toml --print-config").exit_status,
+            0);
+}
+
+TEST_F(TrainCli, TheDocumentationListsTheKeysAsTheyAre) {
+  const std::string table = run("--help-markdown").out;
+  EXPECT_THAT(read_file(XSR_SOURCE_DIR "/docs/training.md"), HasSubstr(table));
+}
+
+// ---- training ----
+
+TEST_F(TrainCli, LearnsAndWritesItsFiles) {
+  const Outcome o = train("--run r");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto dev = metrics_of(path("r"), "dev");
+  ASSERT_EQ(dev.size(), 3u);
+  const double first = dev.front()["p1"]["mean"], last = dev.back()["p1"]["mean"];
+  EXPECT_GT(last, 0.2) << "of 100 pairs, by chance 0.01";
+  EXPECT_GT(last, first);
+  const auto train_lines = metrics_of(path("r"), "train");
+  ASSERT_EQ(train_lines.size(), 12u);
+  for (const char* part : {"total", "ugt", "info_nce"}) {
+    EXPECT_TRUE(train_lines[0]["loss"][part].is_number()) << part;
+  }
+  EXPECT_LT(train_lines.back()["loss"]["total"], train_lines.front()["loss"]["total"]);
+
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["steps"], 60);
+  EXPECT_EQ(manifest["pairs_seen"], 60 * 32);
+  EXPECT_EQ(manifest["inputs"][0]["file"], "toy.tsv");
+
+  // The model that came out finds what the manifest says it finds.
+  write("dev.tsv", toy_corpus(50));
+  const Outcome score = run("score r/model.xsr toy=dev.tsv --json s.json");
+  ASSERT_EQ(score.exit_status, 0) << score.err;
+  EXPECT_THAT(score.out, HasSubstr("| toy | 50 | "));
+  EXPECT_GT(nlohmann::json::parse(read_file(path("s.json")))[0]["p1_forward"], 0.2);
+
+  const Outcome plot = run("plot r -o r.html");
+  ASSERT_EQ(plot.exit_status, 0) << plot.err;
+  EXPECT_THAT(read_file(path("r.html")), HasSubstr("loss: info_nce"));
+  EXPECT_EQ(run("plot r -o r.png").exit_status, 1);
+
+  const Outcome again = train("--run r");
+  EXPECT_EQ(again.exit_status, 1);
+  EXPECT_THAT(again.err, HasSubstr("holds a run already"));
+}
+
+TEST_F(TrainCli, TheSameBitsTwiceAndWithOtherThreads) {
+  ASSERT_EQ(train("--run a").exit_status, 0);
+  ASSERT_EQ(train("--run b").exit_status, 0);
+  ASSERT_EQ(train("--run c --threads 1").exit_status, 0);
+  expect_same_results("a", "b");
+  expect_same_results("a", "c");
+  ASSERT_EQ(train("--run d --seed 4").exit_status, 0);
+  EXPECT_FALSE(read_file(path("a/model.xsr")) == read_file(path("d/model.xsr")));
+}
+
+TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
+  const auto begin = std::chrono::steady_clock::now();
+  ASSERT_EQ(train("--run whole --train.average 2").exit_status, 0);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  std::mt19937 random(11);
+  int killed = 0;
+  // Each life of the run is killed after a random time, and the next goes on from what it left.
+  for (int life = 0; life < kKills; ++life) {
+    const std::string run_name = "run" + std::to_string(life);
+    const pid_t child = start("--config toy.toml --train.average 2 --run " + run_name);
+    const double wait = seconds * std::uniform_real_distribution<double>(0.05, 1)(random);
+    std::this_thread::sleep_for(std::chrono::duration<double>(wait));
+    kill(child, SIGKILL);
+    killed += wait_for(child).exit_status == 128 + SIGKILL;
+    // Killed before it had even written its config, it begins anew.
+    const bool begun = fs::exists(path(run_name + "/config.toml"));
+    const Outcome o =
+        begun ? run("--resume " + run_name) : train("--train.average 2 --run " + run_name);
+    ASSERT_EQ(o.exit_status, 0) << o.err;
+    expect_same_results("whole", run_name);
+    // Metrics are neither lost nor doubled.
+    EXPECT_EQ(metrics_of(path(run_name), "dev").size(), 3u);
+    EXPECT_EQ(metrics_of(path(run_name), "train").size(), 12u);
+    fs::remove_all(path(run_name));
+  }
+  EXPECT_GT(killed, kKills / 2) << "most lives should have been cut short";
+}
+
+TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
+  ASSERT_EQ(train("--run whole").exit_status, 0);
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const std::string run_name = "run" + std::to_string(signal);
+    const pid_t child = start("--config toy.toml --train.checkpoint_every 1000 --run " + run_name);
+    while (!fs::exists(path(run_name + "/metrics.jsonl")) ||
+           fs::file_size(path(run_name + "/metrics.jsonl")) == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    kill(child, signal);
+    const Outcome stopped = wait_for(child);
+    ASSERT_EQ(stopped.exit_status, 3) << stopped.err;
+    EXPECT_THAT(stopped.err, HasSubstr("go on with --resume " + run_name));
+    EXPECT_TRUE(fs::exists(path(run_name + "/checkpoint.safetensors")));
+    EXPECT_FALSE(fs::exists(path(run_name + "/model.xsr")));
+    const Outcome o = run("--resume " + run_name);
+    ASSERT_EQ(o.exit_status, 0) << o.err;
+    expect_same_results("whole", run_name);
+  }
+}
+
+TEST_F(TrainCli, StopsEarly) {
+  const Outcome o =
+      train("--run r --schedule.learning_rate 0 --train.eval_every 5 --train.patience 2");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["steps"], 15);
+  EXPECT_EQ(manifest["best_step"], 5);
+  EXPECT_EQ(manifest["stopped_early"], true);
+}
+
+TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
+  ASSERT_EQ(train("--run a").exit_status, 0);
+  for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
+    const std::string run_name = "from-" + fs::path(init).stem().string();
+    const Outcome o = train("--run " + run_name + " --train.steps 1 --train.eval_every 1 " +
+                            "--schedule.learning_rate 0 --model.init " + init);
+    ASSERT_EQ(o.exit_status, 0) << o.err;
+    const double p1 = metrics_of(path(run_name), "dev").front()["p1"]["mean"];
+    EXPECT_GT(p1, 0.2) << init;
+  }
+  const Outcome o = train("--run b --model.hidden_size 64 --model.init a/model.xsr");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("hidden_size"));
+}
+
+// ---- what goes wrong ----
+
+TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  Outcome o = run("--resume r --optimizer.beta1 0.5");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("optimizer.beta1 is 0.5, the run has 0.9"));
+  EXPECT_EQ(run("--resume r --threads 1").exit_status, 0);
+  write("toy.tsv", toy_corpus(701));
+  o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("toy.tsv (data.train): its content is not what the run has read"));
+  o = run("--resume nothing");
+  EXPECT_EQ(o.exit_status, 2);
+  EXPECT_THAT(o.err, HasSubstr("nothing: holds no run"));
+}
+
+TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  const std::string file = path("r/checkpoint.safetensors"), whole = read_file(file);
+  for (const size_t at : {whole.size() - 1, whole.size() / 2, size_t{300}}) {
+    std::string broken = whole;
+    broken[at] = static_cast<char>(broken[at] ^ 1);
+    write("r/checkpoint.safetensors", broken);
+    const Outcome o = run("--resume r");
+    EXPECT_EQ(o.exit_status, 1) << at;
+    EXPECT_THAT(o.err, HasSubstr("checkpoint.safetensors")) << at;
+  }
+  for (const size_t size : {whole.size() - 4, size_t{100}, size_t{0}}) {
+    write("r/checkpoint.safetensors", whole.substr(0, size));
+    EXPECT_EQ(run("--resume r").exit_status, 1) << size;
+  }
+  write("r/checkpoint.safetensors", whole);
+  EXPECT_EQ(run("--resume r").exit_status, 0);
+}
+
+TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
+  ASSERT_EQ(train("--run whole").exit_status, 0);
+  ASSERT_EQ(
+      train("--run r --train.checkpoint_every 1000 --train.steps 60", "ulimit -f 100;").exit_status,
+      1)
+      << "the first checkpoint does not fit";
+  EXPECT_FALSE(fs::exists(path("r/checkpoint.safetensors")));
+  EXPECT_FALSE(fs::exists(path("r/checkpoint.safetensors.partial")));
+
+  const pid_t child = start("--config toy.toml --run s");
+  while (!fs::exists(path("s/checkpoint.safetensors"))) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  kill(child, SIGKILL);
+  wait_for(child);
+  const std::string before = read_file(path("s/checkpoint.safetensors"));
+  const Outcome full = run("--resume s", "ulimit -f 100;");
+  EXPECT_EQ(full.exit_status, 1);
+  EXPECT_THAT(full.err, HasSubstr("checkpoint.safetensors.partial"));
+  EXPECT_TRUE(read_file(path("s/checkpoint.safetensors")) == before);
+  EXPECT_EQ(run("--resume s").exit_status, 0);
+  expect_same_results("whole", "s");
+}
+
+TEST_F(TrainCli, WhatIsNotFiniteStopsWithStepTensorAndLines) {
+  const Outcome o = train("--run r --schedule.learning_rate 1e30 --train.checkpoint_every 1");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, testing::ContainsRegex("step [0-9]+: (loss|gradient) [a-z_.0-9]+ is not "
+                                            "finite"));
+  EXPECT_THAT(o.err, HasSubstr("toy.tsv: lines "));
+  EXPECT_FALSE(fs::exists(path("r/model.xsr")));
+}
+
+TEST_F(TrainCli, BadDataNamesFileAndLine) {
+  write("toy.tsv", toy_corpus(300) + "only one column\n" + toy_corpus(10));
+  const Outcome strict = train("--run r --data.strict true --train.steps 1");
+  EXPECT_EQ(strict.exit_status, 1);
+  EXPECT_THAT(strict.err, HasSubstr("toy.tsv:301"));
+  const Outcome dropped = train("--run s --train.steps 1");
+  EXPECT_EQ(dropped.exit_status, 0) << dropped.err;
+  EXPECT_THAT(dropped.err, HasSubstr("toy.tsv:301"));
+  const Outcome missing = train("--run t --data.train none.tsv");
+  EXPECT_EQ(missing.exit_status, 1);
+  EXPECT_THAT(missing.err, HasSubstr("none.tsv"));
+}
+
+// ---- event files ----
+
+/// The records of a TFRecord file, both checksums checked.
+std::vector<std::string> read_records(const std::string& bytes) {
+  std::vector<std::string> records;
+  size_t at = 0;
+  const auto u32 = [&](size_t i) {
+    uint32_t v;
+    std::memcpy(&v, bytes.data() + i, 4);
+    return v;
+  };
+  while (at < bytes.size()) {
+    uint64_t length;
+    std::memcpy(&length, bytes.data() + at, 8);
+    EXPECT_EQ(u32(at + 8), xsr::training::masked_crc32c(bytes.substr(at, 8)));
+    records.push_back(bytes.substr(at + 12, length));
+    EXPECT_EQ(u32(at + 12 + length), xsr::training::masked_crc32c(records.back()));
+    at += 16 + length;
+  }
+  return records;
+}
+
+TEST(EventFile, ChecksumIsCastagnolis) {
+  // RFC 3720, appendix B.4.
+  EXPECT_EQ(xsr::training::crc32c(std::string(32, '\0')), 0x8a9136aau);
+  EXPECT_EQ(xsr::training::crc32c(std::string(32, '\xff')), 0x62a8ab43u);
+  EXPECT_EQ(xsr::training::crc32c("123456789"), 0xe3069283u);
+}
+
+TEST(EventFile, HoldsWhatWasWritten) {
+  const std::string path = fs::temp_directory_path() / ("xsr-events-" + std::to_string(getpid()));
+  xsr::training::EventFile(path, 1.5).write(2.5, 300, {{"train/loss", 0.25}});
+  const std::vector<std::string> records = read_records(read_file(path));
+  fs::remove(path);
+  ASSERT_EQ(records.size(), 2u);
+  EXPECT_THAT(records[0], HasSubstr("\x1a\x0d"
+                                    "brain.Event:2"));
+  double wall = 0;
+  std::memcpy(&wall, records[1].data() + 1, 8);
+  EXPECT_EQ(records[1][0], 0x09);
+  EXPECT_EQ(wall, 2.5);
+  // step 300 as a varint, then the summary with its one value.
+  EXPECT_EQ(records[1].substr(9), std::string("\x10\xac\x02\x2a\x13\x0a\x11\x0a\x0a", 9) +
+                                      "train/loss" + std::string("\x15\x00\x00\x80\x3e", 5));
+}
+
+}  // namespace
