@@ -136,9 +136,8 @@ checkpoint_every = 7
 
   /// Everything that has to come out the same, whatever happened on the way.
   void expect_same_results(const std::string& a, const std::string& b) const {
-    for (const char* file : {"model.xsr", "checkpoint.safetensors", "best.safetensors",
-                             "tokenizer.model", "toy.tsv"}) {
-      if (std::string(file) == "toy.tsv") continue;
+    for (const char* file :
+         {"model.xsr", "checkpoint.safetensors", "best.safetensors", "tokenizer.model"}) {
       EXPECT_TRUE(read_file(path(a + "/" + file)) == read_file(path(b + "/" + file)))
           << file << " of " << a << " and of " << b << " differ";
     }
@@ -175,7 +174,7 @@ TEST_F(TrainCli, UnknownKeysAreErrorsWithTheNearestKeyAndTheLine) {
 
 TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
   const std::pair<const char*, const char*> cases[] = {
-      {"seed = \"one\"\n", "bad.toml:1: seed is \"one\", expected a whole number from 0"},
+      {"seed = \"one\"\n", "bad.toml:1: seed is \"one\", expected a whole number of at least 0"},
       {"\n[model]\ndropout = 1.5\n", "bad.toml:3: model.dropout is 1.5, expected a number from 0"},
       {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
       {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},
@@ -196,7 +195,8 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   const Outcome help = run("--help");
   EXPECT_EQ(help.exit_status, 0);
   for (const auto& key : xsr::training::config_keys()) {
-    EXPECT_THAT(help.out, HasSubstr("--" + key.full_name() + " "));
+    EXPECT_THAT(help.out, testing::AnyOf(HasSubstr("--" + key.full_name() + " "),
+                                         HasSubstr("--" + key.full_name() + "\n")));
   }
   const Outcome o = train("--print-config --optimizer.beta1 0.5 --data.train a.tsv b.tsv");
   ASSERT_EQ(o.exit_status, 0) << o.err;
@@ -326,7 +326,7 @@ TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
 
 TEST_F(TrainCli, StopsEarly) {
   const Outcome o =
-      train("--run r --schedule.learning_rate 0 --train.eval_every 5 --train.patience 2");
+      train("--run r --schedule.learning_rate 1e-12 --train.eval_every 5 --train.patience 2");
   ASSERT_EQ(o.exit_status, 0) << o.err;
   const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
   EXPECT_EQ(manifest["steps"], 15);
@@ -339,7 +339,7 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
     const std::string run_name = "from-" + fs::path(init).stem().string();
     const Outcome o = train("--run " + run_name + " --train.steps 1 --train.eval_every 1 " +
-                            "--schedule.learning_rate 0 --model.init " + init);
+                            "--schedule.learning_rate 1e-12 --model.init " + init);
     ASSERT_EQ(o.exit_status, 0) << o.err;
     const double p1 = metrics_of(path(run_name), "dev").front()["p1"]["mean"];
     EXPECT_GT(p1, 0.2) << init;

@@ -170,7 +170,7 @@ const std::vector<ConfigKey> kKeys = {
     {"optimizer", "clip_norm", "Largest global norm of the gradient; 0: no clipping",
      SLOT(number(c.step.optimizer.clip_norm, 0, 1e9))},
 
-    {"schedule", "learning_rate", "Its peak", SLOT(number(c.schedule.learning_rate, 0, 1e9))},
+    {"schedule", "learning_rate", "Its peak", SLOT(number(c.schedule.learning_rate, 1e-12, 1e30))},
     {"schedule", "warmup", "untuned_linear: over 2/(1 − beta2) steps",
      SLOT(choice(c.schedule.warmup, {"none", "linear", "untuned_linear"}))},
     {"schedule", "warmup_steps", "Of linear", SLOT(number(c.schedule.warmup_steps, 0, kMany))},

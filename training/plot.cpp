@@ -25,6 +25,7 @@ constexpr double kLeft = 64, kRight = 90, kTop = 36, kBottom = 36;
 constexpr int kColumns = 2;
 // More points than this in a curve are drawn as the means of equal shares.
 constexpr size_t kMostPoints = 400;
+constexpr size_t kMostPairsBothWays = 2;  // more language pairs: the mean of both directions
 constexpr double kLogRatio = 50;  // largest to smallest, beyond which an axis is logarithmic
 const char* const kColors[] = {"#1f6fb4", "#d9601a", "#2a9246", "#a23b9c", "#8a6d1d",
                                "#c5304a", "#127e8a", "#6b5bb5", "#5f6b73", "#4d8f1f"};
@@ -280,10 +281,21 @@ std::vector<Panel> make_panels(const std::vector<ordered_json>& records) {
                           curve_of(records, "dev", "dev", {"loss", part})});
   }
   std::vector<Curve> retrieval = {curve_of(records, "dev", "mean", {"p1", "mean"}, 100)};
-  for (const std::string& pair : names_under(records, "p1")) {
-    if (pair == "mean") continue;
-    retrieval.push_back(curve_of(records, "dev", pair + " →", {"p1", pair, "forward"}, 100));
-    retrieval.push_back(curve_of(records, "dev", pair + " ←", {"p1", pair, "backward"}, 100));
+  std::vector<std::string> pairs = names_under(records, "p1");
+  std::erase(pairs, "mean");
+  for (const std::string& pair : pairs) {
+    Curve forward = curve_of(records, "dev", pair + " →", {"p1", pair, "forward"}, 100);
+    Curve backward = curve_of(records, "dev", pair + " ←", {"p1", pair, "backward"}, 100);
+    if (pairs.size() <= kMostPairsBothWays || forward.points.size() != backward.points.size()) {
+      retrieval.push_back(std::move(forward));
+      retrieval.push_back(std::move(backward));
+      continue;
+    }
+    forward.label = pair;
+    for (size_t i = 0; i < forward.points.size(); ++i) {
+      forward.points[i].y = (forward.points[i].y + backward.points[i].y) / 2;
+    }
+    retrieval.push_back(std::move(forward));
   }
   add("P@1 on dev, %", std::move(retrieval));
   add("learning rate", {curve_of(records, "train", "", {"learning_rate"})});

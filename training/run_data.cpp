@@ -41,8 +41,7 @@ struct TokenizerBytes {
 };
 
 TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
-                              const std::vector<LanguagePair>& languages, ThreadPool& threads,
-                              const DataLog& log) {
+                              const std::vector<LanguagePair>& languages, const DataLog& log) {
   const std::string own = config.run + "/tokenizer.model";
   if (resumed) return {read_whole(own, " the run's tokenizer"), own};
   if (!config.tokenizer.empty()) {
@@ -62,9 +61,8 @@ TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
     }
     return {std::move(initial.tokenizer), config.init};
   }
-  TokenizerOptions options = config.tokenizer_training;
-  options.num_threads = threads.num_threads();
-  return {train_tokenizer(languages, options, log), "the tokenizer trained on data.train"};
+  return {train_tokenizer(languages, config.tokenizer_training, log),
+          "the tokenizer trained on data.train"};
 }
 
 ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& tokenizer) {
@@ -151,7 +149,7 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
   check_columns(train);
   check_columns(dev);
   RunData data;
-  TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, threads, log);
+  TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, log);
   data.model = complete_model(config, tokenizer);
   data.tokenizer = std::move(tokenizer.bytes);
   const std::string tokenizer_hash = hash_of(data.tokenizer);

@@ -235,8 +235,8 @@ std::string train_tokenizer(std::span<const LanguagePair> languages,
       {"user_defined_symbols", "<MASK>"},  // the first free id: 2
       {"input_sentence_size", "0"},        // the sample is ours
       {"shuffle_input_sentence", "false"},
-      {"num_threads", std::to_string(std::clamp(options.num_threads, 1, 128))},
-      {"minloglevel", "3"},  // xsr says what there is to say
+      {"num_threads", "16"},  // it stands in the model: another number gives other bytes
+      {"minloglevel", "3"},   // xsr says what there is to say
   };
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(arguments, &sample, &model);

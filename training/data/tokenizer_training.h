@@ -16,7 +16,6 @@ struct TokenizerOptions {
   int64_t max_sentences = 2000000;     // in the sample, both sides counted; bounds the memory
   uint64_t seed = 1;                   // chooses the sample
   double temperature = 1;              // a language pair's share of it is ∝ pairs^(1/temperature)
-  int32_t num_threads = 1;             // the model does not depend on it
   size_t max_line_bytes = 256 << 10;   // as CorpusOptions
 };
 
