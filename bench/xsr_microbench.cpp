@@ -736,6 +736,121 @@ void bench_dropout_forward_f32(const std::string& name, Isa isa, dropout_forward
   }
 }
 
+// Of the loss: one tile of the vocabulary against both sides of a batch of 128 pairs.
+constexpr int32_t kTileRows = 512, kVectors = 256;
+
+void bench_vocabulary_softmax_forward_f32(const std::string& name, Isa,
+                                          vocabulary_softmax_forward_f32_t* softmax) {
+  add(name, [=](benchmark::State& state) {
+    const std::vector<float> z = normal_floats(kTileRows * kVectors, 20.0f, 1),
+                             bias = normal_floats(kTileRows, 1.0f, 2);
+    std::vector<float> max(kVectors), sum(kVectors), expected_sum(kVectors),
+        e(kTileRows * kVectors), expected(e.size());
+    const auto call = [&](vocabulary_softmax_forward_f32_t* f, float* to_sum, float* to) {
+      f(z.data(), kVectors, kTileRows, bias.data(), 0, kVectors, max.data(), to_sum, to, kVectors,
+        nullptr, 0);
+    };
+    call(softmax, sum.data(), e.data());
+    call(vocabulary_softmax_forward_f32_ref, expected_sum.data(), expected.data());
+    run(state, agrees(e, expected) && agrees(sum, expected_sum), 0, double(kTileRows) * kVectors,
+        [&] { call(softmax, sum.data(), e.data()); });
+  });
+}
+
+void bench_vocabulary_softmax_backward_f32(const std::string& name, Isa,
+                                           vocabulary_softmax_backward_f32_t* softmax) {
+  add(name, [=](benchmark::State& state) {
+    const std::vector<float> e = normal_floats(kTileRows * kVectors, 1.0f, 1),
+                             factor = normal_floats(kVectors, 1.0f, 2);
+    std::vector<float> dz(e.size()), expected(e.size()), dbias(kTileRows);
+    const auto call = [&](vocabulary_softmax_backward_f32_t* f, float* to) {
+      f(e.data(), kVectors, kTileRows, kVectors, factor.data(), to, kVectors, dbias.data());
+    };
+    call(softmax, dz.data());
+    call(vocabulary_softmax_backward_f32_ref, expected.data());
+    run(state, agrees(dz, expected), 0, double(kTileRows) * kVectors,
+        [&] { call(softmax, dz.data()); });
+  });
+}
+
+void bench_vocabulary_softmax_backward_bf16(const std::string& name, Isa,
+                                            vocabulary_softmax_backward_bf16_t* softmax) {
+  add(name, [=](benchmark::State& state) {
+    std::vector<uint16_t> e;
+    for (const float value : normal_floats(kTileRows * kVectors, 1.0f, 1)) {
+      e.push_back(bf16_from_f32(value));
+    }
+    const std::vector<float> factor = normal_floats(kVectors, 1.0f, 2);
+    std::vector<uint16_t> dz(e.size()), expected(e.size());
+    std::vector<float> dbias(kTileRows);
+    const auto call = [&](vocabulary_softmax_backward_bf16_t* f, uint16_t* to) {
+      f(e.data(), kVectors, kTileRows, kVectors, factor.data(), to, kVectors, dbias.data());
+    };
+    call(softmax, dz.data());
+    call(vocabulary_softmax_backward_bf16_ref, expected.data());
+    run(state, dz == expected, 0, double(kTileRows) * kVectors, [&] { call(softmax, dz.data()); });
+  });
+}
+
+void bench_softmax_forward_f32(const std::string& name, Isa, softmax_forward_f32_t* softmax) {
+  add(name, [=](benchmark::State& state) {
+    constexpr int32_t kPairs = 128;
+    const std::vector<float> s = normal_floats(kPairs * kPairs, 5.0f, 1);
+    std::vector<float> p(s.size()), expected(s.size()), max(kPairs), sum(kPairs);
+    const auto call = [&](softmax_forward_f32_t* f, float* to) {
+      f(s.data(), kPairs, 0, kPairs, kPairs, 1.0f, to, kPairs, max.data(), sum.data());
+    };
+    call(softmax, p.data());
+    call(softmax_forward_f32_ref, expected.data());
+    run(state, agrees(p, expected), 0, double(kPairs) * kPairs, [&] { call(softmax, p.data()); });
+  });
+}
+
+void bench_sim_forward_backward_f32(const std::string& name, Isa, sim_forward_backward_f32_t* sim) {
+  add(name, [=](benchmark::State& state) {
+    constexpr int32_t kPairs = 128;
+    const std::vector<float> p(kPairs * kPairs, 1.0f / kPairs);
+    std::vector<float> p1(p), p2(p);
+    std::vector<double> loss(kPairs);
+    // Works in place, so every call begins with a copy.
+    run(state, true, 0, double(kPairs) * kPairs, [&] {
+      p1 = p;
+      p2 = p;
+      sim(p1.data(), p2.data(), kPairs, 0, kPairs, kPairs, 1.5707963267948966, 1e-3, 1.0,
+          loss.data());
+    });
+  });
+}
+
+void bench_adam_update_f32(const std::string& name, Isa, adam_update_f32_t* adam) {
+  add(name, [=](benchmark::State& state) {
+    constexpr int64_t kCount = 1 << 20;
+    const std::vector<float> gradient = normal_floats(kCount, 1.0f, 1);
+    AdamStep step;
+    step.step_size = 1e-3f;
+    struct Tensors {
+      std::vector<float> value = std::vector<float>(kCount), first = value, second = value,
+                         max = value;
+    } ours, expected;
+    const auto call = [&](adam_update_f32_t* f, Tensors& t) {
+      f(t.value.data(), gradient.data(), t.first.data(), t.second.data(), t.max.data(), nullptr, 0,
+        kCount, step);
+    };
+    call(adam, ours);
+    call(adam_update_f32_ref, expected);
+    run(state, agrees(ours.value, expected.value), 0, kCount, [&] { call(adam, ours); });
+  });
+}
+
+void bench_sum_of_squares_f32(const std::string& name, Isa, sum_of_squares_f32_t* sum_of_squares) {
+  add(name, [=](benchmark::State& state) {
+    constexpr int64_t kCount = 1 << 20;
+    const std::vector<float> x = normal_floats(kCount, 1.0f, 1);
+    run(state, sum_of_squares(x.data(), kCount) == sum_of_squares_f32_ref(x.data(), kCount), 0,
+        kCount, [&] { benchmark::DoNotOptimize(sum_of_squares(x.data(), kCount)); });
+  });
+}
+
 void add_all() {
 #define XSR_KERNEL(op, isa, level) \
   if (isa_supported(level)) bench_##op(#op "_" #isa, level, op##_##isa);
