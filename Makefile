@@ -1,5 +1,5 @@
 # The common journeys. Each target stands alone: on a fresh Debian machine it installs what it needs first.
-.PHONY: all demo test bench format install clean deps deps-demo
+.PHONY: all demo test bench bench-train-peers format install clean deps deps-demo
 PREFIX ?= /usr/local
 MODEL ?= models/xsr-en-fr.xsr
 
@@ -25,6 +25,12 @@ test: all
 
 bench: all
 	build/release/bench/xsr-bench -m $(MODEL)
+
+# xsr-train beside PyTorch on the same batches (bench/peers/README.md); CONFIG is a config of xsr-train. Takes a quiet machine.
+bench-train-peers: all
+	bench/peers/train_baseline.py check
+	bench/peers/train_baseline.py follow --config $(CONFIG)
+	bench/peers/train_baseline.py speed --config $(CONFIG) --markdown train-peers.md --json train-peers.json
 
 format:
 	scripts/check-format.sh --fix

@@ -13,31 +13,15 @@ import json
 import os
 import pathlib
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-VENV = ROOT / ".venv"
+from peer_files import HERE, ROOT, cpu_model, enter_venv, write_safetensors
+
 MAX_TOKENS = 200
 EPS = 1e-12
-
-
-def enter_venv():
-    """Runs this script again with the virtual environment's Python, after making it if need be."""
-    python = VENV / "bin" / "python"
-    if pathlib.Path(sys.prefix).resolve() == VENV.resolve():
-        return
-    stamp, wanted = VENV / "peers-requirements.txt", (HERE / "requirements.txt").read_text()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        print("bench_peers: installing the engines into", VENV, file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(HERE / "requirements.txt")], check=True)
-        stamp.write_text(wanted)
-    os.execv(python, [str(python), str(HERE / "bench_peers.py"), *sys.argv[1:]])
 
 
 def make_weights(np, layers, C, F, V):
@@ -69,19 +53,6 @@ def make_weights(np, layers, C, F, V):
         dense(w, at + "output.dense", C, F)
         norm(w, at + "output.LayerNorm")
     return w
-
-
-def write_safetensors(path, tensors):
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.tobytes())
 
 
 class Layer:
@@ -329,11 +300,6 @@ def time_by_turns(engines, tokens, args, np, vocab_size, dim):
     }
 
 
-def cpu_model():
-    with open("/proc/cpuinfo") as file:
-        return next((line.split(": ")[1].strip() for line in file if line.startswith("model name")), "unknown")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release", help="build folder of xsr")
@@ -434,5 +400,5 @@ def main():
 
 
 if __name__ == "__main__":
-    enter_venv()
+    enter_venv(ROOT / ".venv", HERE / "requirements.txt", pathlib.Path(__file__).resolve())
     main()

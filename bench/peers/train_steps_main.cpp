@@ -1,0 +1,294 @@
+// xsr-train-steps: xsr-train's own batches in a file for other trainers to read, and its own steps
+// on the same batches, some at a time when told to. bench/peers/train_baseline.py is what uses it.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "kernels/dispatch.h"
+#include "runtime/error.h"
+#include "runtime/format/partial_file.h"
+#include "training/config.h"
+#include "training/initialization.h"
+#include "training/retrieval.h"
+#include "training/run_data.h"
+#include "training/schedule.h"
+#include "training/step.h"
+
+namespace {
+
+using namespace xsr::training;
+using nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+/// The batches of a run's first steps, one behind the other.
+struct Trace {
+  std::vector<PairBatch> batches;
+  std::vector<double> learning_rates;
+
+  void write(const std::string& path, const TrainConfig& config, const RunData& data,
+             const ParameterTable& table, const FlatBuffer& values) const;
+};
+
+/// A safetensors file whose data is laid down tensor by tensor.
+class TensorFile {
+ public:
+  template <typename T>
+  void add(const std::string& name, const char* dtype, std::vector<int64_t> shape, const T* data,
+           size_t count) {
+    const uint64_t bytes = count * sizeof(T);
+    header_[name] = {{"dtype", dtype}, {"shape", shape}, {"data_offsets", {size_, size_ + bytes}}};
+    pieces_.push_back({data, bytes});
+    size_ += bytes;
+  }
+  template <typename T>
+  void add(const std::string& name, const char* dtype, const std::vector<T>& data) {
+    add(name, dtype, {static_cast<int64_t>(data.size())}, data.data(), data.size());
+  }
+  void write(const std::string& path, const ordered_json& metadata) {
+    ordered_json header = {{"__metadata__", metadata}};
+    header.update(header_);
+    std::string text = header.dump();
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    const uint64_t text_size = text.size();
+    xsr::PartialFile file(path, sizeof text_size + text_size + size_);
+    file.write(&text_size, sizeof text_size);
+    file.write(text.data(), text.size());
+    for (const Piece& piece : pieces_) file.write(piece.data, piece.bytes);
+    file.commit();
+  }
+
+ private:
+  struct Piece {
+    const void* data;
+    uint64_t bytes;
+  };
+  ordered_json header_ = ordered_json::object();
+  std::vector<Piece> pieces_;
+  uint64_t size_ = 0;
+};
+
+void append_lengths(const PairBatch& batch, std::vector<int32_t>& lengths) {
+  for (size_t s = 0; s + 1 < batch.cu_seqlens.size(); ++s)
+    lengths.push_back(batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
+}
+
+template <typename T>
+void append(const std::vector<T>& from, std::vector<int32_t>& to) {
+  to.insert(to.end(), from.begin(), from.end());
+}
+
+/// All of a trace in file order: sentences are those of side 1, then those of side 2, batch by
+/// batch; dev.PART.* is one unmasked batch each.
+void Trace::write(const std::string& path, const TrainConfig& config, const RunData& data,
+                  const ParameterTable& table, const FlatBuffer& values) const {
+  std::vector<int32_t> pairs, ids, lengths, masked_id, masked_side;
+  for (const PairBatch& batch : batches) {
+    pairs.push_back(batch.num_pairs);
+    append(batch.token_ids, ids);
+    append_lengths(batch, lengths);
+    append(batch.masked_id, masked_id);
+    append(batch.masked_side, masked_side);
+  }
+  TensorFile file;
+  file.add("learning_rate", "F64", learning_rates);
+  file.add("batch.pairs", "I32", pairs);
+  file.add("batch.lengths", "I32", lengths);
+  file.add("batch.token_ids", "I32", ids);
+  file.add("batch.masked_id", "I32", masked_id);
+  file.add("batch.masked_side", "I32", masked_side);
+  std::vector<PairBatch> dev(data.dev_parts.size());
+  std::vector<std::vector<int32_t>> dev_lengths(dev.size());
+  for (size_t i = 0; i < dev.size(); ++i) {
+    BatchBuilder(data.dev, -1, {}, config.seed).build(data.dev_parts[i].pairs, dev[i]);
+    append_lengths(dev[i], dev_lengths[i]);
+    file.add("dev." + data.dev_parts[i].name + ".lengths", "I32", dev_lengths[i]);
+    file.add("dev." + data.dev_parts[i].name + ".token_ids", "I32", dev[i].token_ids);
+  }
+  for (const Parameter& p : table.parameters())
+    file.add("value." + p.name, "F32", p.shape, values.at(p), static_cast<size_t>(p.size));
+  const ordered_json model = {{"num_layers", data.model.num_layers},
+                              {"num_heads", data.model.num_heads},
+                              {"layer_norm_eps", data.model.layer_norm_eps},
+                              {"position_offset", data.model.position_offset},
+                              {"activation", xsr::to_string(data.model.activation)},
+                              {"pooling", xsr::to_string(data.model.pooling)}};
+  const auto& o = config.step.objectives;
+  const ordered_json objective = {
+      {"weights", {o.ugt_weight, o.align_weight, o.sim_weight}},
+      {"other_weights", o.xtr_weight + o.smlm_weight + o.info_nce_weight},
+      {"as_released", !o.targets.count_weighted && !o.targets.clean_ids && !o.targets.add_masses &&
+                          !o.align.cosine && o.align.temperature == 1 &&
+                          !o.align.mean_of_directions && o.align.margin == 0 &&
+                          o.sim.argument == SimSettings{}.argument && !o.sim.divide_by_negatives},
+      {"sim_min_cosine", o.sim.min_cosine}};
+  const auto& a = config.step.optimizer;
+  const ordered_json optimizer = {{"amsgrad", a.amsgrad},
+                                  {"decoupled_decay", a.decoupled_decay},
+                                  {"beta1", a.beta1},
+                                  {"beta2", a.beta2},
+                                  {"eps", a.eps},
+                                  {"weight_decay", a.weight_decay},
+                                  {"clip_norm", a.clip_norm}};
+  file.write(path, {{"model", model.dump()},
+                    {"objective", objective.dump()},
+                    {"optimizer", optimizer.dump()},
+                    {"dropout", ordered_json(config.step.dropout).dump()},
+                    {"config", ordered_json(fixed_values(config)).dump()}});
+}
+
+/// Answers the lines of stdin with a line of JSON each, until there are no more:
+///
+///     step N      the next N steps, from the first again behind the last batch
+///     evaluate    P@1 of the dev parts
+class StepServer {
+ public:
+  StepServer(const TrainConfig& config, const RunData& data, const Trace& trace, Trainer& trainer,
+             xsr::ThreadPool& threads)
+      : config_(config), data_(data), trace_(trace), trainer_(trainer), threads_(threads) {}
+
+  void serve() {
+    for (std::string line; std::getline(std::cin, line);) {
+      ordered_json answer;
+      if (line.starts_with("step ")) {
+        answer = steps(std::stoll(line.substr(5)));
+      } else if (line == "evaluate") {
+        answer = evaluate();
+      } else {
+        throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                         "stdin has \"" + line + "\", expected \"step N\" or \"evaluate\"");
+      }
+      fmt::print("{}\n", answer.dump());
+      std::fflush(stdout);
+    }
+  }
+
+ private:
+  ordered_json steps(int64_t count) {
+    ordered_json losses = ordered_json::array(), parts = ordered_json::array(),
+                 norms = ordered_json::array();
+    int64_t pairs = 0, tokens = 0;
+    const Clock::time_point begin = Clock::now();
+    for (int64_t i = 0; i < count; ++i) {
+      const size_t at = next_++ % trace_.batches.size();
+      const StepResult result = trainer_.step(trace_.batches[at], trace_.learning_rates[at]);
+      losses.push_back(result.loss.total);
+      norms.push_back(result.gradient_norm);
+      ordered_json part;
+      for (const LossPart& p : result.loss.parts) part[std::string(p.name)] = p.value;
+      parts.push_back(part);
+      pairs += trace_.batches[at].num_pairs;
+      tokens += trace_.batches[at].num_tokens();
+    }
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    return {{"seconds", seconds}, {"pairs", pairs}, {"tokens", tokens},
+            {"loss", losses},     {"parts", parts}, {"gradient_norm", norms}};
+  }
+
+  ordered_json evaluate() {
+    ordered_json scores = ordered_json::object();
+    const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
+    const size_t C = static_cast<size_t>(data_.model.hidden_size);
+    PairBatch batch;
+    for (const RunData::DevPart& part : data_.dev_parts) {
+      std::array<std::vector<float>, 2> sides;
+      for (size_t first = 0; first < part.pairs.size(); first += batch.pair_numbers.size()) {
+        const size_t count = std::min<size_t>(128, part.pairs.size() - first);
+        plain.build(std::span<const uint64_t>(part.pairs.data() + first, count), batch);
+        trainer_.embed(batch);
+        const float* u = trainer_.embeddings().data();
+        for (size_t side : {0, 1})
+          sides[side].insert(sides[side].end(), u + side * count * C, u + (side + 1) * count * C);
+      }
+      const RetrievalScore score =
+          score_retrieval(sides[0].data(), sides[1].data(), static_cast<int64_t>(part.pairs.size()),
+                          data_.model.hidden_size, threads_);
+      scores[part.name] = {score.forward_share(), score.backward_share()};
+    }
+    return scores;
+  }
+
+  const TrainConfig& config_;
+  const RunData& data_;
+  const Trace& trace_;
+  Trainer& trainer_;
+  xsr::ThreadPool& threads_;
+  size_t next_ = 0;
+};
+
+void run(const TrainConfig& config, int64_t num_steps, const std::string& output) {
+  validate(config);
+  std::filesystem::create_directories(config.run);
+  xsr::ThreadPool threads(config.threads > 0 ? config.threads : xsr::usable_cpus());
+  const RunData data = prepare_data(config, false, threads, {});
+  xsr::kernels::Isa isa = xsr::kernels::best_isa();
+  if (config.isa != "auto" && !xsr::kernels::parse_isa(config.isa.c_str(), &isa))
+    throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT, "isa is \"" + config.isa + "\"");
+  const xsr::kernels::KernelTable kernels = xsr::kernels::resolve_kernels(isa);
+  Trainer trainer(data.model, config.step, kernels, threads);
+  if (data.initial) {
+    std::copy_n(data.initial->data(), data.initial->size(), trainer.mutable_values().data());
+  } else {
+    initialize_parameters(data.model, trainer.table(), config.seed, trainer.mutable_values());
+  }
+  PairSampler sampler = data.sampler(config);
+  Schedule schedule = config.schedule;
+  schedule.total_steps = num_steps;
+  DataPosition position;
+  Trace trace;
+  for (int64_t step = 1; step <= num_steps; ++step) {
+    const auto epoch = static_cast<int64_t>(position.epoch);
+    sampler.next(position, trace.batches.emplace_back());
+    trace.learning_rates.push_back(schedule.at(step, epoch));
+  }
+  if (!output.empty()) trace.write(output, config, data, trainer.table(), trainer.values());
+  fmt::print("{}\n",
+             ordered_json{{"isa", xsr::kernels::isa_name(isa)},
+                          {"threads", threads.num_threads()},
+                          {"precision", config.step.precision == Precision::kBF16 ? "bf16" : "f32"},
+                          {"steps", num_steps}}
+                 .dump());
+  std::fflush(stdout);
+  StepServer(config, data, trace, trainer, threads).serve();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string config_path, output;
+  std::vector<std::string> settings;
+  int64_t num_steps = 0;
+  CLI::App app{"Writes the batches of xsr-train's first steps to a file, then makes the steps."};
+  app.add_option("--config", config_path, "The run's config (TOML)");
+  app.add_option("--set", settings, "KEY=VALUE over the config, any number of them");
+  app.add_option("--steps", num_steps, "Batches to draw")->required();
+  app.add_option("-o,--output", output, "Batches, dev pairs and initial values (safetensors)");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    std::vector<FlagValue> flags;
+    for (const std::string& setting : settings) {
+      const std::string key = setting.substr(0, setting.find('='));
+      const std::string value = key.size() < setting.size() ? setting.substr(key.size() + 1) : "";
+      const auto at = std::find_if(flags.begin(), flags.end(),
+                                   [&](const FlagValue& flag) { return flag.key == key; });
+      if (at == flags.end()) {
+        flags.push_back({key, {value}});
+      } else {
+        at->values.push_back(value);
+      }
+    }
+    run(load_config(config_path, flags), num_steps, output);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "xsr-train-steps: {}\n", e.what());
+    return 1;
+  }
+  return 0;
+}
