@@ -63,6 +63,7 @@ xsr_isa isa_of(const std::string& name) {
   return name == "ref"           ? XSR_ISA_REF
          : name == "avx2"        ? XSR_ISA_AVX2
          : name == "avx512"      ? XSR_ISA_AVX512
+         : name == "avx512_vnni" ? XSR_ISA_AVX512_VNNI
          : name == "avx512_bf16" ? XSR_ISA_AVX512_BF16
                                  : XSR_ISA_AUTO;
 }
@@ -236,7 +237,7 @@ int main(int argc, char** argv) {
   app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
       ->check(CLI::Range(0, 4095));
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype,
                  "what the matrix products compute in; bf16 needs bf16 weights")

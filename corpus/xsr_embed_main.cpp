@@ -74,7 +74,7 @@ void check(xsr_status status, const std::string& message) {
 }
 
 xsr_isa isa_named(const std::string& name) {
-  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_BF16}) {
+  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI, XSR_ISA_AVX512_BF16}) {
     if (name == xsr_isa_string(isa)) return isa;
   }
   return XSR_ISA_AUTO;
@@ -277,7 +277,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   app.add_option("--isa", options.isa, "Instruction set")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}))
       ->capture_default_str();
   app.add_option("--compute", options.compute,
                  "What the matrix products compute in; bf16 needs a bf16 model")

@@ -683,10 +683,10 @@ INSTANTIATE_TEST_SUITE_P(Kernels, KernelTest, ::testing::ValuesIn(kernel_rows())
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
-  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
     const KernelTable table = resolve_kernels(cap);
     Isa expected = Isa::kRef;  // the fastest of this CPU under the cap
-    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
       if (isa <= cap && isa_supported(isa)) expected = isa;
     }
     EXPECT_EQ(expected, table.isa);
@@ -702,7 +702,7 @@ TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
 }
 
 TEST(Dispatch, NamesRoundTrip) {
-  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
     Isa parsed;
     ASSERT_TRUE(parse_isa(isa_name(isa), &parsed));
     EXPECT_EQ(isa, parsed);

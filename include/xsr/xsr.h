@@ -69,7 +69,8 @@ typedef enum xsr_isa XSR_ENUM_TYPE {
   XSR_ISA_REF = 1, /* plain loops */
   XSR_ISA_AVX2 = 2,       /* AVX2 and FMA */
   XSR_ISA_AVX512 = 3,     /* AVX-512 F, BW, DQ, VL */
-  XSR_ISA_AVX512_BF16 = 4 /* and AVX512_BF16; matters where the session computes in bf16 */
+  XSR_ISA_AVX512_VNNI = 4, /* and AVX512_VNNI; matters where the session computes in int8 */
+  XSR_ISA_AVX512_BF16 = 5  /* and AVX512_BF16; matters where the session computes in bf16 */
 } xsr_isa;
 
 /* What the matrix products compute with; everything else is f32. Chosen by the caller, never

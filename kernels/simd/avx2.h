@@ -156,4 +156,11 @@ static inline __m256 load_f32(const void* data, Storage storage, int64_t i, int6
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(values), 16));
 }
 
+/// 8 integers, as floats; lanes from `count` on are 0 and not read.
+static inline __m256 load_i8(const int8_t* data, int64_t count) {
+  int8_t copy[8] = {0};
+  __builtin_memcpy(copy, data, count >= 8 ? 8 : (uint64_t)count);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)copy)));
+}
+
 }  // namespace xsr::kernels

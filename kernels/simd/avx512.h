@@ -131,4 +131,9 @@ static inline __m512 load_f32(const void* data, Storage storage, int64_t i, __mm
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
 }
 
+/// 16 integers, as floats; lanes outside the mask are 0 and not read.
+static inline __m512 load_i8(const int8_t* data, __mmask16 mask) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, data)));
+}
+
 }  // namespace xsr::kernels

@@ -49,7 +49,7 @@ kernels::Isa choose_isa(xsr_isa wanted) {
     if (!kernels::parse_isa(forced, &cap)) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   "XSR_FORCE_ISA is \"" + std::string(forced) +
-                      "\"; it can be ref, avx2, avx512 or avx512_bf16");
+                      "\"; it can be ref, avx2, avx512, avx512_vnni or avx512_bf16");
     }
     if (!kernels::isa_supported(cap)) {
       throw Error(XSR_STATUS_UNSUPPORTED, std::string("XSR_FORCE_ISA asks for ") + forced +
