@@ -24,11 +24,11 @@ void embedding_forward_ref(const int32_t* token_ids, const int32_t* positions, i
 }
 
 template <typename T>
-void embedding_forward_i8_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
-                              int32_t last, const int8_t* token, const float* token_scales,
-                              const int8_t* position, const float* position_scales,
-                              const float* token_type, const float* gamma, const float* beta, T eps,
-                              int32_t C, T* out, int64_t out_stride, T* rstd) {
+void embedding_quantized_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                             int32_t last, const int8_t* token, const float* token_scales,
+                             const int8_t* position, const float* position_scales,
+                             const float* token_type, const float* gamma, const float* beta, T eps,
+                             int32_t C, T* out, int64_t out_stride, T* rstd) {
   for (int32_t i = first; i < last; ++i) {
     const int32_t t = token_ids[i], p = positions[i];
     T* row = out + i * out_stride;

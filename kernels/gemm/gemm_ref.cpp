@@ -41,9 +41,9 @@ void narrow_forward_bf16_ref(const float* x, int64_t x_stride, int32_t first, in
 void gemm_forward_i8_ref(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
                          const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
                          const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
-  gemm_forward_i8_ref(a, a_stride, M, rows, w, first_panel, last_panel, epilogue.bias,
-                      epilogue.activation, epilogue.residual, epilogue.residual_stride, out,
-                      out_stride);
+  gemm_quantized_ref(a, a_stride, M, rows, w, first_panel, last_panel, epilogue.bias,
+                     epilogue.activation, epilogue.residual, epilogue.residual_stride, out,
+                     out_stride);
 }
 
 void quantize_forward_u8_ref(const float* x, int64_t x_stride, int32_t first, int32_t last,

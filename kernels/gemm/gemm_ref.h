@@ -66,10 +66,10 @@ void gemm_forward_ref(const A* a, int64_t a_stride, int32_t M, const PackedMatri
 
 /// T is the type of what follows the integer sum.
 template <typename T>
-void gemm_forward_i8_ref(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
-                         const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
-                         const T* bias, Activation activation, const T* residual,
-                         int64_t residual_stride, T* out, int64_t out_stride) {
+void gemm_quantized_ref(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
+                        const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
+                        const T* bias, Activation activation, const T* residual,
+                        int64_t residual_stride, T* out, int64_t out_stride) {
   const int32_t last = last_panel * kPanelColumns < w.N ? last_panel * kPanelColumns : w.N;
   const int8_t* weights = (const int8_t*)w.data;
   for (int32_t m = 0; m < M; ++m) {
