@@ -79,12 +79,10 @@ typedef enum xsr_compute XSR_ENUM_TYPE {
   XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores. A session of an i8 file widens its weight
                           matrices, 4 bytes a weight, shared by the model's sessions */
   XSR_COMPUTE_BF16 =
-      1, /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
-  XSR_COMPUTE_INT8 = 3, /* each row of activations in 8 bits by its own range, weights in 8 bits
-                           with a scale an output, exact sums. A session of a file that stores other
-                           than i8 rounds the weight matrices, 1 byte a weight, shared likewise */
-  XSR_COMPUTE_INT8_STATIC = 4 /* the same with the ranges of the activations calibrated at
-                                 conversion; the file must hold them */
+      1,               /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+  XSR_COMPUTE_INT8 = 3 /* each row of activations in 8 bits by its own range, weights in 8 bits with
+                          a scale an output, exact sums. A session of a file that stores other than
+                          i8 rounds the weight matrices, 1 byte a weight, shared likewise */
 } xsr_compute;
 
 typedef enum xsr_device XSR_ENUM_TYPE { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;

@@ -44,8 +44,7 @@ class Steps {
       x.narrow_stride = context.narrow_stride = w_.narrow_stride;
       hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), w_.hidden_stride};
     }
-    int8_ = encoder.compute == Compute::kInt8 || encoder.compute == Compute::kInt8Static;
-    static_ranges_ = encoder.compute == Compute::kInt8Static;
+    int8_ = encoder.compute == Compute::kInt8;
   }
 
   void embedding(const EncoderWeights& weights) {
@@ -90,7 +89,7 @@ class Steps {
     const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
-    if (int8_) quantize(a, linear);
+    if (int8_) quantize(a, linear.weight.K);
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
             if (int8_) {
@@ -155,10 +154,9 @@ class Steps {
   }
 
   /// The rows of a in 8 bits: x, context and hidden take turns in the one buffer.
-  void quantize(const Rows& a, const LinearWeights& linear) {
+  void quantize(const Rows& a, int32_t K) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, linear.weight.K,
-                                   static_ranges_ ? linear.input_range : nullptr, w_.quantized,
+      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, K, nullptr, w_.quantized,
                                    w_.quantized_stride, w_.quantized_rows);
     });
   }
@@ -180,7 +178,7 @@ class Steps {
   Workspace& w_;
   ThreadPool* pool_;
   int32_t num_sentences_, num_tokens_, C_;
-  bool int8_ = false, static_ranges_ = false;
+  bool int8_ = false;
 
  public:
   Rows x;        // [N, C]

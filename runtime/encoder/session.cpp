@@ -14,7 +14,6 @@ static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
 static_assert(static_cast<int>(Compute::kInt8) == XSR_COMPUTE_INT8);
-static_assert(static_cast<int>(Compute::kInt8Static) == XSR_COMPUTE_INT8_STATIC);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
@@ -78,20 +77,6 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
 Compute choose_compute(xsr_compute wanted, const Model& model) {
   if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
   if (wanted == XSR_COMPUTE_INT8) return Compute::kInt8;
-  if (wanted == XSR_COMPUTE_INT8_STATIC) {
-    for (const LayerWeights& layer : model.weights().layers) {
-      for (const LinearWeights* linear :
-           {&layer.qkv, &layer.attention_output, &layer.up, &layer.down}) {
-        if (linear->input_range == nullptr) {
-          throw Error(XSR_STATUS_UNSUPPORTED,
-                      model.file().name() +
-                          " holds no calibrated ranges of its activations; convert it with "
-                          "--dtype i8 --calibrate CORPUS, or compute in int8 without them");
-        }
-      }
-    }
-    return Compute::kInt8Static;
-  }
   if (wanted != XSR_COMPUTE_BF16) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "compute " + std::to_string(wanted) + " is no value of xsr_compute");
@@ -112,8 +97,7 @@ Compute choose_compute(xsr_compute wanted, const Model& model) {
 
 /// Null where the file's own matrices are what is computed with.
 std::shared_ptr<const DerivedWeights> choose_weights(const Model& model, Compute compute) {
-  if (compute == Compute::kInt8 || compute == Compute::kInt8Static)
-    return model.derived_weights(kernels::Storage::kI8);
+  if (compute == Compute::kInt8) return model.derived_weights(kernels::Storage::kI8);
   bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
   for (const LayerWeights& layer : model.weights().layers) {
     for (const LinearWeights* linear :

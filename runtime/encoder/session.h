@@ -23,7 +23,6 @@ class Session {
       case Compute::kBf16:
         return encoder_.kernels.gemm_forward_bf16_isa;
       case Compute::kInt8:
-      case Compute::kInt8Static:
         return encoder_.kernels.gemm_forward_i8_isa;
       case Compute::kF32:
         break;

@@ -1,7 +1,5 @@
 #include "runtime/encoder/weights.h"
 
-#include <cmath>
-
 #include "runtime/error.h"
 
 namespace xsr {
@@ -67,24 +65,7 @@ class Binder {
 
   LinearWeights linear(const std::string& name, int32_t N, int32_t K) const {
     const TensorView& found = tensor(name + ".weight", {N, K}, Layout::kPanels32);
-    return {{found.data, storage(found), N, K, found.scales},
-            vector(name + ".bias", N),
-            input_range(name + ".input_range")};
-  }
-
-  /// The calibrated range of a product's input; null where the file has none.
-  const kernels::InputRange* input_range(const std::string& name) const {
-    if (file_.find(name) == nullptr) return nullptr;
-    static_assert(sizeof(kernels::InputRange) == 2 * sizeof(float));
-    const auto* range = reinterpret_cast<const kernels::InputRange*>(vector(name, 2));
-    if (!(range->low <= 0 && range->high >= 0 && std::isfinite(range->low) &&
-          std::isfinite(range->high))) {
-      throw Error(XSR_STATUS_BAD_FILE,
-                  file_.name() + ": tensor " + name + " is the range " +
-                      std::to_string(range->low) + " to " + std::to_string(range->high) +
-                      ", expected finite numbers with 0 between them; convert the model again");
-    }
-    return range;
+    return {{found.data, storage(found), N, K, found.scales}, vector(name + ".bias", N)};
   }
 
  private:

@@ -12,9 +12,8 @@ struct NormWeights {
 };
 
 struct LinearWeights {
-  kernels::PackedMatrix weight;                      // [N, K]
-  const float* bias = nullptr;                       // [N]
-  const kernels::InputRange* input_range = nullptr;  // calibrated at conversion; null without
+  kernels::PackedMatrix weight;  // [N, K]
+  const float* bias = nullptr;   // [N]
 };
 
 struct LayerWeights {
