@@ -283,8 +283,8 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}))
       ->capture_default_str();
   app.add_option("--compute", options.compute,
-                 "What the matrix products compute in; bf16 needs a bf16 model, int8-static one "
-                 "with calibrated ranges")
+                 "What the matrix products compute in; bf16 needs a bf16 model, int8 rounds other "
+                 "weights than i8 when it opens")
       ->check(CLI::IsMember({"f32", "bf16", "int8"}))
       ->capture_default_str();
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
