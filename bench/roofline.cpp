@@ -92,7 +92,7 @@ RooflineMeter::RooflineMeter(kernels::Isa isa, bool bf16, int32_t threads, int64
     throw std::runtime_error("the roofline needs AVX2, which this CPU does not have");
   const bool avx512 = best >= kernels::Isa::kAvx512;
   // Products in bf16 on a CPU without AVX512_BF16 widen to f32, and so does their ceiling.
-  const bool pairs = bf16 && best == kernels::Isa::kAvx512Bf16;
+  const bool pairs = bf16 && best >= kernels::Isa::kAvx512Bf16;
   state_->fma = pairs ? dot_loop_avx512_bf16 : avx512 ? fma_loop_avx512 : fma_loop_avx2;
   state_->read = avx512 ? read_loop_avx512 : read_loop_avx2;
 }

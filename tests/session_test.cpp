@@ -136,10 +136,12 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       {{2, 96, 4, 130, 301}, DType::kBF16, 80},
       {{1, 65, 5, 33, 77}, DType::kF16, 60},
       {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_BF16},
+      {{2, 65, 5, 33, 77}, DType::kF32, 60, XSR_COMPUTE_BF16X3},
       {{2, 65, 5, 33, 77}, DType::kF32, 60, XSR_COMPUTE_F32, XSR_QKV_TABLE_ON}};
   if (GetParam() != XSR_ISA_REF) {
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kBF16, 50, XSR_COMPUTE_BF16});
+    cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50, XSR_COMPUTE_BF16X3});
   }
   for (const Case& c : cases) {
     const bench::RandomModel random(c.shape, c.storage, 5);
@@ -149,7 +151,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
                               c.shape.vocab_size);
     const auto session_with = [&](int32_t threads, int32_t batch_tokens) {
       // Products in bf16 have an AVX-512 form of their own.
-      const bool own = c.compute == XSR_COMPUTE_BF16 && GetParam() == XSR_ISA_AVX512;
+      const bool own = c.compute != XSR_COMPUTE_F32 && GetParam() == XSR_ISA_AVX512;
       xsr_session_options options =
           options_for(own ? XSR_ISA_AVX512_BF16 : GetParam(), threads, batch_tokens);
       options.compute = c.compute;
@@ -157,7 +159,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       return make_session(model, options);
     };
     const SessionPointer one = session_with(1, 0);
-    if (one == nullptr && c.compute == XSR_COMPUTE_BF16) continue;  // a CPU without AVX512_BF16
+    if (one == nullptr && c.compute != XSR_COMPUTE_F32) continue;  // a CPU without AVX512_BF16
     if (one == nullptr) GTEST_SKIP() << xsr_isa_string(GetParam()) << " is not available here";
     const std::vector<float> expected = embed(one.get(), sentences.all, C);
     for (float value : expected) ASSERT_TRUE(std::isfinite(value));
@@ -201,7 +203,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
-                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512),
+                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AMX),
                          [](const auto& info) { return xsr_isa_string(info.param); });
 
 class SmallModel : public ::testing::Test {
@@ -407,7 +409,9 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
-  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni or avx512_bf16", detail);
+  EXPECT_STREQ(
+      "XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx",
+      detail);
   if (saved.empty()) {
     unsetenv("XSR_FORCE_ISA");
   } else {

@@ -67,17 +67,23 @@ typedef enum xsr_isa XSR_ENUM_TYPE {
   XSR_ISA_AUTO =
       0,           /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
   XSR_ISA_REF = 1, /* plain loops */
-  XSR_ISA_AVX2 = 2,       /* AVX2 and FMA */
-  XSR_ISA_AVX512 = 3,     /* AVX-512 F, BW, DQ, VL */
+  XSR_ISA_AVX2 = 2,        /* AVX2 and FMA */
+  XSR_ISA_AVX512 = 3,      /* AVX-512 F, BW, DQ, VL */
   XSR_ISA_AVX512_VNNI = 4, /* and AVX512_VNNI; matters where the session computes in int8 */
-  XSR_ISA_AVX512_BF16 = 5  /* and AVX512_BF16; matters where the session computes in bf16 */
+  XSR_ISA_AVX512_BF16 = 5, /* and AVX512_BF16; matters where the session computes in bf16 */
+  XSR_ISA_AMX = 6          /* and AMX tiles (TILE, BF16, INT8); matters for bf16, bf16x3 and int8 */
 } xsr_isa;
 
 /* What the matrix products compute with; everything else is f32. Chosen by the caller, never
  * silently. */
 typedef enum xsr_compute XSR_ENUM_TYPE {
   XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores */
-  XSR_COMPUTE_BF16 = 1 /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+  XSR_COMPUTE_BF16 =
+      1, /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+  /* every f32 as the sum of two bf16, three products, f32 sums: close to f32 (1 - cosine to double
+   * some 1e-10) where bf16 is faster. Keeps a split copy of the layers' matrices, 4 bytes a weight,
+   * shared by a model's sessions; any file. */
+  XSR_COMPUTE_BF16X3 = 2
 } xsr_compute;
 
 typedef enum xsr_device XSR_ENUM_TYPE { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;

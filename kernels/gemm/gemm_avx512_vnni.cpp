@@ -10,6 +10,7 @@ namespace {
 struct CoreI8 {
   using Element = uint8_t;
   static constexpr bool kNarrow = false;
+  static constexpr bool kSplit = false;
   static int64_t panel_bytes(int32_t K) { return (int64_t)((K + 3) / 4) * 4 * kPanelColumns; }
 
   template <int MR>

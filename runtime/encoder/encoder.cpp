@@ -12,7 +12,8 @@ using kernels::GemmEpilogue;
 constexpr int32_t kRowsPerTask = 8;
 constexpr int32_t kPanelsPerTask = 4;
 
-/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
+/// Rows that a step reads or writes: in f32, in bf16 (split, for bf16x3) for a product that
+/// computes so, or both.
 struct Rows {
   float* wide = nullptr;
   int64_t wide_stride = 0;
@@ -31,17 +32,19 @@ class Steps {
         num_sentences_(num_sentences),
         num_tokens_(workspace.cu_seqlens[num_sentences]),
         C_(config_.hidden_size),
+        split_(encoder.compute == Compute::kBf16x3),
         x{w_.x, w_.x_stride},
         sum{w_.x, w_.x_stride},
         qkv{w_.qkv, w_.qkv_stride},
         context{w_.context, w_.context_stride},
         hidden{w_.hidden, w_.hidden_stride} {
-    if (encoder.compute == Compute::kBf16) {
+    if (encoder.compute != Compute::kF32) {
       // x and context are never waiting for a product at the same time, so they share their bf16
       // rows.
       x.narrow = context.narrow = w_.narrow;
-      x.narrow_stride = context.narrow_stride = w_.narrow_stride;
-      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), w_.hidden_stride};
+      x.narrow_stride = context.narrow_stride = split_ ? 2 * w_.narrow_stride : w_.narrow_stride;
+      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden),
+                split_ ? 2 * w_.hidden_stride : w_.hidden_stride};
     }
   }
 
@@ -81,7 +84,11 @@ class Steps {
                                 residual == nullptr ? 0 : residual->wide_stride};
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
-            if (a.narrow != nullptr) {
+            if (split_) {
+              kernels_.gemm_forward_bf16x3(a.narrow, a.narrow_stride, num_tokens_, linear.split,
+                                           first, last, epilogue, out.wide, out.wide_stride,
+                                           out.narrow, out.narrow_stride);
+            } else if (a.narrow != nullptr) {
               kernels_.gemm_forward_bf16(a.narrow, a.narrow_stride, num_tokens_, linear.weight,
                                          first, last, epilogue, out.wide, out.wide_stride,
                                          out.narrow, out.narrow_stride);
@@ -134,8 +141,8 @@ class Steps {
 
   void narrow(const Rows& rows, int32_t first, int32_t last) {
     if (rows.narrow == nullptr) return;
-    kernels_.narrow_forward_bf16(rows.wide, rows.wide_stride, first, last, C_, rows.narrow,
-                                 rows.narrow_stride);
+    const auto narrow = split_ ? kernels_.split_forward_bf16x3 : kernels_.narrow_forward_bf16;
+    narrow(rows.wide, rows.wide_stride, first, last, C_, rows.narrow, rows.narrow_stride);
   }
 
   template <typename Body>
@@ -155,6 +162,7 @@ class Steps {
   Workspace& w_;
   ThreadPool* pool_;
   int32_t num_sentences_, num_tokens_, C_;
+  bool split_;
 
  public:
   Rows x;        // [N, C]
@@ -168,7 +176,7 @@ class Steps {
 
 void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, ThreadPool* pool,
                   float* embeddings) {
-  const EncoderWeights& weights = encoder.weights;
+  const EncoderWeights& weights = *encoder.weights;
   const ModelConfig& config = encoder.config;
   Steps s(encoder, num_sentences, w, pool);
 

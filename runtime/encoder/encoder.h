@@ -10,12 +10,12 @@
 namespace xsr {
 
 /// What the matrix products compute with; the numbers are those of xsr_compute.
-enum class Compute : int32_t { kF32 = 0, kBf16 = 1 };
+enum class Compute : int32_t { kF32 = 0, kBf16 = 1, kBf16x3 = 2 };
 
 /// What a session has chosen of a model, once; everything outlives the encoder.
 struct Encoder {
   const ModelConfig& config;
-  const EncoderWeights& weights;
+  const EncoderWeights* weights;  // of SplitWeights where it computes in bf16x3
   kernels::KernelTable kernels;
   Compute compute = Compute::kF32;
   bool normalize = false;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "runtime/encoder/qkv_table.h"
+#include "runtime/encoder/split_weights.h"
 #include "runtime/encoder/weights.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/text/tokenizer.h"
@@ -40,12 +41,25 @@ class Model {
     return table;
   }
 
+  /// The split weights, made with `pool` unless a session that lives has them already.
+  std::shared_ptr<const SplitWeights> split_weights(ThreadPool& pool) const {
+    const std::lock_guard<std::mutex> lock(split_mutex_);
+    std::shared_ptr<const SplitWeights> weights = split_weights_.lock();
+    if (weights == nullptr) {
+      weights = std::make_shared<const SplitWeights>(weights_, pool);
+      split_weights_ = weights;
+    }
+    return weights;
+  }
+
  private:
   std::unique_ptr<XsrFile> file_;
   EncoderWeights weights_;
   std::unique_ptr<Tokenizer> tokenizer_;
   mutable std::mutex qkv_mutex_;
   mutable std::map<kernels::Isa, std::weak_ptr<const QkvTable>> qkv_tables_;
+  mutable std::mutex split_mutex_;
+  mutable std::weak_ptr<const SplitWeights> split_weights_;
 };
 
 }  // namespace xsr

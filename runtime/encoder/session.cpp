@@ -12,7 +12,9 @@ namespace {
 // The kernels know no C API; their numbers are its.
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
+static_assert(static_cast<int>(kernels::Isa::kAmx) == XSR_ISA_AMX);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
+static_assert(static_cast<int>(Compute::kBf16x3) == XSR_COMPUTE_BF16X3);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
@@ -32,7 +34,7 @@ int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef 
 kernels::Isa choose_isa(xsr_isa wanted) {
   kernels::Isa isa = kernels::best_isa();
   if (wanted != XSR_ISA_AUTO) {
-    if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512_BF16) {
+    if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AMX) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   "isa " + std::to_string(wanted) + " is no value of xsr_isa");
     }
@@ -49,7 +51,7 @@ kernels::Isa choose_isa(xsr_isa wanted) {
     if (!kernels::parse_isa(forced, &cap)) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   "XSR_FORCE_ISA is \"" + std::string(forced) +
-                      "\"; it can be ref, avx2, avx512, avx512_vnni or avx512_bf16");
+                      "\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx");
     }
     if (!kernels::isa_supported(cap)) {
       throw Error(XSR_STATUS_UNSUPPORTED, std::string("XSR_FORCE_ISA asks for ") + forced +
@@ -75,6 +77,7 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
 
 Compute choose_compute(xsr_compute wanted, const Model& model) {
   if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
+  if (wanted == XSR_COMPUTE_BF16X3) return Compute::kBf16x3;
   if (wanted != XSR_COMPUTE_BF16) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "compute " + std::to_string(wanted) + " is no value of xsr_compute");
@@ -114,7 +117,7 @@ int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa) {
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      encoder_{model.config(), model.weights(), kernels::resolve_kernels(choose_isa(options.isa)),
+      encoder_{model.config(), &model.weights(), kernels::resolve_kernels(choose_isa(options.isa)),
                choose_compute(options.compute, model),
                choose_normalize(options.normalize, model.config())},
       chunk_tokens_(choose_chunk_tokens(options.max_batch_tokens, isa())),
@@ -128,6 +131,10 @@ Session::Session(const Model& model, const xsr_session_options& options)
   if (options.qkv_table < XSR_QKV_TABLE_AUTO || options.qkv_table > XSR_QKV_TABLE_OFF) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "qkv_table " + std::to_string(options.qkv_table) + " is no value of xsr_qkv_table");
+  }
+  if (encoder_.compute == Compute::kBf16x3) {
+    split_weights_ = model.split_weights(pool_);
+    encoder_.weights = &split_weights_->weights();
   }
   if (options.qkv_table == XSR_QKV_TABLE_ON) {
     qkv_table_ = model.qkv_table(encoder_.kernels, pool_);

@@ -19,8 +19,9 @@ class Session {
 
   /// The ISA of the kernel that does most of the work: the matrix product's.
   kernels::Isa isa() const {
-    return encoder_.compute == Compute::kBf16 ? encoder_.kernels.gemm_forward_bf16_isa
-                                              : encoder_.kernels.gemm_forward_f32_isa;
+    return encoder_.compute == Compute::kBf16     ? encoder_.kernels.gemm_forward_bf16_isa
+           : encoder_.compute == Compute::kBf16x3 ? encoder_.kernels.gemm_forward_bf16x3_isa
+                                                  : encoder_.kernels.gemm_forward_f32_isa;
   }
   int32_t num_threads() const { return pool_.num_threads(); }
 
@@ -51,6 +52,7 @@ class Session {
   int32_t chunk_tokens_;
   ThreadPool pool_;
   std::shared_ptr<const QkvTable> qkv_table_;
+  std::shared_ptr<const SplitWeights> split_weights_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;               // one a thread
   std::vector<std::vector<int32_t>> ids_;                            // one a thread
   std::vector<std::unique_ptr<Tokenizer::State>> tokenizer_states_;  // one a thread, or null

@@ -29,7 +29,7 @@ class Workspace {
   float* context = nullptr;  // [N, C]
   float* hidden = nullptr;   // [N, F]
   uint16_t* narrow =
-      nullptr;              // [N, C] bf16: the input of the next product where it computes in bf16
+      nullptr;  // [N, C] bf16, or split [N, 2S] at twice the stride: the next product's input
   float* rstd = nullptr;    // [N]: of the embedding's LayerNorm
   float* pooled = nullptr;  // [B, C]; only with a pooler
   int64_t x_stride = 0, qkv_stride = 0, context_stride = 0, hidden_stride = 0, narrow_stride = 0,
