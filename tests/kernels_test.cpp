@@ -70,6 +70,14 @@ void expect_untouched(Guarded& out, int64_t rows, int64_t columns, int64_t strid
   }
 }
 
+/// Rows of `columns` floats, `stride` apart, that must have the same bits.
+void expect_same_rows(Guarded& a, Guarded& b, int64_t rows, int64_t columns, int64_t stride,
+                      const std::string& what) {
+  for (int64_t r = 0; r < rows; ++r) {
+    ASSERT_EQ(0, std::memcmp(&a[r * stride], &b[r * stride], 4 * columns)) << what << ", row " << r;
+  }
+}
+
 /// A table in a narrow storage, 64-byte aligned, with one spare vector of 0xff (NaN) behind it.
 struct Table {
   Table(Random& random, int64_t elements, Storage storage, float scale = 1) : storage(storage) {
@@ -622,10 +630,7 @@ void check_attention(const KernelRow& row, const std::string& filter) {
                nullptr, scratch.data());
       }
     }
-    for (int32_t i = 0; i < N; ++i) {
-      ASSERT_EQ(0, std::memcmp(&split[i * out_stride], &out[i * out_stride], 4 * H * D))
-          << what << " split, row " << i;
-    }
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, H * D, out_stride, what + " split"));
   }
 }
 
@@ -1237,10 +1242,7 @@ void check_attention_dropout(const KernelRow& row, const std::string& filter) {
                split.data(), out_stride, nullptr, scratch.data());
       }
     }
-    for (int32_t i = 0; i < N; ++i) {
-      ASSERT_EQ(0, std::memcmp(&split[i * out_stride], &out[i * out_stride], 4 * H * D))
-          << what << " split, row " << i;
-    }
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, H * D, out_stride, what + " split"));
     // Without dropout: the bits of the kernel for inference, whatever the scale says.
     Dropout none = in.dropout;
     none.threshold = 0;
@@ -1251,10 +1253,8 @@ void check_attention_dropout(const KernelRow& row, const std::string& filter) {
            nullptr, scratch.data());
     forward(in.qkv.data(), in.stride, in.cu.data(), 0, B, 0, H, H, D, split.data(), out_stride,
             nullptr, scratch.data());
-    for (int32_t i = 0; i < N; ++i) {
-      ASSERT_EQ(0, std::memcmp(&split[i * out_stride], &out[i * out_stride], 4 * H * D))
-          << what << " without dropout, row " << i;
-    }
+    ASSERT_NO_FATAL_FAILURE(
+        expect_same_rows(split, out, N, H * D, out_stride, what + " without dropout"));
   }
 }
 
@@ -1303,10 +1303,7 @@ void check_attention_backward(const KernelRow& row, const std::string& filter) {
                in.dropout, dout.data(), out_stride, split.data(), stride, scratch.data());
       }
     }
-    for (int32_t i = 0; i < N; ++i) {
-      ASSERT_EQ(0, std::memcmp(&split[i * stride], &dqkv[i * stride], 4 * width))
-          << what << " split, row " << i;
-    }
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, dqkv, N, width, stride, what + " split"));
   }
 }
 
