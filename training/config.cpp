@@ -223,15 +223,10 @@ struct Written {
   std::vector<Scalar> items;
 };
 
-std::string number_text(double value) {
-  std::string text = fmt::format("{}", value);
-  return text;
-}
-
 std::string range_text(const Slot& slot) {
   if (slot.low == slot.high) return "";
-  if (slot.high >= kMany) return fmt::format(" of at least {}", number_text(slot.low));
-  return fmt::format(" from {} to {}", number_text(slot.low), number_text(slot.high));
+  if (slot.high >= kMany) return fmt::format(" of at least {}", slot.low);
+  return fmt::format(" from {} to {}", slot.low, slot.high);
 }
 
 std::string shown(const Scalar& s) {
@@ -244,7 +239,7 @@ std::string shown(const Scalar& s) {
     case Scalar::kInteger:
       return std::to_string(s.integer);
     case Scalar::kReal:
-      return number_text(s.real);
+      return fmt::format("{}", s.real);
   }
   return "";
 }
@@ -336,12 +331,6 @@ void assign(const Slot& slot, const Written& w) {
         }
       },
       slot.target);
-}
-
-bool is_list(const Slot& slot) {
-  return std::holds_alternative<std::vector<std::string>*>(slot.target) ||
-         std::holds_alternative<std::vector<double>*>(slot.target) ||
-         std::holds_alternative<std::vector<int64_t>*>(slot.target);
 }
 
 /// A TOML basic string.
@@ -500,6 +489,14 @@ const ConfigKey* find_key(std::string_view full_name) {
   return nullptr;
 }
 
+bool is_list(const ConfigKey& key) {
+  TrainConfig any;
+  const Slot slot = key.slot(any);
+  return std::holds_alternative<std::vector<std::string>*>(slot.target) ||
+         std::holds_alternative<std::vector<double>*>(slot.target) ||
+         std::holds_alternative<std::vector<int64_t>*>(slot.target);
+}
+
 std::string nearest_key(std::string_view written) {
   const auto last = [](std::string_view name) { return name.substr(name.rfind('.') + 1); };
   std::string best;
@@ -528,7 +525,7 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
     Written w;
     w.where = "--" + flag.key;
     for (const std::string& value : flag.values) {
-      if (value.empty() && is_list(key->slot(*std::make_unique<TrainConfig>()))) continue;
+      if (value.empty() && is_list(*key)) continue;
       Scalar s;
       s.text = value;
       w.items.push_back(std::move(s));

@@ -95,6 +95,9 @@ const ConfigKey* find_key(std::string_view full_name);
 /// none is near.
 std::string nearest_key(std::string_view written);
 
+/// Whether the key takes any number of values.
+bool is_list(const ConfigKey& key);
+
 /// "--optimizer.beta1 0.9" as given on the command line; a list has several values.
 struct FlagValue {
   std::string key;  // full name

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "training/workspace.h"
+
 namespace xsr::training {
 namespace {
 
@@ -21,8 +23,6 @@ constexpr int32_t kOutputsPerTask = 192;  // rows of a weight's gradient: the ke
 constexpr int32_t kFewestOutputsPerTask = 32;
 constexpr int32_t kSentencesPerTask = 4;
 constexpr int32_t kBucketsPerTask = 32;
-
-int64_t padded_stride(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
 
 /// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
 struct Rows {
@@ -151,9 +151,9 @@ struct Encoder::Buffers {
   int64_t C_stride, qkv_stride, F_stride, dwide_stride;
 
   Buffers(const ModelConfig& config, Precision precision, int32_t num_threads)
-      : C_stride(padded_stride(config.hidden_size)),
-        qkv_stride(padded_stride(3 * config.hidden_size)),
-        F_stride(padded_stride(config.intermediate_size)),
+      : C_stride(row_stride(config.hidden_size)),
+        qkv_stride(row_stride(3 * config.hidden_size)),
+        F_stride(row_stride(config.intermediate_size)),
         dwide_stride(std::max(qkv_stride, F_stride)),
         config_(config),
         narrow_(precision == Precision::kBF16),
@@ -221,8 +221,8 @@ struct Encoder::Buffers {
         place_integers(kernels::bucket_rows_memory(max_tokens_, config_.num_positions));
     const int32_t D = config_.hidden_size / config_.num_heads;
     attention_floats_ =
-        padded_stride(std::max(kernels::attention_scratch_floats(longest_, D),
-                               kernels::attention_backward_scratch_floats(longest_, D)));
+        row_stride(std::max(kernels::attention_scratch_floats(longest_, D),
+                            kernels::attention_backward_scratch_floats(longest_, D)));
     attention_ = place(num_threads_ * attention_floats_);
     weight_scratch_ = place(num_threads_ * kernels::kGemmBackwardScratchFloats);
   }

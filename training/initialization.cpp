@@ -5,7 +5,7 @@
 #include <numbers>
 #include <string_view>
 
-#include "kernels/dropout/dropout.h"
+#include "training/random.h"
 
 namespace xsr::training {
 namespace {
@@ -23,15 +23,11 @@ uint32_t name_hash(std::string_view name) {
 /// Calls four(words) for elements 4i … 4i + 3 and stores what it gives.
 template <typename Four>
 void fill(const Parameter& p, uint64_t seed, float* values, const Four& four) {
-  const uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
   for (int64_t i = 0; i < p.size; i += 4) {
-    const uint64_t block = static_cast<uint64_t>(i / 4);
-    const uint32_t counter[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
-                                 name_hash(p.name), kInitialization};
-    uint32_t words[4];
-    kernels::philox4x32(counter, key, words);
+    const RandomWords words =
+        random_words(seed, static_cast<uint64_t>(i / 4), name_hash(p.name), kInitialization);
     float out[4];
-    four(words, out);
+    four(words.at, out);
     std::copy_n(out, std::min<int64_t>(4, p.size - i), values + i);
   }
 }

@@ -48,11 +48,11 @@ std::vector<ordered_json> keep_lines(const std::string& path, int64_t last_step)
   return kept;
 }
 
-double now() {
+}  // namespace
+
+double unix_time() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
-
-}  // namespace
 
 std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_step) {
   std::ifstream in(path, std::ios::binary);
@@ -78,7 +78,7 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
 }
 
 MetricsLog::MetricsLog(const std::string& folder, int64_t last_step)
-    : path_(folder + kMetrics), events_(folder + kEvents, now()) {
+    : path_(folder + kMetrics), events_(folder + kEvents, unix_time()) {
   for (const ordered_json& record : keep_lines(path_, last_step)) write_event(events_, record);
   lines_.open(path_, std::ios::binary | std::ios::app);
 }

@@ -15,6 +15,9 @@ namespace xsr::training {
 std::vector<nlohmann::ordered_json> read_metrics(const std::string& path,
                                                  int64_t last_step = INT64_MAX);
 
+/// Seconds since 1970, now.
+double unix_time();
+
 /// RUN/metrics.jsonl and RUN/events.out.tfevents.xsr, side by side: one line and one event a
 /// record. A record is an object with "kind", "step" and "time" (seconds since 1970); its other
 /// numbers become the scalars KIND/NAME/… of the event.

@@ -6,13 +6,12 @@
 #include <vector>
 
 #include "runtime/error.h"
+#include "training/workspace.h"
 
 namespace xsr::training {
 namespace {
 
 constexpr int64_t kBlock = 1 << 16;  // floats; fixed, whatever the number of threads
-
-int32_t blocks_of(int64_t size) { return static_cast<int32_t>((size + kBlock - 1) / kBlock); }
 
 void require(bool holds, const char* name, double value, const char* expected) {
   if (!holds) {
@@ -59,7 +58,7 @@ double Optimizer::step(double learning_rate, FlatBuffer& values, const FlatBuffe
   s.step_size = static_cast<float>(learning_rate / (1 - std::pow(config_.beta1, t)));
   s.inverse_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(config_.beta2, t)));
   s.eps = static_cast<float>(config_.eps);
-  threads_.for_each(blocks_of(values.size()), [&](int32_t block, int32_t) {
+  threads_.for_each(block_count(values.size(), kBlock), [&](int32_t block, int32_t) {
     kernels_.adam_update_f32(
         values.data(), gradients.data(), first_moment_.data(), second_moment_.data(),
         max_second_moment_ == nullptr ? nullptr : max_second_moment_->data(), narrow,
@@ -69,7 +68,7 @@ double Optimizer::step(double learning_rate, FlatBuffer& values, const FlatBuffe
 }
 
 double global_norm(const FlatBuffer& x, const kernels::KernelTable& kernels, ThreadPool& threads) {
-  std::vector<double> squares(blocks_of(x.size()));
+  std::vector<double> squares(block_count(x.size(), kBlock));
   threads.for_each(static_cast<int32_t>(squares.size()), [&](int32_t block, int32_t) {
     const int64_t first = block * kBlock;
     squares[block] =

@@ -374,9 +374,7 @@ void plot_run(const std::string& run, const std::string& output) {
   } else {
     text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" + svg;
   }
-  PartialFile file(output, text.size());
-  file.write(text.data(), text.size());
-  file.commit();
+  write_whole_file(output, text);
 }
 
 }  // namespace xsr::training

@@ -85,4 +85,25 @@ RetrievalScore score_retrieval(const float* u1, const float* u2, int64_t pairs, 
   return score;
 }
 
+RetrievalScore score_pairs(Trainer& trainer, const BatchBuilder& builder,
+                           std::span<const uint64_t> pairs, int64_t batch_pairs,
+                           ThreadPool& threads) {
+  const int32_t C = trainer.config().hidden_size;
+  std::vector<float> sides[2];
+  PairBatch batch;
+  while (!pairs.empty()) {
+    const size_t count = std::min(static_cast<size_t>(batch_pairs), pairs.size());
+    builder.build(pairs.first(count), batch);
+    trainer.embed(batch);
+    const float* u = trainer.embeddings().data();
+    for (std::vector<float>& side : sides) {
+      side.insert(side.end(), u, u + count * C);
+      u += count * C;
+    }
+    pairs = pairs.subspan(count);
+  }
+  return score_retrieval(sides[0].data(), sides[1].data(),
+                         static_cast<int64_t>(sides[0].size()) / C, C, threads);
+}
+
 }  // namespace xsr::training

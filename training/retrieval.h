@@ -1,7 +1,10 @@
 #pragma once
 #include <cstdint>
+#include <span>
 
 #include "runtime/device/cpu_threads.h"
+#include "training/data/pair_sampler.h"
+#include "training/step.h"
 
 namespace xsr::training {
 
@@ -28,5 +31,11 @@ struct RetrievalScore {
 /// u1, u2  [pairs, size]  rows next to each other
 RetrievalScore score_retrieval(const float* u1, const float* u2, int64_t pairs, int32_t size,
                                ThreadPool& threads);
+
+/// The same of pairs of a corpus, embedded without dropout in batches of batch_pairs; builder masks
+/// nothing. Leaves the last batch in trainer.embeddings().
+RetrievalScore score_pairs(Trainer& trainer, const BatchBuilder& builder,
+                           std::span<const uint64_t> pairs, int64_t batch_pairs,
+                           ThreadPool& threads);
 
 }  // namespace xsr::training

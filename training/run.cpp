@@ -13,13 +13,13 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/dispatch.h"
+#include "runtime/device/isa_choice.h"
 #include "runtime/device/machine.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
 #include "training/checkpoint.h"
 #include "training/data/pair_stream.h"
-#include "training/initialization.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
 #include "training/retrieval.h"
@@ -35,16 +35,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double unix_time() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
-void write_text(const std::string& path, const std::string& text) {
-  PartialFile file(path, text.size());
-  file.write(text.data(), text.size());
-  file.commit();
 }
 
 /// Keeps a second process out of the run's folder; the system lets go of it when this one dies.
@@ -65,28 +55,6 @@ class FolderLock {
  private:
   int fd_;
 };
-
-kernels::Isa choose_isa(const std::string& name) {
-  kernels::Isa isa = kernels::best_isa();
-  const auto parse = [](const std::string& text, const char* from) {
-    kernels::Isa parsed;
-    if (!kernels::parse_isa(text.c_str(), &parsed)) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  fmt::format("{} is \"{}\"; it can be {}ref, avx2, avx512 or avx512_bf16", from,
-                              text, std::string_view(from) == "isa" ? "auto, " : ""));
-    }
-    if (!kernels::isa_supported(parsed)) {
-      throw Error(XSR_STATUS_UNSUPPORTED,
-                  fmt::format("{} asks for {}, which this machine does not run; its best is {}",
-                              from, text, kernels::isa_name(kernels::best_isa())));
-    }
-    return parsed;
-  };
-  if (name != "auto") isa = parse(name, "isa");
-  const char* forced = std::getenv("XSR_FORCE_ISA");
-  if (forced != nullptr && forced[0] != '\0') isa = std::min(isa, parse(forced, "XSR_FORCE_ISA"));
-  return isa;
-}
 
 /// Losses of several batches, each part's weighted mean.
 class LossMean {
@@ -346,26 +314,18 @@ class Run {
     const BatchBuilder masked(data_.dev, config_.mask ? data_.model.mask_id : -1, data_.maskable,
                               config_.seed);
     const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
-    const size_t size = static_cast<size_t>(data_.model.hidden_size);
     PairBatch batch;
     for (const RunData::DevPart& part : data_.dev_parts) {
-      std::vector<float> sides[2];
       for (size_t first = 0; first < part.pairs.size();) {
         const size_t count = std::min<size_t>(static_cast<size_t>(config_.sampler.batch_pairs),
                                               part.pairs.size() - first);
         const std::span<const uint64_t> pairs(part.pairs.data() + first, count);
         masked.build(pairs, batch);
         scores.loss.add(trainer_->evaluate(batch, config_.dev_dropout), static_cast<double>(count));
-        plain.build(pairs, batch);
-        trainer_->embed(batch);
-        const float* u = trainer_->embeddings().data();
-        sides[0].insert(sides[0].end(), u, u + count * size);
-        sides[1].insert(sides[1].end(), u + count * size, u + 2 * count * size);
         first += count;
       }
-      scores.parts.emplace_back(part.name, score_retrieval(sides[0].data(), sides[1].data(),
-                                                           static_cast<int64_t>(part.pairs.size()),
-                                                           data_.model.hidden_size, threads_));
+      scores.parts.emplace_back(part.name, score_pairs(*trainer_, plain, part.pairs,
+                                                       config_.sampler.batch_pairs, threads_));
     }
     return scores;
   }
@@ -465,7 +425,7 @@ class Run {
                               "folder as run, or remove this one.",
                               file, config_.run));
     }
-    if (!options_.resume) write_text(run_config_path(config_.run), to_toml(config_, false));
+    if (!options_.resume) write_whole_file(run_config_path(config_.run), to_toml(config_, false));
   }
 
   void check_config() const {
@@ -526,19 +486,14 @@ class Run {
   }
 
   void restore_or_initialize() {
-    FlatBuffer& values = trainer_->mutable_values();
     if (!checkpoint_) {
-      if (data_.initial) {
-        std::copy_n(data_.initial->data(), values.size(), values.data());
-        data_.initial.reset();
-      } else {
-        initialize_parameters(data_.model, trainer_->table(), config_.seed, values);
-      }
+      data_.initialize(config_, *trainer_);
+      data_.initial.reset();
       return;
     }
     resumed_ = true;
     Optimizer& optimizer = trainer_->optimizer();
-    checkpoint_->read(trainer_->table(), "value.", values);
+    checkpoint_->read(trainer_->table(), "value.", trainer_->mutable_values());
     checkpoint_->read(trainer_->table(), "moment1.", optimizer.first_moment());
     checkpoint_->read(trainer_->table(), "moment2.", optimizer.second_moment());
     if (optimizer.max_second_moment() != nullptr) {
@@ -637,7 +592,7 @@ class Run {
     manifest["times"] = {{"finished", unix_time()},
                          {"seconds_since_start_or_resume", seconds_since(start_)},
                          {"first_step_of_this_process", first_step_}};
-    write_text(path("manifest.json"), manifest.dump(2) + "\n");
+    write_whole_file(path("manifest.json"), manifest.dump(2) + "\n");
     say(fmt::format("wrote {} from {}", path("model.xsr"), weights));
   }
 

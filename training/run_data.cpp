@@ -12,6 +12,7 @@
 #include "runtime/format/partial_file.h"
 #include "training/checkpoint.h"
 #include "training/data/held_out.h"
+#include "training/initialization.h"
 #include "training/model_file.h"
 
 namespace xsr::training {
@@ -119,6 +120,15 @@ PairSampler RunData::sampler(const TrainConfig& config) const {
           config.sampler};
 }
 
+void RunData::initialize(const TrainConfig& config, Trainer& trainer) const {
+  FlatBuffer& values = trainer.mutable_values();
+  if (initial) {
+    std::copy_n(initial->data(), values.size(), values.data());
+  } else {
+    initialize_parameters(model, trainer.table(), config.seed, values);
+  }
+}
+
 std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
                                                const std::vector<int64_t>& columns) {
   std::vector<LanguagePair> pairs;
@@ -155,9 +165,7 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
   const std::string tokenizer_hash = hash_of(data.tokenizer);
   const std::string own = config.run + "/tokenizer.model";
   if (!resumed) {
-    PartialFile file(own, data.tokenizer.size());
-    file.write(data.tokenizer.data(), data.tokenizer.size());
-    file.commit();
+    write_whole_file(own, data.tokenizer);
     if (!config.init.empty()) data.initial = read_initial(config, data.model);
   }
 

@@ -10,6 +10,7 @@
 #include "training/data/pair_sampler.h"
 #include "training/data/tokenized_corpus.h"
 #include "training/parameters.h"
+#include "training/step.h"
 
 namespace xsr::training {
 
@@ -38,6 +39,8 @@ struct RunData {
   std::unique_ptr<FlatBuffer> initial;  // null: random, or the run is resumed
 
   PairSampler sampler(const TrainConfig& config) const;
+  /// Sets what the trainer's parameters start from.
+  void initialize(const TrainConfig& config, Trainer& trainer) const;
 };
 
 /// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one

@@ -3,24 +3,15 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <memory>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "runtime/error.h"
 #include "runtime/text/line_reader.h"
-#include "xsr/xsr.h"
+#include "xsr/xsr.hpp"
 
 namespace xsr::training {
 namespace {
-
-struct Close {
-  void operator()(xsr_model* m) const { xsr_model_close(m); }
-  void operator()(xsr_session* s) const { xsr_session_destroy(s); }
-};
-
-void check(xsr_status status, const std::string& message) {
-  if (status != XSR_STATUS_OK) throw Error(status, message);
-}
 
 std::vector<std::string> read_lines(const std::string& path) {
   LineReader reader(path);
@@ -66,43 +57,6 @@ Sides read_pairs(const PairFile& file) {
   return sides;
 }
 
-class Embedder {
- public:
-  Embedder(const std::string& path, int32_t num_threads) {
-    char detail[1024] = "";
-    xsr_model* model = nullptr;
-    check(xsr_model_open(path.c_str(), nullptr, &model, detail, sizeof detail), detail);
-    model_.reset(model);
-    xsr_session_options options = {};
-    options.size = sizeof options;
-    options.num_threads = num_threads;
-    xsr_session* session = nullptr;
-    check(xsr_session_create(model, &options, &session, detail, sizeof detail), detail);
-    session_.reset(session);
-    xsr_model_info info = {};
-    info.size = sizeof info;
-    check(xsr_model_get_info(model, &info), path);
-    size_ = info.embedding_size;
-  }
-
-  int32_t size() const { return size_; }
-
-  std::vector<float> embed(const std::vector<std::string>& lines) const {
-    std::vector<xsr_text> texts;
-    for (const std::string& line : lines) texts.push_back({line.data(), line.size()});
-    std::vector<float> vectors(lines.size() * static_cast<size_t>(size_));
-    check(xsr_session_embed_texts(session_.get(), texts.data(), texts.size(), vectors.data(),
-                                  nullptr),
-          xsr_session_get_error(session_.get()));
-    return vectors;
-  }
-
- private:
-  std::unique_ptr<xsr_model, Close> model_;
-  std::unique_ptr<xsr_session, Close> session_;
-  int32_t size_ = 0;
-};
-
 }  // namespace
 
 PairFile parse_pair_file(const std::string& text) {
@@ -125,16 +79,21 @@ PairFile parse_pair_file(const std::string& text) {
 
 std::vector<PairFileScore> score_model(const std::string& model, const std::vector<PairFile>& files,
                                        int32_t num_threads) {
-  const Embedder embedder(model, num_threads);
+  xsr_session_options options = {};
+  options.num_threads = num_threads;
+  Session session(Model(model), options);
+  const auto embed = [&](const std::vector<std::string>& lines) {
+    return session.embed(std::vector<std::string_view>(lines.begin(), lines.end()));
+  };
   ThreadPool threads(num_threads > 0 ? num_threads : usable_cpus());
   std::vector<PairFileScore> scores;
   for (const PairFile& file : files) {
     const Sides sides = read_pairs(file);
-    const std::vector<float> u1 = embedder.embed(sides.first);
-    const std::vector<float> u2 = embedder.embed(sides.second);
+    const std::vector<float> u1 = embed(sides.first);
+    const std::vector<float> u2 = embed(sides.second);
     scores.push_back(
         {file.name, score_retrieval(u1.data(), u2.data(), static_cast<int64_t>(sides.first.size()),
-                                    embedder.size(), threads)});
+                                    static_cast<int32_t>(session.embedding_size()), threads)});
   }
   return scores;
 }

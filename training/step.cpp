@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "training/workspace.h"
+
 namespace xsr::training {
 namespace {
 
@@ -82,8 +84,7 @@ LossParts Trainer::evaluate(const PairBatch& batch, bool with_dropout) {
 
 void Trainer::clear_gradients() {
   constexpr int64_t kFloats = 1 << 18;
-  const int64_t tasks = (gradients_.size() + kFloats - 1) / kFloats;
-  threads_.for_each(static_cast<int32_t>(tasks), [&](int32_t task, int32_t) {
+  threads_.for_each(block_count(gradients_.size(), kFloats), [&](int32_t task, int32_t) {
     const int64_t first = task * kFloats;
     std::fill(gradients_.data() + first,
               gradients_.data() + std::min(first + kFloats, gradients_.size()), 0.0f);

@@ -100,10 +100,7 @@ int score_main(const Options& options) {
   const std::vector<PairFileScore> scores =
       score_model(options.score_model, files, options.score_threads);
   if (!options.score_json.empty()) {
-    const std::string json = scores_as_json(scores);
-    xsr::PartialFile file(options.score_json, json.size());
-    file.write(json.data(), json.size());
-    file.commit();
+    xsr::write_whole_file(options.score_json, scores_as_json(scores));
   }
   fmt::print("{}", scores_as_markdown(scores));
   return kOk;
@@ -150,11 +147,7 @@ int main(int argc, char** argv) {
                                        key.help + (" [" + value_text(key, defaults) + "]"));
     flag->group(key.section[0] == '\0' ? "Keys" : std::string("Keys: ") + key.section);
     flag->type_name("");
-    const Slot slot = key.slot(const_cast<TrainConfig&>(defaults));
-    const bool list = std::holds_alternative<std::vector<std::string>*>(slot.target) ||
-                      std::holds_alternative<std::vector<double>*>(slot.target) ||
-                      std::holds_alternative<std::vector<int64_t>*>(slot.target);
-    if (!list) flag->expected(1);
+    if (!is_list(key)) flag->expected(1);
   }
   CLI::App* plot = app.add_subcommand("plot", "Draw a run's curves");
   plot->add_option("RUN", options.plot_run, "The run's folder")->required();

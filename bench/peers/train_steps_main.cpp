@@ -4,7 +4,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -14,10 +13,10 @@
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "training/config.h"
-#include "training/initialization.h"
 #include "training/retrieval.h"
 #include "training/run_data.h"
 #include "training/schedule.h"
@@ -196,21 +195,8 @@ class StepServer {
   ordered_json evaluate() {
     ordered_json scores = ordered_json::object();
     const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
-    const size_t C = static_cast<size_t>(data_.model.hidden_size);
-    PairBatch batch;
     for (const RunData::DevPart& part : data_.dev_parts) {
-      std::array<std::vector<float>, 2> sides;
-      for (size_t first = 0; first < part.pairs.size(); first += batch.pair_numbers.size()) {
-        const size_t count = std::min<size_t>(128, part.pairs.size() - first);
-        plain.build(std::span<const uint64_t>(part.pairs.data() + first, count), batch);
-        trainer_.embed(batch);
-        const float* u = trainer_.embeddings().data();
-        for (size_t side : {0, 1})
-          sides[side].insert(sides[side].end(), u + side * count * C, u + (side + 1) * count * C);
-      }
-      const RetrievalScore score =
-          score_retrieval(sides[0].data(), sides[1].data(), static_cast<int64_t>(part.pairs.size()),
-                          data_.model.hidden_size, threads_);
+      const RetrievalScore score = score_pairs(trainer_, plain, part.pairs, 128, threads_);
       scores[part.name] = {score.forward_share(), score.backward_share()};
     }
     return scores;
@@ -229,16 +215,10 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
   std::filesystem::create_directories(config.run);
   xsr::ThreadPool threads(config.threads > 0 ? config.threads : xsr::usable_cpus());
   const RunData data = prepare_data(config, false, threads, {});
-  xsr::kernels::Isa isa = xsr::kernels::best_isa();
-  if (config.isa != "auto" && !xsr::kernels::parse_isa(config.isa.c_str(), &isa))
-    throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT, "isa is \"" + config.isa + "\"");
+  const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
   const xsr::kernels::KernelTable kernels = xsr::kernels::resolve_kernels(isa);
   Trainer trainer(data.model, config.step, kernels, threads);
-  if (data.initial) {
-    std::copy_n(data.initial->data(), data.initial->size(), trainer.mutable_values().data());
-  } else {
-    initialize_parameters(data.model, trainer.table(), config.seed, trainer.mutable_values());
-  }
+  data.initialize(config, trainer);
   PairSampler sampler = data.sampler(config);
   Schedule schedule = config.schedule;
   schedule.total_steps = num_steps;

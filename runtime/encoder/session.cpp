@@ -1,9 +1,10 @@
 #include "runtime/encoder/session.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
+#include <optional>
 
+#include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
 
 namespace xsr {
@@ -29,35 +30,13 @@ constexpr int32_t kMostThreads = 1024;
 /// AVX-512).
 int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef ? 32 : 96; }
 
-kernels::Isa choose_isa(xsr_isa wanted) {
-  kernels::Isa isa = kernels::best_isa();
-  if (wanted != XSR_ISA_AUTO) {
-    if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512_BF16) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  "isa " + std::to_string(wanted) + " is no value of xsr_isa");
-    }
-    isa = static_cast<kernels::Isa>(wanted);
-    if (!kernels::isa_supported(isa)) {
-      throw Error(XSR_STATUS_UNSUPPORTED,
-                  std::string("this CPU or operating system does not run ") +
-                      kernels::isa_name(isa) + "; the fastest here is " +
-                      kernels::isa_name(kernels::best_isa()));
-    }
+kernels::Isa isa_wanted(xsr_isa wanted) {
+  if (wanted == XSR_ISA_AUTO) return choose_isa(std::nullopt);
+  if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512_BF16) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "isa " + std::to_string(wanted) + " is no value of xsr_isa");
   }
-  if (const char* forced = std::getenv("XSR_FORCE_ISA"); forced != nullptr && forced[0] != '\0') {
-    kernels::Isa cap;
-    if (!kernels::parse_isa(forced, &cap)) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  "XSR_FORCE_ISA is \"" + std::string(forced) +
-                      "\"; it can be ref, avx2, avx512 or avx512_bf16");
-    }
-    if (!kernels::isa_supported(cap)) {
-      throw Error(XSR_STATUS_UNSUPPORTED, std::string("XSR_FORCE_ISA asks for ") + forced +
-                                              ", which this CPU or operating system does not run");
-    }
-    isa = std::min(isa, cap);
-  }
-  return isa;
+  return choose_isa(static_cast<kernels::Isa>(wanted));
 }
 
 bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
@@ -114,7 +93,7 @@ int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa) {
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      encoder_{model.config(), model.weights(), kernels::resolve_kernels(choose_isa(options.isa)),
+      encoder_{model.config(), model.weights(), kernels::resolve_kernels(isa_wanted(options.isa)),
                choose_compute(options.compute, model),
                choose_normalize(options.normalize, model.config())},
       chunk_tokens_(choose_chunk_tokens(options.max_batch_tokens, isa())),

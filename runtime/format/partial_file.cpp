@@ -116,4 +116,10 @@ void PartialFile::fail(const std::string& what) {
               partial_ + ": " + what + ": " + std::system_category().message(error) + mend);
 }
 
+void write_whole_file(const std::string& path, std::string_view bytes) {
+  PartialFile file(path, bytes.size());
+  file.write(bytes.data(), bytes.size());
+  file.commit();
+}
+
 }  // namespace xsr

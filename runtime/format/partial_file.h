@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace xsr {
 
@@ -36,5 +37,8 @@ class PartialFile {
   int fd_ = -1;
   bool renamed_ = false;
 };
+
+/// All of a file at once, through a PartialFile.
+void write_whole_file(const std::string& path, std::string_view bytes);
 
 }  // namespace xsr

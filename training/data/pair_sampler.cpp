@@ -8,28 +8,15 @@
 #include <numeric>
 #include <utility>
 
-#include "kernels/dropout/dropout.h"
 #include "runtime/error.h"
 #include "runtime/text/sentencepiece_model.h"
+#include "training/random.h"
 
 namespace xsr::training {
 namespace {
 
 /// What random words are for: no two uses share a counter.
 enum Purpose : uint32_t { kMask, kEpochOrder, kPartOrder, kBatchOrder };
-
-struct Words {
-  uint32_t at[4];
-  uint64_t both() const { return static_cast<uint64_t>(at[1]) << 32 | at[0]; }
-};
-
-Words random_words(uint64_t key, uint64_t a, uint32_t b, uint32_t c) {
-  const uint32_t counter[4] = {static_cast<uint32_t>(a), static_cast<uint32_t>(a >> 32), b, c};
-  const uint32_t keys[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-  Words words;
-  kernels::philox4x32(counter, keys, words.at);
-  return words;
-}
 
 /// [0, n) shuffled by the key: where i goes. A Feistel network over the next even number of bits;
 /// a value beyond n is sent through again, which ends, for the network is a permutation.
@@ -140,8 +127,8 @@ void BatchBuilder::build(std::span<const Draw> draws, PairBatch& batch) const {
   if (mask_id_ < 0) return;
   for (size_t i = 0; i < draws.size(); ++i) {
     const Draw& draw = draws[i];
-    const Words random = random_words(seed_, draw.pair, static_cast<uint32_t>(draw.visit),
-                                      kMask | static_cast<uint32_t>(draw.visit >> 32) << 8);
+    const RandomWords random = random_words(seed_, draw.pair, static_cast<uint32_t>(draw.visit),
+                                            kMask | static_cast<uint32_t>(draw.visit >> 32) << 8);
     const uint8_t chosen = random.at[0] >> 31;
     for (const uint8_t side : {chosen, static_cast<uint8_t>(1 - chosen)}) {
       const size_t sentence = i + (side == 0 ? 0 : draws.size());
@@ -329,8 +316,8 @@ void PairSampler::load_pool(uint64_t epoch, uint64_t pool) {
   batch_order_.resize(batch_ends_.size());
   std::iota(batch_order_.begin(), batch_order_.end(), 0u);
   if (options_.pool_batches > 1) {
-    const Words key = random_words(options_.seed, epoch, static_cast<uint32_t>(pool),
-                                   kBatchOrder | static_cast<uint32_t>(pool >> 32) << 8);
+    const RandomWords key = random_words(options_.seed, epoch, static_cast<uint32_t>(pool),
+                                         kBatchOrder | static_cast<uint32_t>(pool >> 32) << 8);
     for (size_t i = 0; i < batch_order_.size(); ++i) {
       batch_order_[i] = static_cast<uint32_t>(shuffled(key.both(), batch_order_.size(), i));
     }

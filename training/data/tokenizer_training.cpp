@@ -11,11 +11,11 @@
 #include <unordered_map>
 #include <vector>
 
-#include "kernels/dropout/dropout.h"
 #include "runtime/error.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/lowercase.h"
 #include "runtime/text/progress.h"
+#include "training/random.h"
 
 namespace xsr::training {
 namespace {
@@ -75,12 +75,7 @@ class Selection {
       : wanted_(wanted), total_(total), seed_(seed), stream_(stream) {}
 
   bool next() {
-    const uint32_t counter[4] = {static_cast<uint32_t>(seen_), static_cast<uint32_t>(seen_ >> 32),
-                                 stream_, 0};
-    const uint32_t key[2] = {static_cast<uint32_t>(seed_), static_cast<uint32_t>(seed_ >> 32)};
-    uint32_t word[4];
-    kernels::philox4x32(counter, key, word);
-    const uint64_t random = static_cast<uint64_t>(word[1]) << 32 | word[0];
+    const uint64_t random = random_words(seed_, seen_, stream_, 0).both();
     const uint64_t left = total_ - seen_++;
     const uint64_t place =
         static_cast<uint64_t>(static_cast<unsigned __int128>(random) * left >> 64);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "training/objectives/similarity.h"
-#include "training/objectives/workspace.h"
+#include "training/workspace.h"
 
 namespace xsr::training {
 

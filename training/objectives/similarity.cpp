@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "training/objectives/workspace.h"
+#include "training/workspace.h"
 
 namespace xsr::training {
 

@@ -7,8 +7,8 @@
 #include "kernels/dispatch.h"
 #include "runtime/device/cpu_threads.h"
 #include "training/objectives/sparse_target.h"
-#include "training/objectives/workspace.h"
 #include "training/precision.h"
+#include "training/workspace.h"
 
 namespace xsr::training {
 
