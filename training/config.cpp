@@ -100,9 +100,11 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(number(c.tokenizer_training.temperature, 0.1, 1e6))},
 
     {"model", "init",
-     "A .xsr file or a checkpoint of xsr-train to start from, of the same sizes; empty: random",
+     "A .xsr file or a checkpoint of xsr-train to start from, of the same sizes; a .xsr file may "
+     "have fewer layers, those added then change nothing at first; empty: random",
      SLOT(any(c.init)), true},
-    {"model", "num_layers", "", SLOT(number(c.model.num_layers, 1, 128))},
+    {"model", "num_layers", "0: the normalised embeddings are pooled as they are",
+     SLOT(number(c.model.num_layers, 0, 128))},
     {"model", "hidden_size", "", SLOT(number(c.model.hidden_size, 1, 65536))},
     {"model", "num_heads", "Divides hidden_size", SLOT(number(c.model.num_heads, 1, 1024))},
     {"model", "intermediate_size", "", SLOT(number(c.model.intermediate_size, 1, 1 << 20))},
