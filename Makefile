@@ -1,5 +1,5 @@
 # The common journeys. Each target stands alone: on a fresh Debian machine it installs what it needs first.
-.PHONY: all demo test bench bench-train-peers format install clean deps deps-demo
+.PHONY: all demo test bench bench-peers bench-train-peers format install clean deps deps-demo
 PREFIX ?= /usr/local
 MODEL ?= models/xsr-en-fr.xsr
 
@@ -25,6 +25,10 @@ test: all
 
 bench: all
 	build/release/bench/xsr-bench -m $(MODEL)
+
+# xsr beside the other engines, on one model and the same sentences (bench/peers/README.md); PEERS_FLAGS=--quick for a first look.
+bench-peers: all
+	bench/peers/bench_peers.py --model $(MODEL) --markdown peers.md --json peers.json --svg peers.svg $(PEERS_FLAGS)
 
 # xsr-train beside PyTorch on the same batches (bench/peers/README.md); CONFIG is a config of xsr-train. Takes a quiet machine.
 bench-train-peers: all
