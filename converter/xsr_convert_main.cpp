@@ -100,9 +100,14 @@ int run(int argc, char** argv) {
   auto* lowercase =
       app.add_flag("--lowercase,!--no-lowercase", a.lowercase,
                    "lower-case texts before tokenising them (default: the family's, xsr: yes)");
-  app.add_option("--dtype", a.dtype, "of weight matrices and tables: f32, bf16, f16 (default f32)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, xsr::DType>{
-          {"f32", xsr::DType::kF32}, {"bf16", xsr::DType::kBF16}, {"f16", xsr::DType::kF16}}));
+  app.add_option("--dtype", a.dtype,
+                 "of weight matrices and tables: f32, bf16, f16, i8 (default f32)")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, xsr::DType>{{"f32", xsr::DType::kF32},
+                                                                    {"bf16", xsr::DType::kBF16},
+                                                                    {"f16", xsr::DType::kF16},
+                                                                    {"i8", xsr::DType::kI8},
+                                                                    {"int8", xsr::DType::kI8}}));
   app.add_option("--license", a.license,
                  "terms of the weights, a text or a file with it; kept in the model's provenance");
   app.add_option("--prefix", a.prefix,

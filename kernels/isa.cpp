@@ -15,6 +15,7 @@ uint64_t read_xcr0() {
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512_vnni = false;
   bool avx512_bf16 = false;
 };
 
@@ -33,8 +34,9 @@ Features detect() {
   features.avx2 = (b & (1u << 5)) && (xcr0 & ymm_state) == ymm_state;
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && (b & avx512) == avx512 && (xcr0 & zmm_state) == zmm_state;
+  features.avx512_vnni = features.avx512 && (c & (1u << 11));
   features.avx512_bf16 =
-      features.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+      features.avx512_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
   return features;
 }
 
@@ -48,6 +50,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
   }
@@ -55,7 +59,7 @@ const char* isa_name(Isa isa) {
 }
 
 bool parse_isa(const char* text, Isa* isa) {
-  const Isa all[] = {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+  const Isa all[] = {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16};
   for (Isa candidate : all) {
     if (strcmp(text, isa_name(candidate)) == 0) {
       *isa = candidate;
@@ -74,6 +78,8 @@ bool isa_supported(Isa isa) {
       return features.avx2;
     case Isa::kAvx512:
       return features.avx512;
+    case Isa::kAvx512Vnni:
+      return features.avx512_vnni;
     case Isa::kAvx512Bf16:
       return features.avx512_bf16;
   }
@@ -82,6 +88,7 @@ bool isa_supported(Isa isa) {
 
 Isa best_isa() {
   if (isa_supported(Isa::kAvx512Bf16)) return Isa::kAvx512Bf16;
+  if (isa_supported(Isa::kAvx512Vnni)) return Isa::kAvx512Vnni;
   if (isa_supported(Isa::kAvx512)) return Isa::kAvx512;
   if (isa_supported(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kRef;

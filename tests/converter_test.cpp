@@ -806,9 +806,46 @@ TEST(Convert, families_that_are_not_there_yet) {
   EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
               HasSubstr("family bert cannot be converted"));
   o.family = Family::kXsr;
-  o.dtype = DType::kI8;
+  o.dtype = static_cast<DType>(9);
   EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
-              HasSubstr("dtype i8 cannot be written"));
+              HasSubstr("dtype 9 cannot be written"));
+}
+
+TEST(Convert, int8_is_half_a_step_from_f32) {
+  ConvertOptions o = options_for_test();
+  const ConvertedModel wide = convert(xsr_tensors(), o);
+  o.dtype = DType::kI8;
+  const ConvertedModel narrow = convert(xsr_tensors(), o);
+  size_t size = 0;
+  const auto bytes =
+      write_xsr_memory(narrow.config, narrow.sources(), narrow.tokenizer, narrow.provenance, &size);
+  XsrFile::open_memory(bytes.get(), size)->verify();
+  ASSERT_EQ(wide.tensors.size(), narrow.tensors.size());
+  for (size_t i = 0; i < wide.tensors.size(); ++i) {
+    const auto &w = wide.tensors[i], &q = narrow.tensors[i];
+    EXPECT_EQ(w.dims, q.dims) << w.name;
+    if (q.dims.size() < 2) {
+      EXPECT_EQ(w.data, q.data) << w.name << ": vectors stay f32";
+      continue;
+    }
+    ASSERT_EQ(DType::kI8, q.dtype) << w.name;
+    ASSERT_EQ(q.dims[0], q.scales.size()) << w.name;
+    const auto N = static_cast<int32_t>(w.dims[0]), K = static_cast<int32_t>(w.dims[1]);
+    for (int32_t n = 0; n < N; ++n) {
+      for (int32_t k = 0; k < K; ++k) {
+        const kernels::PackedMatrix exact{w.data.data(), kernels::Storage::kF32, N, K},
+            rounded{q.data.data(), kernels::Storage::kI8, N, K, q.scales.data()};
+        const bool panels = w.layout == Layout::kPanels32;
+        const float value =
+            panels ? kernels::gemm_packed_element(exact, n, k)
+                   : reinterpret_cast<const float*>(w.data.data())[static_cast<size_t>(n) * K + k];
+        const float found =
+            panels ? kernels::gemm_packed_element(rounded, n, k)
+                   : q.scales[n] * static_cast<int8_t>(q.data[static_cast<size_t>(n) * K + k]);
+        ASSERT_LE(std::fabs(value - found), 0.501f * q.scales[n]) << w.name << " " << n << " " << k;
+      }
+    }
+  }
 }
 
 // ---- inspect and check ----

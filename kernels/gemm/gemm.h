@@ -17,6 +17,9 @@ struct PackedMatrix {
   Storage storage = Storage::kF32;
   int32_t N = 0;
   int32_t K = 0;
+  // kI8 only: a weight is scales[n] · its integer.
+  const float* scales = nullptr;  // [N]
+  const int32_t* sums = nullptr;  // [N] Σ_k of the integers of output n; gemm_forward_i8 needs them
 };
 
 static constexpr int32_t panel_count(int32_t N) { return (N + kPanelColumns - 1) / kPanelColumns; }
@@ -84,10 +87,85 @@ using narrow_forward_bf16_t = void(const float* x, int64_t x_stride, int32_t fir
 
 narrow_forward_bf16_t narrow_forward_bf16_ref, narrow_forward_bf16_avx512_bf16;
 
+/// How a row of activations stands in 8 bits: x ≈ scale · (q - zero).
+struct QuantizedRow {
+  float scale;   // 0: every x is 0; NaN: the row held a NaN or an infinity
+  int32_t zero;  // 0 to 255, the q of 0.0
+};
+
+/// The largest K of gemm_forward_i8: K · 255 · 128 stays below 2^31.
+static constexpr int32_t kMaxInputsI8 = 65536;
+
+/// The product of activations in u8 and weights in s8, in exact integers:
+///
+///     out[m, n] = f( (Σ_k (a[m, k] - zero[m]) · W[n, k]) · scale[m] · scales[n] + bias[n] )
+///                 + residual[m, n]                                         for n in the panels
+///
+/// a     [M, K]  u8, row stride `a_stride` bytes, a multiple of 4; columns up to the next multiple
+///               of 4 beyond K are read and count nothing, as the weights there are 0
+/// rows  [M]     scale and zero of a's rows
+/// w             packed kI8 panels with their scales and sums; K ≤ kMaxInputsI8
+/// out   [M, N]  f32, row stride `out_stride`
+///
+/// The sum is taken as Σ a·W - zero · Σ W, whose second half is w.sums: the zero point costs one
+/// multiplication an output. The sum is exact, then rounds to f32 once, and is multiplied by scale,
+/// by scales[n] and added to bias in this order, unfused: without an activation every ISA gives the
+/// same bits, with one the ISAs differ as their activations do. A row whose scale is NaN gives NaN
+/// (before the residual and after). What is promised of rows, panels and batches is as above.
+using gemm_forward_i8_t = void(const uint8_t* a, int64_t a_stride, int32_t M,
+                               const QuantizedRow* rows, const PackedMatrix& w, int32_t first_panel,
+                               int32_t last_panel, const GemmEpilogue& epilogue, float* out,
+                               int64_t out_stride);
+
+gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx512_vnni;
+
+/// The range a row is quantised over where that does not come from the row itself; low ≤ 0 ≤ high.
+struct InputRange {
+  float low = 0;
+  float high = 0;
+};
+/// A range narrower than 255 · this counts as empty: its reciprocal step would leave f32.
+static constexpr float kLeastScaleI8 = 1.17549435e-38f;  // 2^-126
+
+/// Quantises rows [first, last) of x [N, K] (row stride x_stride floats) to u8:
+///
+///     low = min(0, x[i, ·])   high = max(0, x[i, ·])       or those of `range` where it is given
+///     scale = high / 255 - low / 255     zero = round(-low / scale)
+///     q = clamp(round(x / scale) + zero, 0, 255)            (1 / scale is rounded once, then used)
+///
+/// range      null: each row's own, so that a row's bits depend on that row alone in the strictest
+///            sense; else one for all rows, beyond which values saturate
+/// out [N, K] row stride out_stride bytes, a multiple of 4; columns up to the next multiple of 4
+/// are
+///            set to 0
+/// rows [N]   entries [first, last) are written
+///
+/// Rounds to nearest even. |x - scale · (q - zero)| ≤ scale / 2 inside the range, up to f32
+/// rounding. A row of zeros, or whose scale would be below kLeastScaleI8, gets scale 0, zero 0 and
+/// q = 0; a row with a NaN or an infinity gets scale NaN, zero 0 and q = 0. All ISAs give the same
+/// bits.
+using quantize_forward_u8_t = void(const float* x, int64_t x_stride, int32_t first, int32_t last,
+                                   int32_t K, const InputRange* range, uint8_t* out,
+                                   int64_t out_stride, QuantizedRow* rows);
+
+quantize_forward_u8_t quantize_forward_u8_ref, quantize_forward_u8_avx2, quantize_forward_u8_avx512;
+
+/// Rounds a row of weights to s8 with one scale, max|w| / 127: w ≈ scale · out, out in [-127, 127].
+/// Returns the scale; a row without a value of at least 127 · kLeastScaleI8 becomes 0 with scale 0.
+/// The weights must be finite.
+float quantize_row_i8(const float* w, int64_t count, int8_t* out);
+
+/// Rounds w [N, K] (row-major f32, row stride K) to s8, a scale an output, and packs it into
+/// `packed` [packed_elements(N, K, kI8)].
+void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, float* scales);
+
+/// sums[n] = Σ_k of the integers of output n of a kI8 matrix; what w.sums of gemm_forward_i8 takes.
+void gemm_sum_panels(const PackedMatrix& w, int32_t* sums);
+
 /// Packs panels [first_panel, last_panel) of w [N, K] (row-major f32, row stride `w_stride` ≥ K
 /// floats) into their places in `packed` [packed_elements(N, K, storage)], rounding to nearest even
-/// for the narrow storages. NaN stays NaN; f16 overflow gives infinity. Panels may be shared out
-/// over threads; the others are neither read nor written.
+/// for bf16 and f16 (kI8: gemm_quantize_panels). NaN stays NaN; f16 overflow gives infinity. Panels
+/// may be shared out over threads; the others are neither read nor written.
 void gemm_pack_panels(const float* w, int64_t w_stride, int32_t N, int32_t K, Storage storage,
                       int32_t first_panel, int32_t last_panel, void* packed);
 
@@ -104,7 +182,7 @@ static inline void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storag
   gemm_pack_panels(w, K, N, K, storage, 0, panel_count(N), packed);
 }
 
-/// Element (n, k) of a packed matrix as f32.
+/// Element (n, k) of a packed matrix as f32, its scale included.
 float gemm_packed_element(const PackedMatrix& w, int32_t n, int32_t k);
 
 /// Round to nearest even; NaN stays NaN.

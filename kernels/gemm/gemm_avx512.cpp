@@ -107,7 +107,8 @@ void gemm_forward_f32_avx512(const float* a, int64_t a_stride, int32_t M, const 
   const auto forward = w.storage == Storage::kF32   ? gemm_forward<Core<Storage::kF32>>
                        : w.storage == Storage::kF16 ? gemm_forward<Core<Storage::kF16>>
                                                     : gemm_forward<Core<Storage::kBF16>>;
-  forward(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, nullptr, 0);
+  forward(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, nullptr, 0,
+          nullptr);
 }
 
 }  // namespace xsr::kernels

@@ -45,6 +45,9 @@ struct Tile {
   const float* residual;
   uint16_t* narrow;  // null where it is not wanted
   int64_t narrow_stride;
+  const QuantizedRow* rows;  // kI8 only: of a's rows
+  const float* scales;       // kI8 only: of the panel's outputs, as sums
+  const int32_t* sums;
 };
 
 #if defined(__AVX512BF16__)
@@ -143,7 +146,8 @@ template <typename Core>
 static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int32_t M,
                          const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
                          const GemmEpilogue& epilogue, float* out, int64_t out_stride,
-                         uint16_t* narrow, int64_t narrow_stride) {
+                         uint16_t* narrow, int64_t narrow_stride,
+                         const QuantizedRow* a_rows = nullptr) {
   const int64_t panel_bytes = Core::panel_bytes(w.K);
   const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
   for (int32_t panel = first_panel; panel < last_panel; ++panel) {
@@ -157,12 +161,15 @@ static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int3
     tile.mask[1] = tail_mask(w.N - tile.column - 16);
     tile.out_stride = out_stride;
     tile.narrow_stride = narrow_stride;
+    tile.scales = a_rows == nullptr ? nullptr : w.scales + tile.column;
+    tile.sums = a_rows == nullptr ? nullptr : w.sums + tile.column;
     int32_t row = 0;
     for (int32_t block = 0; block < blocks; ++block) {
       // Rows are shared out evenly: 20 rows go as 10 + 10, since a tile of 8 would leave the FMA
       // units waiting.
       const int32_t rows = (M - row) / (blocks - block);
       tile.a = a + row * a_stride;
+      tile.rows = a_rows == nullptr ? nullptr : a_rows + row;
       tile.out = out == nullptr ? nullptr : out + row * out_stride + tile.column;
       tile.narrow = narrow == nullptr ? nullptr : narrow + row * narrow_stride + tile.column;
       tile.residual = epilogue.residual == nullptr

@@ -75,6 +75,18 @@ inline int64_t panel_words(int32_t K, Storage storage) {
   return (int64_t)kPanelColumns * ((K + kp - 1) / kp);
 }
 
+float scale_i8(const float* w, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float magnitude = w[i] < 0 ? -w[i] : w[i];
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float scale = largest / 127;
+  return scale < kLeastScaleI8 ? 0 : scale;
+}
+
+int8_t code_i8(float w, float scale) { return scale > 0 ? (int8_t)round_even(w / scale) : 0; }
+
 }  // namespace
 
 void gemm_pack_panels(const float* w, int64_t w_stride, int32_t N, int32_t K, Storage storage,
@@ -111,6 +123,37 @@ void gemm_pack_transposed_panels(const float* w, int64_t w_stride, int32_t N, in
       pack_narrow_transposed_panel<bf16_from_f32>(from, w_stride, N, columns, panel);
     } else {
       pack_narrow_transposed_panel<f16_from_f32>(from, w_stride, N, columns, panel);
+    }
+  }
+}
+
+float quantize_row_i8(const float* w, int64_t count, int8_t* out) {
+  const float scale = scale_i8(w, count);
+  for (int64_t i = 0; i < count; ++i) out[i] = code_i8(w[i], scale);
+  return scale;
+}
+
+void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, float* scales) {
+  memset(packed, 0, (size_t)packed_elements(N, K, Storage::kI8));
+  for (int32_t n = 0; n < N; ++n) {
+    const float* row = w + (int64_t)n * K;
+    scales[n] = scale_i8(row, K);
+    for (int32_t k = 0; k < K; ++k) packed[packed_index(n, k, K, 4)] = code_i8(row[k], scales[n]);
+  }
+}
+
+void gemm_sum_panels(const PackedMatrix& w, int32_t* sums) {
+  for (int32_t n = 0; n < w.N; ++n) sums[n] = 0;
+  const int32_t groups = (w.K + 3) / 4;
+  const int8_t* data = (const int8_t*)w.data;
+  for (int32_t panel = 0; panel < panel_count(w.N); ++panel) {
+    const int32_t first = panel * kPanelColumns;
+    const int32_t columns = w.N - first < kPanelColumns ? w.N - first : kPanelColumns;
+    for (int32_t group = 0; group < groups; ++group, data += 4 * kPanelColumns) {
+      for (int32_t column = 0; column < columns; ++column) {
+        const int8_t* four = data + 4 * column;
+        sums[first + column] += four[0] + four[1] + four[2] + four[3];
+      }
     }
   }
 }

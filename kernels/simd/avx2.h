@@ -206,4 +206,11 @@ static inline void store_bf16(uint16_t* out, __m256 x, int64_t count) {
   for (int64_t j = 0; j < count; ++j) out[j] = copy[j];
 }
 
+/// 8 integers, as floats; lanes from `count` on are 0 and not read.
+static inline __m256 load_i8(const int8_t* data, int64_t count) {
+  int8_t copy[8] = {0};
+  __builtin_memcpy(copy, data, count >= 8 ? 8 : (uint64_t)count);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)copy)));
+}
+
 }  // namespace xsr::kernels

@@ -147,4 +147,9 @@ static inline __m256i bf16_from_lanes(__m512 x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
 }
 
+/// 16 integers, as floats; lanes outside the mask are 0 and not read.
+static inline __m512 load_i8(const int8_t* data, __mmask16 mask) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, data)));
+}
+
 }  // namespace xsr::kernels

@@ -12,7 +12,8 @@ using kernels::GemmEpilogue;
 constexpr int32_t kRowsPerTask = 8;
 constexpr int32_t kPanelsPerTask = 4;
 
-/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
+/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both. For
+/// products in int8 the f32 rows are quantised right before them.
 struct Rows {
   float* wide = nullptr;
   int64_t wide_stride = 0;
@@ -43,14 +44,23 @@ class Steps {
       x.narrow_stride = context.narrow_stride = w_.narrow_stride;
       hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), w_.hidden_stride};
     }
+    int8_ = encoder.compute == Compute::kInt8;
   }
 
   void embedding(const EncoderWeights& weights) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.embedding_forward_f32(w_.token_ids, w_.positions, first, last, weights.token,
-                                     weights.position, weights.table_storage, weights.token_type,
-                                     weights.embedding_norm.gamma, weights.embedding_norm.beta,
-                                     eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      if (weights.table_storage == kernels::Storage::kI8) {
+        kernels_.embedding_forward_i8(
+            w_.token_ids, w_.positions, first, last, static_cast<const int8_t*>(weights.token),
+            weights.token_scales, static_cast<const int8_t*>(weights.position),
+            weights.position_scales, weights.token_type, weights.embedding_norm.gamma,
+            weights.embedding_norm.beta, eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      } else {
+        kernels_.embedding_forward_f32(w_.token_ids, w_.positions, first, last, weights.token,
+                                       weights.position, weights.table_storage, weights.token_type,
+                                       weights.embedding_norm.gamma, weights.embedding_norm.beta,
+                                       eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      }
       narrow(x, first, last);
     });
   }
@@ -79,9 +89,14 @@ class Steps {
     const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
+    if (int8_) quantize(a, linear.weight.K);
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
-            if (a.narrow != nullptr) {
+            if (int8_) {
+              kernels_.gemm_forward_i8(w_.quantized, w_.quantized_stride, num_tokens_,
+                                       w_.quantized_rows, linear.weight, first, last, epilogue,
+                                       out.wide, out.wide_stride);
+            } else if (a.narrow != nullptr) {
               kernels_.gemm_forward_bf16(a.narrow, a.narrow_stride, num_tokens_, linear.weight,
                                          first, last, epilogue, out.wide, out.wide_stride,
                                          out.narrow, out.narrow_stride);
@@ -138,6 +153,14 @@ class Steps {
                                  rows.narrow_stride);
   }
 
+  /// The rows of a in 8 bits: x, context and hidden take turns in the one buffer.
+  void quantize(const Rows& a, int32_t K) {
+    split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
+      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, K, nullptr, w_.quantized,
+                                   w_.quantized_stride, w_.quantized_rows);
+    });
+  }
+
   template <typename Body>
   void split(int32_t total, int32_t per_task, Body&& body) {
     if (pool_ == nullptr) {
@@ -155,6 +178,7 @@ class Steps {
   Workspace& w_;
   ThreadPool* pool_;
   int32_t num_sentences_, num_tokens_, C_;
+  bool int8_ = false;
 
  public:
   Rows x;        // [N, C]

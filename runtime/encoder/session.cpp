@@ -14,6 +14,7 @@ namespace {
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
+static_assert(static_cast<int>(Compute::kInt8) == XSR_COMPUTE_INT8);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
@@ -54,6 +55,7 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
 
 Compute choose_compute(xsr_compute wanted, const Model& model) {
   if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
+  if (wanted == XSR_COMPUTE_INT8) return Compute::kInt8;
   if (wanted != XSR_COMPUTE_BF16) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "compute " + std::to_string(wanted) + " is no value of xsr_compute");
@@ -70,6 +72,18 @@ Compute choose_compute(xsr_compute wanted, const Model& model) {
     }
   }
   return Compute::kBf16;
+}
+
+/// Null where the file's own matrices are what is computed with.
+std::shared_ptr<const DerivedWeights> choose_weights(const Model& model, Compute compute) {
+  if (compute == Compute::kInt8) return model.derived_weights(kernels::Storage::kI8);
+  bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
+  for (const LayerWeights& layer : model.weights().layers) {
+    for (const LinearWeights* linear :
+         {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
+      narrow = narrow || linear->weight.storage == kernels::Storage::kI8;
+  }
+  return narrow ? model.derived_weights(kernels::Storage::kF32) : nullptr;
 }
 
 int32_t choose_threads(int32_t wanted) {
@@ -93,7 +107,9 @@ int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa) {
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      encoder_{model.config(), model.weights(), kernels::resolve_kernels(isa_wanted(options.isa)),
+      derived_(choose_weights(model, choose_compute(options.compute, model))),
+      encoder_{model.config(), derived_ == nullptr ? model.weights() : derived_->weights(),
+               kernels::resolve_kernels(isa_wanted(options.isa)),
                choose_compute(options.compute, model),
                choose_normalize(options.normalize, model.config())},
       chunk_tokens_(choose_chunk_tokens(options.max_batch_tokens, isa())),
