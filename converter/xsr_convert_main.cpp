@@ -8,13 +8,14 @@
 
 #include "converter/convert.h"
 #include "converter/inspect.h"
+#include "converter/quality.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
 
 namespace {
 
 struct Arguments {
-  std::string in, out, spm, license, prefix, inspect, check;
+  std::string in, out, spm, license, prefix, inspect, check, quality;
   xsr::Family family = xsr::Family::kXsr;
   int32_t heads = 0;
   xsr::Activation activation = xsr::Activation::kNone;
@@ -49,7 +50,16 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
       std::filesystem::is_regular_file(a.license, ignored) ? read_text(a.license) : a.license;
 
   const auto checkpoint = xsr::Checkpoint::open(a.in);
-  const xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
+  xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
+  std::string quality_line;
+  if (!a.quality.empty()) {
+    options.dtype = xsr::DType::kF32;
+    const xsr::Quality quality =
+        xsr::measure_quality(xsr::convert_checkpoint(*checkpoint, options), model, a.dtype,
+                             xsr::parse_pair_file(a.quality));
+    xsr::record_quality(quality, model);
+    quality_line = xsr::quality_text(quality);
+  }
   const auto sources = model.sources();
   xsr::write_xsr_file(a.out, model.config, sources, model.tokenizer, model.provenance);
 
@@ -62,6 +72,7 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
              c.intermediate_size, c.vocab_size, c.max_seq_len, xsr::to_string(c.activation),
              c.lowercase ? ", lower-cased" : "", to_string(a.dtype),
              std::filesystem::file_size(a.out));
+  if (!quality_line.empty()) fmt::print(stderr, "xsr-convert: quality: {}\n", quality_line);
   if (!model.dropped.empty()) {
     fmt::print(stderr, "xsr-convert: left out, needed for training only: {}\n",
                fmt::join(model.dropped, ", "));
@@ -108,6 +119,11 @@ int run(int argc, char** argv) {
                                                                     {"f16", xsr::DType::kF16},
                                                                     {"i8", xsr::DType::kI8},
                                                                     {"int8", xsr::DType::kI8}}));
+  auto* quality = app.add_option(
+      "--quality", a.quality,
+      "measure what --dtype costs on CORPUS, [NAME=]PAIRS.tsv or [NAME=]FILE,FILE of sentence "
+      "pairs: cosine to f32 and retrieval P@1, printed and kept in the model's provenance");
+  quality->type_name("CORPUS");
   app.add_option("--license", a.license,
                  "terms of the weights, a text or a file with it; kept in the model's provenance");
   app.add_option("--prefix", a.prefix,
@@ -125,6 +141,9 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
     if (!*inspect && !*check && (!*in || !*out)) {
       throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");
+    }
+    if (*quality && a.dtype == xsr::DType::kF32) {
+      throw CLI::ValidationError("--quality", "compares with f32: give --dtype bf16, f16 or int8");
     }
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -16,13 +17,16 @@
 #include "converter/convert.h"
 #include "converter/family.h"
 #include "converter/inspect.h"
+#include "converter/quality.h"
 #include "converter/sha256.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/storage.h"
+#include "runtime/evaluation/retrieval.h"
 #include "runtime/format/xsr_file.h"
 #include "tests/support/checkpoint_builder.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
+#include "xsr/xsr.hpp"
 
 namespace xsr {
 namespace {
@@ -848,6 +852,157 @@ TEST(Convert, int8_is_half_a_step_from_f32) {
   }
 }
 
+// ---- quality ----
+
+TEST(Retrieval, counts_translations_that_are_nearest) {
+  ThreadPool threads(2);
+  // 9 sentences along 9 axes; translations stand at the same place but for two that are swapped.
+  const int32_t size = 9;
+  std::vector<float> a(size * size), b(size * size);
+  for (int32_t i = 0; i < size; ++i) {
+    a[i * size + i] = 3;
+    b[i * size + (i == 4 ? 5 : i == 5 ? 4 : i)] = 0.25;
+  }
+  RetrievalScore score = score_retrieval(a.data(), b.data(), size, size, threads);
+  EXPECT_EQ(score.pairs, 9);
+  EXPECT_EQ(score.forward, 7);
+  EXPECT_EQ(score.backward, 7);
+  // Of equals the lower index counts: 8 is as near to 2 as 2 is, and never found.
+  std::copy_n(&b[2 * size], size, &b[8 * size]);
+  score = score_retrieval(a.data(), b.data(), size, size, threads);
+  EXPECT_EQ(score.forward, 6);
+  EXPECT_EQ(score.backward, 6);
+  // Length counts nothing; a vector of zeros is equally far from all and finds the first.
+  for (int32_t c = 0; c < size; ++c) b[size + c] *= 1000, b[3 * size + c] = 0;
+  score = score_retrieval(a.data(), b.data(), size, size, threads);
+  EXPECT_EQ(score.forward, 5);
+  EXPECT_EQ(score.backward, 5);
+}
+
+/// Checkpoint, options and corpus of a model that takes text.
+struct TextModel {
+  TextModel() {
+    shape.V = 1000;
+    options.sentencepiece = read_file(kSource / "tests/data/tiny-bpe.spm.model");
+    for (const std::string& line : read_lines(kSource / "tests/data/tiny-corpus.txt")) {
+      if (line.empty()) continue;
+      first.push_back(line);
+      second.push_back(line.substr(0, line.size() / 2));
+      corpus += first.back() + "\t" + second.back() + "\tsource\n";
+    }
+  }
+  ConvertedModel converted(DType dtype) {
+    options.dtype = dtype;
+    return convert(xsr_tensors(shape), options);
+  }
+  Shape shape;
+  ConvertOptions options = options_for_test();
+  std::vector<std::string> first, second;
+  std::string corpus;
+};
+
+/// Embeddings [texts.size(), C] in double.
+std::vector<std::vector<double>> embeddings(const ConvertedModel& model, xsr_compute compute,
+                                            const std::vector<std::string>& texts) {
+  size_t size = 0;
+  const auto file =
+      write_xsr_memory(model.config, model.sources(), model.tokenizer, model.provenance, &size);
+  xsr_session_options options = {};
+  options.compute = compute;
+  Session session(Model(std::span(reinterpret_cast<const std::byte*>(file.get()), size)), options);
+  std::vector<std::vector<double>> out;
+  for (const std::string& text : texts) {
+    const std::vector<float> row = session.embed(std::string_view(text));
+    out.emplace_back(row.begin(), row.end());
+  }
+  return out;
+}
+
+double cosine(const std::vector<double>& a, const std::vector<double>& b) {
+  double ab = 0, aa = 0, bb = 0;
+  for (size_t c = 0; c < a.size(); ++c) ab += a[c] * b[c], aa += a[c] * a[c], bb += b[c] * b[c];
+  return ab / std::sqrt(aa * bb);
+}
+
+TEST(Quality, is_what_the_sessions_of_a_user_give) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file("pairs=" + folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32), narrow = text.converted(DType::kI8);
+  const Quality quality = measure_quality(wide, narrow, DType::kI8, corpus);
+  const auto a = embeddings(wide, XSR_COMPUTE_F32, text.first),
+             b = embeddings(wide, XSR_COMPUTE_F32, text.second),
+             narrow_a = embeddings(narrow, XSR_COMPUTE_INT8, text.first),
+             narrow_b = embeddings(narrow, XSR_COMPUTE_INT8, text.second);
+  std::vector<double> cosines;
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    cosines.push_back(cosine(a[i], narrow_a[i]));
+    cosines.push_back(cosine(b[i], narrow_b[i]));
+    sum += cosines[2 * i] + cosines[2 * i + 1];
+  }
+  std::sort(cosines.begin(), cosines.end());
+  EXPECT_EQ(quality.corpus, "pairs");
+  EXPECT_EQ(quality.compute, "int8");
+  EXPECT_EQ(quality.sentences, static_cast<int64_t>(cosines.size()));
+  EXPECT_NEAR(quality.cosine_mean, sum / static_cast<double>(cosines.size()), 1e-12);
+  EXPECT_NEAR(quality.cosine_min, cosines[0], 1e-12);
+  ASSERT_LE(cosines.size(), 100u);
+  EXPECT_EQ(quality.cosine_quantile, quality.cosine_min) << "1 % of at most 100 is one";
+  EXPECT_LT(quality.cosine_min, 1 - 1e-7) << "the i8 model computed in f32";
+
+  const auto hits = [](const auto& from, const auto& to) {
+    int64_t count = 0;
+    for (size_t i = 0; i < from.size(); ++i) {
+      size_t best = 0;
+      for (size_t j = 1; j < to.size(); ++j)
+        if (cosine(from[i], to[j]) > cosine(from[i], to[best])) best = j;
+      count += best == i;
+    }
+    return count;
+  };
+  EXPECT_EQ(quality.before.pairs, static_cast<int64_t>(a.size()));
+  EXPECT_EQ(quality.before.forward, hits(a, b));
+  EXPECT_EQ(quality.before.backward, hits(b, a));
+  EXPECT_EQ(quality.after.forward, hits(narrow_a, narrow_b));
+  EXPECT_EQ(quality.after.backward, hits(narrow_b, narrow_a));
+}
+
+TEST(Quality, of_f16_that_lost_nothing_is_1) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32);
+  const Quality quality = measure_quality(wide, wide, DType::kF16, corpus);
+  EXPECT_EQ(quality.compute, "f32");
+  EXPECT_NEAR(quality.cosine_min, 1, 1e-12);
+  EXPECT_EQ(quality.before.forward, quality.after.forward);
+  EXPECT_EQ(quality.before.backward, quality.after.backward);
+}
+
+TEST(Quality, wants_text_pairs_and_tokens) {
+  const Folder folder;
+  TextModel text;
+  const ConvertedModel model = text.converted(DType::kBF16);
+  const auto measure = [&](const ConvertedModel& m, const std::string& lines) {
+    return measure_quality(m, m, DType::kBF16, parse_pair_file(folder.write("x.tsv", lines)));
+  };
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { measure(model, "a\tb\nc\n"); }),
+              HasSubstr("x.tsv:2: has 1 column, expected 2"));
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { measure(model, ""); }),
+              HasSubstr("has no lines"));
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { measure(model, "\t\n\t\n"); }),
+              HasSubstr("no sentence has tokens"));
+  EXPECT_THAT(
+      message_of(
+          XSR_STATUS_IO,
+          [&] { measure_quality(model, model, DType::kBF16, parse_pair_file("/nonexistent")); }),
+      HasSubstr("/nonexistent"));
+  const ConvertedModel ids_only = convert(xsr_tensors());
+  EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT, [&] { measure(ids_only, "a\tb\n"); }),
+              HasSubstr("give --spm"));
+}
+
 // ---- inspect and check ----
 
 TEST(Inspect, checkpoints_and_xsr_files) {
@@ -957,6 +1112,39 @@ TEST_F(CommandLine, converts_twice_to_the_same_bytes) {
   EXPECT_THAT(out_, HasSubstr("lowercase            false"));
   EXPECT_THAT(out_, HasSubstr("activation           relu"));
   EXPECT_THAT(out_, HasSubstr("terms in a file"));
+}
+
+TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
+  TextModel text;
+  const std::string input =
+      folder_.write("text.safetensors", safetensors_file(xsr_tensors(text.shape)));
+  const std::string output = folder_ / "q.xsr";
+  const std::string convert = input + " -o " + output + " --heads 3 --spm " +
+                              (kSource / "tests/data/tiny-bpe.spm.model").string() +
+                              " --quality pairs=" + folder_.write("pairs.tsv", text.corpus);
+  EXPECT_EQ(run(convert + " --dtype int8"), 0) << err_;
+  EXPECT_EQ(out_, "");
+  EXPECT_THAT(err_, HasSubstr("quality: pairs, " + std::to_string(text.first.size()) + " pairs"));
+  const auto quality = nlohmann::json::parse(XsrFile::open(output)->provenance()).at("quality");
+  EXPECT_EQ(quality.at("corpus"), "pairs");
+  EXPECT_EQ(quality.at("compute"), "int8");
+  EXPECT_EQ(quality.at("pairs"), text.first.size());
+  EXPECT_EQ(quality.at("sentences"), 2 * text.first.size());
+  const auto& cosines = quality.at("cosine_to_f32");
+  EXPECT_GT(cosines.at("minimum").get<double>(), 0.5);
+  EXPECT_LE(cosines.at("minimum"), cosines.at("quantile_1_percent"));
+  EXPECT_LT(cosines.at("minimum"), cosines.at("mean"));
+  EXPECT_LT(cosines.at("mean"), 1);
+  for (const char* when : {"before", "after"}) {
+    for (const char* way : {"1_to_2", "2_to_1"}) {
+      const double share = quality.at("precision_at_1").at(when).at(way);
+      EXPECT_GE(share, 0);
+      EXPECT_LE(share, 1);
+    }
+  }
+  EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
+  EXPECT_THAT(err_, HasSubstr("--quality"));
+  EXPECT_EQ(run(convert + ".missing --dtype int8"), 1);
 }
 
 TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
