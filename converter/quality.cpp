@@ -74,6 +74,7 @@ Quality measure_quality(const ConvertedModel& wide, const ConvertedModel& narrow
   const Embedded after = embed(narrow, compute, lines);
   Quality quality;
   quality.corpus = corpus.name;
+  quality.dtype = dtype;
   quality.compute = compute == XSR_COMPUTE_BF16   ? "bf16"
                     : compute == XSR_COMPUTE_INT8 ? "int8"
                                                   : "f32";
@@ -105,10 +106,11 @@ Quality measure_quality(const ConvertedModel& wide, const ConvertedModel& narrow
 
 std::string quality_text(const Quality& q) {
   return fmt::format(
-      "{}, {} pairs, {} by {} beside f32: cosine mean {:.6f}, minimum {:.6f}, 1 % quantile {:.6f}; "
+      "{}, {} pairs, {} weights computed in {} by {} beside f32: cosine mean {:.8f}, minimum "
+      "{:.8f}, 1 % quantile {:.8f}; "
       "P@1 {:.1f} % before, {:.1f} % after (side 1 to 2), {:.1f} % before, {:.1f} % after (2 to 1)",
-      q.corpus, q.after.pairs, q.compute, q.isa, q.cosine_mean, q.cosine_min, q.cosine_quantile,
-      100 * q.before.forward_share(), 100 * q.after.forward_share(),
+      q.corpus, q.after.pairs, to_string(q.dtype), q.compute, q.isa, q.cosine_mean, q.cosine_min,
+      q.cosine_quantile, 100 * q.before.forward_share(), 100 * q.after.forward_share(),
       100 * q.before.backward_share(), 100 * q.after.backward_share());
 }
 

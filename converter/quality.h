@@ -11,10 +11,11 @@ namespace xsr {
 /// What a narrow dtype costs: sentence embeddings of a model, computed as its dtype is meant to be,
 /// beside those of the same checkpoint in f32, over the sentences of both sides of a corpus.
 struct Quality {
-  std::string corpus;     // the name of the pair file
-  std::string compute;    // "f32", "bf16", "int8": of the narrow model's session
-  std::string isa;        // of its matrix products
-  int64_t sentences = 0;  // that have tokens, and so a cosine
+  std::string corpus;         // the name of the pair file
+  DType dtype = DType::kF32;  // of the weights
+  std::string compute;        // "f32", "bf16", "int8": of the narrow model's session
+  std::string isa;            // of its matrix products
+  int64_t sentences = 0;      // that have tokens, and so a cosine
   double cosine_mean = 0, cosine_min = 0;
   double cosine_quantile = 0;  // the least cosine that at least 1 % of the sentences do not exceed
   RetrievalScore before, after;  // of f32, of the narrow model

@@ -1124,7 +1124,8 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
                               " --quality pairs=" + folder_.write("pairs.tsv", text.corpus);
   EXPECT_EQ(run(convert + " --dtype int8"), 0) << err_;
   EXPECT_EQ(out_, "");
-  EXPECT_THAT(err_, HasSubstr("quality: pairs, " + std::to_string(text.first.size()) + " pairs"));
+  EXPECT_THAT(err_, HasSubstr("quality: pairs, " + std::to_string(text.first.size()) +
+                              " pairs, i8 weights computed in int8 by "));
   const auto quality = nlohmann::json::parse(XsrFile::open(output)->provenance()).at("quality");
   EXPECT_EQ(quality.at("corpus"), "pairs");
   EXPECT_EQ(quality.at("compute"), "int8");
