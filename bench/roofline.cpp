@@ -93,7 +93,7 @@ RooflineMeter::RooflineMeter(kernels::Isa isa, xsr_compute compute, int32_t thre
     throw std::runtime_error("the roofline needs AVX2, which this CPU does not have");
   const bool avx512 = best >= kernels::Isa::kAvx512;
   // Products in bf16 on a CPU without AVX512_BF16 widen to f32, and so does their ceiling.
-  const bool pairs = compute == XSR_COMPUTE_BF16 && best == kernels::Isa::kAvx512Bf16;
+  const bool pairs = compute == XSR_COMPUTE_BF16 && best >= kernels::Isa::kAvx512Bf16;
   const bool bytes = compute == XSR_COMPUTE_INT8;
   state_->fma = bytes && best >= kernels::Isa::kAvx512Vnni ? dot_loop_avx512_vnni
                 : bytes                                    ? madd_loop_avx2

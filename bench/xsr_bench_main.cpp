@@ -65,11 +65,15 @@ xsr_isa isa_of(const std::string& name) {
          : name == "avx512"      ? XSR_ISA_AVX512
          : name == "avx512_vnni" ? XSR_ISA_AVX512_VNNI
          : name == "avx512_bf16" ? XSR_ISA_AVX512_BF16
+         : name == "amx"         ? XSR_ISA_AMX
                                  : XSR_ISA_AUTO;
 }
 
 xsr_compute compute_of(const std::string& dtype) {
-  return dtype == "bf16" ? XSR_COMPUTE_BF16 : dtype == "int8" ? XSR_COMPUTE_INT8 : XSR_COMPUTE_F32;
+  return dtype == "bf16"     ? XSR_COMPUTE_BF16
+         : dtype == "bf16x3" ? XSR_COMPUTE_BF16X3
+         : dtype == "int8"   ? XSR_COMPUTE_INT8
+                             : XSR_COMPUTE_F32;
 }
 
 DType storage_of(const std::string& name) {
@@ -243,12 +247,12 @@ int main(int argc, char** argv) {
   app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
       ->check(CLI::Range(0, 4095));
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype,
                  "what the matrix products compute in; bf16 needs bf16 weights; int8 rounds other "
                  "weights than i8 when it opens")
-      ->check(CLI::IsMember({"f32", "bf16", "int8"}))
+      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8"}))
       ->capture_default_str();
   app.add_flag("--qkv-table", options.qkv_table,
                "look the first layer's Q, K and V up in a table of the vocabulary; the roofline is "

@@ -204,6 +204,63 @@ void bench_gemm_forward_bf16(const std::string& name, Isa isa, gemm_forward_bf16
       kTolerance);
 }
 
+void bench_gemm_forward_bf16x3(const std::string& name, Isa isa, gemm_forward_bf16x3_t* gemm) {
+  for (const GemmShape& shape : kXsrGemms) {
+    for (const int32_t M : kXsrTokenCounts) {
+      if (isa == Isa::kRef && M > kRefRows) continue;
+      add(name + "/" + shape.name + "/" + std::to_string(M), [=](benchmark::State& state) {
+        const int64_t elements = split_elements(shape.N, shape.K);
+        const size_t bytes = elements * sizeof(uint16_t);
+        const size_t copies = (kWeightBytes + bytes - 1) / bytes;
+        const HugeBuffer weights(copies * bytes), packed(bytes);
+        const std::vector<float> dense =
+            normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
+        gemm_pack_panels(dense.data(), shape.N, shape.K, Storage::kF32, packed.data());
+        const PackedMatrix wide{packed.data(), Storage::kF32, shape.N, shape.K};
+        uint16_t* data = static_cast<uint16_t*>(weights.data());
+        gemm_split_panels(wide, data);
+        for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, bytes);
+        const int64_t x_stride = padded_stride(shape.K), a_stride = 2 * x_stride,
+                      out_stride = padded_stride(shape.N);
+        const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
+                                 bias = normal_floats(shape.N, 1, 3);
+        std::vector<uint16_t> a(M * a_stride);
+        split_forward_bf16x3_ref(x.data(), x_stride, 0, M, shape.K, a.data(), a_stride);
+        const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
+        std::vector<float> out(M * out_stride), expected(M * out_stride);
+        const auto call = [&](size_t copy, int32_t count) {
+          gemm(a.data(), a_stride, count, {data + copy * elements, shape.N, shape.K}, 0,
+               panel_count(shape.N), epilogue, out.data(), out_stride, nullptr, 0);
+        };
+        const int32_t checked = std::min(M, kRefRows);
+        call(0, checked);
+        gemm_forward_f32_ref(x.data(), x_stride, checked, wide, 0, panel_count(shape.N), epilogue,
+                             expected.data(), out_stride);
+        const bool right = agrees(out, expected);
+        size_t copy = 0;
+        run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
+          call(copy, M);
+          copy = copy + 1 == copies ? 0 : copy + 1;
+        });
+      });
+    }
+  }
+}
+
+void bench_split_forward_bf16x3(const std::string& name, Isa, split_forward_bf16x3_t* split) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
+      std::vector<uint16_t> out(N * 2 * stride), expected(N * 2 * stride);
+      split(x.data(), stride, 0, N, kC, out.data(), 2 * stride);
+      split_forward_bf16x3_ref(x.data(), stride, 0, N, kC, expected.data(), 2 * stride);
+      run(state, out == expected, 0, double(N) * kC,
+          [&] { split(x.data(), stride, 0, N, kC, out.data(), 2 * stride); });
+    });
+  }
+}
+
 void bench_gemm_forward_i8(const std::string& name, Isa isa, gemm_forward_i8_t* gemm) {
   for (const GemmShape& shape : kXsrGemms) {
     for (const int32_t M : kXsrTokenCounts) {

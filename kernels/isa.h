@@ -4,10 +4,17 @@
 namespace xsr::kernels {
 
 /// Slowest first; the numbers are those of xsr_isa in include/xsr/xsr.h.
-enum class Isa : int32_t { kRef = 1, kAvx2 = 2, kAvx512 = 3, kAvx512Vnni = 4, kAvx512Bf16 = 5 };
+enum class Isa : int32_t {
+  kRef = 1,
+  kAvx2 = 2,
+  kAvx512 = 3,
+  kAvx512Vnni = 4,
+  kAvx512Bf16 = 5,
+  kAmx = 6
+};
 
 /// All names, as messages list them.
-constexpr const char* kIsaNames = "ref, avx2, avx512, avx512_vnni or avx512_bf16";
+constexpr const char* kIsaNames = "ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx";
 
 /// One of kIsaNames.
 const char* isa_name(Isa isa);
@@ -16,7 +23,9 @@ bool parse_isa(const char* text, Isa* isa);
 /// True when this CPU has, and the operating system saves (OSXSAVE, XCR0), everything the ISA's
 /// files are compiled with. avx2: AVX, AVX2, FMA, F16C. avx512: those and AVX-512 F, BW, DQ, VL.
 /// avx512_vnni: those and AVX512_VNNI. avx512_bf16: those and AVX512_BF16; every CPU with BF16 has
-/// VNNI too, so that each ISA contains the one before it. Safe from any thread.
+/// VNNI too, so that each ISA contains the one before it. amx: those and AMX-TILE, AMX-BF16 and
+/// AMX-INT8; the first call asks Linux to let this process use the tile data (arch_prctl,
+/// ARCH_REQ_XCOMP_PERM), which threads started before or after share. Safe from any thread.
 bool isa_supported(Isa isa);
 /// The fastest supported ISA.
 Isa best_isa();

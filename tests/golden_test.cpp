@@ -133,6 +133,35 @@ void expect_embeddings(const OpenedModel& model, const PaddedBatch& batch,
   }
 }
 
+/// bf16x3 stands for f32: 1 - cosine to `exact` at most 1e-9, shown beside that of plain f32.
+void expect_bf16x3(const OpenedModel& model, const PaddedBatch& batch,
+                   const std::vector<double>& exact, const std::string& what) {
+  const size_t C = model.embedding_size();
+  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512_BF16, XSR_ISA_AMX}) {
+    OpenedSession plain(model, isa), session(model, isa, 1, XSR_COMPUTE_BF16X3);
+    if (!session.runs(isa)) continue;
+    double worst[2] = {0, 0};
+    const std::vector<float> out[2] = {embed(plain.get(), batch, C),
+                                       embed(session.get(), batch, C)};
+    EXPECT_NE(out[0], out[1]) << what << ": bf16x3 was not computed with";
+    for (size_t b = 0; b < batch.count(); ++b) {
+      if (batch.offsets[b] == batch.offsets[b + 1]) continue;
+      for (int mode : {0, 1}) {
+        double ab = 0, aa = 0, bb = 0;
+        for (size_t i = b * C; i < (b + 1) * C; ++i) {
+          ab += exact[i] * out[mode][i];
+          aa += exact[i] * exact[i];
+          bb += double{out[mode][i]} * out[mode][i];
+        }
+        worst[mode] = std::max(worst[mode], 1 - ab / std::sqrt(aa * bb));
+      }
+    }
+    EXPECT_LE(worst[1], 1e-9) << what << " " << xsr_isa_string(isa);
+    std::printf("  %s %s: largest 1 - cosine %.2g in bf16x3, %.2g in f32\n", what.c_str(),
+                xsr_isa_string(isa), worst[1], worst[0]);
+  }
+}
+
 class GoldenModel : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenModel, EmbeddingsMatch) {
@@ -150,6 +179,7 @@ TEST_P(GoldenModel, EmbeddingsMatch) {
     const std::vector<double> exact =
         PaddedBatch::tensor(*file, std::string("embedding") + side).to_f64();
     expect_embeddings(model, batch, exact, std::string(GetParam()) + " side " + side);
+    expect_bf16x3(model, batch, exact, std::string(GetParam()) + " side " + side);
   }
 }
 

@@ -515,6 +515,10 @@ void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
         row, filter, random,
         {M, N, K, Storage::kBF16, kActivations[M % 6], M % 4 != 0, M % 5 == 0, 0, panel_count(N)});
   }
+  for (int32_t M : {31, 32, 33, 48, 49, 64, 81}) {
+    check_gemm_bf16_case(row, filter, random,
+                         {M, 70, 77, Storage::kBF16, Activation::kSwish, true, true, 0, 3});
+  }
   for (int32_t K = 1; K <= 67; ++K) {
     check_gemm_bf16_case(row, filter, random,
                          {8, 40, K, Storage::kBF16, Activation::kNone, true, false, 0, 2});
@@ -530,6 +534,143 @@ void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
                        {20, 1536, 512, Storage::kBF16, Activation::kNone, true, false, 0, 48});
   check_gemm_bf16_case(row, filter, random,
                        {13, 512, 1024, Storage::kBF16, Activation::kNone, true, false, 0, 16});
+}
+
+/// Against the double reference of the three products, and those against the product that they
+/// stand for.
+void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Random& random,
+                            const GemmCase& c) {
+  auto* kernel = reinterpret_cast<gemm_forward_bf16x3_t*>(row.function);
+  const int32_t S = split_columns(c.K), S_out = split_columns(c.N);
+  const int64_t a_stride = 2 * S + 6, out_stride = c.N + 3, split_stride = 2 * S_out + 2;
+  Guarded x = random_rows(random, c.M, c.K, c.K, 1);
+  std::vector<uint16_t> a(c.M * a_stride + 1, 0x7fc0);  // NaN in the padding
+  split_forward_bf16x3_ref(x.data(), c.K, 0, c.M, c.K, a.data(), a_stride);
+  Guarded bias = random_rows(random, 1, c.N, c.N, 1),
+          residual = random_rows(random, c.M, c.N, out_stride, 1);
+  std::vector<float> dense(static_cast<int64_t>(c.N) * c.K);
+  for (float& value : dense) value = random.normal(1 / std::sqrt(static_cast<float>(c.K)));
+  std::vector<float> packed(packed_elements(c.N, c.K, Storage::kF32));
+  gemm_pack_panels(dense.data(), c.N, c.K, Storage::kF32, packed.data());
+  std::vector<uint16_t> panels(split_elements(c.N, c.K) + 32);
+  uint16_t* data = panels.data() + (64 - reinterpret_cast<uintptr_t>(panels.data()) % 64) % 64 / 2;
+  gemm_split_panels({packed.data(), Storage::kF32, c.N, c.K}, data);
+  const SplitMatrix w{data, c.N, c.K};
+  const GemmEpilogue epilogue{c.bias ? bias.data() : nullptr, c.activation,
+                              c.residual ? residual.data() : nullptr, out_stride};
+  Guarded out(c.M * out_stride, 1), plain(c.M * out_stride);
+  std::vector<uint16_t> split(c.M * split_stride + 8, 0xdead), split_only = split;
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride,
+         split.data(), split_stride);
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, nullptr, 0,
+         split_only.data(), split_stride);
+  gemm_forward_bf16x3_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
+                          plain.data(), out_stride, nullptr, 0);
+  const std::string what =
+      row.name +
+      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const int32_t first = c.first_panel * kPanelColumns, last = c.last_panel * kPanelColumns;
+  ErrorBudget budget;
+  for (int32_t m = 0; m < c.M; ++m) {
+    for (int32_t n = 0; n < S_out; ++n) {
+      const int64_t i = m * out_stride + n, hi = m * split_stride + n;
+      if (n < first || n >= last) {
+        if (n < c.N) {
+          ASSERT_TRUE(std::isnan(out[i]))
+              << what << ": wrote column " << n << " outside its panels";
+        }
+        ASSERT_EQ(0xdead, split[hi]) << what;
+        ASSERT_EQ(0xdead, split[hi + S_out]) << what;
+        continue;
+      }
+      uint16_t wanted[2];
+      split_bf16(n < c.N ? out[i] : 0.0f, &wanted[0], &wanted[1]);
+      ASSERT_EQ(wanted[0], split[hi]) << what << " column " << n;
+      ASSERT_EQ(wanted[1], split[hi + S_out]) << what << " column " << n;
+      if (n >= c.N) continue;
+      double exact = gemm_split_sum_ref<double>(&a[m * a_stride], w, n);
+      double product = 0, magnitude = 0;
+      for (int32_t k = 0; k < c.K; ++k) {
+        const double term = double{x[m * c.K + k]} * dense[static_cast<int64_t>(n) * c.K + k];
+        product += term;
+        magnitude += std::fabs(term);
+      }
+      ASSERT_LE(std::fabs(exact - product), 3.1 * std::ldexp(magnitude, -18)) << what;
+      if (c.bias) exact += bias[n];
+      exact = activate_ref(exact, c.activation);
+      if (c.residual) exact += residual[i];
+      budget.add(out[i], plain[i], exact, m, n);
+    }
+    for (int64_t n = 2 * S_out; n < split_stride; ++n) {
+      ASSERT_EQ(0xdead, split[m * split_stride + n]) << what << ": wrote the padding";
+    }
+  }
+  EXPECT_EQ(split, split_only) << what;
+  EXPECT_TRUE(budget.check(what, filter));
+  expect_untouched(out, c.M, c.N, out_stride, what);
+  for (int32_t m = 0; m < c.M; ++m) {
+    Guarded single(out_stride);
+    GemmEpilogue of_row = epilogue;
+    if (c.residual) of_row.residual += m * out_stride;
+    kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel, c.last_panel, of_row,
+           single.data(), out_stride, nullptr, 0);
+    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
+                             4 * std::max(0, std::min(c.N, last) - first)))
+        << what << ": row " << m << " has other bits alone than in its batch";
+  }
+}
+
+void check_gemm_bf16x3(const KernelRow& row, const std::string& filter) {
+  Random random(19);
+  const auto check = [&](int32_t M, int32_t N, int32_t K, Activation activation, bool bias,
+                         bool residual, int32_t first, int32_t last) {
+    check_gemm_bf16x3_case(row, filter, random,
+                           {M, N, K, Storage::kF32, activation, bias, residual, first, last});
+  };
+  for (int32_t M = 0; M <= 26; ++M) {
+    const int32_t N = 1 + (M * 13) % 97;
+    check(M, N, 20 + (M * 7) % 41, kActivations[M % 6], M % 4 != 0, M % 5 == 0, 0, panel_count(N));
+  }
+  for (int32_t K = 1; K <= 67; ++K) check(3, 40, K, Activation::kNone, true, false, 0, 2);
+  for (int32_t N = 1; N <= 66; ++N)
+    check(4, N, 33, Activation::kNone, true, false, 0, panel_count(N));
+  for (int32_t M : {31, 32, 33, 48, 49, 64, 81})
+    check(M, 70, 96, Activation::kSwish, true, true, 0, 3);
+  check(5, 99, 64, Activation::kSwish, true, true, 1, 3);
+  check(20, 1536, 512, Activation::kNone, true, false, 0, 48);
+  check(70, 512, 1024, Activation::kNone, true, false, 0, 16);
+}
+
+void check_split_bf16x3(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<split_forward_bf16x3_t*>(row.function);
+  Random random(21);
+  for (int32_t C : widths()) {
+    const int32_t N = 4, first = 1, last = 3, S = split_columns(C);
+    const int64_t stride = C + 3, out_stride = 2 * S + 4;
+    Guarded x = random_rows(random, N, C, stride, C % 4);
+    x[stride] = INFINITY;
+    if (C > 1) x[stride + 1] = -3.4e38f;  // rounds up to infinity in bf16
+    if (C > 2) x[stride + 2] = NAN;
+    if (C > 3) x[stride + 3] = 1.0f + 1.0f / 256;  // a tie
+    std::vector<uint16_t> out(N * out_stride, 0xdead);
+    kernel(x.data(), stride, first, last, C, out.data(), out_stride);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int64_t c = 0; c < out_stride; ++c) {
+        uint16_t wanted = 0xdead;
+        if (i >= first && i < last && c < 2 * S) {
+          uint16_t parts[2] = {0, 0};
+          if (c % S < C) split_bf16(x[i * stride + c % S], &parts[0], &parts[1]);
+          wanted = parts[c / S];
+        }
+        const uint16_t found = out[i * out_stride + c];
+        if (std::isnan(f32_from_bf16(wanted))) {
+          ASSERT_TRUE(std::isnan(f32_from_bf16(found))) << row.name << " C=" << C << " col " << c;
+        } else {
+          ASSERT_EQ(wanted, found) << row.name << " C=" << C << " row " << i << " col " << c;
+        }
+      }
+    }
+  }
 }
 
 void check_narrow_bf16(const KernelRow& row, const std::string&) {
@@ -1890,6 +2031,8 @@ const std::map<std::string, std::function<void(const KernelRow&, const std::stri
     {"gemm_forward_f32", check_gemm},
     {"attention_forward_f32", check_attention},
     {"gemm_forward_bf16", check_gemm_bf16},
+    {"gemm_forward_bf16x3", check_gemm_bf16x3},
+    {"split_forward_bf16x3", check_split_bf16x3},
     {"narrow_forward_bf16", check_narrow_bf16},
     {"activation_forward_f32", check_activation},
     {"gemm_forward_i8", check_gemm_i8},
@@ -1957,10 +2100,11 @@ TEST(BucketRows, ListsEveryRowOnceInOrder) {
 }
 
 TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
-  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
+  for (Isa cap :
+       {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     const KernelTable table = resolve_kernels(cap);
     Isa expected = Isa::kRef;  // the fastest of this CPU under the cap
-    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
       if (isa <= cap && isa_supported(isa)) expected = isa;
     }
     EXPECT_EQ(expected, table.isa);
@@ -1976,7 +2120,8 @@ TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
 }
 
 TEST(Dispatch, NamesRoundTrip) {
-  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
+  for (Isa isa :
+       {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     Isa parsed;
     ASSERT_TRUE(parse_isa(isa_name(isa), &parsed));
     EXPECT_EQ(isa, parsed);

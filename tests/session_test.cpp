@@ -136,6 +136,8 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       {{2, 96, 4, 130, 301}, DType::kBF16, 80},
       {{1, 65, 5, 33, 77}, DType::kF16, 60},
       {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_BF16},
+      {{2, 65, 5, 33, 77}, DType::kF32, 60, XSR_COMPUTE_BF16X3},
+      {{2, 65, 5, 33, 77}, DType::kI8, 60, XSR_COMPUTE_BF16X3, XSR_QKV_TABLE_ON},
       {{2, 65, 5, 33, 77}, DType::kI8, 60, XSR_COMPUTE_INT8},
       {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_INT8},
       {{2, 65, 5, 33, 77}, DType::kI8, 60},
@@ -144,6 +146,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
   if (GetParam() != XSR_ISA_REF) {
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kBF16, 50, XSR_COMPUTE_BF16});
+    cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50, XSR_COMPUTE_BF16X3});
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kI8, 50, XSR_COMPUTE_INT8});
   }
   for (const Case& c : cases) {
@@ -154,9 +157,9 @@ TEST_P(InvarianceAt, SameTextSameBits) {
                               c.shape.vocab_size);
     const auto session_with = [&](int32_t threads, int32_t batch_tokens) {
       // Products in bf16 and int8 have AVX-512 forms of their own.
-      const xsr_isa own = c.compute == XSR_COMPUTE_BF16   ? XSR_ISA_AVX512_BF16
-                          : c.compute == XSR_COMPUTE_INT8 ? XSR_ISA_AVX512_VNNI
-                                                          : XSR_ISA_AVX512;
+      const xsr_isa own = c.compute == XSR_COMPUTE_INT8  ? XSR_ISA_AVX512_VNNI
+                          : c.compute != XSR_COMPUTE_F32 ? XSR_ISA_AVX512_BF16
+                                                         : XSR_ISA_AVX512;
       xsr_session_options options =
           options_for(GetParam() == XSR_ISA_AVX512 ? own : GetParam(), threads, batch_tokens);
       options.compute = c.compute;
@@ -208,7 +211,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
-                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512),
+                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AMX),
                          [](const auto& info) { return xsr_isa_string(info.param); });
 
 class SmallModel : public ::testing::Test {
@@ -453,7 +456,7 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
-  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni or avx512_bf16",
+  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx",
                detail);
   if (saved.empty()) {
     unsetenv("XSR_FORCE_ISA");

@@ -69,7 +69,8 @@ gemm_forward_f32_t gemm_forward_f32_ref, gemm_forward_f32_avx2, gemm_forward_f32
 ///                   product
 ///
 /// Products of two bf16 are exact in f32; sums round to f32 in the order of k, by pairs where the
-/// ISA adds pairs (avx512_bf16, which also takes subnormals for 0). What is promised of rows,
+/// ISA adds pairs (avx512_bf16, and amx, which adds the even k of 32 and the odd ones apart; both
+/// take subnormals for 0). What is promised of rows,
 /// panels and batches is as above. Error against the double reference of the same bf16 operands ≤
 /// 2× that of the plain f32 loop.
 using gemm_forward_bf16_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
@@ -77,7 +78,8 @@ using gemm_forward_bf16_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
                                  const GemmEpilogue& epilogue, float* out, int64_t out_stride,
                                  uint16_t* narrow, int64_t narrow_stride);
 
-gemm_forward_bf16_t gemm_forward_bf16_ref, gemm_forward_bf16_avx2, gemm_forward_bf16_avx512_bf16;
+gemm_forward_bf16_t gemm_forward_bf16_ref, gemm_forward_bf16_avx2, gemm_forward_bf16_avx512_bf16,
+    gemm_forward_bf16_amx;
 
 /// Rounds rows [first, last) of x [N, C] (row stride x_stride) to bf16, to nearest even; where C is
 /// odd, column C of out is set to 0. NaN stays NaN; avx512_bf16 turns subnormals into 0. Row
@@ -86,6 +88,61 @@ using narrow_forward_bf16_t = void(const float* x, int64_t x_stride, int32_t fir
                                    int32_t C, uint16_t* out, int64_t out_stride);
 
 narrow_forward_bf16_t narrow_forward_bf16_ref, narrow_forward_bf16_avx512_bf16;
+
+/// f32 as two bf16: hi = bf16(x), lo = bf16(x - hi), so that |x - hi - lo| ≤ 2^-18 |x| while lo is
+/// a normal number; lo is 0 where hi is not finite (|x| ≥ 2^128 - 2^119 too).
+///
+/// A split row of C values holds hi in columns [0, S) and lo in [S, 2S), S = split_columns(C);
+/// columns beyond C are 0. Strides count bf16 elements.
+static constexpr int32_t split_columns(int32_t C) { return (C + 31) / 32 * 32; }
+void split_bf16(float x, uint16_t* hi, uint16_t* lo);
+
+/// A weight matrix W [N, K] split, in panels of 32 outputs: [ceil(N/32)][S/2][2][32][2] with
+/// S = split_columns(K). The hi of element (n, k) stands at ((n/32 · S/2 + k/2) · 2 · 32 + n%32) ·
+/// 2
+/// + k%2, its lo 64 elements further; what is beyond N or K is 0. A panel is read once, in address
+/// order, by every ISA.
+struct SplitMatrix {
+  const uint16_t* data = nullptr;  // 64-byte aligned
+  int32_t N = 0;
+  int32_t K = 0;
+};
+/// Elements of a split matrix, padding included: as many bytes as in f32.
+static constexpr int64_t split_elements(int32_t N, int32_t K) {
+  return (int64_t)panel_count(N) * kPanelColumns * 2 * split_columns(K);
+}
+/// Splits a packed f32, f16 or bf16 matrix into `split` [split_elements(N, K)].
+void gemm_split_panels(const PackedMatrix& w, uint16_t* split);
+
+/// The f32 product from bf16 multipliers ("bf16x3"), every operand split:
+///
+///     out[m, n] = f( Σ_k a_hi·W_hi + a_lo·W_hi + a_hi·W_lo + bias[n] ) + residual[m, n]
+///
+/// a         [M, 2S] split rows of K values, row stride `a_stride`, even
+/// w                 split panels
+/// out       [M, N]  f32, row stride `out_stride`; null = not wanted
+/// split     [M, 2S'] the same values as split rows of N values, row stride `split_stride`; null =
+///                   not wanted. Of each panel its 32 columns are written, the 0 beyond N too.
+///
+/// Products of two bf16 are exact in f32, sums round to f32; the order within 32 inputs is the
+/// ISA's own, the same for every row, so that what is promised of rows, panels and batches is as
+/// above. Error against the double reference of the same three products ≤ 2× that of the plain f32
+/// loop; what splitting leaves out is at most 3.1 · 2^-18 Σ_k |a[m, k]| |W[n, k]|.
+using gemm_forward_bf16x3_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
+                                   const SplitMatrix& w, int32_t first_panel, int32_t last_panel,
+                                   const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                                   uint16_t* split, int64_t split_stride);
+
+gemm_forward_bf16x3_t gemm_forward_bf16x3_ref, gemm_forward_bf16x3_avx2,
+    gemm_forward_bf16x3_avx512_bf16, gemm_forward_bf16x3_amx;
+
+/// Splits rows [first, last) of x [N, C] (row stride x_stride floats) into split rows of C values.
+/// avx512_bf16 turns subnormals into 0.
+using split_forward_bf16x3_t = void(const float* x, int64_t x_stride, int32_t first, int32_t last,
+                                    int32_t C, uint16_t* out, int64_t out_stride);
+
+split_forward_bf16x3_t split_forward_bf16x3_ref, split_forward_bf16x3_avx2,
+    split_forward_bf16x3_avx512_bf16;
 
 /// How a row of activations stands in 8 bits: x ≈ scale · (q - zero).
 struct QuantizedRow {
@@ -117,7 +174,8 @@ using gemm_forward_i8_t = void(const uint8_t* a, int64_t a_stride, int32_t M,
                                int32_t last_panel, const GemmEpilogue& epilogue, float* out,
                                int64_t out_stride);
 
-gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx512_vnni;
+gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx512_vnni,
+    gemm_forward_i8_amx;
 
 /// The range a row is quantised over where that does not come from the row itself; low ≤ 0 ≤ high.
 struct InputRange {

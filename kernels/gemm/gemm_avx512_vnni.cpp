@@ -16,6 +16,7 @@ static inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i x, _
 struct CoreI8 {
   using Element = uint8_t;
   [[maybe_unused]] static constexpr bool kNarrow = false;
+  static constexpr bool kSplit = false;
   static int64_t panel_bytes(int32_t K) { return (int64_t)((K + 3) / 4) * 4 * kPanelColumns; }
 
   template <int MR>

@@ -67,6 +67,40 @@ void quantize_forward_u8_ref(const float* x, int64_t x_stride, int32_t first, in
   }
 }
 
+void gemm_forward_bf16x3_ref(const uint16_t* a, int64_t a_stride, int32_t M, const SplitMatrix& w,
+                             int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue,
+                             float* out, int64_t out_stride, uint16_t* split,
+                             int64_t split_stride) {
+  for (int32_t m = 0; m < M; ++m) {
+    for (int32_t n = first_panel * kPanelColumns; n < last_panel * kPanelColumns; ++n) {
+      float value = 0;
+      if (n < w.N) {
+        value = gemm_split_sum_ref<float>(a + m * a_stride, w, n);
+        if (epilogue.bias != nullptr) value += epilogue.bias[n];
+        value = activate_ref(value, epilogue.activation);
+        if (epilogue.residual != nullptr)
+          value += epilogue.residual[m * epilogue.residual_stride + n];
+        if (out != nullptr) out[m * out_stride + n] = value;
+      }
+      if (split != nullptr) {
+        uint16_t* hi = split + m * split_stride + n;
+        split_bf16(value, hi, hi + split_columns(w.N));
+      }
+    }
+  }
+}
+
+void split_forward_bf16x3_ref(const float* x, int64_t x_stride, int32_t first, int32_t last,
+                              int32_t C, uint16_t* out, int64_t out_stride) {
+  const int32_t S = split_columns(C);
+  for (int32_t i = first; i < last; ++i) {
+    for (int32_t c = 0; c < S; ++c) {
+      uint16_t* hi = out + i * out_stride + c;
+      split_bf16(c < C ? x[i * x_stride + c] : 0.0f, hi, hi + S);
+    }
+  }
+}
+
 float gemm_packed_element(const PackedMatrix& w, int32_t n, int32_t k) {
   const float value =
       load_storage(w.data, w.storage, packed_index(n, k, w.K, panel_group(w.storage)));

@@ -103,4 +103,25 @@ static inline uint8_t quantize_u8_ref(float x, float inverse, int32_t zero) {
   return (uint8_t)(q < 0 ? 0 : q > 255 ? 255 : q);
 }
 
+/// Element (n, k) of a split matrix, hi (0) or lo (1).
+static inline float split_element(const SplitMatrix& w, int32_t n, int32_t k, int32_t part) {
+  const int64_t pair = (int64_t)(n / kPanelColumns) * (split_columns(w.K) / 2) + k / 2;
+  return f32_from_bf16(w.data[((pair * 2 + part) * kPanelColumns + n % kPanelColumns) * 2 + k % 2]);
+}
+
+/// Σ of the three products of one row and one output.
+template <typename T>
+static inline T gemm_split_sum_ref(const uint16_t* a, const SplitMatrix& w, int32_t n) {
+  const int32_t S = split_columns(w.K);
+  T sum = 0;
+  for (int32_t k = 0; k < w.K; ++k) {
+    const T a_hi = T(f32_from_bf16(a[k])), a_lo = T(f32_from_bf16(a[S + k]));
+    const T w_hi = T(split_element(w, n, k, 0)), w_lo = T(split_element(w, n, k, 1));
+    sum += a_hi * w_hi;
+    sum += a_lo * w_hi;
+    sum += a_hi * w_lo;
+  }
+  return sum;
+}
+
 }  // namespace xsr::kernels

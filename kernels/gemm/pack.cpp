@@ -8,6 +8,12 @@ uint16_t bf16_from_f32(float value) {
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+void split_bf16(float x, uint16_t* hi, uint16_t* lo) {
+  *hi = bf16_from_f32(x);
+  const float rest = x - f32_from_bf16(*hi);
+  *lo = (f32_to_bits(rest) & 0x7f800000u) == 0x7f800000u ? (uint16_t)0 : bf16_from_f32(rest);
+}
+
 uint16_t f16_from_f32(float value) {
   const uint32_t bits = f32_to_bits(value);
   const uint16_t sign = (uint16_t)((bits >> 16) & 0x8000u);
@@ -153,6 +159,22 @@ void gemm_sum_panels(const PackedMatrix& w, int32_t* sums) {
       for (int32_t column = 0; column < columns; ++column) {
         const int8_t* four = data + 4 * column;
         sums[first + column] += four[0] + four[1] + four[2] + four[3];
+      }
+    }
+  }
+}
+
+void gemm_split_panels(const PackedMatrix& w, uint16_t* split) {
+  const int32_t S = split_columns(w.K);
+  for (int32_t panel = 0; panel < panel_count(w.N); ++panel) {
+    for (int32_t k = 0; k < S; k += 2, split += 4 * kPanelColumns) {
+      for (int32_t column = 0; column < kPanelColumns; ++column) {
+        for (int32_t j = 0; j < 2; ++j) {
+          const int32_t n = panel * kPanelColumns + column;
+          const float value = n < w.N && k + j < w.K ? gemm_packed_element(w, n, k + j) : 0.0f;
+          uint16_t* hi = split + 2 * column + j;
+          split_bf16(value, hi, hi + 2 * kPanelColumns);
+        }
       }
     }
   }

@@ -22,15 +22,26 @@ T* DerivedWeights::allocate(int64_t count) {
   return static_cast<T*>(memory_.back().get());
 }
 
-DerivedWeights::DerivedWeights(const EncoderWeights& file, kernels::Storage storage)
-    : weights_(file) {
+DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute) : weights_(file) {
   for (LayerWeights& layer : weights_.layers) {
     for (LinearWeights* linear : {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
-      derive(*linear, storage);
+      if (compute == Compute::kBf16x3) {
+        split(*linear);
+      } else {
+        derive(*linear,
+               compute == Compute::kInt8 ? kernels::Storage::kI8 : kernels::Storage::kF32);
+      }
   }
   // The pooler multiplies in f32 whatever the layers do.
   if (weights_.pooler.weight.storage == kernels::Storage::kI8)
     derive(weights_.pooler, kernels::Storage::kF32);
+}
+
+void DerivedWeights::split(LinearWeights& linear) {
+  const kernels::PackedMatrix& w = linear.weight;
+  uint16_t* split = allocate<uint16_t>(kernels::split_elements(w.N, w.K));
+  kernels::gemm_split_panels(w, split);
+  linear.split = {split, w.N, w.K};
 }
 
 void DerivedWeights::derive(LinearWeights& linear, kernels::Storage storage) {

@@ -12,8 +12,8 @@ using kernels::GemmEpilogue;
 constexpr int32_t kRowsPerTask = 8;
 constexpr int32_t kPanelsPerTask = 4;
 
-/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both. For
-/// products in int8 the f32 rows are quantised right before them.
+/// Rows that a step reads or writes: in f32, in bf16 (split, for bf16x3) for a product that
+/// computes so, or both. For products in int8 the f32 rows are quantised right before them.
 struct Rows {
   float* wide = nullptr;
   int64_t wide_stride = 0;
@@ -32,19 +32,20 @@ class Steps {
         num_sentences_(num_sentences),
         num_tokens_(workspace.cu_seqlens[num_sentences]),
         C_(config_.hidden_size),
+        compute_(encoder.compute),
         x{w_.x, w_.x_stride},
         sum{w_.x, w_.x_stride},
         qkv{w_.qkv, w_.qkv_stride},
         context{w_.context, w_.context_stride},
         hidden{w_.hidden, w_.hidden_stride} {
-    if (encoder.compute == Compute::kBf16) {
+    if (compute_ == Compute::kBf16 || compute_ == Compute::kBf16x3) {
       // x and context are never waiting for a product at the same time, so they share their bf16
       // rows.
       x.narrow = context.narrow = w_.narrow;
-      x.narrow_stride = context.narrow_stride = w_.narrow_stride;
-      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), w_.hidden_stride};
+      const int64_t parts = compute_ == Compute::kBf16x3 ? 2 : 1;
+      x.narrow_stride = context.narrow_stride = parts * w_.narrow_stride;
+      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), parts * w_.hidden_stride};
     }
-    int8_ = encoder.compute == Compute::kInt8;
   }
 
   void embedding(const EncoderWeights& weights) {
@@ -89,14 +90,18 @@ class Steps {
     const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
-    if (int8_) quantize(a, linear.weight.K);
+    if (compute_ == Compute::kInt8) quantize(a, linear.weight.K);
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
-            if (int8_) {
+            if (compute_ == Compute::kInt8) {
               kernels_.gemm_forward_i8(w_.quantized, w_.quantized_stride, num_tokens_,
                                        w_.quantized_rows, linear.weight, first, last, epilogue,
                                        out.wide, out.wide_stride);
-            } else if (a.narrow != nullptr) {
+            } else if (compute_ == Compute::kBf16x3) {
+              kernels_.gemm_forward_bf16x3(a.narrow, a.narrow_stride, num_tokens_, linear.split,
+                                           first, last, epilogue, out.wide, out.wide_stride,
+                                           out.narrow, out.narrow_stride);
+            } else if (compute_ == Compute::kBf16) {
               kernels_.gemm_forward_bf16(a.narrow, a.narrow_stride, num_tokens_, linear.weight,
                                          first, last, epilogue, out.wide, out.wide_stride,
                                          out.narrow, out.narrow_stride);
@@ -149,8 +154,9 @@ class Steps {
 
   void narrow(const Rows& rows, int32_t first, int32_t last) {
     if (rows.narrow == nullptr) return;
-    kernels_.narrow_forward_bf16(rows.wide, rows.wide_stride, first, last, C_, rows.narrow,
-                                 rows.narrow_stride);
+    const auto narrow = compute_ == Compute::kBf16x3 ? kernels_.split_forward_bf16x3
+                                                     : kernels_.narrow_forward_bf16;
+    narrow(rows.wide, rows.wide_stride, first, last, C_, rows.narrow, rows.narrow_stride);
   }
 
   /// The rows of a in 8 bits: x, context and hidden take turns in the one buffer.
@@ -178,7 +184,7 @@ class Steps {
   Workspace& w_;
   ThreadPool* pool_;
   int32_t num_sentences_, num_tokens_, C_;
-  bool int8_ = false;
+  Compute compute_;
 
  public:
   Rows x;        // [N, C]

@@ -41,13 +41,13 @@ class Model {
     return table;
   }
 
-  /// The matrices in `storage`, made unless a session that lives has them already.
-  std::shared_ptr<const DerivedWeights> derived_weights(kernels::Storage storage) const {
+  /// The matrices for `compute`, made unless a session that lives has them already.
+  std::shared_ptr<const DerivedWeights> derived_weights(Compute compute) const {
     const std::lock_guard<std::mutex> lock(derived_mutex_);
-    std::weak_ptr<const DerivedWeights>& kept = derived_[storage];
+    std::weak_ptr<const DerivedWeights>& kept = derived_[compute];
     std::shared_ptr<const DerivedWeights> derived = kept.lock();
     if (derived == nullptr) {
-      derived = std::make_shared<const DerivedWeights>(weights_, storage);
+      derived = std::make_shared<const DerivedWeights>(weights_, compute);
       kept = derived;
     }
     return derived;
@@ -58,7 +58,7 @@ class Model {
   EncoderWeights weights_;
   std::unique_ptr<Tokenizer> tokenizer_;
   mutable std::mutex derived_mutex_;
-  mutable std::map<kernels::Storage, std::weak_ptr<const DerivedWeights>> derived_;
+  mutable std::map<Compute, std::weak_ptr<const DerivedWeights>> derived_;
   mutable std::mutex qkv_mutex_;
   mutable std::map<kernels::Isa, std::weak_ptr<const QkvTable>> qkv_tables_;
 };

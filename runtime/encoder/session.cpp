@@ -13,7 +13,9 @@ namespace {
 // The kernels know no C API; their numbers are its.
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
+static_assert(static_cast<int>(kernels::Isa::kAmx) == XSR_ISA_AMX);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
+static_assert(static_cast<int>(Compute::kBf16x3) == XSR_COMPUTE_BF16X3);
 static_assert(static_cast<int>(Compute::kInt8) == XSR_COMPUTE_INT8);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
@@ -33,7 +35,7 @@ int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef 
 
 kernels::Isa isa_wanted(xsr_isa wanted) {
   if (wanted == XSR_ISA_AUTO) return choose_isa(std::nullopt);
-  if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512_BF16) {
+  if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AMX) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "isa " + std::to_string(wanted) + " is no value of xsr_isa");
   }
@@ -55,6 +57,7 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
 
 Compute choose_compute(xsr_compute wanted, const Model& model) {
   if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
+  if (wanted == XSR_COMPUTE_BF16X3) return Compute::kBf16x3;
   if (wanted == XSR_COMPUTE_INT8) return Compute::kInt8;
   if (wanted != XSR_COMPUTE_BF16) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
@@ -76,14 +79,15 @@ Compute choose_compute(xsr_compute wanted, const Model& model) {
 
 /// Null where the file's own matrices are what is computed with.
 std::shared_ptr<const DerivedWeights> choose_weights(const Model& model, Compute compute) {
-  if (compute == Compute::kInt8) return model.derived_weights(kernels::Storage::kI8);
+  if (compute == Compute::kInt8 || compute == Compute::kBf16x3)
+    return model.derived_weights(compute);
   bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
   for (const LayerWeights& layer : model.weights().layers) {
     for (const LinearWeights* linear :
          {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
       narrow = narrow || linear->weight.storage == kernels::Storage::kI8;
   }
-  return narrow ? model.derived_weights(kernels::Storage::kF32) : nullptr;
+  return narrow ? model.derived_weights(Compute::kF32) : nullptr;
 }
 
 int32_t choose_threads(int32_t wanted) {

@@ -22,6 +22,8 @@ class Session {
     switch (encoder_.compute) {
       case Compute::kBf16:
         return encoder_.kernels.gemm_forward_bf16_isa;
+      case Compute::kBf16x3:
+        return encoder_.kernels.gemm_forward_bf16x3_isa;
       case Compute::kInt8:
         return encoder_.kernels.gemm_forward_i8_isa;
       case Compute::kF32:

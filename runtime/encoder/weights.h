@@ -14,6 +14,7 @@ struct NormWeights {
 struct LinearWeights {
   kernels::PackedMatrix weight;  // [N, K]
   const float* bias = nullptr;   // [N]
+  kernels::SplitMatrix split;    // the weight again, of DerivedWeights for bf16x3
 };
 
 struct LayerWeights {

@@ -38,7 +38,7 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
       {reinterpret_cast<void**>(&qkv), sizeof(float) * N * qkv_stride},
       {reinterpret_cast<void**>(&context), sizeof(float) * N * context_stride},
       {reinterpret_cast<void**>(&hidden), sizeof(float) * N * hidden_stride},
-      {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * narrow_stride},
+      {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * 2 * narrow_stride},
       {reinterpret_cast<void**>(&quantized), sizeof(uint8_t) * N * quantized_stride},
       {reinterpret_cast<void**>(&quantized_rows), sizeof(kernels::QuantizedRow) * N},
       {reinterpret_cast<void**>(&rstd), sizeof(float) * N},

@@ -30,8 +30,8 @@ class Workspace {
   float* context = nullptr;  // [N, C]
   float* hidden = nullptr;   // [N, F]
   uint16_t* narrow =
-      nullptr;  // [N, C] bf16: the input of the next product where it computes in bf16
-  uint8_t* quantized = nullptr;  // [N, max(C, F)]: the same where it computes in int8
+      nullptr;  // [N, C] bf16, or [N, 2S] split, at twice the stride: the next product's input
+  uint8_t* quantized = nullptr;  // [N, max(C, F)]: the same in int8
   kernels::QuantizedRow* quantized_rows = nullptr;  // [N]: of them
   float* rstd = nullptr;                            // [N]: of the embedding's LayerNorm
   float* pooled = nullptr;                          // [B, C]; only with a pooler
