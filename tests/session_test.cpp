@@ -456,8 +456,9 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
-  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx",
-               detail);
+  EXPECT_STREQ(
+      "XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx",
+      detail);
   if (saved.empty()) {
     unsetenv("XSR_FORCE_ISA");
   } else {

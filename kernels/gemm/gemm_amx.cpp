@@ -2,61 +2,17 @@
 // of 16 outputs are one tile of 16 rows 128 bytes apart, so that a panel is two tiles wide.
 //
 // Tiles 0 to 3 hold the sums of up to 32 rows × 32 outputs, 4 and 5 the rows, 6 and 7 the weights.
-// Rows left over (M mod 32) get tiles of just so many rows. All tile instructions are asm: gcc 12's
-// _tile_loadconfig declares 8 of the 64 bytes it reads and its _tile_loadd none, so stores before
-// them may vanish or move. No compiler uses tile registers of its own accord.
+// Rows left over (M mod 32) get tiles of just so many rows.
 #include "kernels/gemm/gemm.h"
-#include "kernels/simd/avx512.h"
+#include "kernels/simd/amx.h"
 
 namespace xsr::kernels {
 namespace {
 
-template <int kTile>
-inline void tile_zero() {
-  __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile) : "memory");
-}
-/// kStreamed is for the operand that passes through once: it does not push the other out of L1.
-template <int kTile, bool kStreamed = false>
-inline void tile_load(const void* base, int64_t stride) {
-  if (kStreamed) {
-    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(base), "r"(stride), "i"(kTile)
-                     : "memory");
-  } else {
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(base), "r"(stride), "i"(kTile)
-                     : "memory");
-  }
-}
-template <int kTile>
-inline void tile_store(void* base, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(base), "r"(stride), "i"(kTile)
-                   : "memory");
-}
-/// sums += rows · weights: pairs of bf16, or fours of u8 and s8.
-template <bool kInt8, int kSums, int kRows, int kWeights>
-inline void tile_product() {
-  if (kInt8) {
-    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights)
-                     : "memory");
-  } else {
-    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows),
-                     "i"(kWeights)
-                     : "memory");
-  }
-}
-
-constexpr int32_t kTileRows = 16, kTileBytes = 64;  // of a row
 constexpr int32_t kBlockRows = 2 * kTileRows;
 constexpr int64_t kPanelRowBytes = 128;  // a 32-bit lane for each of 32 outputs
 // Panels that the rows left over read again after the full blocks have: they should still be in L2.
 constexpr int64_t kGroupBytes = 256 << 10;
-
-/// The memory operand of ldtilecfg, palette 1.
-struct alignas(64) TileConfig {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-static_assert(sizeof(TileConfig) == 64);
 
 /// For blocks of `rows` rows, 1 to 32; zeroes all tiles.
 void configure_tiles(int32_t rows) {
@@ -69,10 +25,8 @@ void configure_tiles(int32_t rows) {
     config.rows[tile] = (uint8_t)count;
     config.row_bytes[tile] = count > 0 ? kTileBytes : 0;
   }
-  __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
+  load_tile_config(config);
 }
-
-void release_tiles() { __asm__ volatile("tilerelease" ::: "memory"); }
 
 /// What a call multiplies, the same for every element type.
 struct Call {

@@ -28,8 +28,7 @@ DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute) : we
       if (compute == Compute::kBf16x3) {
         split(*linear);
       } else {
-        derive(*linear,
-               compute == Compute::kInt8 ? kernels::Storage::kI8 : kernels::Storage::kF32);
+        derive(*linear, compute == Compute::kInt8 ? kernels::Storage::kI8 : kernels::Storage::kF32);
       }
   }
   // The pooler multiplies in f32 whatever the layers do.

@@ -154,8 +154,8 @@ class Steps {
 
   void narrow(const Rows& rows, int32_t first, int32_t last) {
     if (rows.narrow == nullptr) return;
-    const auto narrow = compute_ == Compute::kBf16x3 ? kernels_.split_forward_bf16x3
-                                                     : kernels_.narrow_forward_bf16;
+    const auto narrow =
+        compute_ == Compute::kBf16x3 ? kernels_.split_forward_bf16x3 : kernels_.narrow_forward_bf16;
     narrow(rows.wide, rows.wide_stride, first, last, C_, rows.narrow, rows.narrow_stride);
   }
 

@@ -31,7 +31,7 @@ class Workspace {
   float* hidden = nullptr;   // [N, F]
   uint16_t* narrow =
       nullptr;  // [N, C] bf16, or [N, 2S] split, at twice the stride: the next product's input
-  uint8_t* quantized = nullptr;  // [N, max(C, F)]: the same in int8
+  uint8_t* quantized = nullptr;                     // [N, max(C, F)]: the same in int8
   kernels::QuantizedRow* quantized_rows = nullptr;  // [N]: of them
   float* rstd = nullptr;                            // [N]: of the embedding's LayerNorm
   float* pooled = nullptr;                          // [B, C]; only with a pooler
