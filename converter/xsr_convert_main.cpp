@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "converter/calibrate.h"
 #include "converter/convert.h"
 #include "converter/inspect.h"
 #include "converter/quality.h"
@@ -15,7 +16,7 @@
 namespace {
 
 struct Arguments {
-  std::string in, out, spm, license, prefix, inspect, check, quality;
+  std::string in, out, spm, license, prefix, inspect, check, calibrate, quality;
   xsr::Family family = xsr::Family::kXsr;
   int32_t heads = 0;
   xsr::Activation activation = xsr::Activation::kNone;
@@ -52,13 +53,16 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
   const auto checkpoint = xsr::Checkpoint::open(a.in);
   xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
   std::string quality_line;
-  if (!a.quality.empty()) {
+  if (!a.calibrate.empty() || !a.quality.empty()) {
     options.dtype = xsr::DType::kF32;
-    const xsr::Quality quality =
-        xsr::measure_quality(xsr::convert_checkpoint(*checkpoint, options), model, a.dtype,
-                             xsr::parse_pair_file(a.quality));
-    xsr::record_quality(quality, model);
-    quality_line = xsr::quality_text(quality);
+    const xsr::ConvertedModel wide = xsr::convert_checkpoint(*checkpoint, options);
+    if (!a.calibrate.empty()) xsr::calibrate(wide, xsr::parse_pair_file(a.calibrate), model);
+    if (!a.quality.empty()) {
+      const xsr::Quality quality =
+          xsr::measure_quality(wide, model, a.dtype, xsr::parse_pair_file(a.quality));
+      xsr::record_quality(quality, model);
+      quality_line = xsr::quality_text(quality);
+    }
   }
   const auto sources = model.sources();
   xsr::write_xsr_file(a.out, model.config, sources, model.tokenizer, model.provenance);
@@ -119,6 +123,11 @@ int run(int argc, char** argv) {
                                                                     {"f16", xsr::DType::kF16},
                                                                     {"i8", xsr::DType::kI8},
                                                                     {"int8", xsr::DType::kI8}}));
+  auto* calibrate = app.add_option(
+      "--calibrate", a.calibrate,
+      "with --dtype int8: take the ranges of activations from the sentences of CORPUS (as for "
+      "--quality) once and for all, instead of from each row at run time");
+  calibrate->type_name("CORPUS");
   auto* quality = app.add_option(
       "--quality", a.quality,
       "measure what --dtype costs on CORPUS, [NAME=]PAIRS.tsv or [NAME=]FILE,FILE of sentence "
@@ -141,6 +150,9 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
     if (!*inspect && !*check && (!*in || !*out)) {
       throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");
+    }
+    if (*calibrate && a.dtype != xsr::DType::kI8) {
+      throw CLI::ValidationError("--calibrate", "is for int8: give --dtype int8");
     }
     if (*quality && a.dtype == xsr::DType::kF32) {
       throw CLI::ValidationError("--quality", "compares with f32: give --dtype bf16, f16 or int8");

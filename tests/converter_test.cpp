@@ -13,6 +13,7 @@
 #include <random>
 #include <sstream>
 
+#include "converter/calibrate.h"
 #include "converter/checkpoint.h"
 #include "converter/convert.h"
 #include "converter/family.h"
@@ -1003,6 +1004,90 @@ TEST(Quality, wants_text_pairs_and_tokens) {
               HasSubstr("give --spm"));
 }
 
+// ---- calibrated ranges ----
+
+ConvertedModel::Tensor& tensor_of(ConvertedModel& model, const std::string& name) {
+  for (ConvertedModel::Tensor& t : model.tensors)
+    if (t.name == name) return t;
+  throw std::runtime_error("no tensor " + name);
+}
+
+TEST(Calibrate, ranges_are_those_of_the_inputs_and_are_computed_with) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file("pairs=" + folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32), dynamic = text.converted(DType::kI8);
+  ConvertedModel calibrated = dynamic;
+  calibrate(wide, corpus, calibrated);
+  const auto layers = static_cast<size_t>(wide.config.num_layers);
+  ASSERT_EQ(calibrated.tensors.size(), dynamic.tensors.size() + 4 * layers);
+  const auto provenance = nlohmann::json::parse(calibrated.provenance);
+  EXPECT_EQ(provenance["calibration"]["corpus"], "pairs");
+  EXPECT_EQ(provenance["calibration"]["sentences"], 2 * text.first.size());
+
+  const auto exact = embeddings(wide, XSR_COMPUTE_F32, text.first),
+             by_row = embeddings(dynamic, XSR_COMPUTE_INT8, text.first),
+             by_range = embeddings(calibrated, XSR_COMPUTE_INT8, text.first);
+  EXPECT_NE(by_row, by_range) << "the ranges of the file were not computed with";
+  double least = 1;
+  for (size_t i = 0; i < exact.size(); ++i) least = std::min(least, cosine(exact[i], by_range[i]));
+  EXPECT_GT(least, 0.999);
+
+  // Ranges are tight: a quarter of one cuts values off.
+  for (const char* product : {"qkv", "attention_output", "up", "down"}) {
+    ConvertedModel cut = calibrated;
+    auto& data = tensor_of(cut, std::string("layer.0.") + product + ".input_range").data;
+    float range[2];
+    std::memcpy(range, data.data(), sizeof range);
+    EXPECT_LT(range[0], range[1]) << product;
+    EXPECT_LE(range[0], 0) << product;
+    EXPECT_GE(range[1], 0) << product;
+    for (float& end : range) end *= 0.25f;
+    std::memcpy(data.data(), range, sizeof range);
+    const auto saturated = embeddings(cut, XSR_COMPUTE_INT8, text.first);
+    double worst = 1;
+    for (size_t i = 0; i < exact.size(); ++i)
+      worst = std::min(worst, cosine(exact[i], saturated[i]));
+    EXPECT_LT(worst, least) << product;
+  }
+  ConvertedModel wide_with_ranges = wide;
+  for (size_t i = dynamic.tensors.size(); i < calibrated.tensors.size(); ++i)
+    wide_with_ranges.tensors.push_back(calibrated.tensors[i]);
+  EXPECT_EQ(exact, embeddings(wide_with_ranges, XSR_COMPUTE_F32, text.first))
+      << "f32 has no use for ranges";
+  EXPECT_EQ(by_range[0], embeddings(calibrated, XSR_COMPUTE_INT8, {text.first[0]})[0]);
+}
+
+TEST(Calibrate, a_range_that_is_none_is_refused) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32);
+  ConvertedModel model = text.converted(DType::kI8);
+  calibrate(wide, corpus, model);
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinity = std::numeric_limits<float>::infinity();
+  const float broken[][2] = {{1, 2}, {-2, -1}, {nan, 1}, {-1, nan}, {-infinity, 1}};
+  for (const auto& range : broken) {
+    auto& data = tensor_of(model, "layer.1.up.input_range").data;
+    std::memcpy(data.data(), range, sizeof range);
+    try {
+      embeddings(model, XSR_COMPUTE_INT8, {"a"});
+      ADD_FAILURE() << range[0] << " to " << range[1] << " was taken";
+    } catch (const Exception& e) {
+      EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE);
+      EXPECT_THAT(e.what(), HasSubstr("layer.1.up.input_range"));
+    }
+  }
+  ConvertedModel ids_only = convert(xsr_tensors());
+  EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT,
+                         [&] {
+                           const ConvertedModel same = ids_only;
+                           calibrate(same, corpus, ids_only);
+                         }),
+              HasSubstr("give --spm"));
+}
+
 // ---- inspect and check ----
 
 TEST(Inspect, checkpoints_and_xsr_files) {
@@ -1143,6 +1228,12 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
       EXPECT_LE(share, 1);
     }
   }
+  EXPECT_EQ(run(convert + " --dtype int8 --calibrate " + (folder_ / "pairs.tsv")), 0) << err_;
+  const auto calibrated = nlohmann::json::parse(XsrFile::open(output)->provenance());
+  EXPECT_EQ(calibrated.at("calibration").at("sentences"), 2 * text.first.size());
+  EXPECT_NE(calibrated.at("quality").at("cosine_to_f32"), cosines);
+  EXPECT_EQ(run("--check " + output), 0) << err_;
+  EXPECT_EQ(run(convert + " --dtype bf16 --calibrate " + (folder_ / "pairs.tsv")), 2);
   EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
   EXPECT_THAT(err_, HasSubstr("--quality"));
   EXPECT_EQ(run(convert + ".missing --dtype int8"), 1);

@@ -25,7 +25,8 @@ struct Rows {
 class Steps {
  public:
   Steps(const Encoder& encoder, int32_t num_sentences, Workspace& workspace, ThreadPool* pool)
-      : config_(encoder.config),
+      : encoder_(encoder),
+        config_(encoder.config),
         kernels_(encoder.kernels),
         w_(workspace),
         pool_(pool),
@@ -90,7 +91,8 @@ class Steps {
     const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
-    if (compute_ == Compute::kInt8) quantize(a, linear.weight.K);
+    if (encoder_.observer) encoder_.observer(linear, a.wide, a.wide_stride, num_tokens_);
+    if (compute_ == Compute::kInt8) quantize(a, linear);
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
             if (compute_ == Compute::kInt8) {
@@ -160,10 +162,11 @@ class Steps {
   }
 
   /// The rows of a in 8 bits: x, context and hidden take turns in the one buffer.
-  void quantize(const Rows& a, int32_t K) {
+  void quantize(const Rows& a, const LinearWeights& linear) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, K, nullptr, w_.quantized,
-                                   w_.quantized_stride, w_.quantized_rows);
+      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, linear.weight.K,
+                                   linear.input_range, w_.quantized, w_.quantized_stride,
+                                   w_.quantized_rows);
     });
   }
 
@@ -179,6 +182,7 @@ class Steps {
     });
   }
 
+  const Encoder& encoder_;
   const ModelConfig& config_;
   const kernels::KernelTable& kernels_;
   Workspace& w_;

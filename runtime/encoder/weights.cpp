@@ -1,5 +1,7 @@
 #include "runtime/encoder/weights.h"
 
+#include <cmath>
+
 #include "runtime/error.h"
 
 namespace xsr {
@@ -65,7 +67,23 @@ class Binder {
 
   LinearWeights linear(const std::string& name, int32_t N, int32_t K) const {
     const TensorView& found = tensor(name + ".weight", {N, K}, Layout::kPanels32);
-    return {{found.data, storage(found), N, K, found.scales}, vector(name + ".bias", N)};
+    return {{found.data, storage(found), N, K, found.scales},
+            vector(name + ".bias", N),
+            input_range(name + ".input_range")};
+  }
+
+  /// Null where the file has none.
+  const kernels::InputRange* input_range(const std::string& name) const {
+    if (file_.find(name) == nullptr) return nullptr;
+    const auto* range = reinterpret_cast<const kernels::InputRange*>(vector(name, 2));
+    if (!(range->low <= 0 && range->high >= 0 && std::isfinite(range->low) &&
+          std::isfinite(range->high))) {
+      throw Error(XSR_STATUS_BAD_FILE, file_.name() + ": tensor " + name + " is from " +
+                                           std::to_string(range->low) + " to " +
+                                           std::to_string(range->high) +
+                                           ", expected a finite range that holds 0");
+    }
+    return range;
   }
 
  private:

@@ -14,7 +14,9 @@ struct NormWeights {
 struct LinearWeights {
   kernels::PackedMatrix weight;  // [N, K]
   const float* bias = nullptr;   // [N]
-  kernels::SplitMatrix split;    // the weight again, of DerivedWeights for bf16x3
+  // Of the inputs where they are quantised; null: each row by its own range
+  const kernels::InputRange* input_range = nullptr;
+  kernels::SplitMatrix split;  // the weight again, of DerivedWeights for bf16x3
 };
 
 struct LayerWeights {
