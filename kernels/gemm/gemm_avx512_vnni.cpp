@@ -8,7 +8,7 @@ namespace {
 /// sum + Σ of four products u8 · s8 in each 32-bit lane. As assembly, since gcc 12 moves the sums
 /// of _mm512_dpbusd_epi32 through other registers and then to the stack.
 static inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i x, __m512i w) {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   sum = _mm512_dpbusd_epi32(sum, x, w);
 #else
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));

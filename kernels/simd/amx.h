@@ -21,7 +21,7 @@ static_assert(sizeof(TileConfig) == 64);
 
 /// Zeroes all tiles.
 static inline void load_tile_config(const TileConfig& config) {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   _tile_loadconfig(&config);
 #else
   __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
@@ -29,7 +29,7 @@ static inline void load_tile_config(const TileConfig& config) {
 }
 
 static inline void release_tiles() {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   _tile_release();
 #else
   __asm__ volatile("tilerelease" ::: "memory");
@@ -38,7 +38,7 @@ static inline void release_tiles() {
 
 template <int kTile>
 static inline void tile_zero() {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   _tile_zero(kTile);
 #else
   __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile) : "memory");
@@ -48,7 +48,7 @@ static inline void tile_zero() {
 /// kStreamed is for the operand that passes through once: it does not push the other out of L1.
 template <int kTile, bool kStreamed = false>
 static inline void tile_load(const void* base, int64_t stride) {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   kStreamed ? _tile_stream_loadd(kTile, base, stride) : _tile_loadd(kTile, base, stride);
 #else
   if (kStreamed) {
@@ -63,7 +63,7 @@ static inline void tile_load(const void* base, int64_t stride) {
 
 template <int kTile>
 static inline void tile_store(void* base, int64_t stride) {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   _tile_stored(kTile, base, stride);
 #else
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(base), "r"(stride), "i"(kTile)
@@ -74,7 +74,7 @@ static inline void tile_store(void* base, int64_t stride) {
 /// sums += rows · weights: pairs of bf16, or fours of u8 and s8.
 template <bool kInt8, int kSums, int kRows, int kWeights>
 static inline void tile_product() {
-#if defined(XSR_EMULATED)
+#if defined(XSR_EMULATE_ISA)
   kInt8 ? _tile_dpbusd(kSums, kRows, kWeights) : _tile_dpbf16ps(kSums, kRows, kWeights);
 #else
   if (kInt8) {

@@ -24,7 +24,7 @@ struct Encoder {
   // Of encoders that compute in f32: sees the input [num_tokens, K] of each product in a layer.
   std::function<void(const LinearWeights& product, const float* input, int64_t stride,
                      int32_t num_tokens)>
-      observer;
+      observer = {};
 };
 
 /// Runs the encoder over the chunk that stands in the workspace (token_ids, positions, cu_seqlens
