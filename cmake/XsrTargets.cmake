@@ -18,6 +18,12 @@ function(xsr_set_isa_flags)
   # GCC's own AVX-512 headers read the "undefined" vectors they declare (GCC bug 105593).
   list(APPEND avx512 $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
   set(avx512_bf16 ${avx512} -mavx512bf16)
+  if(XSR_EMULATE_ISA)
+    # -O2: with more, gcc takes minutes for tiles that hold twice as many vectors as there are registers.
+    set(avx512 -O2 -mavx2 -mfma -mf16c -include "${PROJECT_SOURCE_DIR}/kernels/simd/emulated_avx512.h"
+      $<$<CXX_COMPILER_ID:GNU>:-Wno-psabi>)  # nothing outside a file is called with such vectors
+    set(avx512_bf16 ${avx512} -DXSR_EMULATE_AVX512_BF16)
+  endif()
   foreach(source ${ARGN})
     if(source MATCHES "_(avx2|avx512|avx512_bf16)\\.cpp$")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${${CMAKE_MATCH_1}}")

@@ -12,7 +12,8 @@ const char* isa_name(Isa isa);
 bool parse_isa(const char* text, Isa* isa);
 /// True when this CPU has, and the operating system saves (OSXSAVE, XCR0), everything the ISA's
 /// files are compiled with. avx2: AVX, AVX2, FMA, F16C. avx512: those and AVX-512 F, BW, DQ, VL.
-/// avx512_bf16: those and AVX512_BF16. Safe from any thread.
+/// avx512_bf16: those and AVX512_BF16. A build for tests with XSR_EMULATE_ISA needs avx2 for all.
+/// Safe from any thread.
 bool isa_supported(Isa isa);
 /// The fastest supported ISA.
 Isa best_isa();
