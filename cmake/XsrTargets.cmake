@@ -20,6 +20,14 @@ function(xsr_set_isa_flags)
   set(avx512_vnni ${avx512} -mavx512vnni)
   set(avx512_bf16 ${avx512} -mavx512bf16)
   set(amx ${avx512_bf16} -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
+  if(XSR_EMULATE_ISA)
+    # -O2: with more, gcc takes minutes for tiles that hold twice as many vectors as there are registers.
+    set(avx512 -O2 -mavx2 -mfma -mf16c -DXSR_EMULATE_ISA -include "${PROJECT_SOURCE_DIR}/kernels/simd/emulated_avx512.h"
+      $<$<CXX_COMPILER_ID:GNU>:-Wno-psabi>)  # nothing outside a file is called with such vectors
+    set(avx512_vnni ${avx512})
+    set(avx512_bf16 ${avx512} -DXSR_EMULATE_AVX512_BF16)
+    set(amx ${avx512_bf16})
+  endif()
   foreach(source ${ARGN})
     if(source MATCHES "_(avx2|avx512|avx512_vnni|avx512_bf16|amx)\\.cpp$")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${${CMAKE_MATCH_1}}")

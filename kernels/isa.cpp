@@ -42,6 +42,11 @@ Features detect() {
   const uint64_t xcr0 = read_xcr0();
   const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
   features.avx2 = (b & (1u << 5)) && (xcr0 & ymm_state) == ymm_state;
+#if defined(XSR_EMULATE_ISA)
+  features.avx512 = features.avx512_vnni = features.avx512_bf16 = features.amx =
+      features.avx2;  // see simd/emulated_avx512.h
+  return features;
+#endif
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && (b & avx512) == avx512 && (xcr0 & zmm_state) == zmm_state;
   features.avx512_vnni = features.avx512 && (c & (1u << 11));

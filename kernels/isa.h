@@ -25,7 +25,8 @@ bool parse_isa(const char* text, Isa* isa);
 /// avx512_vnni: those and AVX512_VNNI. avx512_bf16: those and AVX512_BF16; every CPU with BF16 has
 /// VNNI too, so that each ISA contains the one before it. amx: those and AMX-TILE, AMX-BF16 and
 /// AMX-INT8; the first call asks Linux to let this process use the tile data (arch_prctl,
-/// ARCH_REQ_XCOMP_PERM), which threads started before or after share. Safe from any thread.
+/// ARCH_REQ_XCOMP_PERM), which threads started before or after share. A build for tests with
+/// XSR_EMULATE_ISA needs avx2 for all. Safe from any thread.
 bool isa_supported(Isa isa);
 /// The fastest supported ISA.
 Isa best_isa();

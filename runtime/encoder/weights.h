@@ -16,7 +16,7 @@ struct LinearWeights {
   const float* bias = nullptr;   // [N]
   // Of the inputs where they are quantised; null: each row by its own range
   const kernels::InputRange* input_range = nullptr;
-  kernels::SplitMatrix split = {}; // the weight again, of DerivedWeights for bf16x3
+  kernels::SplitMatrix split = {};  // the weight again, of DerivedWeights for bf16x3
 };
 
 struct LayerWeights {
