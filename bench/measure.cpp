@@ -100,7 +100,7 @@ Check check_against_ref(const Model& model, Session& timed) {
     largest = std::max(largest, std::fabs(double{expected[i]}));
     check.largest_difference = std::max(check.largest_difference, difference);
   }
-  // Rounding of f32, of bf16 (2^-9 a value) or of two (2^-18); a wrong result differs by about
+  // Rounding of f32, of bf16 (2^-9 a value) or of two (2^-17); a wrong result differs by about
   // `largest`.
   // int8: a value is up to 2^-9 of its row's range away, four products a layer.
   const double unit = timed.compute() == XSR_COMPUTE_BF16     ? 2e-2

@@ -595,7 +595,7 @@ void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Ran
         product += term;
         magnitude += std::fabs(term);
       }
-      ASSERT_LE(std::fabs(exact - product), 3.1 * std::ldexp(magnitude, -18)) << what;
+      ASSERT_LE(std::fabs(exact - product), 2.1 * std::ldexp(magnitude, -16)) << what;
       if (c.bias) exact += bias[n];
       exact = activate_ref(exact, c.activation);
       if (c.residual) exact += residual[i];

@@ -89,7 +89,7 @@ using narrow_forward_bf16_t = void(const float* x, int64_t x_stride, int32_t fir
 
 narrow_forward_bf16_t narrow_forward_bf16_ref, narrow_forward_bf16_avx512_bf16;
 
-/// f32 as two bf16: hi = bf16(x), lo = bf16(x - hi), so that |x - hi - lo| ≤ 2^-18 |x| while lo is
+/// f32 as two bf16: hi = bf16(x), lo = bf16(x - hi), so that |x - hi - lo| ≤ 2^-17 |x| while lo is
 /// a normal number; lo is 0 where hi is not finite (|x| ≥ 2^128 - 2^119 too).
 ///
 /// A split row of C values holds hi in columns [0, S) and lo in [S, 2S), S = split_columns(C);
@@ -127,7 +127,7 @@ void gemm_split_panels(const PackedMatrix& w, uint16_t* split);
 /// Products of two bf16 are exact in f32, sums round to f32; the order within 32 inputs is the
 /// ISA's own, the same for every row, so that what is promised of rows, panels and batches is as
 /// above. Error against the double reference of the same three products ≤ 2× that of the plain f32
-/// loop; what splitting leaves out is at most 3.1 · 2^-18 Σ_k |a[m, k]| |W[n, k]|.
+/// loop; what splitting leaves out is at most 2.1 · 2^-16 Σ_k |a[m, k]| |W[n, k]|.
 using gemm_forward_bf16x3_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
                                    const SplitMatrix& w, int32_t first_panel, int32_t last_panel,
                                    const GemmEpilogue& epilogue, float* out, int64_t out_stride,
