@@ -49,7 +49,8 @@ const std::vector<ConfigKey> kKeys = {
     {"", "threads", "0: the processors this process may use; never changes a bit of the result",
      SLOT(number(c.threads, 0, 1024)), true},
     {"", "isa",
-     "Instruction set: auto, ref, avx2, avx512, avx512_vnni, avx512_bf16, amx; a resumed run keeps the "
+     "Instruction set: auto, ref, avx2, avx512, avx512_vnni, avx512_bf16, amx; a resumed run keeps "
+     "the "
      "one it had",
      SLOT(any(c.isa)), true},
     {"", "precision", "What the matrix products read: f32, or bf16 (summed in f32)",
