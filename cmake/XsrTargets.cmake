@@ -32,10 +32,13 @@ function(xsr_set_isa_flags)
 endfunction()
 
 # xsr_compile_quickly(TARGET...): programs that call the libraries, where the time is spent, and are themselves templates of
-# GoogleTest, CLI11 and JSON, which -O3 compiles twice as long.
+# GoogleTest, CLI11 and JSON, which -O3 compiles twice as long. Tests also hold plain loops that sanitizers make slow enough.
 function(xsr_compile_quickly)
   foreach(target ${ARGN})
     target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+    if(XSR_SANITIZE AND NOT target MATCHES "_test$")
+      target_compile_options(${target} PRIVATE -O0)
+    endif()
   endforeach()
 endfunction()
 
