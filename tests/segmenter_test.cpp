@@ -22,7 +22,6 @@
 #include "runtime/text/word_memo.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
-#include "tests/support/sanitizers.h"
 #include "tests/support/text.h"
 
 namespace xsr {
@@ -34,7 +33,8 @@ using test::read_file;
 using test::read_lines;
 using test::utf8;
 
-constexpr int kShare = test::kAddressSanitizer || test::kThreadSanitizer ? 10 : 1;
+// Builds beside the first, and sanitizers, take one text in this many (tests/CMakeLists.txt).
+constexpr int kShare = XSR_TEST_SHARE;
 
 const fs::path kData = fs::path(XSR_SOURCE_DIR) / "tests/data";
 constexpr size_t kNoLimit = size_t{1} << 20;
