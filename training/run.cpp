@@ -19,6 +19,7 @@
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
 #include "training/checkpoint.h"
+#include "training/cpu_trainer.h"
 #include "training/data/pair_stream.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
@@ -55,6 +56,12 @@ class FolderLock {
  private:
   int fd_;
 };
+
+/// What a checkpoint keeps of the trainer, and what the tensors' names begin with.
+constexpr std::pair<State, const char*> kStates[] = {{State::kValue, "value."},
+                                                     {State::kFirstMoment, "moment1."},
+                                                     {State::kSecondMoment, "moment2."},
+                                                     {State::kMaxSecondMoment, "max_moment2."}};
 
 /// Losses of several batches, each part's weighted mean.
 class LossMean {
@@ -122,7 +129,7 @@ class Run {
     log.stop = options.stop;
     data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log);
     check_inputs();
-    trainer_ = std::make_unique<Trainer>(data_.model, config.step, kernels_, threads_);
+    trainer_ = std::make_unique<CpuTrainer>(data_.model, config.step, kernels_, threads_);
     PairSampler sampler = data_.sampler(config);
     batches_per_epoch_ = static_cast<int64_t>(sampler.batches_per_epoch());
     total_steps_ =
@@ -174,7 +181,7 @@ class Run {
   std::string weights_path(int64_t step) const {
     return path("weights-" + std::to_string(step) + ".safetensors");
   }
-  int64_t step() const { return trainer_->optimizer().steps(); }
+  int64_t step() const { return trainer_->steps(); }
   bool stop_requested() const {
     return options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed);
   }
@@ -381,12 +388,9 @@ class Run {
   }
 
   void save_checkpoint() {
-    Optimizer& optimizer = trainer_->optimizer();
-    std::vector<CheckpointBuffer> buffers = {{"value.", &trainer_->values()},
-                                             {"moment1.", &optimizer.first_moment()},
-                                             {"moment2.", &optimizer.second_moment()}};
-    if (optimizer.max_second_moment() != nullptr) {
-      buffers.push_back({"max_moment2.", optimizer.max_second_moment()});
+    std::vector<CheckpointBuffer> buffers;
+    for (const auto& [state, prefix] : kStates) {
+      if (const FlatBuffer* buffer = trainer_->read(state)) buffers.push_back({prefix, buffer});
     }
     ordered_json inputs = ordered_json::array();
     for (const InputFile& input : data_.inputs) {
@@ -492,14 +496,11 @@ class Run {
       return;
     }
     resumed_ = true;
-    Optimizer& optimizer = trainer_->optimizer();
-    checkpoint_->read(trainer_->table(), "value.", trainer_->mutable_values());
-    checkpoint_->read(trainer_->table(), "moment1.", optimizer.first_moment());
-    checkpoint_->read(trainer_->table(), "moment2.", optimizer.second_moment());
-    if (optimizer.max_second_moment() != nullptr) {
-      checkpoint_->read(trainer_->table(), "max_moment2.", *optimizer.max_second_moment());
+    for (const auto& [state, prefix] : kStates) {
+      if (FlatBuffer* buffer = trainer_->write(state))
+        checkpoint_->read(trainer_->table(), prefix, *buffer);
     }
-    optimizer.set_steps(checkpoint_->integer("step"));
+    trainer_->set_steps(checkpoint_->integer("step"));
     position_.epoch = static_cast<uint64_t>(checkpoint_->integer("position.epoch"));
     position_.pool = static_cast<uint64_t>(checkpoint_->integer("position.pool"));
     position_.batch = static_cast<uint64_t>(checkpoint_->integer("position.batch"));

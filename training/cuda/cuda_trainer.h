@@ -1,0 +1,55 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "training/step.h"
+
+namespace xsr::training {
+
+struct CudaTrainerOptions {
+  int32_t device = 0;
+  bool tf32 = false;               // f32 products may round their operands to TF32
+  int32_t vocabulary_tile = 8192;  // words whose logits exist at a time; a multiple of 16
+};
+
+/// Training on a CUDA device (or on the emulated one): the steps of training/encoder.cpp and
+/// training/objectives/ on memory that stays there. Precision::kBF16 means what it means on the
+/// processor: the operands of linear layers and of the vocabulary's products are bf16, and
+/// everything else is f32.
+///
+/// A step is one upload (tokens, targets and coefficients, made on the host), the kernels, and one
+/// download of the losses; from its second use a shape of batch (pairs, tokens rounded up) is a
+/// captured graph. Tokens that fill a batch up belong to no sentence and take part in nothing.
+///
+/// Two runs give the same bits, and a checkpoint of one device goes on on another; the bits are not
+/// those of the processor.
+class CudaTrainer : public Trainer {
+ public:
+  /// Throws Error(INVALID_ARGUMENT; UNSUPPORTED: no such device, or a model that the kernels do not
+  /// take; OUT_OF_MEMORY; CUDA).
+  CudaTrainer(const ModelConfig& config, const StepConfig& step,
+              const CudaTrainerOptions& options = {});
+  ~CudaTrainer() override;
+
+  StepResult step(const PairBatch& batch, double learning_rate) override;
+  LossParts evaluate(const PairBatch& batch, bool with_dropout = false) override;
+  void embed(const PairBatch& batch) override;
+  const std::vector<float>& embeddings() const override;
+  int64_t steps() const override { return steps_; }
+  void set_steps(int64_t steps) override { steps_ = steps; }
+  const FlatBuffer* read(State state) const override;
+  FlatBuffer* write(State state) override;
+  const FlatBuffer& gradients() const override;
+
+ private:
+  class Impl;
+  int64_t steps_ = 0;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Tokens of a batch rounded up so that few shapes come up: to a sixteenth of the power of two
+/// below, at least 64.
+int32_t token_bucket(int32_t num_tokens);
+
+}  // namespace xsr::training
