@@ -23,20 +23,40 @@
 #include "kernels/pooling/pooling_ref.h"
 #include "kernels/pooling/pooling_training_cuda.h"
 #include "kernels/storage.h"
-#include "tests/support/device_array.h"
-#include "tests/support/device_test.h"
+#include "tests/support/device_buffer.h"
 #include "tests/support/kernel_harness.h"
 
 namespace xsr::cuda {
 namespace {
 
 using kernels::Dropout;
-using test::device_stream;
-using test::DeviceArray;
 using test::ErrorBudget;
 using test::Random;
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
+
+/// A DeviceBuffer that is on the device from the start, and comes back whole.
+template <typename T>
+class DeviceArray : public test::DeviceBuffer<T> {
+ public:
+  explicit DeviceArray(int64_t size) : test::DeviceBuffer<T>(size) { put(); }
+  explicit DeviceArray(const std::vector<T>& values) : test::DeviceBuffer<T>(values) { put(); }
+  T* data() { return this->device(); }
+  std::vector<T> host() {
+    StreamOwner stream;
+    this->download(stream.get());
+    stream.synchronize();
+    this->expect_guards();
+    return std::vector<T>(this->begin(), this->end());
+  }
+
+ private:
+  void put() {
+    StreamOwner stream;
+    this->upload(stream.get());
+    stream.synchronize();
+  }
+};
 
 constexpr double kForward = 2, kBackward = 3;
 
@@ -81,7 +101,7 @@ void plain_dropout(std::vector<T>& x, int32_t N, int32_t C, Dropout dropout, uin
   kernels::dropout_forward_ref<T>(x.data(), C, 0, N, C, dropout, nullptr, 0, x.data(), C);
 }
 
-class CudaTraining : public test::DeviceTest {};
+using CudaTraining = test::DeviceTest;
 
 TEST_F(CudaTraining, DropoutHasTheBitsOfThePlainLoop) {
   Random random(1);
@@ -91,7 +111,7 @@ TEST_F(CudaTraining, DropoutHasTheBitsOfThePlainLoop) {
     x[0] = NAN;
     DeviceArray<float> device(x);
     DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
-    check(dropout_forward_f32_cuda(device.data(), N, C, dropout.data(), 9, device_stream()), "");
+    run([&] { return dropout_forward_f32_cuda(device.data(), N, C, dropout.data(), 9, stream()); });
     plain_dropout(x, N, C, half(), 9);
     const Floats found = device.host();
     EXPECT_EQ(0, std::memcmp(x.data(), found.data(), sizeof(float) * x.size())) << C;
@@ -141,14 +161,16 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
         parts(layernorm_backward_floats_cuda(N, C));
     DeviceArray<uint16_t> narrow(x.size()), branch_narrow(x.size());
     DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
-    check(dropout_add_layernorm_forward_cuda(sum.data(), other.data(), N, C, scale.data(),
-                                             shift.data(), 1e-5f, dropout.data(), 4, out.data(),
-                                             narrow.data(), statistics.data(), device_stream()),
-          "");
-    check(layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
-                                  dropout.data(), 4, dbranch.data(), branch_narrow.data(),
-                                  dgamma.data(), dbeta.data(), parts.data(), device_stream()),
-          "");
+    run([&] {
+      return dropout_add_layernorm_forward_cuda(sum.data(), other.data(), N, C, scale.data(),
+                                                shift.data(), 1e-5f, dropout.data(), 4, out.data(),
+                                                narrow.data(), statistics.data(), stream());
+    });
+    run([&] {
+      return layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
+                                     dropout.data(), 4, dbranch.data(), branch_narrow.data(),
+                                     dgamma.data(), dbeta.data(), parts.data(), stream());
+    });
     const std::string what = "layer norm of " + std::to_string(N) + " × " + std::to_string(C);
     if (C > 1) {  // one column has no variance, and its rounding is all there is
       expect_close(what, kForward, out.host(), plain.out, exact.out, C);
@@ -187,11 +209,12 @@ TEST_F(CudaTraining, EmbeddingForwardIsTheSumThenNormThenDropout) {
       statistics(2 * N);
   DeviceArray<uint16_t> narrow(N * C);
   DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
-  check(embedding_layernorm_dropout_forward_cuda(
-            device_ids.data(), device_positions.data(), N, C, t.data(), p.data(), g.data(),
-            b.data(), 1e-5f, dropout.data(), 0, sum.data(), out.data(), narrow.data(),
-            statistics.data(), device_stream()),
-        "");
+  run([&] {
+    return embedding_layernorm_dropout_forward_cuda(
+        device_ids.data(), device_positions.data(), N, C, t.data(), p.data(), g.data(), b.data(),
+        1e-5f, dropout.data(), 0, sum.data(), out.data(), narrow.data(), statistics.data(),
+        stream());
+  });
   EXPECT_EQ(sums, sum.host());
   expect_close("embedding", kForward, out.host(), plain, exact, C);
   expect_narrow("embedding", narrow.host(), out.host());
@@ -216,9 +239,10 @@ TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
       bucket_ids(std::vector<int32_t>(buckets.ids, buckets.ids + buckets.count)),
       starts(std::vector<int32_t>(buckets.starts, buckets.starts + buckets.count + 1)),
       rows(std::vector<int32_t>(buckets.rows, buckets.rows + buckets.starts[buckets.count]));
-  check(embedding_backward_f32_cuda(gradient.data(), count.data(), bucket_ids.data(), starts.data(),
-                                    rows.data(), V, C, table.data(), device_stream()),
-        "");
+  run([&] {
+    return embedding_backward_f32_cuda(gradient.data(), count.data(), bucket_ids.data(),
+                                       starts.data(), rows.data(), V, C, table.data(), stream());
+  });
   const Floats found = table.host();
   expect_close("embedding backward", kBackward, found, plain, exact, C);
   for (int32_t c = 0; c < C; ++c) EXPECT_EQ(before[c], found[c]) << "the skipped id's row";
@@ -238,8 +262,9 @@ TEST_F(CudaTraining, ColumnSums) {
     kernels::column_sum_ref<float>(dy.data(), stride, M, 0, N, false, plain.data());
     kernels::column_sum_ref<double>(wide_dy.data(), stride, M, 0, N, false, exact.data());
     DeviceArray<float> device(dy), sum(N), parts(column_sum_floats_cuda(M, N));
-    check(column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), device_stream()),
-          "");
+    run([&] {
+      return column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), stream());
+    });
     expect_close("column sum", kBackward, sum.host(), plain, exact, N);
   }
 }
@@ -262,12 +287,14 @@ TEST_F(CudaTraining, Activations) {
                                              exact_dx.data());
     DeviceArray<float> in(x), out(n), d(dy);
     DeviceArray<uint16_t> narrow(n), d_narrow(n);
-    check(activation_forward_f32_cuda(in.data(), n, activation, out.data(), narrow.data(),
-                                      device_stream()),
-          "");
-    check(activation_backward_f32_cuda(in.data(), n, activation, d.data(), d_narrow.data(),
-                                       device_stream()),
-          "");
+    run([&] {
+      return activation_forward_f32_cuda(in.data(), n, activation, out.data(), narrow.data(),
+                                         stream());
+    });
+    run([&] {
+      return activation_backward_f32_cuda(in.data(), n, activation, d.data(), d_narrow.data(),
+                                          stream());
+    });
     const std::string what = "activation " + std::to_string(static_cast<int>(activation));
     expect_close(what, kForward, out.host(), plain, exact, n);
     expect_close(what + " backward", kBackward, d.host(), plain_dx, exact_dx, n);
@@ -305,12 +332,14 @@ TEST_F(CudaTraining, Pooling) {
                                           pooling, exact_dx.data(), C);
     DeviceArray<float> in(padded_x), out(B * C), gradient(dy), dx(padded * C);
     DeviceArray<int32_t> device_cu(cu);
-    check(pooling_training_forward_f32_cuda(in.data(), device_cu.data(), B, C, pooling, out.data(),
-                                            device_stream()),
-          "");
-    check(pooling_backward_f32_cuda(in.data(), gradient.data(), device_cu.data(), B, padded, C,
-                                    pooling, dx.data(), device_stream()),
-          "");
+    run([&] {
+      return pooling_training_forward_f32_cuda(in.data(), device_cu.data(), B, C, pooling,
+                                               out.data(), stream());
+    });
+    run([&] {
+      return pooling_backward_f32_cuda(in.data(), gradient.data(), device_cu.data(), B, padded, C,
+                                       pooling, dx.data(), stream());
+    });
     const std::string what = "pooling " + std::to_string(static_cast<int>(pooling));
     expect_close(what, kForward, out.host(), plain, exact, C);
     Floats found = dx.host();
@@ -337,9 +366,10 @@ TEST_F(CudaTraining, UnitVectors) {
                                              exact_dx.data(), C);
   for (int32_t i = 0; i < B * C; ++i) plain_dx[i] += before[i], exact_dx[i] += before[i];
   DeviceArray<float> in(x), out(B * C), gradient(dy), dx(before);
-  check(l2_unit_forward_f32_cuda(in.data(), B, C, out.data(), device_stream()), "");
-  check(l2_unit_backward_f32_cuda(in.data(), gradient.data(), B, C, dx.data(), device_stream()),
-        "");
+  run([&] { return l2_unit_forward_f32_cuda(in.data(), B, C, out.data(), stream()); });
+  run([&] {
+    return l2_unit_backward_f32_cuda(in.data(), gradient.data(), B, C, dx.data(), stream());
+  });
   expect_close("unit vectors", kForward, out.host(), plain, exact, C);
   expect_close("unit vectors backward", kBackward, dx.host(), plain_dx, exact_dx, C);
 }
@@ -391,16 +421,18 @@ TEST_F(CudaTraining, AttentionForwardAndBackward) {
     DeviceArray<uint16_t> narrow(padded * C), dqkv_narrow(padded * 3 * C);
     DeviceArray<int32_t> device_cu(cu);
     DeviceArray<Dropout> dropout(std::vector<Dropout>{masks});
-    check(attention_training_forward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D,
-                                              dropout.data(), 7, out.data(), narrow.data(),
-                                              lse.data(), device_stream()),
-          "");
-    check(attention_backward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D, out.data(),
-                                      lse.data(), dropout.data(), 7, gradient.data(), dqkv.data(),
-                                      dqkv_narrow.data(), delta.data(), device_stream()),
-          "");
-    const std::string what = "attention H=" + std::to_string(H) + " D=" + std::to_string(D) +
-                             " N=" + std::to_string(N);
+    run([&] {
+      return attention_training_forward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D,
+                                                 dropout.data(), 7, out.data(), narrow.data(),
+                                                 lse.data(), stream());
+    });
+    run([&] {
+      return attention_backward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D, out.data(),
+                                         lse.data(), dropout.data(), 7, gradient.data(),
+                                         dqkv.data(), dqkv_narrow.data(), delta.data(), stream());
+    });
+    const std::string what =
+        "attention H=" + std::to_string(H) + " D=" + std::to_string(D) + " N=" + std::to_string(N);
     Floats found = out.host(), found_lse = lse.host(), found_dqkv = dqkv.host();
     expect_narrow(what, narrow.host(), found);
     expect_narrow(what + " backward", dqkv_narrow.host(), found_dqkv);
@@ -494,20 +526,22 @@ TEST_F(CudaTraining, VocabularyLossOverTiles) {
       Floats part(S * tile, NAN);
       for (int32_t b = 0; b < S; ++b)
         std::copy_n(z.begin() + b * V + k * tile, R, part.begin() + b * tile);
-      copy_to_device(tile_z.data(), part.data(), sizeof(float) * part.size(), device_stream());
+      copy_to_device(tile_z.data(), part.data(), sizeof(float) * part.size(), stream());
       return R;
     };
     for (int32_t k = 0; k < tiles; ++k) {
       const int32_t R = load_tile(k);
-      check(vocabulary_tile_forward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
-                                             device_bias.data(), words, max.data() + k * S,
-                                             sum.data() + k * S, device_stream()),
-            "");
+      run([&] {
+        return vocabulary_tile_forward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
+                                                device_bias.data(), words, max.data() + k * S,
+                                                sum.data() + k * S, stream());
+      });
     }
-    check(vocabulary_finish_cuda(max.data(), sum.data(), tiles, S, pairs, words, lse.data(),
-                                 parts.data(), device_stream()),
-          "");
-    check(sum_losses_cuda(parts.data(), S, 2, 1, losses.data(), device_stream()), "");
+    run([&] {
+      return vocabulary_finish_cuda(max.data(), sum.data(), tiles, S, pairs, words, lse.data(),
+                                    parts.data(), stream());
+    });
+    run([&] { return sum_losses_cuda(parts.data(), S, 2, 1, losses.data(), stream()); });
     const Doubles found_losses = losses.host();
     ErrorBudget loss_budget(kForward);
     for (int32_t k = 0; k < 2; ++k) {
@@ -518,10 +552,11 @@ TEST_F(CudaTraining, VocabularyLossOverTiles) {
     Floats dz(S * V);
     for (int32_t k = 0; k < tiles; ++k) {
       const int32_t R = load_tile(k);
-      check(vocabulary_tile_backward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
-                                              device_bias.data(), words, max.data() + k * S,
-                                              lse.data(), narrow.data(), tile, device_stream()),
-            "");
+      run([&] {
+        return vocabulary_tile_backward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
+                                                 device_bias.data(), words, max.data() + k * S,
+                                                 lse.data(), narrow.data(), tile, stream());
+      });
       const Floats found = tile_z.host();
       const std::vector<uint16_t> rounded = narrow.host();
       for (int32_t b = 0; b < S; ++b) {
@@ -559,8 +594,7 @@ struct ContrastiveReference {
         for (int32_t j = 0; j < B; ++j) sum += std::exp(s[at(j)] - peak);
         total += share * (std::log(sum) + (peak - s[at(i)]));
         for (int32_t j = 0; j < B; ++j)
-          ds[at(j)] +=
-              weight * share / temperature * (std::exp(s[at(j)] - peak) / sum - T(i == j));
+          ds[at(j)] += weight * share / temperature * (std::exp(s[at(j)] - peak) / sum - T(i == j));
       }
     }
     loss = static_cast<double>(total);
@@ -576,11 +610,12 @@ TEST_F(CudaTraining, ContrastiveLoss) {
     const ContrastiveReference<double> exact(wide(s), B, 0.5, 0.25, 1.0 / B, 2);
     DeviceArray<float> device(s), statistics(4 * B);
     DeviceArray<double> parts(B), loss(1);
-    check(contrastive_forward_backward_f32_cuda(device.data(), B, 2, 0.25f, 1.0 / B,
-                                                static_cast<float>(2.0 / B / 0.5),
-                                                statistics.data(), parts.data(), device_stream()),
-          "");
-    check(sum_losses_cuda(parts.data(), B, 1, 1, loss.data(), device_stream()), "");
+    run([&] {
+      return contrastive_forward_backward_f32_cuda(device.data(), B, 2, 0.25f, 1.0 / B,
+                                                   static_cast<float>(2.0 / B / 0.5),
+                                                   statistics.data(), parts.data(), stream());
+    });
+    run([&] { return sum_losses_cuda(parts.data(), B, 1, 1, loss.data(), stream()); });
     expect_close("contrastive gradient", kBackward, device.host(), plain.ds, exact.ds, B);
     expect_close("contrastive loss", kForward, {static_cast<float>(loss.host()[0])},
                  {static_cast<float>(plain.loss)}, {exact.loss}, 1);
@@ -612,10 +647,11 @@ TEST_F(CudaTraining, Sim) {
       const SimReference<double> exact(wide(a), wide(b), B, argument, min_cosine);
       DeviceArray<float> s1(a), s2(b);
       DeviceArray<double> parts(B), loss(1);
-      check(sim_forward_backward_f32_cuda(s1.data(), s2.data(), B, argument, min_cosine, 2,
-                                          parts.data(), device_stream()),
-            "");
-      check(sum_losses_cuda(parts.data(), B, 1, 1, loss.data(), device_stream()), "");
+      run([&] {
+        return sim_forward_backward_f32_cuda(s1.data(), s2.data(), B, argument, min_cosine, 2,
+                                             parts.data(), stream());
+      });
+      run([&] { return sum_losses_cuda(parts.data(), B, 1, 1, loss.data(), stream()); });
       expect_close("sim ds1", kBackward, s1.host(), plain.s1, exact.s1, B);
       expect_close("sim ds2", kBackward, s2.host(), plain.s2, exact.s2, B);
       const auto sum = [](const Doubles& x) { return std::accumulate(x.begin(), x.end(), 0.0); };
@@ -660,13 +696,15 @@ TEST_F(CudaTraining, AdamAndItsNorm) {
         DeviceArray<kernels::AdamStep> device_step(std::vector<kernels::AdamStep>{step});
         DeviceArray<StepOutcome> outcome(std::vector<StepOutcome>(1));
         const auto update = [&] {
-          check(gradient_norm_cuda(dg.data(), n, clip, 2, parts.data(), outcome.data(),
-                                   device_stream()),
-                "");
-          check(adam_update_f32_cuda(dv.data(), dg.data(), dm.data(), ds.data(),
-                                     amsgrad ? dw.data() : nullptr, narrow.data(), n,
-                                     device_step.data(), outcome.data(), device_stream()),
-                "");
+          run([&] {
+            return gradient_norm_cuda(dg.data(), n, clip, 2, parts.data(), outcome.data(),
+                                      stream());
+          });
+          run([&] {
+            return adam_update_f32_cuda(dv.data(), dg.data(), dm.data(), ds.data(),
+                                        amsgrad ? dw.data() : nullptr, narrow.data(), n,
+                                        device_step.data(), outcome.data(), stream());
+          });
         };
         update();
         EXPECT_NEAR(std::sqrt(squares), outcome.host()[0].gradient_norm,
@@ -681,7 +719,7 @@ TEST_F(CudaTraining, AdamAndItsNorm) {
         const Floats before = dv.host(), before_m = dm.host();
         StepOutcome bad;
         bad.losses[1] = INFINITY;
-        copy_to_device(outcome.data(), &bad, sizeof bad, device_stream());
+        copy_to_device(outcome.data(), &bad, sizeof bad, stream());
         update();
         EXPECT_EQ(0, outcome.host()[0].finite);
         EXPECT_EQ(before, dv.host());
@@ -689,7 +727,7 @@ TEST_F(CudaTraining, AdamAndItsNorm) {
         // losses[2] is none of the two that there are
         bad = {};
         bad.losses[2] = INFINITY;
-        copy_to_device(outcome.data(), &bad, sizeof bad, device_stream());
+        copy_to_device(outcome.data(), &bad, sizeof bad, stream());
         update();
         EXPECT_EQ(1, outcome.host()[0].finite);
         EXPECT_NE(before, dv.host());

@@ -2,7 +2,7 @@
 
 #include "kernels/activation/activation_ref.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/rows.h"
+#include "kernels/cuda/training.h"
 
 namespace xsr::cuda {
 

@@ -1,7 +1,7 @@
 #include "kernels/attention/attention_training_cuda.h"
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/rows.h"
+#include "kernels/cuda/training.h"
 
 namespace xsr::cuda {
 
@@ -58,7 +58,7 @@ __device__ inline float dot(const float* row, const float* tile, int32_t D) {
 template <int32_t kPerLane>
 __device__ inline void add_rows(const float* weights, const float* tile, int32_t D,
                                 float (&sums)[kPerLane]) {
-#pragma unroll
+  XSR_UNROLL
   for (int32_t k = 0; k < kPerLane; ++k) {
     const int32_t d = lane_id() + k * kWarp;
     if (d >= D) break;
@@ -69,7 +69,7 @@ __device__ inline void add_rows(const float* weights, const float* tile, int32_t
 template <int32_t kPerLane>
 __device__ inline void put(const float (&values)[kPerLane], float factor, int32_t D, int64_t at,
                            float* out, uint16_t* narrow) {
-#pragma unroll
+  XSR_UNROLL
   for (int32_t k = 0; k < kPerLane; ++k) {
     const int32_t d = lane_id() + k * kWarp;
     if (d >= D) break;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
       s.weights_a[lane_id()] =
           j < end ? p * multiplier(dropout, place + (uint32_t)h, i, j - begin) : 0.0f;
       __syncwarp();
-#pragma unroll
+      XSR_UNROLL
       for (int32_t e = 0; e < kPerLane; ++e) context[e] *= correction;
       add_rows(s.weights_a, s.tile_b, D, context);
     }

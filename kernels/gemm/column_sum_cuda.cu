@@ -1,7 +1,7 @@
 #include "kernels/gemm/column_sum_cuda.h"
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/rows.h"
+#include "kernels/cuda/training.h"
 
 namespace xsr::cuda {
 namespace {

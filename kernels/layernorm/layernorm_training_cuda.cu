@@ -1,7 +1,7 @@
 #include "kernels/layernorm/layernorm_training_cuda.h"
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/rows.h"
+#include "kernels/cuda/training.h"
 #include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {

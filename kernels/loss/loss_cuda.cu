@@ -1,7 +1,7 @@
 #include "kernels/loss/loss_cuda.h"
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/rows.h"
+#include "kernels/cuda/training.h"
 #include "kernels/loss/loss_ref.h"
 
 namespace xsr::cuda {

@@ -62,7 +62,7 @@ class DeviceBuffer : public AnyDeviceBuffer {
   static constexpr int64_t kGuard = 64;
   static T ones() {
     T value;
-    std::memset(&value, 0xff, sizeof value);
+    std::memset(static_cast<void*>(&value), 0xff, sizeof value);
     return value;
   }
   size_t bytes() const { return host_.size() * sizeof(T); }
