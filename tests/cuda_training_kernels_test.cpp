@@ -427,9 +427,9 @@ TEST_F(CudaTraining, AttentionForwardAndBackward) {
                                                  lse.data(), stream());
     });
     run([&] {
-      return attention_backward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D, out.data(),
-                                         lse.data(), dropout.data(), 7, gradient.data(),
-                                         dqkv.data(), dqkv_narrow.data(), delta.data(), stream());
+      return attention_backward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D, lse.data(),
+                                         dropout.data(), 7, gradient.data(), dqkv.data(),
+                                         dqkv_narrow.data(), delta.data(), stream());
     });
     const std::string what =
         "attention H=" + std::to_string(H) + " D=" + std::to_string(D) + " N=" + std::to_string(N);

@@ -154,9 +154,9 @@ __global__ void __launch_bounds__(kThreads)
 template <int32_t kPerLane>
 __global__ void __launch_bounds__(kThreads)
     attention_backward_kernel(const float* qkv, const int32_t* cu_seqlens, int32_t B, int32_t N,
-                              int32_t H, int32_t D, const float* out, const float* lse,
-                              const Dropout* dropout, uint32_t place, const float* dout,
-                              float* dqkv, uint16_t* narrow, float* delta) {
+                              int32_t H, int32_t D, const float* lse, const Dropout* dropout,
+                              uint32_t place, const float* dout, float* dqkv, uint16_t* narrow,
+                              float* delta) {
   const int32_t b = (int32_t)blockIdx.x, h = (int32_t)blockIdx.y;
   const int64_t C = (int64_t)H * D;
   if (b == B) {
@@ -173,41 +173,47 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t stream = place + (uint32_t)h;
   const Shared s = shared_layout(D);
 
-  // A query a warp: dQ, and Σ_j P ∘ dP, which is dO · O.
+  // A query a warp: Σ_j P ∘ dP, then dQ. The sum is taken over the terms that it is taken from
+  // later, and not as dO · O: where one key has all of a row, they cancel to the bit.
   for (int32_t group = begin; group < end; group += kWarps) {
     const int32_t i = group + (int32_t)threadIdx.x / kWarp;
     const bool active = i < end;  // the whole warp
-    float dq[kPerLane] = {}, dot_output = 0, row_lse = 0;
+    float dq[kPerLane] = {}, row_delta = 0, row_lse = 0, p = 0, dp = 0;
     if (active) {
       take_row(q + i * 3 * C, D, s.row_a);
       take_row(gradient + i * C, D, s.row_b);
-      for (int32_t d = lane_id(); d < D; d += kWarp)
-        dot_output += gradient[i * C + d] * out[i * C + h * D + d];
-      dot_output = warp_sum(dot_output);
       row_lse = lse[(int64_t)i * H + h];
-      if (lane_id() == 0) delta[(int64_t)i * H + h] = dot_output;
     }
-    for (int32_t tile = begin; tile < end; tile += kWarp) {
-      if (group == begin || !one_tile) {
-        __syncthreads();
-        stage(k, 3 * C, tile, end, D, s.tile_a);
-        stage(v, 3 * C, tile, end, D, s.tile_b);
-        __syncthreads();
+    for (int32_t pass = 0; pass < 2; ++pass) {
+      for (int32_t tile = begin; tile < end; tile += kWarp) {
+        if (one_tile ? group == begin && pass == 0 : true) {
+          __syncthreads();
+          stage(k, 3 * C, tile, end, D, s.tile_a);
+          stage(v, 3 * C, tile, end, D, s.tile_b);
+          __syncthreads();
+        }
+        if (!active) continue;
+        __syncwarp();
+        const int32_t j = tile + lane_id();
+        if (pass == 0 || !one_tile) {
+          p = j < end ? expf(dot(s.row_a, s.tile_a, D) * scale - row_lse) : 0.0f;
+          dp = j < end ? dot(s.row_b, s.tile_b, D) * multiplier(dropout, stream, i, j - begin)
+                       : 0.0f;
+        }
+        if (pass == 0) {
+          row_delta += p * dp;
+          continue;
+        }
+        s.weights_a[lane_id()] = p * (dp - row_delta) * scale;
+        __syncwarp();
+        add_rows(s.weights_a, s.tile_a, D, dq);
       }
-      if (!active) continue;
-      __syncwarp();
-      const int32_t j = tile + lane_id();
-      float ds = 0;
-      if (j < end) {
-        const float p = expf(dot(s.row_a, s.tile_a, D) * scale - row_lse);
-        const float dp = dot(s.row_b, s.tile_b, D) * multiplier(dropout, stream, i, j - begin);
-        ds = p * (dp - dot_output) * scale;
-      }
-      s.weights_a[lane_id()] = ds;
-      __syncwarp();
-      add_rows(s.weights_a, s.tile_a, D, dq);
+      if (active && pass == 0) row_delta = warp_sum(row_delta);
     }
-    if (active) put(dq, 1, D, i * 3 * C + h * D, dqkv, narrow);
+    if (active) {
+      put(dq, 1, D, i * 3 * C + h * D, dqkv, narrow);
+      if (lane_id() == 0) delta[(int64_t)i * H + h] = row_delta;
+    }
     __syncwarp();
   }
 
@@ -266,15 +272,14 @@ Status attention_training_forward_f32_cuda(const float* qkv, const int32_t* cu_s
 }
 
 Status attention_backward_f32_cuda(const float* qkv, const int32_t* cu_seqlens, int32_t B,
-                                   int32_t N, int32_t H, int32_t D, const float* out,
-                                   const float* lse, const Dropout* dropout, uint32_t place,
-                                   const float* dout, float* dqkv, uint16_t* narrow, float* delta,
-                                   Stream stream) {
+                                   int32_t N, int32_t H, int32_t D, const float* lse,
+                                   const Dropout* dropout, uint32_t place, const float* dout,
+                                   float* dqkv, uint16_t* narrow, float* delta, Stream stream) {
   const auto kernel = D <= 32   ? attention_backward_kernel<1>
                       : D <= 64 ? attention_backward_kernel<2>
                                 : attention_backward_kernel<4>;
   return launch(kernel, dim3(B + 1, H), kThreads, shared_bytes(D), stream, qkv, cu_seqlens, B, N, H,
-                D, out, lse, dropout, place, dout, dqkv, narrow, delta);
+                D, lse, dropout, place, dout, dqkv, narrow, delta);
 }
 
 }  // namespace xsr::cuda

@@ -25,15 +25,15 @@ Status attention_training_forward_f32_cuda(const float* qkv, const int32_t* cu_s
                                            const kernels::Dropout* dropout, uint32_t place,
                                            float* out, uint16_t* narrow, float* lse, Stream stream);
 
-/// out, lse  of the forward pass
-/// dout      [N, H·D]
-/// dqkv      =
-/// narrow    [N, 3, H, D]  dqkv in bf16; null = not wanted
-/// delta     [N, H]  scratch
+/// lse     of the forward pass
+/// dout    [N, H·D]
+/// dqkv    =
+/// narrow  [N, 3, H, D]  dqkv in bf16; null = not wanted
+/// delta   [N, H]  scratch
 Status attention_backward_f32_cuda(const float* qkv, const int32_t* cu_seqlens, int32_t B,
-                                   int32_t N, int32_t H, int32_t D, const float* out,
-                                   const float* lse, const kernels::Dropout* dropout,
-                                   uint32_t place, const float* dout, float* dqkv, uint16_t* narrow,
-                                   float* delta, Stream stream);
+                                   int32_t N, int32_t H, int32_t D, const float* lse,
+                                   const kernels::Dropout* dropout, uint32_t place,
+                                   const float* dout, float* dqkv, uint16_t* narrow, float* delta,
+                                   Stream stream);
 
 }  // namespace xsr::cuda

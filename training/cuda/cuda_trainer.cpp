@@ -646,10 +646,9 @@ class CudaTrainer::Impl {
       weight_gradient(dbranch_, at.context, w.attention_output);
       input_gradient(dbranch_, w.attention_output, dcontext_, false);
       // attention_forward
-      check(cuda::attention_backward_f32_cuda(at.qkv, d.cu_seqlens, S, N, H, C / H, at.context.wide,
-                                              at.lse, d.dropout, probabilities_stream(i, H),
-                                              dcontext_, dwide_.wide, dwide_.narrow, delta_,
-                                              stream()),
+      check(cuda::attention_backward_f32_cuda(at.qkv, d.cu_seqlens, S, N, H, C / H, at.lse,
+                                              d.dropout, probabilities_stream(i, H), dcontext_,
+                                              dwide_.wide, dwide_.narrow, delta_, stream()),
             "attention, backward");
       // linear(at.x, w.qkv, …)
       weight_gradient(dwide_, at.x, w.qkv);
