@@ -362,9 +362,78 @@ TEST_F(CudaTrainerTest, StopsBeforeWhatIsNotFinite) {
   EXPECT_TRUE(std::isfinite(trainer.step(batch, 1e-3).gradient_norm)) << "a NaN stayed behind";
 }
 
+// ---- several devices ----
+
+TEST(SlicePairs, HasTheSentencesOfItsPairs) {
+  const PairBatch batch = make_batch(small_config(), 7);
+  for (int32_t first = 0; first <= 7; ++first) {
+    for (int32_t last = first; last <= 7; ++last) {
+      const PairBatch slice = slice_pairs(batch, first, last);
+      ASSERT_EQ(last - first, slice.num_pairs);
+      ASSERT_EQ(static_cast<size_t>(2 * slice.num_pairs + 1), slice.cu_seqlens.size());
+      for (int32_t side = 0; side < 2; ++side) {
+        for (int32_t b = 0; b < slice.num_pairs; ++b) {
+          const auto sentence = [](const PairBatch& from, int32_t i) {
+            return std::vector<int32_t>(from.token_ids.begin() + from.cu_seqlens[i],
+                                        from.token_ids.begin() + from.cu_seqlens[i + 1]);
+          };
+          ASSERT_EQ(sentence(batch, side * 7 + first + b),
+                    sentence(slice, side * slice.num_pairs + b));
+        }
+      }
+      for (int32_t b = 0; b < slice.num_pairs; ++b) {
+        const int32_t row = slice.masked_row[b];
+        ASSERT_EQ(batch.masked_id[first + b], slice.masked_id[b]);
+        ASSERT_EQ(batch.masked_id[first + b] < 0, row < 0);
+        if (row >= 0) ASSERT_EQ(small_config().mask_id, slice.token_ids[row]);
+      }
+    }
+  }
+}
+
+TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
+  const ModelConfig config = small_config();
+  StepConfig step = every_objective();
+  step.dropout = 0;
+#ifdef XSR_EMULATED
+  setenv("XSR_EMULATED_DEVICES", "3", 1);
+#endif
+  std::string why;
+  const int32_t most = static_cast<int32_t>(cuda::devices(&why).size());
+  for (int32_t count = 1; count <= std::min(most, 3); ++count) {
+    CudaTrainerOptions options = tiles_of(32);
+    CudaTrainer one(config, step, options);
+    options.exchange = true;
+    options.devices.resize(count);
+    for (int32_t r = 0; r < count; ++r) options.devices[r] = r;
+    CudaTrainer several(config, step, options);
+    initialize(one);
+    initialize(several);
+    for (const int32_t pairs : {7, 2, 7, 7}) {  // of 2, one of three devices has none
+      const PairBatch batch = make_batch(config, pairs);
+      const StepResult a = one.step(batch, 1e-3), b = several.step(batch, 1e-3);
+      for (size_t i = 0; i < a.loss.parts.size(); ++i) {
+        EXPECT_NEAR(a.loss.parts[i].value, b.loss.parts[i].value,
+                    1e-5 * std::max(1e-2, std::fabs(a.loss.parts[i].value)))
+            << a.loss.parts[i].name;
+      }
+      EXPECT_LT(relative_difference(several.gradients(), one.gradients()), 1e-5);
+      ASSERT_EQ(one.embeddings().size(), several.embeddings().size());
+      for (size_t i = 0; i < one.embeddings().size(); ++i)
+        EXPECT_NEAR(one.embeddings()[i], several.embeddings()[i], 1e-4);
+      EXPECT_NEAR(one.evaluate(batch).total, several.evaluate(batch).total, 1e-4 * a.loss.total);
+    }
+    EXPECT_LT(relative_difference(several.values(), one.values()), 1e-5);
+    std::printf("  %d device%s\n", count, count == 1 ? "" : "s");
+  }
+#ifdef XSR_EMULATED
+  unsetenv("XSR_EMULATED_DEVICES");
+#endif
+}
+
 TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {
   CudaTrainerOptions far;
-  far.device = 1000;
+  far.devices = {1000};
   EXPECT_THROW(CudaTrainer(small_config(), release_step(), far), Error);
   EXPECT_THROW(CudaTrainer(small_config(26, 2), release_step()), Error);
   EXPECT_THROW(CudaTrainer(small_config(264, 2), release_step()), Error);

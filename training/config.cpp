@@ -13,6 +13,7 @@
 #include <toml++/toml.h>
 
 #include "runtime/error.h"
+#include "training/cuda_library.h"
 
 namespace xsr::training {
 namespace {
@@ -51,6 +52,9 @@ const std::vector<ConfigKey> kKeys = {
     {"", "isa",
      "Instruction set: auto, ref, avx2, avx512, avx512_bf16; a resumed run keeps the one it had",
      SLOT(any(c.isa)), true},
+    {"", "device",
+     "cpu, cuda, or cuda:0,1 for several that share every batch; a run may go on on another",
+     SLOT(any(c.device)), true},
     {"", "precision", "What the matrix products read: f32, or bf16 (summed in f32)",
      SLOT(choice(c.step.precision, {"f32", "bf16"}))},
 
@@ -550,6 +554,7 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
 }
 
 void validate(const TrainConfig& config) {
+  cuda_devices_of(config.device);
   if (config.run.empty()) invalid("run is not set: the folder that the run is written to");
   if (config.train.empty()) invalid("data.train is not set: the files of sentence pairs");
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {

@@ -20,6 +20,7 @@ class CpuTrainer : public Trainer {
   LossParts evaluate(const PairBatch& batch, bool with_dropout = false) override;
   void embed(const PairBatch& batch) override { embed(batch, 0); }
   const std::vector<float>& embeddings() const override { return embeddings_; }
+  std::string device() const override { return "cpu"; }
   int64_t steps() const override { return optimizer_.steps(); }
   void set_steps(int64_t steps) override { optimizer_.set_steps(steps); }
   const FlatBuffer* read(State state) const override;

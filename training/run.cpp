@@ -20,6 +20,7 @@
 #include "runtime/text/progress.h"
 #include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
+#include "training/cuda_library.h"
 #include "training/data/pair_stream.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
@@ -129,7 +130,7 @@ class Run {
     log.stop = options.stop;
     data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log);
     check_inputs();
-    trainer_ = std::make_unique<CpuTrainer>(data_.model, config.step, kernels_, threads_);
+    trainer_ = make_trainer();
     PairSampler sampler = data_.sampler(config);
     batches_per_epoch_ = static_cast<int64_t>(sampler.batches_per_epoch());
     total_steps_ =
@@ -170,6 +171,11 @@ class Run {
   }
 
  private:
+  std::unique_ptr<Trainer> make_trainer() {
+    const std::vector<int32_t> devices = cuda_devices_of(config_.device);
+    if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, devices);
+    return std::make_unique<CpuTrainer>(data_.model, config_.step, kernels_, threads_);
+  }
   static std::string make_folder(const std::string& folder) {
     std::error_code error;
     fs::create_directories(folder, error);
@@ -208,7 +214,7 @@ class Run {
     for (const Parameter& p : trainer_->table().parameters()) parameters += p.size;
     say(fmt::format(
         "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
-        "of {} epochs; {} threads, {}, {}",
+        "of {} epochs; {}{} threads, {}, {}",
         data_.model.num_layers, data_.model.hidden_size, with_separators(data_.model.vocab_size),
         with_separators(parameters),
         with_separators(data_.train->num_pairs() - data_.excluded.size()),
@@ -217,8 +223,8 @@ class Run {
                                                       static_cast<double>(
                                                           std::max<int64_t>(1, batches_per_epoch_)))
                           : std::to_string(config_.epochs),
-        threads_.num_threads(), kernels::isa_name(isa_),
-        config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
+        config_.device == "cpu" ? "" : trainer_->device() + ", ", threads_.num_threads(),
+        kernels::isa_name(isa_), config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
     if (resumed_) say(fmt::format("goes on behind step {}", with_separators(step())));
   }
   std::string progress_text(uint64_t epoch, const LossMean& loss, double rate, double token_rate,
@@ -589,7 +595,8 @@ class Run {
     manifest["config"] = fixed_values(config_);
     manifest["environment"] = {{"xsr", xsr_version_string()}, {"commit", options_.commit},
                                {"compiler", compiler()},      {"isa", kernels::isa_name(isa_)},
-                               {"cpu", cpu_model()},          {"threads", threads_.num_threads()}};
+                               {"cpu", cpu_model()},          {"threads", threads_.num_threads()},
+                               {"device", trainer_->device()}};
     manifest["times"] = {{"finished", unix_time()},
                          {"seconds_since_start_or_resume", seconds_since(start_)},
                          {"first_step_of_this_process", first_step_}};

@@ -63,6 +63,8 @@ class Trainer {
 
   const ModelConfig& config() const { return config_; }
   const ParameterTable& table() const { return table_; }
+  /// What computes: "cpu", or a device's name.
+  virtual std::string device() const = 0;
   /// Updates so far.
   virtual int64_t steps() const = 0;
   virtual void set_steps(int64_t steps) = 0;

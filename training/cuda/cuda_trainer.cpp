@@ -1,12 +1,18 @@
 #include "training/cuda/cuda_trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <condition_variable>
 #include <cstring>
+#include <exception>
+#include <functional>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "kernels/activation/activation_training_cuda.h"
@@ -21,6 +27,7 @@
 #include "kernels/pooling/pooling_training_cuda.h"
 #include "runtime/device/cuda/device.h"
 #include "runtime/device/cuda/gemm.h"
+#include "training/cuda/communicator.h"
 #include "training/cuda/device_batch.h"
 
 namespace xsr::training {
@@ -72,6 +79,11 @@ struct Mirror {
   explicit Mirror(int64_t size) : host(size) {}
 };
 
+/// Where rank r's share of `total` pairs begins.
+int32_t share_of(int32_t total, int32_t r, int32_t ranks) {
+  return static_cast<int32_t>(int64_t{total} * r / ranks);
+}
+
 // The places that drop out, and their streams: those of training/encoder.cpp.
 uint32_t probabilities_stream(int32_t layer, int32_t H) { return 1 + layer * (H + 2); }
 uint32_t attention_output_stream(int32_t layer, int32_t H) {
@@ -80,6 +92,29 @@ uint32_t attention_output_stream(int32_t layer, int32_t H) {
 uint32_t output_stream(int32_t layer, int32_t H) { return probabilities_stream(layer, H) + H + 1; }
 
 }  // namespace
+
+PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last) {
+  PairBatch slice;
+  slice.num_pairs = last - first;
+  slice.cu_seqlens = {0};
+  int32_t shift[2] = {};  // of a side's rows
+  for (int32_t side = 0; side < 2; ++side) {
+    const int32_t begin = side * batch.num_pairs + first, end = side * batch.num_pairs + last;
+    shift[side] = slice.num_tokens() - batch.cu_seqlens[begin];
+    slice.token_ids.insert(slice.token_ids.end(), batch.token_ids.begin() + batch.cu_seqlens[begin],
+                           batch.token_ids.begin() + batch.cu_seqlens[end]);
+    for (int32_t b = begin; b < end; ++b)
+      slice.cu_seqlens.push_back(batch.cu_seqlens[b + 1] + shift[side]);
+  }
+  for (int32_t b = first; b < last; ++b) {
+    const int32_t row = batch.masked_row[b];
+    slice.masked_id.push_back(batch.masked_id[b]);
+    slice.masked_row.push_back(row < 0 ? row : row + shift[batch.masked_side[b]]);
+    slice.masked_side.push_back(batch.masked_side[b]);
+    slice.pair_numbers.push_back(batch.pair_numbers[b]);
+  }
+  return slice;
+}
 
 int32_t token_bucket(int32_t num_tokens) {
   const uint32_t tokens = static_cast<uint32_t>(std::max(num_tokens, 1));
@@ -90,11 +125,14 @@ int32_t token_bucket(int32_t num_tokens) {
 class CudaTrainer::Impl {
  public:
   Impl(const ModelConfig& config, const StepConfig& step, const ParameterTable& table,
-       const CudaTrainerOptions& options)
+       const CudaTrainerOptions& options, int32_t device,
+       std::unique_ptr<Communicator> communicator)
       : config_(config),
         step_(step),
         table_(table),
         options_(options),
+        device_(device),
+        communicator_(std::move(communicator)),
         C(config.hidden_size),
         F(config.intermediate_size),
         H(config.num_heads),
@@ -158,13 +196,40 @@ class CudaTrainer::Impl {
     mirror.newer = Mirror::kBoth;
   }
 
+  /// The host's state onto the device.
+  void upload(State state, const FlatBuffer& host) {
+    select_device();
+    Mirror& to = *mirror(state);
+    cuda::copy_to_device(to.device, host.data(), bytes(), stream());
+    if (state == State::kValue && bf16_) {
+      check(cuda::narrow_forward_bf16_cuda(values_.device, table_.size(), narrow_, stream()),
+            "rounding the parameters");
+    }
+    stream_->synchronize();  // the caller may write the host's copy again
+    to.newer = &to.host == &host ? Mirror::kBoth : Mirror::kDevice;
+  }
+
   // ---- one batch ----
 
-  /// The step `update`, all of it. Gives what it left on the device.
-  const StepOutcome& step(const PairBatch& batch, const Dropout& dropout,
-                          const kernels::AdamStep& adam) {
-    prepare(batch, dropout, adam);
-    const std::pair<int32_t, int32_t> shape(batch_.pairs(), batch_.tokens());
+  /// Makes room for a share of a batch of total_pairs, the pairs from `first` on, and brings it
+  /// into the order of the device.
+  void take(const PairBatch& share, int32_t first, int32_t total_pairs, Dropout dropout,
+            const kernels::AdamStep& adam) {
+    select_device();
+    first_ = first;
+    // No two devices share a mask; a model has far fewer streams.
+    if (communicator_ != nullptr)
+      dropout.stream += static_cast<uint32_t>(communicator_->rank()) << 20;
+    if (batch_.build(share, config_, step_.objectives, token_bucket(share.num_tokens()),
+                     total_pairs, dropout, adam)) {
+      reserve();
+      graphs_.clear();
+    }
+  }
+
+  /// A step on what take() took.
+  void step() {
+    select_device();
     const auto enqueue = [&] {
       batch_.upload(stream());
       forward();
@@ -175,8 +240,9 @@ class CudaTrainer::Impl {
     };
     // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
     // a capture, and a shape that comes up once costs no graph.
-    const auto [at, first] = graphs_.try_emplace(shape);
-    if (first) {
+    const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs()};
+    const auto [at, is_new] = graphs_.try_emplace(shape);
+    if (is_new) {
       enqueue();
     } else {
       if (!at->second) at->second = cuda::Graph::capture(stream(), enqueue);
@@ -188,25 +254,31 @@ class CudaTrainer::Impl {
     if (host_outcome_->finite != 0) {
       for (Mirror* mirror : mirrors()) mirror->newer = Mirror::kDevice;
     }
-    return *host_outcome_;
   }
 
-  const StepOutcome& evaluate(const PairBatch& batch, const Dropout& dropout, bool with_losses) {
-    prepare(batch, dropout, {});
+  /// The embeddings, and with_losses the losses, of what take() took.
+  void evaluate(bool with_losses) {
+    select_device();
     batch_.upload(stream());
     forward();
     if (with_losses) losses(false);
     cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
     stream_->synchronize();
     embeddings_current_ = false;
-    return *host_outcome_;
   }
+
+  void abort() noexcept {
+    if (communicator_ != nullptr) communicator_->abort();
+  }
+
+  /// What the last step or evaluation left, the same on every device.
+  const StepOutcome& outcome() const { return *host_outcome_; }
 
   const std::vector<float>& embeddings() {
     if (!embeddings_current_) {
       select_device();
-      embeddings_.resize(static_cast<size_t>(batch_.sentences()) * C);
-      cuda::copy_to_host(embeddings_.data(), u_, sizeof(float) * embeddings_.size(), stream());
+      embeddings_.resize(2 * static_cast<size_t>(batch_.total_pairs()) * C);
+      cuda::copy_to_host(embeddings_.data(), u_all_, sizeof(float) * embeddings_.size(), stream());
       stream_->synchronize();
       embeddings_current_ = true;
     }
@@ -226,7 +298,7 @@ class CudaTrainer::Impl {
  private:
   cuda::Stream stream() const { return stream_->get(); }
   size_t bytes() const { return sizeof(float) * static_cast<size_t>(table_.size()); }
-  void select_device() const { cuda::select_device(options_.device); }
+  void select_device() const { cuda::select_device(device_); }
   std::vector<Mirror*> mirrors() {
     std::vector<Mirror*> all = {&values_, &first_moment_, &second_moment_};
     if (max_second_moment_) all.push_back(&*max_second_moment_);
@@ -264,29 +336,11 @@ class CudaTrainer::Impl {
     static_assert(StepOutcome::kMaxLosses == 6);
   }
 
-  void prepare(const PairBatch& batch, const Dropout& dropout, const kernels::AdamStep& adam) {
-    select_device();
-    for (Mirror* mirror : mirrors()) {
-      if (mirror->newer != Mirror::kHost) continue;
-      cuda::copy_to_device(mirror->device, mirror->host.data(), bytes(), stream());
-      if (mirror == &values_ && bf16_) {
-        check(cuda::narrow_forward_bf16_cuda(values_.device, table_.size(), narrow_, stream()),
-              "rounding the parameters");
-      }
-      stream_->synchronize();  // the caller may write the host's copy again
-      mirror->newer = Mirror::kBoth;
-    }
-    if (batch_.build(batch, config_, step_.objectives, token_bucket(batch.num_tokens()), dropout,
-                     adam)) {
-      reserve();
-      graphs_.clear();
-    }
-  }
-
   /// Every buffer of a batch, for the largest so far.
   void reserve() {
     const size_t N = static_cast<size_t>(batch_.max_tokens()),
-                 S = static_cast<size_t>(batch_.max_sentences()), B = S / 2;
+                 S = static_cast<size_t>(batch_.max_sentences()),
+                 B = static_cast<size_t>(batch_.max_total_pairs());
     const size_t c = static_cast<size_t>(C), f = static_cast<size_t>(F);
     Plan plan;
     const auto rows = [&](Rows* rows, size_t columns) {
@@ -321,8 +375,9 @@ class CudaTrainer::Impl {
                                                     cuda::column_sum_floats_cuda(most, F),
                                                     cuda::column_sum_floats_cuda(most, tile())})));
     // sentences
-    for (float** rows_of_sentences : {&u_, &du_, &unit_, &dunit_, &pre_, &activated_, &dt_})
-      plan.add(rows_of_sentences, S * c);
+    for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
+    for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
+    for (float** of_all : {&u_all_, &du_all_, &unit_, &dunit_}) plan.add(of_all, 2 * B * c);
     plan.add(&t_.wide, S * c);
     plan.add(&t_.narrow, bf16_ ? S * c : 0);
     plan.add(&head_statistics_, 2 * S);
@@ -331,11 +386,15 @@ class CudaTrainer::Impl {
     plan.add(&tile_max_, S * static_cast<size_t>(tiles()));
     plan.add(&tile_sum_, S * static_cast<size_t>(tiles()));
     plan.add(&lse_, S);
-    plan.add(&loss_parts_, 3 * S);
+    plan.add(&loss_parts_, std::max(3 * S, B));
     for (float** similarities : {&s_[0], &s_[1]}) plan.add(similarities, B * B);
     plan.add(&similarity_statistics_, 4 * B);
     memory_ = Memory();
     memory_ = plan.allocate(Place::kDevice);
+    if (communicator_ == nullptr) {
+      u_ = u_all_;
+      du_ = du_all_;
+    }
   }
 
   // ---- forward ----
@@ -424,6 +483,31 @@ class CudaTrainer::Impl {
     check(cuda::pooling_training_forward_f32_cuda(output_, d.cu_seqlens, S, C, config_.pooling, u_,
                                                   stream()),
           "pooling");
+    if (communicator_ != nullptr) gather();
+  }
+
+  /// Calls body(own, all, count) for side 1 and side 2: where the own sentences' floats are among
+  /// themselves and among all.
+  template <typename Body>
+  void for_sides(Body&& body) const {
+    const int64_t count = int64_t{batch_.pairs()} * C;
+    for (int64_t side = 0; side < 2; ++side)
+      body(side * count, (side * batch_.total_pairs() + first_) * C, count);
+  }
+
+  /// u_all ← every device's sentences
+  void gather() {
+    for_sides([&](int64_t own, int64_t all, int64_t count) {
+      cuda::copy_on_device(u_all_ + all, u_ + own, sizeof(float) * static_cast<size_t>(count),
+                           stream());
+    });
+    const int32_t ranks = static_cast<int32_t>(options_.devices.size());
+    for (int32_t side = 0; side < 2; ++side) {
+      std::vector<int64_t> starts;
+      for (int32_t r = 0; r <= ranks; ++r)
+        starts.push_back(int64_t{share_of(batch_.total_pairs(), r, ranks)} * C);
+      communicator_->gather(u_all_ + int64_t{side} * batch_.total_pairs() * C, starts, stream());
+    }
   }
 
   // ---- losses ----
@@ -437,19 +521,29 @@ class CudaTrainer::Impl {
     const int32_t num_targets = batch_.words().num_targets;
     cuda::fill_zero(outcome_, sizeof(StepOutcome), stream());
     if (learn) {
-      cuda::fill_zero(du_, sizeof(float) * static_cast<size_t>(batch_.sentences()) * C, stream());
-      clear("embedding.position");
-      if (num_targets == 0) {
-        for (const char* name : {"embedding.token", "head.transform.weight", "head.transform.bias",
-                                 "head.norm.gamma", "head.norm.beta", "head.output.bias"})
-          clear(name);
-      }
+      cuda::fill_zero(du_all_, sizeof(float) * 2 * static_cast<size_t>(batch_.total_pairs()) * C,
+                      stream());
     }
     int32_t loss = num_targets;
-    if (num_targets > 0) head(learn);
     if (o.align_weight != 0) contrastive(o.align, o.align_weight, loss++, learn);
     if (o.sim_weight != 0) sim(loss++, learn);
     if (o.info_nce_weight != 0) contrastive(o.info_nce, o.info_nce_weight, loss++, learn);
+    if (learn && communicator_ != nullptr) {
+      for_sides([&](int64_t own, int64_t all, int64_t count) {
+        cuda::copy_on_device(du_ + own, du_all_ + all, sizeof(float) * static_cast<size_t>(count),
+                             stream());
+      });
+    }
+    const bool has_words = num_targets > 0 && batch_.pairs() > 0;
+    if (learn) {
+      clear("embedding.position");
+      for (const char* name : {"embedding.token", "head.transform.weight", "head.transform.bias",
+                               "head.norm.gamma", "head.norm.beta", "head.output.bias"}) {
+        if (!has_words) clear(name);
+      }
+    }
+    if (has_words) head(learn);
+    if (communicator_ != nullptr) communicator_->sum(outcome_->losses, num_targets, stream());
   }
 
   void clear(const char* name) {
@@ -490,8 +584,8 @@ class CudaTrainer::Impl {
                                                    tile_sum_ + int64_t{k} * S, stream()),
             "the vocabulary's softmax");
     }
-    check(cuda::vocabulary_finish_cuda(tile_max_, tile_sum_, tiles(), S, batch_.pairs(), words,
-                                       lse_, loss_parts_, stream()),
+    check(cuda::vocabulary_finish_cuda(tile_max_, tile_sum_, tiles(), S, batch_.total_pairs(),
+                                       words, lse_, loss_parts_, stream()),
           "the vocabulary's loss");
     sum_losses(S, words.num_targets, 1, 0);
     if (learn) unhead();
@@ -539,12 +633,12 @@ class CudaTrainer::Impl {
 
   /// training/objectives/contrastive.h
   void contrastive(const ContrastiveSettings& settings, double weight, int32_t loss, bool learn) {
-    const int32_t B = batch_.pairs();
+    const int32_t B = batch_.total_pairs();
     const int64_t side = int64_t{B} * C;
     if (settings.cosine) {
-      check(cuda::l2_unit_forward_f32_cuda(u_, 2 * B, C, unit_, stream()), "unit vectors");
+      check(cuda::l2_unit_forward_f32_cuda(u_all_, 2 * B, C, unit_, stream()), "unit vectors");
     }
-    const float* x = settings.cosine ? unit_ : u_;
+    const float* x = settings.cosine ? unit_ : u_all_;
     const double share = (settings.mean_of_directions ? 0.5 : 1.0) / B;
     product(B, B, C, f32(x, C), f32(x + side, C), s_[0]);
     check(cuda::contrastive_forward_backward_f32_cuda(
@@ -555,21 +649,21 @@ class CudaTrainer::Impl {
           "the contrastive loss");
     sum_losses(B, 1, 1, loss);
     if (!learn) return;
-    float* dx = du_;
+    float* dx = du_all_;
     if (settings.cosine) {
       dx = dunit_;
       cuda::fill_zero(dunit_, sizeof(float) * 2 * static_cast<size_t>(side), stream());
     }
     unsimilarity(s_[0], x, x + side, dx, dx + side);
     if (settings.cosine) {
-      check(cuda::l2_unit_backward_f32_cuda(u_, dunit_, 2 * B, C, du_, stream()),
+      check(cuda::l2_unit_backward_f32_cuda(u_all_, dunit_, 2 * B, C, du_all_, stream()),
             "unit vectors, backward");
     }
   }
 
   /// s = x · yᵀ: dx += ds · y, dy += dsᵀ · x
   void unsimilarity(const float* ds, const float* x, const float* y, float* dx, float* dy) {
-    const int32_t B = batch_.pairs();
+    const int32_t B = batch_.total_pairs();
     product(B, C, B, f32(ds, B), f32(y, C, true), dx, nullptr, true);
     product(B, C, B, f32(ds, B, true), f32(x, C, true), dy, nullptr, true);
   }
@@ -577,19 +671,20 @@ class CudaTrainer::Impl {
   /// training/objectives/sim.h
   void sim(int32_t loss, bool learn) {
     const SimSettings& settings = step_.objectives.sim;
-    const int32_t B = batch_.pairs();
+    const int32_t B = batch_.total_pairs();
     const int64_t side = int64_t{B} * C;
     const double negatives = std::max(B - 1, 1);
     const double normaliser = settings.divide_by_negatives ? negatives * negatives : 1;
     for (int k = 0; k < 2; ++k)
-      product(B, B, C, f32(u_ + k * side, C), f32(u_ + k * side, C), s_[k]);
+      product(B, B, C, f32(u_all_ + k * side, C), f32(u_all_ + k * side, C), s_[k]);
     check(cuda::sim_forward_backward_f32_cuda(
               s_[0], s_[1], B, settings.argument, settings.min_cosine,
               step_.objectives.sim_weight / normaliser, loss_parts_, stream()),
           "SIM");
     sum_losses(B, 1, 1 / normaliser, loss);
     for (int k = 0; learn && k < 2; ++k)
-      unsimilarity(s_[k], u_ + k * side, u_ + k * side, du_ + k * side, du_ + k * side);
+      unsimilarity(s_[k], u_all_ + k * side, u_all_ + k * side, du_all_ + k * side,
+                   du_all_ + k * side);
   }
 
   // ---- backward; each names the line it undoes ----
@@ -673,6 +768,7 @@ class CudaTrainer::Impl {
   }
 
   void update() {
+    if (communicator_ != nullptr) communicator_->sum(gradients_.device, table_.size(), stream());
     check(cuda::gradient_norm_cuda(gradients_.device, table_.size(), step_.optimizer.clip_norm,
                                    static_cast<int32_t>(names_.size()), norm_parts_, outcome_,
                                    stream()),
@@ -688,6 +784,8 @@ class CudaTrainer::Impl {
   const StepConfig& step_;
   const ParameterTable& table_;
   const CudaTrainerOptions options_;
+  const int32_t device_;
+  const std::unique_ptr<Communicator> communicator_;  // null for a single device
   const int32_t C, F, H, V;
   const bool bf16_;
   const float eps_;
@@ -715,7 +813,9 @@ class CudaTrainer::Impl {
   float *output_ = nullptr, *dx_ = nullptr, *dcontext_ = nullptr, *delta_ = nullptr;
   Rows dbranch_, dwide_;
   float* parts_ = nullptr;
-  float *u_ = nullptr, *du_ = nullptr, *unit_ = nullptr, *dunit_ = nullptr;
+  float *u_ = nullptr, *du_ = nullptr;          // of the own sentences
+  float *u_all_ = nullptr, *du_all_ = nullptr;  // of all devices'
+  float *unit_ = nullptr, *dunit_ = nullptr;    // likewise
   float *pre_ = nullptr, *activated_ = nullptr, *dt_ = nullptr, *head_statistics_ = nullptr;
   Rows t_;
   float *z_ = nullptr, *tile_max_ = nullptr, *tile_sum_ = nullptr;
@@ -725,20 +825,147 @@ class CudaTrainer::Impl {
   float* similarity_statistics_ = nullptr;
   std::vector<float> embeddings_;
   bool embeddings_current_ = false;
-  std::map<std::pair<int32_t, int32_t>, cuda::Graph> graphs_;  // by pairs and tokens
+  int32_t first_ = 0;                    // of the own pairs among all
+  using Shape = std::array<int32_t, 4>;  // pairs, tokens, first pair, total pairs
+  std::map<Shape, cuda::Graph> graphs_;
+};
+
+// ---- several devices ----
+
+/// A thread that runs what it is given, one after the other.
+class Worker {
+ public:
+  Worker() : thread_([this] { work(); }) {}
+  ~Worker() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  void start(std::function<void()> job) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job_ = std::move(job);
+    }
+    changed_.notify_all();
+  }
+  /// Throws what the job threw.
+  void finish() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return !job_; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  void work() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return stop_ || job_; });
+      if (!job_) return;
+      lock.unlock();
+      std::exception_ptr error;
+      try {
+        job_();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      lock.lock();
+      error_ = error;
+      job_ = nullptr;
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::function<void()> job_;
+  std::exception_ptr error_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+/// The devices that train together: all keep the same model.
+class CudaTrainer::Crew {
+ public:
+  Crew(const ModelConfig& config, const StepConfig& step, const ParameterTable& table,
+       const CudaTrainerOptions& options) {
+    std::vector<std::unique_ptr<Communicator>> communicators(options.devices.size());
+    if (options.devices.size() > 1 || options.exchange)
+      communicators = make_communicators(options.devices);
+    for (size_t r = 0; r < options.devices.size(); ++r) {
+      ranks_.push_back(std::make_unique<Impl>(config, step, table, options, options.devices[r],
+                                              std::move(communicators[r])));
+    }
+    if (ranks_.size() > 1) workers_ = std::vector<Worker>(ranks_.size());
+  }
+
+  Impl& first() { return *ranks_.front(); }
+
+  /// Gives every device its share of the batch and runs body(Impl&) on each.
+  template <typename Body>
+  const StepOutcome& run(const PairBatch& batch, const Dropout& dropout,
+                         const kernels::AdamStep& adam, Body&& body) {
+    for (const State state :
+         {State::kValue, State::kFirstMoment, State::kSecondMoment, State::kMaxSecondMoment}) {
+      Mirror* mirror = first().mirror(state);
+      if (mirror == nullptr || mirror->newer != Mirror::kHost) continue;
+      for (const auto& rank : ranks_) rank->upload(state, mirror->host);
+    }
+    const int32_t B = batch.num_pairs, ranks = static_cast<int32_t>(ranks_.size());
+    if (ranks == 1) {
+      first().take(batch, 0, B, dropout, adam);
+      body(first());
+      return first().outcome();
+    }
+    // Memory is got before any device waits for another.
+    for (int32_t r = 0; r < ranks; ++r) {
+      const int32_t begin = share_of(B, r, ranks), end = share_of(B, r + 1, ranks);
+      ranks_[r]->take(slice_pairs(batch, begin, end), begin, B, dropout, adam);
+    }
+    for (int32_t r = 0; r < ranks; ++r) {
+      workers_[r].start([this, r, &body] {
+        try {
+          body(*ranks_[r]);
+        } catch (...) {
+          for (const auto& rank : ranks_) rank->abort();
+          throw;
+        }
+      });
+    }
+    std::exception_ptr error;
+    for (Worker& worker : workers_) {
+      try {
+        worker.finish();
+      } catch (...) {
+        if (!error) error = std::current_exception();
+      }
+    }
+    if (error) std::rethrow_exception(error);
+    return first().outcome();
+  }
+
+ private:
+  std::vector<std::unique_ptr<Impl>> ranks_;
+  std::vector<Worker> workers_;
 };
 
 CudaTrainer::CudaTrainer(const ModelConfig& config, const StepConfig& step,
                          const CudaTrainerOptions& options)
     : Trainer(config, step) {
   std::string why_none;
-  const auto devices = cuda::devices(&why_none);
+  const std::vector<cuda::DeviceInfo> devices = cuda::devices(&why_none);
   if (devices.empty())
     throw Error(XSR_STATUS_UNSUPPORTED, "no CUDA device can be used: " + why_none);
-  if (options.device < 0 || options.device >= static_cast<int32_t>(devices.size())) {
-    throw Error(XSR_STATUS_UNSUPPORTED, "there is no CUDA device " +
-                                            std::to_string(options.device) + ": " +
-                                            std::to_string(devices.size()) + " can be used");
+  for (const int32_t device : options.devices) {
+    if (device < 0 || device >= static_cast<int32_t>(devices.size())) {
+      throw Error(XSR_STATUS_UNSUPPORTED, "there is no CUDA device " + std::to_string(device) +
+                                              ": " + std::to_string(devices.size()) +
+                                              " can be used, counted from 0");
+    }
+    if (!device_.empty()) device_ += ", ";
+    device_ += devices[static_cast<size_t>(device)].name;
   }
   const int32_t D = config.hidden_size / config.num_heads;
   if (config.hidden_size % 4 != 0 || config.intermediate_size % 4 != 0 ||
@@ -750,23 +977,26 @@ CudaTrainer::CudaTrainer(const ModelConfig& config, const StepConfig& step,
                     ": training on a CUDA device takes sizes that 4 divides, and heads of up to " +
                     std::to_string(cuda::kMaxTrainingHeadDim));
   }
-  if (options.vocabulary_tile <= 0 || options.vocabulary_tile % 16 != 0) {
-    throw Error(XSR_STATUS_INVALID_ARGUMENT, "vocabulary_tile is " +
-                                                 std::to_string(options.vocabulary_tile) +
-                                                 ", expected a multiple of 16 above 0");
+  if (options.devices.empty() || options.vocabulary_tile <= 0 ||
+      options.vocabulary_tile % 16 != 0) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                std::to_string(options.devices.size()) + " devices and a vocabulary_tile of " +
+                    std::to_string(options.vocabulary_tile) +
+                    ", expected at least one and a multiple of 16 above 0");
   }
-  impl_ = std::make_unique<Impl>(config_, step_, table_, options);
+  crew_ = std::make_unique<Crew>(config_, step_, table_, options);
 }
 
 CudaTrainer::~CudaTrainer() = default;
 
 StepResult CudaTrainer::step(const PairBatch& batch, double learning_rate) {
   const int64_t number = steps_ + 1;
-  const StepOutcome& outcome = impl_->step(batch, dropout(step_.dropout, number),
-                                           adam_step(step_.optimizer, number, learning_rate));
+  const StepOutcome& outcome = crew_->run(batch, dropout(step_.dropout, number),
+                                          adam_step(step_.optimizer, number, learning_rate),
+                                          [](Impl& device) { device.step(); });
   StepResult result;
   result.learning_rate = learning_rate;
-  result.loss = impl_->parts(outcome);
+  result.loss = crew_->first().parts(outcome);
   result.gradient_norm = outcome.gradient_norm;
   for (const LossPart& part : result.loss.parts) {
     if (!std::isfinite(part.value)) not_finite("loss " + std::string(part.name), number);
@@ -780,34 +1010,43 @@ StepResult CudaTrainer::step(const PairBatch& batch, double learning_rate) {
 }
 
 LossParts CudaTrainer::evaluate(const PairBatch& batch, bool with_dropout) {
-  return impl_->parts(
-      impl_->evaluate(batch, dropout(with_dropout ? step_.dropout : 0, steps_), true));
+  return crew_->first().parts(crew_->run(batch, dropout(with_dropout ? step_.dropout : 0, steps_),
+                                         {}, [](Impl& device) { device.evaluate(true); }));
 }
 
 void CudaTrainer::embed(const PairBatch& batch) {
-  impl_->evaluate(batch, dropout(0, steps_), false);
+  crew_->run(batch, dropout(0, steps_), {}, [](Impl& device) { device.evaluate(false); });
 }
 
-const std::vector<float>& CudaTrainer::embeddings() const { return impl_->embeddings(); }
+const std::vector<float>& CudaTrainer::embeddings() const { return crew_->first().embeddings(); }
+
+std::string CudaTrainer::device() const { return device_; }
 
 const FlatBuffer* CudaTrainer::read(State state) const {
-  Mirror* mirror = impl_->mirror(state);
+  Mirror* mirror = crew_->first().mirror(state);
   if (mirror == nullptr) return nullptr;
-  impl_->download(*mirror);
+  crew_->first().download(*mirror);
   return &mirror->host;
 }
 
 FlatBuffer* CudaTrainer::write(State state) {
-  Mirror* mirror = impl_->mirror(state);
+  Mirror* mirror = crew_->first().mirror(state);
   if (mirror == nullptr) return nullptr;
-  impl_->download(*mirror);
+  crew_->first().download(*mirror);
   mirror->newer = Mirror::kHost;
   return &mirror->host;
 }
 
 const FlatBuffer& CudaTrainer::gradients() const {
-  impl_->download(impl_->gradients());
-  return impl_->gradients().host;
+  crew_->first().download(crew_->first().gradients());
+  return crew_->first().gradients().host;
+}
+
+std::unique_ptr<Trainer> make_trainer(const ModelConfig& config, const StepConfig& step,
+                                      const std::vector<int32_t>& devices) {
+  CudaTrainerOptions options;
+  options.devices = devices;
+  return std::make_unique<CudaTrainer>(config, step, options);
 }
 
 }  // namespace xsr::training

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "training/step.h"
@@ -8,8 +9,9 @@
 namespace xsr::training {
 
 struct CudaTrainerOptions {
-  int32_t device = 0;
-  bool tf32 = false;               // f32 products may round their operands to TF32
+  std::vector<int32_t> devices = {0};
+  bool exchange = false;  // a single device goes the way of several, talking to itself: for tests
+  bool tf32 = false;      // f32 products may round their operands to TF32
   int32_t vocabulary_tile = 8192;  // words whose logits exist at a time; a multiple of 16
 };
 
@@ -21,6 +23,11 @@ struct CudaTrainerOptions {
 /// A step is one upload (tokens, targets and coefficients, made on the host), the kernels, and one
 /// download of the losses; from its second use a shape of batch (pairs, tokens rounded up) is a
 /// captured graph. Tokens that fill a batch up belong to no sentence and take part in nothing.
+///
+/// Several devices train together: each has the model, a share of every batch and a thread, and
+/// they exchange sentence embeddings (so that negatives are those of the whole batch), losses and
+/// gradients. The masks of dropout are then others than those of one device, which without dropout
+/// gives the same step up to rounding.
 ///
 /// Two runs give the same bits, and a checkpoint of one device goes on on another; the bits are not
 /// those of the processor.
@@ -38,15 +45,25 @@ class CudaTrainer : public Trainer {
   const std::vector<float>& embeddings() const override;
   int64_t steps() const override { return steps_; }
   void set_steps(int64_t steps) override { steps_ = steps; }
+  std::string device() const override;
   const FlatBuffer* read(State state) const override;
   FlatBuffer* write(State state) override;
   const FlatBuffer& gradients() const override;
 
  private:
   class Impl;
+  class Crew;
   int64_t steps_ = 0;
-  std::unique_ptr<Impl> impl_;
+  std::string device_;
+  std::unique_ptr<Crew> crew_;
 };
+
+/// One of training/cuda_library.h.
+std::unique_ptr<Trainer> make_trainer(const ModelConfig& config, const StepConfig& step,
+                                      const std::vector<int32_t>& devices);
+
+/// The pairs [first, last) of a batch.
+PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last);
 
 /// Tokens of a batch rounded up so that few shapes come up: to a sixteenth of the power of two
 /// below, at least 64.

@@ -99,7 +99,7 @@ void DeviceBatch::take_words(const PairBatch& batch, const ObjectiveConfig& obje
     for (int32_t k = 0; k < static_cast<int32_t>(targets.size()); ++k) {
       for (int32_t i = targets[k].offsets[b]; i < targets[k].offsets[b + 1]; ++i) {
         words.push_back({targets[k].token_ids[i], k, targets[k].masses[i]});
-        sum += weights[k] * targets[k].masses[i] / pairs_;
+        sum += weights[k] * targets[k].masses[i] / total_pairs_;
       }
     }
     std::stable_sort(words.begin(), words.end(), [](Word x, Word y) { return x.id < y.id; });
@@ -109,7 +109,7 @@ void DeviceBatch::take_words(const PairBatch& batch, const ObjectiveConfig& obje
       host_.word_ids[count] = id;
       for (int32_t k = 0; k < kMaxTargets; ++k) host_.masses[k * max_words_ + count] = 0;
       for (; i < words.size() && words[i].id == id; ++i) {
-        coefficient += weights[words[i].target] * words[i].mass / pairs_;
+        coefficient += weights[words[i].target] * words[i].mass / total_pairs_;
         host_.masses[words[i].target * max_words_ + count] = words[i].mass;
       }
       host_.coefficients[count] = static_cast<float>(coefficient);
@@ -121,11 +121,14 @@ void DeviceBatch::take_words(const PairBatch& batch, const ObjectiveConfig& obje
 }
 
 bool DeviceBatch::build(const PairBatch& batch, const ModelConfig& config,
-                        const ObjectiveConfig& objectives, int32_t tokens,
+                        const ObjectiveConfig& objectives, int32_t tokens, int32_t total_pairs,
                         const kernels::Dropout& dropout, const kernels::AdamStep& adam) {
   pairs_ = batch.num_pairs;
   tokens_ = tokens;
+  total_pairs_ = total_pairs;
   const bool moved = tokens > max_tokens_ || sentences() > max_sentences_;
+  const bool grown = moved || total_pairs > max_total_pairs_;
+  max_total_pairs_ = std::max(total_pairs, max_total_pairs_);
   if (moved) reserve(std::max(tokens, max_tokens_), std::max(sentences(), max_sentences_), config);
   const int32_t N = batch.num_tokens();
   std::copy_n(batch.token_ids.data(), N, host_.token_ids);
@@ -142,7 +145,7 @@ bool DeviceBatch::build(const PairBatch& batch, const ModelConfig& config,
   take_words(batch, objectives);
   *host_.dropout = dropout;
   *host_.adam = adam;
-  return moved;
+  return grown;
 }
 
 void DeviceBatch::upload(cuda::Stream stream) const {

@@ -33,16 +33,20 @@ class DeviceBatch {
   };
 
   /// Takes a batch over, filled up to `tokens` ≥ its number with tokens that belong to no sentence.
-  /// True when the arrays have moved, for it is larger than all before.
+  /// `total_pairs`, which losses are a mean over, counts other devices' shares too. True when
+  /// something has moved or must grow, for one of the sizes is larger than all before.
   bool build(const PairBatch& batch, const ModelConfig& config, const ObjectiveConfig& objectives,
-             int32_t tokens, const kernels::Dropout& dropout, const kernels::AdamStep& adam);
+             int32_t tokens, int32_t total_pairs, const kernels::Dropout& dropout,
+             const kernels::AdamStep& adam);
   void upload(cuda::Stream stream) const;
 
   int32_t pairs() const { return pairs_; }
+  int32_t total_pairs() const { return total_pairs_; }
   int32_t sentences() const { return 2 * pairs_; }
   int32_t tokens() const { return tokens_; }
   int32_t max_tokens() const { return max_tokens_; }
   int32_t max_sentences() const { return max_sentences_; }
+  int32_t max_total_pairs() const { return max_total_pairs_; }
   const Arrays& device() const { return device_; }
   /// On the device; as many targets as objectives of words have a weight.
   const cuda::VocabularyWords& words() const { return words_; }
@@ -53,7 +57,8 @@ class DeviceBatch {
   void take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
                     const Buckets& out);
 
-  int32_t pairs_ = 0, tokens_ = 0, max_tokens_ = 0, max_sentences_ = 0;
+  int32_t pairs_ = 0, total_pairs_ = 0, tokens_ = 0;
+  int32_t max_tokens_ = 0, max_sentences_ = 0, max_total_pairs_ = 0;
   int64_t max_words_ = 0;
   Arrays host_, device_;
   float* logits_ = nullptr;
