@@ -385,7 +385,9 @@ TEST(SlicePairs, HasTheSentencesOfItsPairs) {
         const int32_t row = slice.masked_row[b];
         ASSERT_EQ(batch.masked_id[first + b], slice.masked_id[b]);
         ASSERT_EQ(batch.masked_id[first + b] < 0, row < 0);
-        if (row >= 0) ASSERT_EQ(small_config().mask_id, slice.token_ids[row]);
+        if (row >= 0) {
+          ASSERT_EQ(small_config().mask_id, slice.token_ids[row]);
+        }
       }
     }
   }
