@@ -13,6 +13,7 @@
 #include <toml++/toml.h>
 
 #include "runtime/error.h"
+#include "training/cuda_library.h"
 
 namespace xsr::training {
 namespace {
@@ -53,6 +54,9 @@ const std::vector<ConfigKey> kKeys = {
      "the "
      "one it had",
      SLOT(any(c.isa)), true},
+    {"", "device",
+     "cpu, cuda, or cuda:0,1 for several that share every batch; a run may go on on another",
+     SLOT(any(c.device)), true},
     {"", "precision", "What the matrix products read: f32, or bf16 (summed in f32)",
      SLOT(choice(c.step.precision, {"f32", "bf16"}))},
 
@@ -557,6 +561,7 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
 }
 
 void validate(const TrainConfig& config) {
+  cuda_devices_of(config.device);
   if (config.run.empty()) invalid("run is not set: the folder that the run is written to");
   if (config.train.empty()) invalid("data.train is not set: the files of sentence pairs");
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {

@@ -28,6 +28,7 @@ struct TrainConfig {
   uint64_t seed = 1;
   int32_t threads = 0;  // 0: the processors this process may use
   std::string isa = "auto";
+  std::string device = "cpu";  // cuda_devices_of()
 
   std::vector<std::string> train, dev;  // [NAME=]FILE
   std::vector<int64_t> columns = {1, 2};
