@@ -389,7 +389,7 @@ class BrokenFiles {
     };
     constexpr int64_t kMax = INT32_MAX, kMin = INT32_MIN;
     field("family", offsetof(ConfigRecord, family), {0, 5, kMax, -1}, XSR_STATUS_UNSUPPORTED);
-    field("num_layers", offsetof(ConfigRecord, num_layers), {0, -1, kMin, kMax});
+    field("num_layers", offsetof(ConfigRecord, num_layers), {-1, kMin, kMax});
     field("hidden_size", offsetof(ConfigRecord, hidden_size), {0, -24, kMin, kMax});
     field("num_heads", offsetof(ConfigRecord, num_heads), {0, -3, 5, 25, kMin, kMax});
     field("intermediate_size", offsetof(ConfigRecord, intermediate_size), {0, -1, kMin, kMax});

@@ -20,6 +20,7 @@
 #include "training/model_file.h"
 #include "training/presets.h"
 #include "training/step.h"
+#include "xsr/xsr.h"
 
 namespace xsr::training {
 namespace {
@@ -233,6 +234,84 @@ TEST(ModelFile, GivesBackWhatWasWritten) {
         "was trained with",
         error.what());
   }
+}
+
+TEST(ModelFile, LayersPutBehindChangeNothingAtFirst) {
+  ModelConfig config = odd_config();
+  config.num_layers = 0;
+  config.vocab_size = 40;
+  const ParameterTable table(config);
+  FlatBuffer values(table.size());
+  initialize_parameters(config, table, 7, values);
+  const test::TempFolder folder;
+  const std::string path = folder / "flat.xsr";
+  write_model(path, config, values, DType::kF32, "", "{}");
+
+  ModelConfig deep = config;
+  deep.num_layers = 2;
+  const InitialModel grown = with_layers(read_initial_model(path, {}, 9), 2, 9);
+  check_same_sizes(path, grown.config, deep);
+  const ParameterTable deep_table(deep);
+  const float* down = grown.values->at(deep_table.at("layer.1.down.weight"));
+  const float* up = grown.values->at(deep_table.at("layer.1.up.weight"));
+  EXPECT_EQ(0.0f, down[5]);
+  EXPECT_NE(0.0f, up[5]);
+
+  const PairBatch batch = make_batch(config, 4, true);
+  const int32_t S = batch.num_sentences(), C = config.hidden_size;
+  ThreadPool threads(1);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(kernels::best_isa());
+  const auto embeddings = [&](const ModelConfig& c, const ParameterTable& t, const FlatBuffer& v) {
+    std::vector<float> u(static_cast<size_t>(S) * C);
+    Encoder encoder(c, t, Precision::kF32, kernels, threads);
+    encoder.forward(batch, v, make_dropout(0), u.data(), C);
+    return u;
+  };
+  const std::vector<float> flat = embeddings(config, table, values);
+  const std::vector<float> layered = embeddings(deep, deep_table, *grown.values);
+  // What a model without layers is: the mean of LayerNorm(token + position).
+  for (int32_t s = 0; s < S; ++s) {
+    const int32_t begin = batch.cu_seqlens[s], end = batch.cu_seqlens[s + 1];
+    std::vector<double> mean(C);
+    for (int32_t i = begin; i < end; ++i) {
+      const float* token = values.at(table.at("embedding.token")) + batch.token_ids[i] * C;
+      const float* position = values.at(table.at("embedding.position")) + (1 + i - begin) * C;
+      double sum = 0, squares = 0;
+      for (int32_t c = 0; c < C; ++c) sum += double(token[c]) + position[c];
+      for (int32_t c = 0; c < C; ++c)
+        squares += std::pow(double(token[c]) + position[c] - sum / C, 2);
+      for (int32_t c = 0; c < C; ++c)
+        mean[c] +=
+            (double(token[c]) + position[c] - sum / C) / std::sqrt(squares / C) / (end - begin);
+    }
+    for (int32_t c = 0; c < C; ++c) {
+      ASSERT_NEAR(mean[c], flat[s * C + c], 1e-5) << s << " " << c;
+      ASSERT_NEAR(flat[s * C + c], layered[s * C + c], 1e-5) << s << " " << c;
+    }
+  }
+
+  // The library computes the same, and has no product to keep in a table.
+  xsr_model* model = nullptr;
+  xsr_session* session = nullptr;
+  char detail[256] = "";
+  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(path.c_str(), nullptr, &model, detail, sizeof detail))
+      << detail;
+  xsr_session_options options = {};
+  options.size = sizeof options;
+  options.qkv_table = XSR_QKV_TABLE_ON;
+  EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+            xsr_session_create(model, &options, &session, detail, sizeof detail));
+  EXPECT_NE(nullptr, std::strstr(detail, "no layers")) << detail;
+  options.qkv_table = XSR_QKV_TABLE_AUTO;
+  ASSERT_EQ(XSR_STATUS_OK, xsr_session_create(model, &options, &session, detail, sizeof detail))
+      << detail;
+  const std::vector<size_t> offsets(batch.cu_seqlens.begin(), batch.cu_seqlens.end());
+  std::vector<float> embedded(flat.size());
+  EXPECT_EQ(XSR_STATUS_OK, xsr_session_embed_ids(session, batch.token_ids.data(), offsets.data(), S,
+                                                 embedded.data(), nullptr));
+  for (size_t i = 0; i < flat.size(); ++i) ASSERT_NEAR(flat[i], embedded[i], 1e-5) << i;
+  xsr_session_destroy(session);
+  xsr_model_close(model);
 }
 
 TEST(ModelFile, TakesTheHeadOfACheckpoint) {

@@ -100,9 +100,11 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(number(c.tokenizer_training.temperature, 0.1, 1e6))},
 
     {"model", "init",
-     "A .xsr file or a checkpoint of xsr-train to start from, of the same sizes; empty: random",
+     "A .xsr file or a checkpoint of xsr-train to start from, of the same sizes; a .xsr file may "
+     "have fewer layers, those added then change nothing at first; empty: random",
      SLOT(any(c.init)), true},
-    {"model", "num_layers", "", SLOT(number(c.model.num_layers, 1, 128))},
+    {"model", "num_layers", "0: the normalised embeddings are pooled as they are",
+     SLOT(number(c.model.num_layers, 0, 128))},
     {"model", "hidden_size", "", SLOT(number(c.model.hidden_size, 1, 65536))},
     {"model", "num_heads", "Divides hidden_size", SLOT(number(c.model.num_heads, 1, 1024))},
     {"model", "intermediate_size", "", SLOT(number(c.model.intermediate_size, 1, 1 << 20))},
@@ -112,6 +114,9 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(choice(c.model.activation, {"none", "swish", "gelu", "gelu-tanh", "relu", "tanh"}))},
     {"model", "pooling", "", SLOT(choice(c.model.pooling, {"mean", "max", "cls"}))},
     {"model", "lowercase", "Texts are lower-cased first", SLOT(any(c.model.lowercase))},
+    {"model", "license",
+     "The terms the weights come under, as text or a file of it; kept in model.xsr",
+     SLOT(any(c.license)), true},
     {"model", "layer_norm_eps", "Inside the square root",
      SLOT(number(c.model.layer_norm_eps, 0, 0.1))},
     {"model", "dropout",

@@ -140,6 +140,29 @@ InitialModel read_initial_model(const std::string& path, const ConvertOptions& o
   return model;
 }
 
+InitialModel with_layers(InitialModel model, int32_t num_layers, uint64_t seed) {
+  if (model.config.num_layers >= num_layers) return model;
+  InitialModel grown;
+  grown.config = model.config;
+  grown.config.num_layers = num_layers;
+  grown.tokenizer = std::move(model.tokenizer);
+  grown.has_head = model.has_head;
+  const ParameterTable before(model.config), table(grown.config);
+  grown.values = std::make_unique<FlatBuffer>(table.size());
+  initialize_parameters(grown.config, table, seed, *grown.values);
+  for (int32_t layer = model.config.num_layers; layer < num_layers; ++layer) {
+    for (const char* branch : {"attention_output.", "down."}) {
+      for (const char* part : {"weight", "bias"}) {
+        const Parameter& p = table.at(fmt::format("layer.{}.{}{}", layer, branch, part));
+        std::fill_n(grown.values->at(p), p.size, 0.0f);
+      }
+    }
+  }
+  for (const Parameter& p : before.parameters())
+    std::copy_n(model.values->at(p), p.size, grown.values->at(table.at(p.name)));
+  return grown;
+}
+
 void check_same_sizes(const std::string& path, const ModelConfig& file, const ModelConfig& run) {
   const auto check = [&](const char* name, int32_t found, int32_t expected, const char* mend) {
     if (found == expected) return;

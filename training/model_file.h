@@ -26,6 +26,11 @@ struct InitialModel {
 InitialModel read_initial_model(const std::string& path, const ConvertOptions& options,
                                 uint64_t seed);
 
+/// The model with layers put behind its last until there are num_layers. They are initialised as
+/// initialize_parameters does, but what each of their two branches adds to the residual stream is
+/// zero: at first such a layer is two layer norms.
+InitialModel with_layers(InitialModel model, int32_t num_layers, uint64_t seed);
+
 /// Throws Error(INVALID_ARGUMENT) naming the first size in which a run's model differs from the one
 /// in `path`, the vocabulary above all.
 void check_same_sizes(const std::string& path, const ModelConfig& file, const ModelConfig& run);

@@ -16,6 +16,7 @@
 #include "runtime/device/isa_choice.h"
 #include "runtime/device/machine.h"
 #include "runtime/error.h"
+#include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
 #include "training/checkpoint.h"
@@ -55,6 +56,14 @@ class FolderLock {
  private:
   int fd_;
 };
+
+/// The text itself, or that of the file it names.
+std::string text_or_file(const std::string& text) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(text, ignored)) return text;
+  const MappedFile file(text);
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
 
 /// Losses of several batches, each part's weighted mean.
 class LossMean {
@@ -552,6 +561,7 @@ class Run {
       inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"xxh3_128", input.hash}});
     }
     provenance["inputs"] = inputs;
+    if (!config_.license.empty()) provenance["license"] = text_or_file(config_.license);
     write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
                 provenance.dump());
 

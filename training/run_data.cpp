@@ -96,6 +96,7 @@ std::unique_ptr<FlatBuffer> read_initial(const TrainConfig& config, const ModelC
   options.activation = model.activation;
   options.lowercase = model.lowercase;
   InitialModel initial = read_initial_model(config.init, options, config.seed);
+  initial = with_layers(std::move(initial), model.num_layers, config.seed);
   check_same_sizes(config.init, initial.config, model);
   return std::move(initial.values);
 }

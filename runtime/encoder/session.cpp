@@ -109,6 +109,12 @@ Session::Session(const Model& model, const xsr_session_options& options)
                 "qkv_table " + std::to_string(options.qkv_table) + " is no value of xsr_qkv_table");
   }
   if (options.qkv_table == XSR_QKV_TABLE_ON) {
+    if (model.config().num_layers == 0) {
+      throw Error(
+          XSR_STATUS_UNSUPPORTED,
+          "qkv_table is on, but the model has no layers, so there is no product to keep in a "
+          "table; use XSR_QKV_TABLE_AUTO");
+    }
     qkv_table_ = model.qkv_table(encoder_.kernels, pool_);
     encoder_.qkv_table = qkv_table_.get();
   }

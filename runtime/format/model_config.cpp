@@ -63,7 +63,7 @@ void validate(const ModelConfig& c) {
   check_known("pooler_activation", kActivations, c.pooler_activation);
   check_known("tokenizer", kTokenizerKinds, c.tokenizer);
 
-  check_range("num_layers", c.num_layers, 1, kMaxLayers);
+  check_range("num_layers", c.num_layers, 0, kMaxLayers);
   check_range("hidden_size", c.hidden_size, 1, kMaxHiddenSize);
   check_range("num_heads", c.num_heads, 1, c.hidden_size);
   if (c.hidden_size % c.num_heads != 0) {
