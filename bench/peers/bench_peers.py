@@ -1,404 +1,414 @@
 #!/usr/bin/env python3
-"""xsr beside other engines: the same random weights, one core, ids to sentence vector, by turns in one process.
+"""xsr beside other engines: the same trained weights and the same sentences, by turns in one run.
 
-    bench/peers/bench_peers.py --build build/release
+    bench/peers/bench_peers.py --build build/release --markdown peers.md --json peers.json --svg peers.svg
 
-Makes its own virtual environment (.venv/ of the repository) on the first run. README.md says how each engine is set up.
+Makes its own virtual environment (.venv/peers of the repository) on the first run. README.md says what is raced and how.
 """
 
 import argparse
-import ctypes
 import datetime
 import json
+import multiprocessing
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
-from peer_files import HERE, ROOT, cpu_model, enter_venv, write_safetensors
+from peer_files import HERE, ROOT, cpu_model, enter_venv
 
-MAX_TOKENS = 200
-EPS = 1e-12
-
-
-def make_weights(np, layers, C, F, V):
-    """Tensors by the names of the released trainer's checkpoints (weights [outputs, inputs])."""
-    random = np.random.default_rng(1)
-
-    def normal(*shape, mean=0.0, deviation=1.0):
-        return (mean + deviation * random.standard_normal(shape)).astype(np.float32)
-
-    def norm(weights, name):
-        weights[name + ".weight"] = normal(C, mean=1.0, deviation=0.1)
-        weights[name + ".bias"] = normal(C, deviation=0.1)
-
-    def dense(weights, name, outputs, inputs):
-        weights[name + ".weight"] = normal(outputs, inputs, deviation=inputs**-0.5)
-        weights[name + ".bias"] = normal(outputs, deviation=0.1)
-
-    w = {}
-    w["model.bert.embedding.word_embedding.embedding.weight"] = normal(V, C)
-    w["model.bert.embedding.position_embedding.position_embeddings.weight"] = normal(MAX_TOKENS + 1, C)
-    norm(w, "model.bert.embedding.layer_norm")
-    for i in range(layers):
-        at = f"model.bert.encoder.layer.{i}."
-        for part in ("query", "key", "value"):
-            dense(w, f"{at}attention.self_attention.{part}", C, C)
-        dense(w, at + "attention.output.dense", C, C)
-        norm(w, at + "attention.output.LayerNorm")
-        dense(w, at + "intermediate.dense", F, C)
-        dense(w, at + "output.dense", C, F)
-        norm(w, at + "output.LayerNorm")
-    return w
+LEAST_COSINE = {"f32": 0.99999, "bf16x3": 0.99999, "bf16": 0.99, "int8": 0.9}
 
 
-class Layer:
-    """The tensors of one layer under short names; weights [inputs, outputs] for engines that multiply from the left."""
+def work(pipe, key, args, folder, cpus, streams_allowed):
+    """A worker process: one form on the given processors; answers (True, result) or (False, reason) to each command."""
+    os.sched_setaffinity(0, cpus)
+    os.environ["OMP_NUM_THREADS"] = str(len(cpus))
+    import numpy as np
+    import peer_engines
 
-    def __init__(self, np, w, i):
-        at = f"model.bert.encoder.layer.{i}."
-        parts = [f"{at}attention.self_attention.{part}" for part in ("query", "key", "value")]
-        self.qkv_weight = np.concatenate([w[p + ".weight"] for p in parts])
-        self.qkv_bias = np.concatenate([w[p + ".bias"] for p in parts])
-        names = {
-            "attention_output": "attention.output.dense",
-            "attention_norm": "attention.output.LayerNorm",
-            "up": "intermediate.dense",
-            "down": "output.dense",
-            "output_norm": "output.LayerNorm",
-        }
-        for short, long in names.items():
-            setattr(self, short + "_weight", w[at + long + ".weight"])
-            setattr(self, short + "_bias", w[at + long + ".bias"])
+    np.random.seed(0)
+    threads, state = len(cpus), {}
+    modes = [(threads, 1)] + ([(1, threads)] if streams_allowed and threads > 1 else [])
+    form = peer_engines.FORM[key]
 
+    def engine(mode):
+        if state.get("mode") != mode:
+            state["engine"], state["mode"] = form.create(weights, folder, *mode, args.build), mode
+        return state["engine"]
 
-class Xsr:
-    """libxsr.so through ctypes."""
+    def run(sentences, mode, batch):
+        e = engine(mode)
+        return e.encode(sentences, batch) if form.texts_only else e.corpus(sentences, batch)
 
-    def __init__(self, np, build, model_path, isa, qkv_table):
-        self.name = "xsr with QKV table" if qkv_table else "xsr"
-        self.np = np
-        lib = self.lib = ctypes.CDLL(str(build / "runtime" / "libxsr.so"))
-        lib.xsr_version_string.restype = ctypes.c_char_p
-        lib.xsr_isa_string.restype = ctypes.c_char_p
-        lib.xsr_session_get_error.restype = ctypes.c_char_p
-        lib.xsr_session_get_error.argtypes = [ctypes.c_void_p]
-        lib.xsr_session_get_isa.argtypes = [ctypes.c_void_p]
-        lib.xsr_session_embed_ids.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_size_t] + [ctypes.c_void_p] * 2
+    def latency(calls, seed):
+        e, random, times = engine(modes[0]), np.random.default_rng(seed), []
+        for call in range(calls + 1):
+            ids = random.integers(3, weights.vocab_size, (1, args.tokens), dtype=np.int32)
+            lengths = np.array([args.tokens], np.int32)
+            start = time.perf_counter_ns()
+            e.embed(ids, lengths)
+            if call:  # the first finds its weights pushed out by the engine before
+                times.append((time.perf_counter_ns() - start) / 1000)
+        return times
 
-        class SessionOptions(ctypes.Structure):
-            _fields_ = [("size", ctypes.c_size_t)] + [
-                (name, ctypes.c_int32) for name in (
-                    "device",
-                    "isa",
-                    "num_threads",
-                    "normalize",
-                    "max_batch_tokens",
-                    "compute",
-                    "qkv_table",
-                )
-            ]
+    def search(sentences):
+        """Times on a sample for each way to spread and each batch size; the best becomes the setting."""
+        found = []
+        own = form.kind == "xsr"
+        for mode in modes[:1] if own or form.texts_only else modes:
+            for batch in [0] if own else args.batches:
+                run(sentences[: max(2 * batch, 64)], mode, batch)  # untimed: kernels are made or chosen now
+                start = time.perf_counter()
+                run(sentences, mode, batch)
+                seconds = time.perf_counter() - start
+                found.append({"threads": mode[0], "streams": mode[1], "batch": batch, "seconds": seconds})
+        best = min(found, key=lambda f: f["seconds"])
+        state["best"] = (best["threads"], best["streams"]), best["batch"]
+        return {"best": best, "tried": found}
 
-        detail = ctypes.create_string_buffer(512)
-        self.model, self.session = ctypes.c_void_p(), ctypes.c_void_p()
-        if lib.xsr_model_open(str(model_path).encode(), None, ctypes.byref(self.model), detail, ctypes.c_size_t(512)):
-            sys.exit("bench_peers: " + detail.value.decode())
-        options = SessionOptions(
-            ctypes.sizeof(SessionOptions), 0, {"auto": 0, "ref": 1, "avx2": 2, "avx512": 3}[isa], 1, 0, 0, 0, int(qkv_table)
-        )
-        if lib.xsr_session_create(
-            self.model, ctypes.byref(options), ctypes.byref(self.session), detail, ctypes.c_size_t(512)
-        ):
-            sys.exit("bench_peers: " + detail.value.decode())
-        self.isa = lib.xsr_isa_string(lib.xsr_session_get_isa(self.session)).decode()
-        self.version = f"{lib.xsr_version_string().decode()} ({self.isa})"
-        self.dim = None
+    def embed(sentences):
+        return run(sentences, modes[0], 32)
 
-    def prepare(self, ids, dim):
-        np = self.np
-        self.ids = np.ascontiguousarray(ids, dtype=np.int32)
-        self.offsets = np.array([0, len(ids)], dtype=np.uintp)
-        self.out = np.empty(dim, dtype=np.float32)
-        self.pointers = (self.ids.ctypes.data, self.offsets.ctypes.data, 1, self.out.ctypes.data, None)
+    def corpus(sentences):
+        mode, batch = state["best"]
+        engine(mode)
+        start = time.perf_counter()
+        run(sentences, mode, batch)
+        return time.perf_counter() - start
 
-    def embed(self):
-        if self.lib.xsr_session_embed_ids(self.session, *self.pointers):
-            sys.exit("bench_peers: xsr: " + self.lib.xsr_session_get_error(self.session).decode())
-        return self.out
+    def tokenize(texts):
+        return [engine(modes[0]).tokenize(text) for text in texts]
 
-
-class OnnxRuntime:
-    """The graph that onnxruntime's own transformers optimizer fuses a BERT into, written down directly."""
-
-    name = "ONNX Runtime"
-
-    def __init__(self, np, w, layers, heads):
-        import onnx
-        import onnxruntime
-
-        self.np, self.version = np, onnxruntime.__version__
-        helper, numpy_helper = onnx.helper, onnx.numpy_helper
-        nodes, constants = [], []
-
-        def constant(name, value):
-            constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-            return name
-
-        def node(op, inputs, outputs, domain="com.microsoft", **attributes):
-            nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
-            return outputs[0]
-
-        embedding = "model.bert.embedding."
-        x = node(
-            "EmbedLayerNormalization",
-            [
-                "input_ids",
-                "",
-                constant("token", w[embedding + "word_embedding.embedding.weight"]),
-                # Positions begin at row 1 of the table, row 0 is padding's.
-                constant("position", w[embedding + "position_embedding.position_embeddings.weight"][1:]),
-                "",
-                constant("embedding.gamma", w[embedding + "layer_norm.weight"]),
-                constant("embedding.beta", w[embedding + "layer_norm.bias"]),
-            ],
-            ["embedded", "unused_mask_index"],
-            epsilon=EPS,
-        )
-        for i in range(layers):
-            layer = Layer(np, w, i)
-
-            def product(x, part, output):
-                return node("MatMul", [x, constant(f"{i}.{part}", getattr(layer, part + "_weight").T)], [output], "")
-
-            def skip_norm(x, skip, norm, dense, output):
-                return node(
-                    "SkipLayerNormalization",
-                    [
-                        x,
-                        skip,
-                        constant(f"{i}.{norm}.gamma", getattr(layer, norm + "_weight")),
-                        constant(f"{i}.{norm}.beta", getattr(layer, norm + "_bias")),
-                        constant(f"{i}.{dense}.bias", getattr(layer, dense + "_bias")),
-                    ],
-                    [output],
-                    epsilon=EPS,
-                )
-
-            context = node(
-                "Attention",
-                [x, constant(f"{i}.qkv", layer.qkv_weight.T), constant(f"{i}.qkv.bias", layer.qkv_bias)],
-                [f"{i}.context"],
-                num_heads=heads,
-            )
-            x = skip_norm(
-                product(context, "attention_output", f"{i}.attended"), x, "attention_norm", "attention_output", f"{i}.x"
-            )
-            h = node("Add", [product(x, "up", f"{i}.h"), constant(f"{i}.up.bias", layer.up_bias)], [f"{i}.hb"], "")
-            h = node("QuickGelu", [h], [f"{i}.swish"], alpha=1.0)
-            x = skip_norm(product(h, "down", f"{i}.down_out"), x, "output_norm", "down", f"{i}.y")
-        node("ReduceMean", [x], ["embedding"], "", axes=[1], keepdims=0)
-        graph = helper.make_graph(
-            nodes,
-            "encoder",
-            [helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT32, [1, "tokens"])],
-            [helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, [1, None])],
-            constants,
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)], ir_version=9
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-
-    def prepare(self, ids, dim):
-        self.feed = {"input_ids": self.np.array([ids], dtype=self.np.int32)}
-
-    def embed(self):
-        return self.session.run(None, self.feed)[0][0]
+    commands = {f.__name__: f for f in (latency, search, embed, corpus, tokenize)}
+    try:
+        weights = peer_engines.Weights(args.model)
+        pipe.send((True, engine(modes[0]).version))
+        while True:
+            name, *values = pipe.recv()
+            if name == "end":
+                return
+            pipe.send((True, commands[name](*values)))
+    except EOFError:
+        return
+    except peer_engines.Unavailable as reason:
+        pipe.send((False, str(reason)))
+    except Exception as reason:  # whatever an engine throws: its row says so, the others race on
+        traceback.print_exc()
+        pipe.send((False, f"{type(reason).__name__}: {reason}".splitlines()[0]))
 
 
-class CTranslate2:
-    """A TransformerEncoder with post-norm, LayerNorm after the embeddings and swish; the mean is NumPy's."""
+class Worker:
+    def __init__(self, key, args, folder, cpus, streams_allowed=True):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, key, args, folder, cpus, streams_allowed), daemon=True)
+        self.process.start()
+        other.close()
 
-    name = "CTranslate2"
+    def answer(self):
+        try:
+            good, value = self.pipe.recv()
+        except EOFError:
+            good, value = False, f"its process ended with status {self.process.exitcode}"
+        if not good:
+            raise RuntimeError(value)
+        return value
 
-    def __init__(self, np, w, layers, heads, folder):
-        import ctranslate2
-        from ctranslate2.specs import common_spec, transformer_spec
+    def ask(self, *command):
+        self.pipe.send(command)
+        return self.answer()
 
-        self.np, self.ct2, self.version = np, ctranslate2, ctranslate2.__version__
-        encoder = transformer_spec.TransformerEncoderSpec(
-            layers, heads, pre_norm=False, activation=common_spec.Activation.SWISH, layernorm_embedding=True
-        )
-        spec = transformer_spec.TransformerEncoderModelSpec(encoder)
-
-        def norm(target, gamma, beta):
-            target.gamma, target.beta = gamma, beta
-
-        def linear(target, weight, bias):
-            target.weight, target.bias = np.ascontiguousarray(weight), bias
-
-        embedding = "model.bert.embedding."
-        encoder.scale_embeddings = False
-        encoder.embeddings[0].weight = w[embedding + "word_embedding.embedding.weight"]
-        encoder.position_encodings.encodings = np.ascontiguousarray(
-            w[embedding + "position_embedding.position_embeddings.weight"][1:]
-        )
-        norm(encoder.layernorm_embedding, w[embedding + "layer_norm.weight"], w[embedding + "layer_norm.bias"])
-        for i in range(layers):
-            layer, target = Layer(np, w, i), encoder.layer[i]
-            linear(target.self_attention.linear[0], layer.qkv_weight, layer.qkv_bias)
-            linear(target.self_attention.linear[1], layer.attention_output_weight, layer.attention_output_bias)
-            norm(target.self_attention.layer_norm, layer.attention_norm_weight, layer.attention_norm_bias)
-            linear(target.ffn.linear_0, layer.up_weight, layer.up_bias)
-            linear(target.ffn.linear_1, layer.down_weight, layer.down_bias)
-            norm(target.ffn.layer_norm, layer.output_norm_weight, layer.output_norm_bias)
-        tokens = [f"t{i}" for i in range(encoder.embeddings[0].weight.shape[0])]
-        spec.register_vocabulary(tokens)
-        spec.config.unk_token, spec.config.layer_norm_epsilon = tokens[1], EPS
-        spec.validate()
-        folder.mkdir()
-        spec.save(str(folder))
-        self.encoder = ctranslate2.Encoder(
-            str(folder), device="cpu", compute_type="float32", inter_threads=1, intra_threads=1
-        )
-
-    def prepare(self, ids, dim):
-        np = self.np
-        self.ids = np.array([ids], dtype=np.int32)
-        self.lengths = np.array([len(ids)], dtype=np.int32)
-
-    def embed(self):
-        view = self.ct2.StorageView.from_array
-        result = self.encoder.forward_batch(view(self.ids), view(self.lengths))
-        return self.np.asarray(result.last_hidden_state)[0].mean(axis=0)
+    def end(self):
+        try:
+            self.pipe.send(("end",))
+        except OSError:
+            pass
+        self.process.join()
 
 
-def time_by_turns(engines, tokens, args, np, vocab_size, dim):
-    """Medians and 10th percentiles of the engines, in µs, from blocks of calls by turns."""
-    random = np.random.default_rng(tokens)
-    times = {engine.name: [] for engine in engines}
-    deadline = time.perf_counter() + args.seconds * len(engines)
-    while time.perf_counter() < deadline or min(map(len, times.values())) < 30:
-        for engine in engines:
-            for call in range(args.block + 1):
-                engine.prepare(random.integers(3, vocab_size, tokens), dim)
-                start = time.perf_counter_ns()
-                engine.embed()
-                if call > 0:  # the first finds its weights pushed out by the engine before
-                    times[engine.name].append((time.perf_counter_ns() - start) / 1000)
-    return {
-        name: {"p50_us": statistics.median(sample), "p10_us": statistics.quantiles(sample, n=10)[0], "calls": len(sample)}
-        for name, sample in times.items()
-    }
+def read_texts(path):
+    """Distinct, non-blank sentences of a text file; each column of a .tsv; .zst is unpacked."""
+    if path.suffix == ".zst":
+        import zstandard
+
+        with open(path, "rb") as file:
+            data = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(file).read().decode()
+    else:
+        data = path.read_text(encoding="utf-8")
+    tsv = ".tsv" in path.suffixes
+    cells = (c.strip() for line in data.split("\n") for c in (line.split("\t") if tsv else [line]))
+    return list(dict.fromkeys(c for c in cells if c))
+
+
+def default_text():
+    shared = pathlib.Path(os.environ.get("XSR_SHARED", ROOT.parent / "shared"))
+    best = shared / "data/train/en-fr.tsv.zst"
+    return best if best.exists() else ROOT / "examples/data/tatoeba.en-fr.tsv"
+
+
+def precision_at_1(np, a, b):
+    """Share of rows of a whose nearest row of b by cosine is their own; ties go to the lower index."""
+    a, b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (a, b))
+    return float(((a @ b.T).argmax(1) == np.arange(len(a))).mean())
+
+
+def cosines(np, a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release", help="build folder of xsr")
-    parser.add_argument("--shape", default="2,512,8,1024,50000", help="layers,hidden,heads,intermediate,vocabulary")
-    parser.add_argument("--tokens", default="1,5,10,20,50,100")
-    parser.add_argument("--isa", default="auto", choices=["auto", "ref", "avx2", "avx512"], help="of xsr")
-    parser.add_argument("--cpu", type=int, help="the core to run on; default: the last one allowed")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of timing for each length and engine")
-    parser.add_argument("--block", type=int, default=10, help="timed calls of one engine before the next has its turn")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-en-fr.xsr")
+    parser.add_argument("--text", type=pathlib.Path, default=default_text(), help="sentences: text, .tsv, or either as .zst")
+    parser.add_argument("--sentences", type=int, help="of the race text → .npy (default 100000; --quick 400)")
+    parser.add_argument("--corpus", type=int, help="sentences of the races ids → vectors (default 5000; --quick 200)")
+    parser.add_argument("--pairs", type=pathlib.Path, default=ROOT / "examples/data/tatoeba.en-fr.tsv")
+    parser.add_argument("--tokens", type=int, default=20, help="of the latency race")
+    parser.add_argument("--rounds", type=int, help="of each race (default 5; --quick 1)")
+    parser.add_argument("--forms", help="only these, by comma; xsr-f32 always runs")
+    parser.add_argument("--races", default="latency,corpus_1,corpus_all,text")
+    parser.add_argument("--cpu", type=int, help="the core of the one-core races; default: the last one allowed")
+    parser.add_argument("--quick", action="store_true", help="two minutes: everything runs once, figures mean little")
     parser.add_argument("--markdown", type=pathlib.Path, help="also write the table here")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures here")
+    parser.add_argument("--svg", type=pathlib.Path, help="also draw speed against quality here")
     args = parser.parse_args()
+    args.sentences = args.sentences or (400 if args.quick else 100_000)
+    args.corpus = args.corpus or (200 if args.quick else 5_000)
+    args.rounds = args.rounds or (1 if args.quick else 5)
+    args.batches = [32] if args.quick else [8, 16, 32, 64, 128]
+    args.build, args.model = args.build.resolve(), args.model.resolve()
+    races = args.races.split(",")
+    os.environ["OPENBLAS_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
 
-    # Before any engine is loaded: they count the processors when they start.
-    cpu = args.cpu if args.cpu is not None else max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpu})
-    os.environ["OMP_NUM_THREADS"] = "1"
     import numpy as np
+    import peer_engines
+    import peer_report
 
-    layers, C, heads, F, V = map(int, args.shape.split(","))
-    weights = make_weights(np, layers, C, F, V)
+    forms = [f for f in peer_engines.FORMS if not args.forms or f.key in args.forms.split(",") or f.key == "xsr-f32"]
+    if args.quick and not args.forms:  # compiling takes longer than all the rest
+        forms = [f for f in forms if "compiled" not in f.key]
+    weights = peer_engines.Weights(args.model)
+    everything = os.sched_getaffinity(0)
+    one = {args.cpu if args.cpu is not None else max(everything)}
+
+    texts = read_texts(args.text)
+    np.random.default_rng(1).shuffle(texts)
+    texts = texts[: args.sentences]
+    ids = weights.tokenize(texts[: args.corpus], len(everything))
+    sample = [np.array(s, np.int32) for s in ids if s]
+    num_tokens = sum(map(len, sample))
+    pairs = [line.split("\t")[:2] for line in args.pairs.read_text(encoding="utf-8").splitlines()]
+    sides = [[p[i] for p in pairs] for i in (0, 1)]
+    side_ids = [[np.array(s, np.int32) for s in weights.tokenize(side)] for side in sides]
+    probe_texts = [t for side in sides for t in side]
+    probe_ids = side_ids[0] + side_ids[1]
+
+    rows, not_run, raw, reference = {}, {}, {}, None
     with tempfile.TemporaryDirectory(prefix="bench_peers.") as folder:
         folder = pathlib.Path(folder)
-        write_safetensors(folder / "model.safetensors", weights)
-        convert = args.build / "converter" / "xsr-convert"
-        command = [convert, folder / "model.safetensors", "-o", folder / "model.xsr", "--heads", heads]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"bench_peers: xsr-convert failed:\n{done.stderr}")
-        engines = [
-            Xsr(np, args.build, folder / "model.xsr", args.isa, False),
-            Xsr(np, args.build, folder / "model.xsr", args.isa, True),
-            OnnxRuntime(np, weights, layers, heads),
-            CTranslate2(np, weights, layers, heads, folder / "ct2"),
-        ]
-    lengths = [int(t) for t in args.tokens.split(",")]
+        np.save(folder / "calibration.npy", np.array(sample[:256] + [None], object)[:-1], allow_pickle=True)
+        workers = {}
 
-    worst = {}
-    random = np.random.default_rng(0)
-    for tokens in lengths:
-        ids = random.integers(3, V, tokens)
-        vectors = []
-        for engine in engines:
-            engine.prepare(ids, C)
-            vectors.append(np.array(engine.embed(), dtype=np.float64))
-        for engine, vector in zip(engines[1:], vectors[1:]):
-            cosine = vector @ vectors[0] / np.linalg.norm(vector) / np.linalg.norm(vectors[0])
-            worst[engine.name] = min(worst.get(engine.name, 1.0), float(cosine))
-            if not cosine > 0.99999:
-                sys.exit(f"bench_peers: {engine.name} and xsr disagree at {tokens} tokens: cosine {cosine}; not timed")
+        def drop(key, reason):
+            not_run[key] = str(reason)
+            print(f"bench_peers: {key}: {reason}", file=sys.stderr)
+            rows.pop(key, None)
+            if key in workers:
+                workers.pop(key).end()
+            if key == "xsr-f32":
+                sys.exit("bench_peers: without xsr f32 there is nothing to hold the others against")
 
-    results = {tokens: time_by_turns(engines, tokens, args, np, V, C) for tokens in lengths}
+        def each(keys, what):
+            """what(key) for each, dropping those that fail; the results by key."""
+            done = {}
+            for key in list(keys):
+                try:
+                    done[key] = what(key)
+                except (RuntimeError, OSError) as reason:
+                    drop(key, reason)
+            return done
 
-    own, peers = engines[:2], engines[2:]
-    lines = [
-        f"{cpu_model()}, one core (CPU {cpu}), f32, shape {args.shape}, {datetime.date.today()}.",
-        "ids to sentence vector, median µs of calls by turns; in brackets the peer's time over xsr's, without and with its",
-        "table of the first layer's Q, K and V.",
-        "",
-        "| tokens | xsr " + engines[0].version + " | with QKV table | " + " | ".join(f"{p.name} {p.version}" for p in peers)
-        + " |",
-        "| ---: | ---: | ---: |" + " ---: |" * len(peers),
-    ]
-    for tokens, row in results.items():
-        times = [row[engine.name]["p50_us"] for engine in own]
-        cells = [f"{t:.0f}" for t in times]
-        for p in peers:
-            t = row[p.name]["p50_us"]
-            cells.append(f"{t:.0f} ({t / times[0]:.2f}×, {t / times[1]:.2f}×)")
-        lines.append(f"| {tokens} | " + " | ".join(cells) + " |")
-    lines += ["", "Smallest cosine to xsr: " + ", ".join(f"{n} {c:.9f}" for n, c in worst.items()) + "."]
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
+        def race(name, keys, what, rounds):
+            """Rounds by turns; the times of those that came through all of them, by key."""
+            times = {key: [] for key in keys}
+            for r in range(rounds):
+                print(f"bench_peers: {name}, round {r + 1} of {rounds}", file=sys.stderr)
+                for key, t in each([k for k in times if k not in not_run], lambda key: what(key, r)).items():
+                    times[key].append(t)
+            return {key: t for key, t in times.items() if key not in not_run}
+
+        def enter(name, times, figures):
+            """Puts a race's figures and ratios into the rows; times by key, one a round."""
+            for key, t in times.items():
+                rows[key][name] = figures(key)
+            for key, t in times.items():
+                base = peer_report.base_of(rows[key], list(rows.values()), name)
+                rows[key][name] |= {"ratio": peer_report.ratio(t, times[base["key"]]), "against": base["key"]}
+            raw[name] = times
+
+        # Output first: every form against xsr f32 on the pairs, and its P@1. What a form needs on disk is built here.
+        def first(key):
+            workers[key] = Worker(key, args, folder, one)
+            form = peer_engines.FORM[key]
+            version = workers[key].answer()
+            vectors = workers[key].ask("embed", probe_texts if form.texts_only else probe_ids)
+            a, b = vectors[: len(pairs)], vectors[len(pairs) :]
+            row = {"key": key, "name": form.name, "engine": form.engine, "dtype": form.dtype, "kind": form.kind}
+            row |= {"version": version, "table": "table" in form.settings, "settings": {}}
+            cosine = cosines(np, vectors, vectors if key == "xsr-f32" else reference)
+            row["cosine"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
+            row["p1"] = {"forward": precision_at_1(np, a, b), "backward": precision_at_1(np, b, a)}
+            if not cosine.min() > LEAST_COSINE[form.dtype]:
+                raise RuntimeError(f"not timed: least cosine to xsr f32 is {cosine.min():.6f}")
+            rows[key] = row
+            return vectors
+
+        for form in forms:
+            vectors = each([form.key], first).get(form.key)
+            if form.key == "xsr-f32":
+                reference = vectors
+                own = workers[form.key].ask("tokenize", probe_texts)
+                differing = sum(x != y.tolist() for x, y in zip(own, probe_ids))
+                if differing:
+                    sys.exit(f"bench_peers: {differing} texts have other ids in xsr than in SentencePiece")
+
+        def by_ids():
+            return [key for key in rows if not peer_engines.FORM[key].texts_only]
+
+        if "latency" in races:
+            calls = {}
+
+            def block(key, r):
+                times = workers[key].ask("latency", 10 if args.quick else 50, r)
+                calls.setdefault(key, []).extend(times)
+                return peer_report.summary(times)["p50"]
+
+            each(by_ids(), lambda key: workers[key].ask("latency", 10, 10**6))
+            times = race("latency", by_ids(), block, 5 * args.rounds)
+
+            def figures(key):
+                s = peer_report.summary(calls[key])
+                return {"p50_us": s["p50"], "p10_us": s["p10"], "calls": len(calls[key])}
+
+            enter("latency", times, figures)
+
+        def corpus_race(name):
+            keys = by_ids() if name == "corpus_1" or "text" not in races else list(rows)
+            searched = each(
+                keys,
+                lambda key: workers[key].ask(
+                    "search", texts[: args.corpus // 5] if peer_engines.FORM[key].texts_only else sample[: args.corpus // 5]
+                ),
+            )
+            for key, found in searched.items():
+                rows[key]["settings"][name] = found
+            times = race(name, by_ids(), lambda key, r: workers[key].ask("corpus", sample), args.rounds)
+
+            def figures(key):
+                s = peer_report.summary(times[key])
+                return {"p50_s": s["p50"], "p10_s": s["p10"], "tokens_per_s": num_tokens / s["p50"],
+                        "sentences_per_s": len(sample) / s["p50"]}
+
+            enter(name, times, figures)
+
+        if "corpus_1" in races:
+            corpus_race("corpus_1")
+        for worker in workers.values():
+            worker.end()
+        workers.clear()
+
+        if "corpus_all" in races or "text" in races:
+            def again(key):
+                workers[key] = Worker(key, args, folder, everything)
+                workers[key].answer()
+
+            each(list(rows), again)
+            corpus_race("corpus_all")
+            for worker in workers.values():
+                worker.end()
+            workers.clear()
+
+        if "text" in races:
+            text = folder / "sentences.txt"
+            text.write_text("\n".join(texts) + "\n", encoding="utf-8")
+            embed = args.build / "corpus" / "xsr-embed"
+            usage = subprocess.run([embed, "--help"], capture_output=True, text=True).stdout
+            outputs = {}
+
+            def whole(key, r):
+                form, output = peer_engines.FORM[key], folder / f"{key}.npy"
+                if form.kind == "xsr":
+                    command = [embed, "-m", args.model, "-i", text, "-o", output, "--compute", form.dtype, "-q"]
+                else:
+                    best = rows[key]["settings"]["corpus_all"]["best"]
+                    command = [sys.executable, HERE / "peer_embed.py", key, args.model, text, output, folder,
+                               best["batch"], best["threads"], best["streams"]]
+                start = time.perf_counter()
+                done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+                seconds = time.perf_counter() - start
+                if done.returncode:
+                    raise RuntimeError((done.stderr.strip().splitlines() or ["failed without a word"])[-1])
+                if r == 0:
+                    outputs[key] = np.load(output)
+                    cosine = cosines(np, outputs[key], outputs["xsr-f32"])
+                    rows[key]["text_cosine"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
+                    if key != "xsr-f32":
+                        del outputs[key]
+                    if not cosine.min() > LEAST_COSINE[form.dtype]:
+                        raise RuntimeError(f"not timed: text → .npy: least cosine to xsr f32 is {cosine.min():.6f}")
+                output.unlink()
+                return seconds
+
+            keys = [k for k in rows if not rows[k]["table"] and (rows[k]["kind"] == "peer" or rows[k]["dtype"] in usage)]
+            times = race("text → .npy", keys, whole, min(args.rounds, 3))
+
+            def figures(key):
+                s = peer_report.summary(times[key])
+                return {"p50_s": s["p50"], "p10_s": s["p10"], "sentences_per_s": len(texts) / s["p50"]}
+
+            enter("text", times, figures)
+
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    speed = "text" if "text" in races else "corpus_all" if "corpus_all" in races else "corpus_1"
+    words = {
+        "latency": f"ids → vector, one sentence of {args.tokens} random tokens, other ids every call, one core (CPU {min(one)})",
+        "corpus_1": f"ids → vectors, {len(sample):,} sentences, {num_tokens:,} tokens, longest {max(map(len, sample))}, one core",
+        "corpus_all": "the same on all cores",
+        "text": f"{len(texts):,} distinct sentences of {args.text.name}, text → .npy, whole processes, all cores",
+    }
+    report = {
+        "heading": f"{cpu_model()}, {len(everything)} processors, {args.model.name}, {datetime.date.today()}."
+        + (" A quick run: figures mean little." if args.quick else ""),
+        "plot_title": f"{args.model.name}: speed ({speed}, all cores) against quality, {cpu_model()}",
+        "cpu": cpu_model(),
+        "cores": len(everything),
+        "commit": commit.stdout.strip(),
+        "load_average": os.getloadavg(),
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+        "pairs": {"file": args.pairs.name, "count": len(pairs), "forward": "→", "backward": "←"},
+        "races": {name: words[name] for name in races},
+        "rows": list(rows.values()),
+        "not_run": not_run,
+        "times_by_round": raw,
+    }
+    table = peer_report.markdown(report)
+    print(table, end="")
     if args.markdown:
-        args.markdown.write_text(text)
+        args.markdown.write_text(table, encoding="utf-8")
     if args.json:
-        figures = {
-            "cpu": cpu_model(),
-            "pinned_cpu": cpu,
-            "dtype": "f32",
-            "threads": 1,
-            "isa": engines[0].isa,
-            "shape": args.shape,
-            "versions": {engine.name: engine.version for engine in engines},
-            "smallest_cosine": worst,
-            "latency": [
-                {
-                    "tokens": tokens,
-                    "engines": row,
-                    "ratios": {
-                        x.name: {p.name: row[p.name]["p50_us"] / row[x.name]["p50_us"] for p in peers} for x in own
-                    },
-                }
-                for tokens, row in results.items()
-            ],
-        }
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.svg:
+        args.svg.write_text(peer_report.svg(report, speed), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    enter_venv(ROOT / ".venv", HERE / "requirements.txt", pathlib.Path(__file__).resolve())
+    enter_venv(ROOT / ".venv/peers", HERE / "requirements-peers.txt", pathlib.Path(__file__).resolve())
     main()

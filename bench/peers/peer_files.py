@@ -56,6 +56,46 @@ def read_safetensors(path):
     return tensors, metadata
 
 
+def read_xsr(path):
+    """(config, float32 tensors by name in row-major order, tokenizer bytes) of a .xsr file; docs/FORMAT.md, unverified."""
+    import numpy as np
+
+    data = pathlib.Path(path).read_bytes()
+    if data[:8] != b"\x89XSR\r\n\x1a\n" or struct.unpack_from("<I", data, 8) != (1,):
+        raise ValueError(f"{path}: no .xsr file of version 1")
+    (config_at, _, table_at, _, names_at, _, _, _, tokenizer_at, tokenizer_size) = struct.unpack_from("<10Q", data, 32)
+    names = (
+        "family num_layers hidden_size num_heads intermediate_size vocab_size num_positions position_offset"
+        " num_token_types max_seq_len embedding_size activation norm_placement pooling pooler_activation flags"
+    ).split()
+    config = dict(zip(names, struct.unpack_from("<I14iI", data, config_at)))
+    (config["layer_norm_eps"],) = struct.unpack_from("<d", data, config_at + 64)
+    tensors = {}
+    for i in range(struct.unpack_from("<I", data, 128)[0]):
+        at = table_at + 128 * i
+        name_offset, name_size, dtype, layout, rank = struct.unpack_from("<5I", data, at)
+        dims = struct.unpack_from("<4Q", data, at + 24)[:rank]
+        offset, size, scales, scales_size = struct.unpack_from("<4Q", data, at + 56)
+        raw = np.frombuffer(data, {0: "<f4", 1: "<f2", 2: "<u2", 3: "i1"}[dtype], size // (4, 2, 2, 1)[dtype], offset)
+        if layout == 1:
+            kp = (1, 2, 2, 4)[dtype]
+            panels, depth = -(-dims[0] // 32), -(-dims[1] // kp)
+            raw = raw.reshape(panels, depth, 32, kp).transpose(0, 2, 1, 3).reshape(panels * 32, depth * kp)
+            raw = raw[: dims[0], : dims[1]]
+        raw = raw.reshape(dims)
+        value = (raw.astype(np.uint32) << 16).view(np.float32) if dtype == 2 else raw.astype(np.float32)
+        if dtype == 3:
+            value *= np.frombuffer(data, "<f4", scales_size // 4, scales).reshape(-1, *[1] * (rank - 1))
+        name = data[names_at + name_offset : names_at + name_offset + name_size].decode()
+        tensors[name] = np.ascontiguousarray(value)
+    return config, tensors, data[tokenizer_at : tokenizer_at + tokenizer_size]
+
+
 def cpu_model():
     with open("/proc/cpuinfo") as file:
         return next((line.split(": ")[1].strip() for line in file if line.startswith("model name")), "unknown")
+
+
+def cpu_flags():
+    with open("/proc/cpuinfo") as file:
+        return next((set(line.split(": ")[1].split()) for line in file if line.startswith("flags")), set())
