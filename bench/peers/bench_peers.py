@@ -164,7 +164,7 @@ def cosines(np, a, b):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release", help="build folder of xsr")
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-en-fr.xsr")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-multi.xsr")
     parser.add_argument("--text", type=pathlib.Path, default=default_text(), help="sentences: text, .tsv, or either as .zst")
     parser.add_argument("--sentences", type=int, help="of the race text → .npy (default 100000; --quick 400)")
     parser.add_argument("--corpus", type=int, help="sentences of the races ids → vectors (default 5000; --quick 200)")
