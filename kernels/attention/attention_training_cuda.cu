@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int32_t kPerLane>
-__global__ void __launch_bounds__(kThreads, 4)  // 128 registers a thread: without the 4, 72 and spills
+__global__ void __launch_bounds__(kThreads,
+                                  4)  // 128 registers a thread: without the 4, 72 and spills
     attention_backward_kernel(const float* qkv, const int32_t* cu_seqlens, int32_t B, int32_t N,
                               int32_t H, int32_t D, const float* lse, const Dropout* dropout,
                               uint32_t place, const float* dout, float* dqkv, uint16_t* narrow,
