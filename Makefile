@@ -1,7 +1,7 @@
 # The common journeys. Each target stands alone: on a fresh Debian machine it installs what it needs first.
 .PHONY: all demo test bench bench-peers bench-train-peers format install clean deps deps-demo
 PREFIX ?= /usr/local
-MODEL ?= models/xsr-en-fr.xsr
+MODEL ?= models/xsr-multi.xsr
 
 all: deps
 	cmake --preset release

@@ -100,8 +100,13 @@ Check check_against_ref(const Model& model, Session& timed) {
     largest = std::max(largest, std::fabs(double{expected[i]}));
     check.largest_difference = std::max(check.largest_difference, difference);
   }
-  // Rounding of f32, or of bf16 (2^-9 a value); a wrong result differs by about `largest`.
-  const double unit = timed.compute() == XSR_COMPUTE_BF16 ? 2e-2 : 1e-5;
+  // Rounding of f32, of bf16 (2^-9 a value) or of two (2^-17); a wrong result differs by about
+  // `largest`.
+  // int8: a value is up to 2^-9 of its row's range away, four products a layer.
+  const double unit = timed.compute() == XSR_COMPUTE_BF16     ? 2e-2
+                      : timed.compute() == XSR_COMPUTE_BF16X3 ? 1e-4
+                      : timed.compute() == XSR_COMPUTE_INT8   ? 5e-2
+                                                              : 1e-5;
   check.allowed = unit * largest * std::max(1.0, info.num_layers / 2.0);
   check.passed = finite && check.largest_difference <= check.allowed;
   return check;

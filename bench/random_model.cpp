@@ -29,9 +29,20 @@ class Tensors {
     const size_t count = static_cast<size_t>(rows) * columns;
     void* data = allocate(count * dtype_size(storage_));
     std::normal_distribution<float> normal;
-    for (size_t i = 0; i < count; ++i) store(data, i, normal(random_));
+    float* scales = nullptr;
+    if (storage_ == DType::kI8) {
+      scales = static_cast<float*>(allocate(rows * sizeof(float)));
+      std::vector<float> row(columns);
+      for (int32_t r = 0; r < rows; ++r) {
+        for (float& value : row) value = normal(random_);
+        scales[r] = kernels::quantize_row_i8(
+            row.data(), columns, static_cast<int8_t*>(data) + static_cast<size_t>(r) * columns);
+      }
+    } else {
+      for (size_t i = 0; i < count; ++i) store(data, i, normal(random_));
+    }
     add(name, storage_, Layout::kRowMajor,
-        {static_cast<uint64_t>(rows), static_cast<uint64_t>(columns)}, data);
+        {static_cast<uint64_t>(rows), static_cast<uint64_t>(columns)}, data, scales);
   }
 
   void matrix(const std::string& name, int32_t N, int32_t K) {
@@ -40,9 +51,15 @@ class Tensors {
     for (float& value : plain) value = normal(random_);
     const auto storage = static_cast<kernels::Storage>(storage_);
     void* data = allocate(kernels::packed_elements(N, K, storage) * dtype_size(storage_));
-    kernels::gemm_pack_panels(plain.data(), N, K, storage, data);
+    float* scales = nullptr;
+    if (storage == kernels::Storage::kI8) {
+      scales = static_cast<float*>(allocate(N * sizeof(float)));
+      kernels::gemm_quantize_panels(plain.data(), N, K, static_cast<int8_t*>(data), scales);
+    } else {
+      kernels::gemm_pack_panels(plain.data(), N, K, storage, data);
+    }
     add(name, storage_, Layout::kPanels32, {static_cast<uint64_t>(N), static_cast<uint64_t>(K)},
-        data);
+        data, scales);
   }
 
   const std::vector<TensorSource>& sources() const { return sources_; }
@@ -62,13 +79,14 @@ class Tensors {
   }
 
   void add(const std::string& name, DType dtype, Layout layout, std::vector<uint64_t> dims,
-           const void* data) {
+           const void* data, const float* scales = nullptr) {
     TensorSource source;
     source.name = name;
     source.dtype = dtype;
     source.layout = layout;
     source.dims = std::move(dims);
     source.data = data;
+    source.scales = scales;
     sources_.push_back(std::move(source));
   }
 

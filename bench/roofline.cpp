@@ -84,7 +84,8 @@ struct RooflineMeter::State {
   std::atomic<uint64_t> sink{0};
 };
 
-RooflineMeter::RooflineMeter(kernels::Isa isa, bool bf16, int32_t threads, int64_t weight_bytes) {
+RooflineMeter::RooflineMeter(kernels::Isa isa, xsr_compute compute, int32_t threads,
+                             int64_t weight_bytes) {
   const int64_t wanted = std::max(weight_bytes / threads, 4 * l2_bytes());
   state_ = std::make_unique<State>(threads, (wanted + kReadStep - 1) / kReadStep * kReadStep);
   const kernels::Isa best = isa == kernels::Isa::kRef ? kernels::best_isa() : isa;
@@ -92,8 +93,13 @@ RooflineMeter::RooflineMeter(kernels::Isa isa, bool bf16, int32_t threads, int64
     throw std::runtime_error("the roofline needs AVX2, which this CPU does not have");
   const bool avx512 = best >= kernels::Isa::kAvx512;
   // Products in bf16 on a CPU without AVX512_BF16 widen to f32, and so does their ceiling.
-  const bool pairs = bf16 && best == kernels::Isa::kAvx512Bf16;
-  state_->fma = pairs ? dot_loop_avx512_bf16 : avx512 ? fma_loop_avx512 : fma_loop_avx2;
+  const bool pairs = compute == XSR_COMPUTE_BF16 && best >= kernels::Isa::kAvx512Bf16;
+  const bool bytes = compute == XSR_COMPUTE_INT8;
+  state_->fma = bytes && best >= kernels::Isa::kAvx512Vnni ? dot_loop_avx512_vnni
+                : bytes                                    ? madd_loop_avx2
+                : pairs                                    ? dot_loop_avx512_bf16
+                : avx512                                   ? fma_loop_avx512
+                                                           : fma_loop_avx2;
   state_->read = avx512 ? read_loop_avx512 : read_loop_avx2;
 }
 

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "kernels/isa.h"
+#include "xsr/xsr.h"
 
 namespace xsr::bench {
 
@@ -14,7 +15,8 @@ struct Roofline {
 
 /// Measures the roofline of `threads` threads, one a processor, for code of one ISA (ref: that of
 /// the best ISA of the CPU, since plain loops have no ceiling of their own worth the name) and one
-/// kind of product: f32, or bf16 pairs.
+/// kind of product: f32, bf16 pairs, or bytes. Where the CPU has no VNNI a product of bytes is one
+/// of 16-bit halves and an addition, and that pair is the ceiling of int8 then.
 ///
 /// Peak: register-resident multiply-adds on random data. Read rate: 64-byte loads over
 /// max(weight_bytes, 4 L2 a thread) on 2 MiB pages, each thread its own part, again and again.
@@ -25,7 +27,7 @@ struct Roofline {
 /// medians, so a share is a typical time against the machine at its best.
 class RooflineMeter {
  public:
-  RooflineMeter(kernels::Isa isa, bool bf16, int32_t threads, int64_t weight_bytes);
+  RooflineMeter(kernels::Isa isa, xsr_compute compute, int32_t threads, int64_t weight_bytes);
   ~RooflineMeter();
   RooflineMeter(const RooflineMeter&) = delete;
   RooflineMeter& operator=(const RooflineMeter&) = delete;

@@ -63,16 +63,24 @@ xsr_isa isa_of(const std::string& name) {
   return name == "ref"           ? XSR_ISA_REF
          : name == "avx2"        ? XSR_ISA_AVX2
          : name == "avx512"      ? XSR_ISA_AVX512
+         : name == "avx512_vnni" ? XSR_ISA_AVX512_VNNI
          : name == "avx512_bf16" ? XSR_ISA_AVX512_BF16
+         : name == "amx"         ? XSR_ISA_AMX
                                  : XSR_ISA_AUTO;
 }
 
 xsr_compute compute_of(const std::string& dtype) {
-  return dtype == "bf16" ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32;
+  return dtype == "bf16"     ? XSR_COMPUTE_BF16
+         : dtype == "bf16x3" ? XSR_COMPUTE_BF16X3
+         : dtype == "int8"   ? XSR_COMPUTE_INT8
+                             : XSR_COMPUTE_F32;
 }
 
 DType storage_of(const std::string& name) {
-  return name == "bf16" ? DType::kBF16 : name == "f16" ? DType::kF16 : DType::kF32;
+  return name == "bf16"  ? DType::kBF16
+         : name == "f16" ? DType::kF16
+         : name == "i8"  ? DType::kI8
+                         : DType::kF32;
 }
 
 Report measure(const Options& options, const Model& model, const Shape& shape,
@@ -112,8 +120,8 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
                     name, report.isa, report.check.largest_difference, report.check.allowed));
   }
 
-  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), compute == XSR_COMPUTE_BF16,
-                      report.threads, shape.weight_bytes);
+  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), compute, report.threads,
+                      shape.weight_bytes);
   meter.measure();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
@@ -177,8 +185,11 @@ int run(const Options& options) {
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
                                    options.random[3], options.random[4]};
-    random = std::make_unique<RandomModel>(
-        random_shape, storage_of(options.dtype == "bf16" ? "bf16" : options.storage), kSeed);
+    random = std::make_unique<RandomModel>(random_shape,
+                                           storage_of(options.dtype == "bf16"   ? "bf16"
+                                                      : options.dtype == "int8" ? "i8"
+                                                                                : options.storage),
+                                           kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
     shape = shape_of(*XsrFile::open_memory(random->data(), random->size()), options.qkv_table);
     name = "random";
@@ -226,7 +237,7 @@ int main(int argc, char** argv) {
       ->expected(5);
   source->require_option(1);
   app.add_option("--storage", options.storage, "of the random model's weights")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->check(CLI::IsMember({"f32", "bf16", "f16", "i8"}))
       ->capture_default_str();
   app.add_option("--threads", options.threads,
                  "one or more, each timed by itself; 0: all processors. One thread is pinned")
@@ -236,11 +247,12 @@ int main(int argc, char** argv) {
   app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
       ->check(CLI::Range(0, 4095));
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype,
-                 "what the matrix products compute in; bf16 needs bf16 weights")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+                 "what the matrix products compute in; bf16 needs bf16 weights; int8 rounds other "
+                 "weights than i8 when it opens")
+      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8"}))
       ->capture_default_str();
   app.add_flag("--qkv-table", options.qkv_table,
                "look the first layer's Q, K and V up in a table of the vocabulary; the roofline is "

@@ -204,6 +204,125 @@ void bench_gemm_forward_bf16(const std::string& name, Isa isa, gemm_forward_bf16
       kTolerance);
 }
 
+void bench_gemm_forward_bf16x3(const std::string& name, Isa isa, gemm_forward_bf16x3_t* gemm) {
+  for (const GemmShape& shape : kXsrGemms) {
+    for (const int32_t M : kXsrTokenCounts) {
+      if (isa == Isa::kRef && M > kRefRows) continue;
+      add(name + "/" + shape.name + "/" + std::to_string(M), [=](benchmark::State& state) {
+        const int64_t elements = split_elements(shape.N, shape.K);
+        const size_t bytes = elements * sizeof(uint16_t);
+        const size_t copies = (kWeightBytes + bytes - 1) / bytes;
+        const HugeBuffer weights(copies * bytes), packed(bytes);
+        const std::vector<float> dense =
+            normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
+        gemm_pack_panels(dense.data(), shape.N, shape.K, Storage::kF32, packed.data());
+        const PackedMatrix wide{packed.data(), Storage::kF32, shape.N, shape.K};
+        uint16_t* data = static_cast<uint16_t*>(weights.data());
+        gemm_split_panels(wide, data);
+        for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, bytes);
+        const int64_t x_stride = padded_stride(shape.K), a_stride = 2 * x_stride,
+                      out_stride = padded_stride(shape.N);
+        const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
+                                 bias = normal_floats(shape.N, 1, 3);
+        std::vector<uint16_t> a(M * a_stride);
+        split_forward_bf16x3_ref(x.data(), x_stride, 0, M, shape.K, a.data(), a_stride);
+        const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
+        std::vector<float> out(M * out_stride), expected(M * out_stride);
+        const auto call = [&](size_t copy, int32_t count) {
+          gemm(a.data(), a_stride, count, {data + copy * elements, shape.N, shape.K}, 0,
+               panel_count(shape.N), epilogue, out.data(), out_stride, nullptr, 0);
+        };
+        const int32_t checked = std::min(M, kRefRows);
+        call(0, checked);
+        gemm_forward_f32_ref(x.data(), x_stride, checked, wide, 0, panel_count(shape.N), epilogue,
+                             expected.data(), out_stride);
+        const bool right = agrees(out, expected);
+        size_t copy = 0;
+        run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
+          call(copy, M);
+          copy = copy + 1 == copies ? 0 : copy + 1;
+        });
+      });
+    }
+  }
+}
+
+void bench_split_forward_bf16x3(const std::string& name, Isa, split_forward_bf16x3_t* split) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
+      std::vector<uint16_t> out(N * 2 * stride), expected(N * 2 * stride);
+      split(x.data(), stride, 0, N, kC, out.data(), 2 * stride);
+      split_forward_bf16x3_ref(x.data(), stride, 0, N, kC, expected.data(), 2 * stride);
+      run(state, out == expected, 0, double(N) * kC,
+          [&] { split(x.data(), stride, 0, N, kC, out.data(), 2 * stride); });
+    });
+  }
+}
+
+void bench_gemm_forward_i8(const std::string& name, Isa isa, gemm_forward_i8_t* gemm) {
+  for (const GemmShape& shape : kXsrGemms) {
+    for (const int32_t M : kXsrTokenCounts) {
+      if (isa == Isa::kRef && M > kRefRows) continue;
+      add(name + "/" + shape.name + "/" + std::to_string(M), [=](benchmark::State& state) {
+        const int64_t elements = packed_elements(shape.N, shape.K, Storage::kI8);
+        const size_t copies = (kWeightBytes + elements - 1) / elements;
+        const HugeBuffer weights(copies * elements);
+        const std::vector<float> dense =
+            normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
+        std::vector<float> scales(shape.N);
+        std::vector<int32_t> sums(shape.N);
+        int8_t* data = static_cast<int8_t*>(weights.data());
+        gemm_quantize_panels(dense.data(), shape.N, shape.K, data, scales.data());
+        for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, elements);
+        PackedMatrix w{data, Storage::kI8, shape.N, shape.K, scales.data(), sums.data()};
+        gemm_sum_panels(w, sums.data());
+        const int64_t x_stride = padded_stride(shape.K), a_stride = shape.K + 64,
+                      out_stride = padded_stride(shape.N);
+        const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
+                                 bias = normal_floats(shape.N, 1, 3);
+        std::vector<uint8_t> a(M * a_stride);
+        std::vector<QuantizedRow> rows(M);
+        quantize_forward_u8_ref(x.data(), x_stride, 0, M, shape.K, nullptr, a.data(), a_stride,
+                                rows.data());
+        const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
+        std::vector<float> out(M * out_stride), expected(M * out_stride);
+        const auto call = [&](gemm_forward_i8_t* f, int32_t count, float* to) {
+          f(a.data(), a_stride, count, rows.data(), w, 0, panel_count(shape.N), epilogue, to,
+            out_stride);
+        };
+        const int32_t checked = std::min(M, kRefRows);
+        call(gemm, checked, out.data());
+        call(gemm_forward_i8_ref, checked, expected.data());
+        const bool right = agrees(out, expected);
+        size_t copy = 0;
+        run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
+          w.data = data + copy * elements;
+          call(gemm, M, out.data());
+          copy = copy + 1 == copies ? 0 : copy + 1;
+        });
+      });
+    }
+  }
+}
+
+void bench_quantize_forward_u8(const std::string& name, Isa, quantize_forward_u8_t* quantize) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(N * stride, 1.0f, 1);
+      std::vector<uint8_t> out(N * stride), expected(N * stride);
+      std::vector<QuantizedRow> rows(N);
+      quantize(x.data(), stride, 0, N, kC, nullptr, out.data(), stride, rows.data());
+      quantize_forward_u8_ref(x.data(), stride, 0, N, kC, nullptr, expected.data(), stride,
+                              rows.data());
+      run(state, out == expected, 0, double(N) * kC,
+          [&] { quantize(x.data(), stride, 0, N, kC, nullptr, out.data(), stride, rows.data()); });
+    });
+  }
+}
+
 void bench_narrow_forward_bf16(const std::string& name, Isa, narrow_forward_bf16_t* narrow) {
   for (const int32_t N : {1, 20, 96}) {
     add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
@@ -391,6 +510,42 @@ void bench_embedding_forward_f32(const std::string& name, Isa, embedding_forward
             });
           });
     }
+  }
+}
+
+void bench_embedding_forward_i8(const std::string& name, Isa, embedding_forward_i8_t* embedding) {
+  for (const int32_t N : {1, 20, 96}) {
+    add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
+      const HugeBuffer token(size_t(kXsrVocabSize) * kC), position((kXsrMaxSeqLen + 1) * kC);
+      std::mt19937 random(1);
+      for (const auto& [data, count] : {std::pair(token.data(), size_t(kXsrVocabSize) * kC),
+                                        std::pair(position.data(), size_t(kXsrMaxSeqLen + 1) * kC)})
+        for (size_t i = 0; i < count; ++i)
+          static_cast<int8_t*>(data)[i] = static_cast<int8_t>(random() % 255 - 127);
+      const std::vector<float> gamma = normal_floats(kC, 1.0f, 2), beta = gamma;
+      const std::vector<float> token_scales(kXsrVocabSize, 0.01f),
+          position_scales(kXsrMaxSeqLen + 1, 0.005f);
+      // Enough different ids that the rows come from memory, as those of a corpus do.
+      std::vector<int32_t> ids(N * 1024), positions(N * 1024);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        ids[i] = std::uniform_int_distribution<int32_t>(0, kXsrVocabSize - 1)(random);
+        positions[i] = 1 + static_cast<int32_t>(i % N);
+      }
+      const int64_t stride = padded_stride(kC);
+      std::vector<float> out(N * stride), expected(N * stride);
+      const auto call = [&](embedding_forward_i8_t* f, size_t batch, float* to) {
+        f(ids.data() + batch * N, positions.data(), 0, N, static_cast<int8_t*>(token.data()),
+          token_scales.data(), static_cast<int8_t*>(position.data()), position_scales.data(),
+          nullptr, gamma.data(), beta.data(), 1e-12f, kC, to, stride, nullptr);
+      };
+      call(embedding, 0, out.data());
+      call(embedding_forward_i8_ref, 0, expected.data());
+      size_t batch = 0;
+      run(state, agrees(out, expected), 0, double(N) * kC, [&] {
+        call(embedding, batch, out.data());
+        batch = (batch + 1) % 1024;
+      });
+    });
   }
 }
 

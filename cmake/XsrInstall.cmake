@@ -1,5 +1,8 @@
 # What `cmake --install` lays down: the library, its two headers, the tools, the shipped models, and what lets
 # another project find them, with CMake (find_package(xsr), target xsr::xsr) or with pkg-config (xsr.pc).
+if(XSR_EMULATE_ISA)
+  install(CODE "message(FATAL_ERROR \"This build emulates instruction sets for tests (XSR_EMULATE_ISA); it is not for use.\")")
+endif()
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 

@@ -10,17 +10,51 @@ if(XSR_SANITIZE)
   target_link_options(xsr_options INTERFACE -fsanitize=${XSR_SANITIZE})
 endif()
 
-# The flags of the files that are written for one instruction set, by their names; -O3 in every build type, since an
-# unoptimised register loop measures nothing and an unoptimised kernel takes minutes. To be called where the files' target is.
+# What kernels are compiled with in every build type, since an unoptimised register loop measures nothing and an
+# unoptimised kernel takes minutes; sanitizers' checks leave -O3 little to do and much to compile.
+set(XSR_KERNEL_OPTIMISATION -O3)
+if(XSR_SANITIZE)
+  set(XSR_KERNEL_OPTIMISATION -O1)
+endif()
+
+# The flags of the files that are written for one instruction set, by their names. To be called where the files' target is.
 function(xsr_set_isa_flags)
-  set(avx2 -O3 -mavx2 -mfma -mf16c)
+  set(avx2 ${XSR_KERNEL_OPTIMISATION} -mavx2 -mfma -mf16c)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   # GCC's own AVX-512 headers read the "undefined" vectors they declare (GCC bug 105593).
   list(APPEND avx512 $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
+  set(avx512_vnni ${avx512} -mavx512vnni)
   set(avx512_bf16 ${avx512} -mavx512bf16)
+  set(amx ${avx512_bf16} -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
+  if(XSR_EMULATE_ISA)
+    # -O2: with more, gcc takes minutes for tiles that hold twice as many vectors as there are registers.
+    set(avx512 -O2 -mavx2 -mfma -mf16c -DXSR_EMULATE_ISA -include "${PROJECT_SOURCE_DIR}/kernels/simd/emulated_avx512.h"
+      $<$<CXX_COMPILER_ID:GNU>:-Wno-psabi>)  # nothing outside a file is called with such vectors
+    set(avx512_vnni ${avx512})
+    set(avx512_bf16 ${avx512} -DXSR_EMULATE_AVX512_BF16)
+    set(amx ${avx512_bf16})
+  endif()
   foreach(source ${ARGN})
-    if(source MATCHES "_(avx2|avx512|avx512_bf16)\\.cpp$")
+    if(source MATCHES "_(avx2|avx512|avx512_vnni|avx512_bf16|amx)\\.cpp$")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${${CMAKE_MATCH_1}}")
     endif()
   endforeach()
+endfunction()
+
+# xsr_compile_quickly(TARGET...): programs that call the libraries, where the time is spent, and are themselves templates of
+# GoogleTest, CLI11 and JSON, which -O3 compiles twice as long. Tests also hold plain loops that sanitizers make slow enough.
+function(xsr_compile_quickly)
+  foreach(target ${ARGN})
+    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+    if(XSR_SANITIZE AND NOT target MATCHES "_test$")
+      target_compile_options(${target} PRIVATE -O0)
+    endif()
+  endforeach()
+endfunction()
+
+# xsr_cover_for_fuzzers(TARGET): what the fuzzers feed tells them where an input led.
+function(xsr_cover_for_fuzzers target)
+  if(XSR_BUILD_FUZZERS)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
 endfunction()

@@ -40,11 +40,11 @@ kernels::Storage storage_of(DType dtype) {
     case DType::kF16:
       return kernels::Storage::kF16;
     case DType::kI8:
-      break;
+      return kernels::Storage::kI8;
   }
-  throw Error(
-      XSR_STATUS_UNSUPPORTED,
-      fmt::format("dtype {} cannot be written, expected f32, bf16 or f16", to_string(dtype)));
+  throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("dtype {} cannot be written, expected f32, bf16, "
+                                                  "f16 or i8",
+                                                  static_cast<uint32_t>(dtype)));
 }
 
 float rounded(float value, DType dtype) {
@@ -74,7 +74,7 @@ class Conversion {
       : checkpoint_(checkpoint), options_(options), table_(family_table(options.family)) {}
 
   ConvertedModel run() {
-    storage_of(options_.dtype);  // refuses i8 before any work
+    storage_of(options_.dtype);  // refuses what is no dtype before any work
     for (const CheckpointTensor& t : checkpoint_.tensors()) {
       if (t.name.starts_with(options_.prefix)) {
         tensors_.emplace(std::string_view(t.name).substr(options_.prefix.size()), &t);
@@ -365,7 +365,8 @@ class Conversion {
 std::vector<TensorSource> ConvertedModel::sources() const {
   std::vector<TensorSource> out;
   for (const Tensor& t : tensors)
-    out.push_back({t.name, t.dtype, t.layout, t.dims, t.data.data(), nullptr});
+    out.push_back({t.name, t.dtype, t.layout, t.dims, t.data.data(),
+                   t.scales.empty() ? nullptr : t.scales.data()});
   return out;
 }
 
@@ -378,7 +379,17 @@ ConvertedModel::Tensor pack_tensor(const TensorRule& rule, std::vector<uint64_t>
   out.layout = rule.layout;
   out.dims = std::move(dims);
   out.data.resize(tensor_bytes(dtype, rule.layout, out.dims));
-  if (rule.layout == Layout::kPanels32) {
+  if (dtype == DType::kI8) {
+    const auto N = static_cast<int32_t>(out.dims[0]), K = static_cast<int32_t>(out.dims[1]);
+    auto* codes = reinterpret_cast<int8_t*>(out.data.data());
+    out.scales.resize(N);
+    if (rule.layout == Layout::kPanels32) {
+      kernels::gemm_quantize_panels(values.data(), N, K, codes, out.scales.data());
+    } else {
+      for (int64_t n = 0; n < N; ++n)
+        out.scales[n] = kernels::quantize_row_i8(values.data() + n * K, K, codes + n * K);
+    }
+  } else if (rule.layout == Layout::kPanels32) {
     kernels::gemm_pack_panels(values.data(), static_cast<int32_t>(out.dims[0]),
                               static_cast<int32_t>(out.dims[1]), storage_of(dtype),
                               out.data.data());

@@ -15,7 +15,7 @@ struct ConvertOptions {
   std::optional<int32_t> num_heads;      // default: hidden_size / 64 where that is whole
   std::optional<Activation> activation;  // the others: the family's default
   std::optional<bool> lowercase;
-  DType dtype = DType::kF32;  // of weight matrices and embedding tables: kF32, kBF16 or kF16
+  DType dtype = DType::kF32;  // of weight matrices and embedding tables: kF32, kBF16, kF16 or kI8
   std::string prefix;  // only tensors whose name begins so are looked at, and it is taken off
   std::string
       sentencepiece;  // the bytes of a SentencePiece model; empty: the model takes token ids only
@@ -31,6 +31,7 @@ struct ConvertedModel {
     Layout layout = Layout::kRowMajor;
     std::vector<uint64_t> dims;
     std::vector<unsigned char> data;
+    std::vector<float> scales;  // i8 only: [dims[0]]
   };
   ModelConfig config;
   std::vector<Tensor> tensors;

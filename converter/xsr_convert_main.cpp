@@ -6,15 +6,17 @@
 #include <fstream>
 #include <iterator>
 
+#include "converter/calibrate.h"
 #include "converter/convert.h"
 #include "converter/inspect.h"
+#include "converter/quality.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
 
 namespace {
 
 struct Arguments {
-  std::string in, out, spm, license, prefix, inspect, check;
+  std::string in, out, spm, license, prefix, inspect, check, calibrate, quality;
   xsr::Family family = xsr::Family::kXsr;
   int32_t heads = 0;
   xsr::Activation activation = xsr::Activation::kNone;
@@ -49,7 +51,19 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
       std::filesystem::is_regular_file(a.license, ignored) ? read_text(a.license) : a.license;
 
   const auto checkpoint = xsr::Checkpoint::open(a.in);
-  const xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
+  xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
+  std::string quality_line;
+  if (!a.calibrate.empty() || !a.quality.empty()) {
+    options.dtype = xsr::DType::kF32;
+    const xsr::ConvertedModel wide = xsr::convert_checkpoint(*checkpoint, options);
+    if (!a.calibrate.empty()) xsr::calibrate(wide, xsr::parse_pair_file(a.calibrate), model);
+    if (!a.quality.empty()) {
+      const xsr::Quality quality =
+          xsr::measure_quality(wide, model, a.dtype, xsr::parse_pair_file(a.quality));
+      xsr::record_quality(quality, model);
+      quality_line = xsr::quality_text(quality);
+    }
+  }
   const auto sources = model.sources();
   xsr::write_xsr_file(a.out, model.config, sources, model.tokenizer, model.provenance);
 
@@ -62,6 +76,7 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
              c.intermediate_size, c.vocab_size, c.max_seq_len, xsr::to_string(c.activation),
              c.lowercase ? ", lower-cased" : "", to_string(a.dtype),
              std::filesystem::file_size(a.out));
+  if (!quality_line.empty()) fmt::print(stderr, "xsr-convert: quality: {}\n", quality_line);
   if (!model.dropped.empty()) {
     fmt::print(stderr, "xsr-convert: left out, needed for training only: {}\n",
                fmt::join(model.dropped, ", "));
@@ -100,9 +115,24 @@ int run(int argc, char** argv) {
   auto* lowercase =
       app.add_flag("--lowercase,!--no-lowercase", a.lowercase,
                    "lower-case texts before tokenising them (default: the family's, xsr: yes)");
-  app.add_option("--dtype", a.dtype, "of weight matrices and tables: f32, bf16, f16 (default f32)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, xsr::DType>{
-          {"f32", xsr::DType::kF32}, {"bf16", xsr::DType::kBF16}, {"f16", xsr::DType::kF16}}));
+  app.add_option("--dtype", a.dtype,
+                 "of weight matrices and tables: f32, bf16, f16, i8 (default f32)")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, xsr::DType>{{"f32", xsr::DType::kF32},
+                                                                    {"bf16", xsr::DType::kBF16},
+                                                                    {"f16", xsr::DType::kF16},
+                                                                    {"i8", xsr::DType::kI8},
+                                                                    {"int8", xsr::DType::kI8}}));
+  auto* calibrate = app.add_option(
+      "--calibrate", a.calibrate,
+      "with --dtype int8: take the ranges of activations from the sentences of CORPUS (as for "
+      "--quality) once and for all, instead of from each row at run time");
+  calibrate->type_name("CORPUS");
+  auto* quality = app.add_option(
+      "--quality", a.quality,
+      "measure what --dtype costs on CORPUS, [NAME=]PAIRS.tsv or [NAME=]FILE,FILE of sentence "
+      "pairs: cosine to f32 and retrieval P@1, printed and kept in the model's provenance");
+  quality->type_name("CORPUS");
   app.add_option("--license", a.license,
                  "terms of the weights, a text or a file with it; kept in the model's provenance");
   app.add_option("--prefix", a.prefix,
@@ -120,6 +150,12 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
     if (!*inspect && !*check && (!*in || !*out)) {
       throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");
+    }
+    if (*calibrate && a.dtype != xsr::DType::kI8) {
+      throw CLI::ValidationError("--calibrate", "is for int8: give --dtype int8");
+    }
+    if (*quality && a.dtype == xsr::DType::kF32) {
+      throw CLI::ValidationError("--quality", "compares with f32: give --dtype bf16, f16 or int8");
     }
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;

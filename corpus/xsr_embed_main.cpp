@@ -80,7 +80,8 @@ void check(xsr_status status, const std::string& message) {
 }
 
 xsr_isa isa_named(const std::string& name) {
-  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_BF16}) {
+  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI,
+                      XSR_ISA_AVX512_BF16, XSR_ISA_AMX}) {
     if (name == xsr_isa_string(isa)) return isa;
   }
   return XSR_ISA_AUTO;
@@ -107,7 +108,10 @@ class Embedder {
     xsr_session_options session_options = {};
     session_options.size = sizeof session_options;
     session_options.isa = isa_named(options.isa);
-    session_options.compute = options.compute == "bf16" ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32;
+    session_options.compute = options.compute == "bf16"     ? XSR_COMPUTE_BF16
+                              : options.compute == "bf16x3" ? XSR_COMPUTE_BF16X3
+                              : options.compute == "int8"   ? XSR_COMPUTE_INT8
+                                                            : XSR_COMPUTE_F32;
     session_options.num_threads = options.threads;
     xsr_session* session = nullptr;
     status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
@@ -344,11 +348,12 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   app.add_option("--isa", options.isa, "Instruction set")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_bf16"}))
+      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
       ->capture_default_str();
   app.add_option("--compute", options.compute,
-                 "What the matrix products compute in; bf16 needs a bf16 model")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+                 "What the matrix products compute in; bf16x3 comes near f32, bf16 needs a bf16 "
+                 "model, int8 rounds other weights than i8 when it opens")
+      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8"}))
       ->capture_default_str();
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");

@@ -27,7 +27,7 @@ double seconds_since(Clock::time_point start) {
 }
 
 struct Options {
-  std::string model = "models/xsr-en-fr.xsr";
+  std::string model = "models/xsr-multi.xsr";
   std::string pairs = "examples/data/tatoeba.en-fr.tsv";
   int num_threads = 0;
 };

@@ -2,6 +2,8 @@
 
 #include <cpuid.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace xsr::kernels {
 namespace {
@@ -12,10 +14,19 @@ uint64_t read_xcr0() {
   return ((uint64_t)high << 32) | low;
 }
 
+/// Linux saves the tiles (8 KiB a thread) of processes only that asked for them; 5.16 and later.
+bool tiles_permitted() {
+  const long request_permission = 0x1023,
+             tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512_vnni = false;
   bool avx512_bf16 = false;
+  bool amx = false;
 };
 
 Features detect() {
@@ -31,10 +42,20 @@ Features detect() {
   const uint64_t xcr0 = read_xcr0();
   const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
   features.avx2 = (b & (1u << 5)) && (xcr0 & ymm_state) == ymm_state;
+#if defined(XSR_EMULATE_ISA)
+  features.avx512 = features.avx512_vnni = features.avx512_bf16 = features.amx =
+      features.avx2;  // see simd/emulated_avx512.h
+  return features;
+#endif
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && (b & avx512) == avx512 && (xcr0 & zmm_state) == zmm_state;
+  features.avx512_vnni = features.avx512 && (c & (1u << 11));
+  const uint32_t tiles = (1u << 22) | (1u << 24) | (1u << 25);  // AMX-BF16, AMX-TILE, AMX-INT8
+  const uint64_t tile_state = 0x60000;
+  const bool amx = (d & tiles) == tiles && (xcr0 & tile_state) == tile_state;
   features.avx512_bf16 =
-      features.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+      features.avx512_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+  features.amx = features.avx512_bf16 && amx && tiles_permitted();
   return features;
 }
 
@@ -48,14 +69,19 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
   }
   return "unknown";
 }
 
 bool parse_isa(const char* text, Isa* isa) {
-  const Isa all[] = {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+  const Isa all[] = {Isa::kRef,        Isa::kAvx2,       Isa::kAvx512,
+                     Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx};
   for (Isa candidate : all) {
     if (strcmp(text, isa_name(candidate)) == 0) {
       *isa = candidate;
@@ -74,14 +100,20 @@ bool isa_supported(Isa isa) {
       return features.avx2;
     case Isa::kAvx512:
       return features.avx512;
+    case Isa::kAvx512Vnni:
+      return features.avx512_vnni;
     case Isa::kAvx512Bf16:
       return features.avx512_bf16;
+    case Isa::kAmx:
+      return features.amx;
   }
   return false;
 }
 
 Isa best_isa() {
+  if (isa_supported(Isa::kAmx)) return Isa::kAmx;
   if (isa_supported(Isa::kAvx512Bf16)) return Isa::kAvx512Bf16;
+  if (isa_supported(Isa::kAvx512Vnni)) return Isa::kAvx512Vnni;
   if (isa_supported(Isa::kAvx512)) return Isa::kAvx512;
   if (isa_supported(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kRef;

@@ -33,9 +33,11 @@ static inline float f32_from_f16(uint16_t value) {
   return f32_from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
-/// Element i of a table in the given storage, as f32 (exact).
+/// Element i of a table in the given storage, as f32 (exact); of kI8 the integer, without its
+/// scale.
 static inline float load_storage(const void* data, Storage storage, int64_t i) {
   if (storage == Storage::kF32) return ((const float*)data)[i];
+  if (storage == Storage::kI8) return (float)((const int8_t*)data)[i];
   const uint16_t value = ((const uint16_t*)data)[i];
   return storage == Storage::kBF16 ? f32_from_bf16(value) : f32_from_f16(value);
 }

@@ -7,6 +7,7 @@ and these besides:
 - kernels/ includes C headers, intrinsics and kernels/ only: it knows libc and nothing else.
   ..._onednn files are another library behind the same contract, in a target of their own: they may include what it
   needs, and the rest of kernels/ may not include them.
+  kernels/cuda/ is the CUDA device and the emulated one, in targets of their own: it may include what these need.
 - The files of one ISA (..._avx2.cpp, ..._avx512.cpp) include no standard header that brings inline functions: such
   a function, compiled with that ISA's flags, can replace everybody's copy at link time.
 - Nothing but tests/ includes training/.
@@ -28,7 +29,7 @@ RANKS = [
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 SUFFIXES = {".c", ".h", ".cpp", ".hpp", ".inc", ".cu", ".cuh"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
-ISA_FILE = re.compile(r"_(avx2|avx512|avx512_bf16|amx)\.cpp$")
+ISA_FILE = re.compile(r"_(avx2|avx512|avx512_vnni|avx512_bf16|amx)\.cpp$")
 
 C_NAMES = """assert ctype errno fenv float inttypes limits locale math setjmp signal stdarg stdbool stddef
     stdint stdio stdlib string time""".split()
@@ -55,7 +56,7 @@ def complaint(file, bracket, name):
     if target is None:
         if bracket == '"':
             return None  # another project's header, or the compiler will complain
-        if folder == "kernels" and not relative.stem.endswith("_onednn"):
+        if folder == "kernels" and not relative.stem.endswith("_onednn") and relative.parts[1] != "cuda":
             if ISA_FILE.search(relative.name):
                 if name not in ISA_HEADERS:
                     return f"a file of one ISA may not include <{name}>; allowed: {', '.join(sorted(ISA_HEADERS))}"

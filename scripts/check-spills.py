@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """check-spills.py OBJECT...: no micro-kernel keeps a vector on the stack in its inner loop.
 
-Disassembles the objects and takes every innermost loop whose only floating-point arithmetic is fused multiply-adds:
-that is a sum over K, while the loops of an epilogue also multiply, add, round or compare. Fails where such a loop moves
+Disassembles the objects and takes every innermost loop whose only floating-point arithmetic is fused multiply-adds,
+or that multiplies and adds integers: that is a sum over K, while the loops of an epilogue also multiply, add, round or compare. Fails where such a loop moves
 an xmm, ymm or zmm register through the stack pointer (or the frame pointer, where there is one), and where an object
 has no such loop at all.
 """
@@ -55,7 +55,7 @@ def main(paths):
             stack = re.compile(r"\((%rsp|%rbp)[,)]" if framed else r"\(%rsp[,)]")
             for first, last in innermost_loops(body):
                 loop = [i for i in body if first <= i[0] <= last]
-                multiply_adds = sum(m.startswith(("vfmadd", "vfnmadd", "vdpbf16")) for _, m, _ in loop)
+                multiply_adds = sum(m.startswith(("vfmadd", "vfnmadd", "vdpbf16", "vpdpbusd", "vpmaddwd")) for _, m, _ in loop)
                 if multiply_adds < 2 or any(OTHER_ARITHMETIC.match(m) for _, m, _ in loop):
                     continue
                 in_object += 1

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -12,17 +13,21 @@
 #include <random>
 #include <sstream>
 
+#include "converter/calibrate.h"
 #include "converter/checkpoint.h"
 #include "converter/convert.h"
 #include "converter/family.h"
 #include "converter/inspect.h"
+#include "converter/quality.h"
 #include "converter/sha256.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/storage.h"
+#include "runtime/evaluation/retrieval.h"
 #include "runtime/format/xsr_file.h"
 #include "tests/support/checkpoint_builder.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
+#include "xsr/xsr.hpp"
 
 namespace xsr {
 namespace {
@@ -806,9 +811,281 @@ TEST(Convert, families_that_are_not_there_yet) {
   EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
               HasSubstr("family bert cannot be converted"));
   o.family = Family::kXsr;
-  o.dtype = DType::kI8;
+  o.dtype = static_cast<DType>(9);
   EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
-              HasSubstr("dtype i8 cannot be written"));
+              HasSubstr("dtype 9 cannot be written"));
+}
+
+TEST(Convert, int8_is_half_a_step_from_f32) {
+  ConvertOptions o = options_for_test();
+  const ConvertedModel wide = convert(xsr_tensors(), o);
+  o.dtype = DType::kI8;
+  const ConvertedModel narrow = convert(xsr_tensors(), o);
+  size_t size = 0;
+  const auto bytes =
+      write_xsr_memory(narrow.config, narrow.sources(), narrow.tokenizer, narrow.provenance, &size);
+  XsrFile::open_memory(bytes.get(), size)->verify();
+  ASSERT_EQ(wide.tensors.size(), narrow.tensors.size());
+  for (size_t i = 0; i < wide.tensors.size(); ++i) {
+    const auto &w = wide.tensors[i], &q = narrow.tensors[i];
+    EXPECT_EQ(w.dims, q.dims) << w.name;
+    if (q.dims.size() < 2) {
+      EXPECT_EQ(w.data, q.data) << w.name << ": vectors stay f32";
+      continue;
+    }
+    ASSERT_EQ(DType::kI8, q.dtype) << w.name;
+    ASSERT_EQ(q.dims[0], q.scales.size()) << w.name;
+    const auto N = static_cast<int32_t>(w.dims[0]), K = static_cast<int32_t>(w.dims[1]);
+    for (int32_t n = 0; n < N; ++n) {
+      for (int32_t k = 0; k < K; ++k) {
+        const kernels::PackedMatrix exact{w.data.data(), kernels::Storage::kF32, N, K},
+            rounded{q.data.data(), kernels::Storage::kI8, N, K, q.scales.data()};
+        const bool panels = w.layout == Layout::kPanels32;
+        const float value =
+            panels ? kernels::gemm_packed_element(exact, n, k)
+                   : reinterpret_cast<const float*>(w.data.data())[static_cast<size_t>(n) * K + k];
+        const float found =
+            panels ? kernels::gemm_packed_element(rounded, n, k)
+                   : q.scales[n] * static_cast<int8_t>(q.data[static_cast<size_t>(n) * K + k]);
+        ASSERT_LE(std::fabs(value - found), 0.501f * q.scales[n]) << w.name << " " << n << " " << k;
+      }
+    }
+  }
+}
+
+// ---- quality ----
+
+TEST(Retrieval, counts_translations_that_are_nearest) {
+  ThreadPool threads(2);
+  // 9 sentences along 9 axes; translations stand at the same place but for two that are swapped.
+  const int32_t size = 9;
+  std::vector<float> a(size * size), b(size * size);
+  for (int32_t i = 0; i < size; ++i) {
+    a[i * size + i] = 3;
+    b[i * size + (i == 4 ? 5 : i == 5 ? 4 : i)] = 0.25;
+  }
+  RetrievalScore score = score_retrieval(a.data(), b.data(), size, size, threads);
+  EXPECT_EQ(score.pairs, 9);
+  EXPECT_EQ(score.forward, 7);
+  EXPECT_EQ(score.backward, 7);
+  // Of equals the lower index counts: 8 is as near to 2 as 2 is, and never found.
+  std::copy_n(&b[2 * size], size, &b[8 * size]);
+  score = score_retrieval(a.data(), b.data(), size, size, threads);
+  EXPECT_EQ(score.forward, 6);
+  EXPECT_EQ(score.backward, 6);
+  // Length counts nothing; a vector of zeros is equally far from all and finds the first.
+  for (int32_t c = 0; c < size; ++c) b[size + c] *= 1000, b[3 * size + c] = 0;
+  score = score_retrieval(a.data(), b.data(), size, size, threads);
+  EXPECT_EQ(score.forward, 5);
+  EXPECT_EQ(score.backward, 5);
+}
+
+/// Checkpoint, options and corpus of a model that takes text.
+struct TextModel {
+  TextModel() {
+    shape.V = 1000;
+    options.sentencepiece = read_file(kSource / "tests/data/tiny-bpe.spm.model");
+    for (const std::string& line : read_lines(kSource / "tests/data/tiny-corpus.txt")) {
+      if (line.empty()) continue;
+      first.push_back(line);
+      second.push_back(line.substr(0, line.size() / 2));
+      corpus += first.back() + "\t" + second.back() + "\tsource\n";
+    }
+  }
+  ConvertedModel converted(DType dtype) {
+    options.dtype = dtype;
+    return convert(xsr_tensors(shape), options);
+  }
+  Shape shape;
+  ConvertOptions options = options_for_test();
+  std::vector<std::string> first, second;
+  std::string corpus;
+};
+
+/// Embeddings [texts.size(), C] in double.
+std::vector<std::vector<double>> embeddings(const ConvertedModel& model, xsr_compute compute,
+                                            const std::vector<std::string>& texts) {
+  size_t size = 0;
+  const auto file =
+      write_xsr_memory(model.config, model.sources(), model.tokenizer, model.provenance, &size);
+  xsr_session_options options = {};
+  options.compute = compute;
+  Session session(Model(std::span(reinterpret_cast<const std::byte*>(file.get()), size)), options);
+  std::vector<std::vector<double>> out;
+  for (const std::string& text : texts) {
+    const std::vector<float> row = session.embed(std::string_view(text));
+    out.emplace_back(row.begin(), row.end());
+  }
+  return out;
+}
+
+double cosine(const std::vector<double>& a, const std::vector<double>& b) {
+  double ab = 0, aa = 0, bb = 0;
+  for (size_t c = 0; c < a.size(); ++c) ab += a[c] * b[c], aa += a[c] * a[c], bb += b[c] * b[c];
+  return ab / std::sqrt(aa * bb);
+}
+
+TEST(Quality, is_what_the_sessions_of_a_user_give) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file("pairs=" + folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32), narrow = text.converted(DType::kI8);
+  const Quality quality = measure_quality(wide, narrow, DType::kI8, corpus);
+  const auto a = embeddings(wide, XSR_COMPUTE_F32, text.first),
+             b = embeddings(wide, XSR_COMPUTE_F32, text.second),
+             narrow_a = embeddings(narrow, XSR_COMPUTE_INT8, text.first),
+             narrow_b = embeddings(narrow, XSR_COMPUTE_INT8, text.second);
+  std::vector<double> cosines;
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    cosines.push_back(cosine(a[i], narrow_a[i]));
+    cosines.push_back(cosine(b[i], narrow_b[i]));
+    sum += cosines[2 * i] + cosines[2 * i + 1];
+  }
+  std::sort(cosines.begin(), cosines.end());
+  EXPECT_EQ(quality.corpus, "pairs");
+  EXPECT_EQ(quality.compute, "int8");
+  EXPECT_EQ(quality.sentences, static_cast<int64_t>(cosines.size()));
+  EXPECT_NEAR(quality.cosine_mean, sum / static_cast<double>(cosines.size()), 1e-12);
+  EXPECT_NEAR(quality.cosine_min, cosines[0], 1e-12);
+  ASSERT_LE(cosines.size(), 100u);
+  EXPECT_EQ(quality.cosine_quantile, quality.cosine_min) << "1 % of at most 100 is one";
+  EXPECT_LT(quality.cosine_min, 1 - 1e-7) << "the i8 model computed in f32";
+
+  const auto hits = [](const auto& from, const auto& to) {
+    int64_t count = 0;
+    for (size_t i = 0; i < from.size(); ++i) {
+      size_t best = 0;
+      for (size_t j = 1; j < to.size(); ++j)
+        if (cosine(from[i], to[j]) > cosine(from[i], to[best])) best = j;
+      count += best == i;
+    }
+    return count;
+  };
+  EXPECT_EQ(quality.before.pairs, static_cast<int64_t>(a.size()));
+  EXPECT_EQ(quality.before.forward, hits(a, b));
+  EXPECT_EQ(quality.before.backward, hits(b, a));
+  EXPECT_EQ(quality.after.forward, hits(narrow_a, narrow_b));
+  EXPECT_EQ(quality.after.backward, hits(narrow_b, narrow_a));
+}
+
+TEST(Quality, of_f16_that_lost_nothing_is_1) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32);
+  const Quality quality = measure_quality(wide, wide, DType::kF16, corpus);
+  EXPECT_EQ(quality.compute, "f32");
+  EXPECT_NEAR(quality.cosine_min, 1, 1e-12);
+  EXPECT_EQ(quality.before.forward, quality.after.forward);
+  EXPECT_EQ(quality.before.backward, quality.after.backward);
+}
+
+TEST(Quality, wants_text_pairs_and_tokens) {
+  const Folder folder;
+  TextModel text;
+  const ConvertedModel model = text.converted(DType::kBF16);
+  const auto measure = [&](const ConvertedModel& m, const std::string& lines) {
+    return measure_quality(m, m, DType::kBF16, parse_pair_file(folder.write("x.tsv", lines)));
+  };
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { measure(model, "a\tb\nc\n"); }),
+              HasSubstr("x.tsv:2: has 1 column, expected 2"));
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { measure(model, ""); }),
+              HasSubstr("has no lines"));
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { measure(model, "\t\n\t\n"); }),
+              HasSubstr("no sentence has tokens"));
+  EXPECT_THAT(
+      message_of(
+          XSR_STATUS_IO,
+          [&] { measure_quality(model, model, DType::kBF16, parse_pair_file("/nonexistent")); }),
+      HasSubstr("/nonexistent"));
+  const ConvertedModel ids_only = convert(xsr_tensors());
+  EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT, [&] { measure(ids_only, "a\tb\n"); }),
+              HasSubstr("give --spm"));
+}
+
+// ---- calibrated ranges ----
+
+ConvertedModel::Tensor& tensor_of(ConvertedModel& model, const std::string& name) {
+  for (ConvertedModel::Tensor& t : model.tensors)
+    if (t.name == name) return t;
+  throw std::runtime_error("no tensor " + name);
+}
+
+TEST(Calibrate, ranges_are_those_of_the_inputs_and_are_computed_with) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file("pairs=" + folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32), dynamic = text.converted(DType::kI8);
+  ConvertedModel calibrated = dynamic;
+  calibrate(wide, corpus, calibrated);
+  const auto layers = static_cast<size_t>(wide.config.num_layers);
+  ASSERT_EQ(calibrated.tensors.size(), dynamic.tensors.size() + 4 * layers);
+  const auto provenance = nlohmann::json::parse(calibrated.provenance);
+  EXPECT_EQ(provenance["calibration"]["corpus"], "pairs");
+  EXPECT_EQ(provenance["calibration"]["sentences"], 2 * text.first.size());
+
+  const auto exact = embeddings(wide, XSR_COMPUTE_F32, text.first),
+             by_row = embeddings(dynamic, XSR_COMPUTE_INT8, text.first),
+             by_range = embeddings(calibrated, XSR_COMPUTE_INT8, text.first);
+  EXPECT_NE(by_row, by_range) << "the ranges of the file were not computed with";
+  double least = 1;
+  for (size_t i = 0; i < exact.size(); ++i) least = std::min(least, cosine(exact[i], by_range[i]));
+  EXPECT_GT(least, 0.999);
+
+  // Ranges are tight: a quarter of one cuts values off.
+  for (const char* product : {"qkv", "attention_output", "up", "down"}) {
+    ConvertedModel cut = calibrated;
+    auto& data = tensor_of(cut, std::string("layer.0.") + product + ".input_range").data;
+    float range[2];
+    std::memcpy(range, data.data(), sizeof range);
+    EXPECT_LT(range[0], range[1]) << product;
+    EXPECT_LE(range[0], 0) << product;
+    EXPECT_GE(range[1], 0) << product;
+    for (float& end : range) end *= 0.25f;
+    std::memcpy(data.data(), range, sizeof range);
+    const auto saturated = embeddings(cut, XSR_COMPUTE_INT8, text.first);
+    double worst = 1;
+    for (size_t i = 0; i < exact.size(); ++i)
+      worst = std::min(worst, cosine(exact[i], saturated[i]));
+    EXPECT_LT(worst, least) << product;
+  }
+  ConvertedModel wide_with_ranges = wide;
+  for (size_t i = dynamic.tensors.size(); i < calibrated.tensors.size(); ++i)
+    wide_with_ranges.tensors.push_back(calibrated.tensors[i]);
+  EXPECT_EQ(exact, embeddings(wide_with_ranges, XSR_COMPUTE_F32, text.first))
+      << "f32 has no use for ranges";
+  EXPECT_EQ(by_range[0], embeddings(calibrated, XSR_COMPUTE_INT8, {text.first[0]})[0]);
+}
+
+TEST(Calibrate, a_range_that_is_none_is_refused) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel wide = text.converted(DType::kF32);
+  ConvertedModel model = text.converted(DType::kI8);
+  calibrate(wide, corpus, model);
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinity = std::numeric_limits<float>::infinity();
+  const float broken[][2] = {{1, 2}, {-2, -1}, {nan, 1}, {-1, nan}, {-infinity, 1}};
+  for (const auto& range : broken) {
+    auto& data = tensor_of(model, "layer.1.up.input_range").data;
+    std::memcpy(data.data(), range, sizeof range);
+    try {
+      embeddings(model, XSR_COMPUTE_INT8, {"a"});
+      ADD_FAILURE() << range[0] << " to " << range[1] << " was taken";
+    } catch (const Exception& e) {
+      EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE);
+      EXPECT_THAT(e.what(), HasSubstr("layer.1.up.input_range"));
+    }
+  }
+  ConvertedModel ids_only = convert(xsr_tensors());
+  EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT,
+                         [&] {
+                           const ConvertedModel same = ids_only;
+                           calibrate(same, corpus, ids_only);
+                         }),
+              HasSubstr("give --spm"));
 }
 
 // ---- inspect and check ----
@@ -855,7 +1132,7 @@ TEST(Inspect, check_finds_damage_and_nan) {
 
 TEST(Models, the_shipped_model_is_what_its_manifest_says) {
   const auto manifest =
-      nlohmann::json::parse(read_file(kSource / "models/xsr-en-fr.manifest.json"));
+      nlohmann::json::parse(read_file(kSource / "models/xsr-multi.manifest.json"));
   const std::string path = (kSource / "models" / manifest["file"].get<std::string>()).string();
   const std::string bytes = read_file(path);
   EXPECT_EQ(bytes.size(), manifest["size"]);
@@ -872,9 +1149,9 @@ TEST(Models, the_shipped_model_is_what_its_manifest_says) {
   EXPECT_TRUE(c.lowercase);
   EXPECT_EQ(c.tokenizer, TokenizerKind::kSentencePiece);
   const auto provenance = nlohmann::json::parse(file->provenance());
-  EXPECT_EQ(provenance["source"]["sha256"], manifest["source"]["checkpoint_sha256"]);
-  EXPECT_EQ(provenance["tokenizer"]["sha256"], manifest["source"]["tokenizer_sha256"]);
-  EXPECT_EQ(provenance["license"], read_file(kSource / "models/xsr-en-fr.LICENSE.txt"));
+  EXPECT_EQ(provenance["inputs"], manifest["inputs"]);
+  EXPECT_EQ(provenance["steps"], manifest["stages"].back()["steps"]);
+  EXPECT_EQ(provenance["license"], read_file(kSource / "models/xsr-multi.LICENSE.txt"));
 }
 
 // ---- the command line ----
@@ -920,6 +1197,46 @@ TEST_F(CommandLine, converts_twice_to_the_same_bytes) {
   EXPECT_THAT(out_, HasSubstr("lowercase            false"));
   EXPECT_THAT(out_, HasSubstr("activation           relu"));
   EXPECT_THAT(out_, HasSubstr("terms in a file"));
+}
+
+TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
+  TextModel text;
+  const std::string input =
+      folder_.write("text.safetensors", safetensors_file(xsr_tensors(text.shape)));
+  const std::string output = folder_ / "q.xsr";
+  const std::string convert = input + " -o " + output + " --heads 3 --spm " +
+                              (kSource / "tests/data/tiny-bpe.spm.model").string() +
+                              " --quality pairs=" + folder_.write("pairs.tsv", text.corpus);
+  EXPECT_EQ(run(convert + " --dtype int8"), 0) << err_;
+  EXPECT_EQ(out_, "");
+  EXPECT_THAT(err_, HasSubstr("quality: pairs, " + std::to_string(text.first.size()) +
+                              " pairs, i8 weights computed in int8 by "));
+  const auto quality = nlohmann::json::parse(XsrFile::open(output)->provenance()).at("quality");
+  EXPECT_EQ(quality.at("corpus"), "pairs");
+  EXPECT_EQ(quality.at("compute"), "int8");
+  EXPECT_EQ(quality.at("pairs"), text.first.size());
+  EXPECT_EQ(quality.at("sentences"), 2 * text.first.size());
+  const auto& cosines = quality.at("cosine_to_f32");
+  EXPECT_GT(cosines.at("minimum").get<double>(), 0.5);
+  EXPECT_LE(cosines.at("minimum"), cosines.at("quantile_1_percent"));
+  EXPECT_LT(cosines.at("minimum"), cosines.at("mean"));
+  EXPECT_LT(cosines.at("mean"), 1);
+  for (const char* when : {"before", "after"}) {
+    for (const char* way : {"1_to_2", "2_to_1"}) {
+      const double share = quality.at("precision_at_1").at(when).at(way);
+      EXPECT_GE(share, 0);
+      EXPECT_LE(share, 1);
+    }
+  }
+  EXPECT_EQ(run(convert + " --dtype int8 --calibrate " + (folder_ / "pairs.tsv")), 0) << err_;
+  const auto calibrated = nlohmann::json::parse(XsrFile::open(output)->provenance());
+  EXPECT_EQ(calibrated.at("calibration").at("sentences"), 2 * text.first.size());
+  EXPECT_NE(calibrated.at("quality").at("cosine_to_f32"), cosines);
+  EXPECT_EQ(run("--check " + output), 0) << err_;
+  EXPECT_EQ(run(convert + " --dtype bf16 --calibrate " + (folder_ / "pairs.tsv")), 2);
+  EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
+  EXPECT_THAT(err_, HasSubstr("--quality"));
+  EXPECT_EQ(run(convert + ".missing --dtype int8"), 1);
 }
 
 TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {

@@ -16,7 +16,7 @@
 
 namespace {
 
-const std::string kModelPath = XSR_SOURCE_DIR "/models/xsr-en-fr.xsr";
+const std::string kModelPath = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
 const std::array<std::string_view, 4> kTexts = {"The cat sleeps.", "", "Le chat dort.", "\xff!"};
 
 static_assert(!std::is_copy_constructible_v<xsr::Session>);

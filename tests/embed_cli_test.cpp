@@ -24,7 +24,7 @@ using testing::HasSubstr;
 using testing::Not;
 
 const std::string kTool = XSR_BINARY_DIR "/corpus/xsr-embed";
-const std::string kModel = XSR_SOURCE_DIR "/models/xsr-en-fr.xsr";
+const std::string kModel = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
 
 struct Outcome {
   int exit_status = -1;

@@ -48,11 +48,13 @@ class OpenedModel {
 
 class OpenedSession {
  public:
-  OpenedSession(const OpenedModel& model, xsr_isa isa, int32_t threads = 1) {
+  OpenedSession(const OpenedModel& model, xsr_isa isa, int32_t threads = 1,
+                xsr_compute compute = XSR_COMPUTE_F32) {
     xsr_session_options options{};
     options.size = sizeof options;
     options.isa = isa;
     options.num_threads = threads;
+    options.compute = compute;
     char detail[512] = "";
     status_ = xsr_session_create(model.get(), &options, &session_, detail, sizeof detail);
     detail_ = detail;
@@ -114,7 +116,7 @@ void expect_embeddings(const OpenedModel& model, const PaddedBatch& batch,
       std::printf("  %s: %s skipped, not available here\n", what.c_str(), xsr_isa_string(isa));
       continue;
     }
-    const std::vector<float> out = embed(session.get(), batch, C);
+    const std::vector<float> out = isa == XSR_ISA_REF ? plain : embed(session.get(), batch, C);
     ErrorBudget budget;
     double largest = 0;
     for (size_t i = 0; i < out.size(); ++i) {
@@ -128,6 +130,35 @@ void expect_embeddings(const OpenedModel& model, const PaddedBatch& batch,
     EXPECT_TRUE(budget.check(what + " " + xsr_isa_string(isa), "*")) << what;
     std::printf("  %s %s: largest error %.3g, %.0f %% of its budget\n", what.c_str(),
                 xsr_isa_string(isa), largest, 100 * budget.share());
+  }
+}
+
+/// bf16x3 stands for f32: 1 - cosine to `exact` at most 1e-9, shown beside that of plain f32.
+void expect_bf16x3(const OpenedModel& model, const PaddedBatch& batch,
+                   const std::vector<double>& exact, const std::string& what) {
+  const size_t C = model.embedding_size();
+  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512_BF16, XSR_ISA_AMX}) {
+    OpenedSession plain(model, isa), session(model, isa, 1, XSR_COMPUTE_BF16X3);
+    if (!session.runs(isa)) continue;
+    double worst[2] = {0, 0};
+    const std::vector<float> out[2] = {embed(plain.get(), batch, C),
+                                       embed(session.get(), batch, C)};
+    EXPECT_NE(out[0], out[1]) << what << ": bf16x3 was not computed with";
+    for (size_t b = 0; b < batch.count(); ++b) {
+      if (batch.offsets[b] == batch.offsets[b + 1]) continue;
+      for (int mode : {0, 1}) {
+        double ab = 0, aa = 0, bb = 0;
+        for (size_t i = b * C; i < (b + 1) * C; ++i) {
+          ab += exact[i] * out[mode][i];
+          aa += exact[i] * exact[i];
+          bb += double{out[mode][i]} * out[mode][i];
+        }
+        worst[mode] = std::max(worst[mode], 1 - ab / std::sqrt(aa * bb));
+      }
+    }
+    EXPECT_LE(worst[1], 1e-9) << what << " " << xsr_isa_string(isa);
+    std::printf("  %s %s: largest 1 - cosine %.2g in bf16x3, %.2g in f32\n", what.c_str(),
+                xsr_isa_string(isa), worst[1], worst[0]);
   }
 }
 
@@ -148,6 +179,7 @@ TEST_P(GoldenModel, EmbeddingsMatch) {
     const std::vector<double> exact =
         PaddedBatch::tensor(*file, std::string("embedding") + side).to_f64();
     expect_embeddings(model, batch, exact, std::string(GetParam()) + " side " + side);
+    expect_bf16x3(model, batch, exact, std::string(GetParam()) + " side " + side);
   }
 }
 
@@ -195,9 +227,11 @@ class TrainedModel : public ::testing::Test {
     }
     const auto checkpoint = Checkpoint::open((folder / "xsr-enfr-16k.pth.tar").string());
     ConvertOptions options;
+    options.dtype = dtype_;
     options.sentencepiece = test::read_file(folder / "xsr-enfr-16k.spm.model");
     model_ = std::make_unique<OpenedModel>(*checkpoint, options);
   }
+  DType dtype_ = DType::kF32;
   std::unique_ptr<OpenedModel> model_;
 };
 
@@ -260,10 +294,29 @@ Retrieval retrieve(const std::vector<float>& queries, const std::vector<float>& 
   return result;
 }
 
+// Stated beside the checkpoint: P@1 on Tatoeba fra-eng, 1,000 pairs, by PyTorch in double
+// precision.
+constexpr int kEnglishToFrench = 718, kFrenchToEnglish = 699;
+
+/// P@1 both ways; no pairs where the session does not run the ISA or the corpus is not there.
+std::vector<Retrieval> tatoeba(const OpenedModel& model, const OpenedSession& session) {
+  const auto folder = test::shared_folder() / "data/eval/tatoeba";
+  const size_t C = model.embedding_size();
+  std::vector<float> sides[2];
+  for (int side = 0; side < 2; ++side) {
+    const auto lines =
+        test::read_lines(folder / (side == 0 ? "tatoeba.fra-eng.eng" : "tatoeba.fra-eng.fra"));
+    EXPECT_EQ(1000u, lines.size());
+    std::vector<xsr_text> texts;
+    for (const std::string& line : lines) texts.push_back({line.data(), line.size()});
+    sides[side].resize(lines.size() * C);
+    EXPECT_EQ(XSR_STATUS_OK, xsr_session_embed_texts(session.get(), texts.data(), texts.size(),
+                                                     sides[side].data(), nullptr));
+  }
+  return {retrieve(sides[0], sides[1], C), retrieve(sides[1], sides[0], C)};
+}
+
 TEST_F(TrainedModel, FindsTheTranslationsThatTheBaselineFinds) {
-  // Stated beside the checkpoint: P@1 on Tatoeba fra-eng, 1,000 pairs, by PyTorch in double
-  // precision.
-  constexpr int kEnglishToFrench = 718, kFrenchToEnglish = 699;
   const auto folder = test::shared_folder() / "data/eval/tatoeba";
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << folder << " is not there";
   for (xsr_isa isa : {XSR_ISA_AVX2, XSR_ISA_AVX512}) {  // the plain loops would take minutes
@@ -272,27 +325,43 @@ TEST_F(TrainedModel, FindsTheTranslationsThatTheBaselineFinds) {
       std::printf("  %s skipped, not available here\n", xsr_isa_string(isa));
       continue;
     }
-    const size_t C = model_->embedding_size();
-    std::vector<float> sides[2];
-    for (int side = 0; side < 2; ++side) {
-      const auto lines =
-          test::read_lines(folder / (side == 0 ? "tatoeba.fra-eng.eng" : "tatoeba.fra-eng.fra"));
-      ASSERT_EQ(1000u, lines.size());
-      std::vector<xsr_text> texts;
-      for (const std::string& line : lines) texts.push_back({line.data(), line.size()});
-      sides[side].resize(lines.size() * C);
-      ASSERT_EQ(XSR_STATUS_OK, xsr_session_embed_texts(session.get(), texts.data(), texts.size(),
-                                                       sides[side].data(), nullptr));
-    }
-    const Retrieval forward = retrieve(sides[0], sides[1], C),
-                    backward = retrieve(sides[1], sides[0], C);
+    const std::vector<Retrieval> found = tatoeba(*model_, session);
     std::printf("  %s: en-fr %d (%d near-ties), fr-en %d (%d near-ties) of 1000\n",
-                xsr_isa_string(isa), forward.correct, forward.ties, backward.correct,
-                backward.ties);
-    EXPECT_LE(std::abs(forward.correct - kEnglishToFrench), std::min(2, forward.ties));
-    EXPECT_LE(std::abs(backward.correct - kFrenchToEnglish), std::min(2, backward.ties));
+                xsr_isa_string(isa), found[0].correct, found[0].ties, found[1].correct,
+                found[1].ties);
+    EXPECT_LE(std::abs(found[0].correct - kEnglishToFrench), std::min(2, found[0].ties));
+    EXPECT_LE(std::abs(found[1].correct - kFrenchToEnglish), std::min(2, found[1].ties));
   }
 }
+
+/// The trained model stored narrow; `points` of P@1 may be lost, of 1000.
+class NarrowTrainedModel : public TrainedModel {
+ protected:
+  void expect_within(xsr_compute compute, int points) {
+    const auto folder = test::shared_folder() / "data/eval/tatoeba";
+    if (!std::filesystem::exists(folder)) GTEST_SKIP() << folder << " is not there";
+    OpenedSession session(*model_, XSR_ISA_AUTO, 0, compute);
+    ASSERT_NE(nullptr, session.get());
+    const std::vector<Retrieval> found = tatoeba(*model_, session);
+    std::printf("  %s: en-fr %d, fr-en %d of 1000\n",
+                xsr_isa_string(xsr_session_get_isa(session.get())), found[0].correct,
+                found[1].correct);
+    EXPECT_GE(found[0].correct, kEnglishToFrench - points);
+    EXPECT_GE(found[1].correct, kFrenchToEnglish - points);
+  }
+};
+
+class TrainedModelInInt8 : public NarrowTrainedModel {
+ protected:
+  TrainedModelInInt8() { dtype_ = DType::kI8; }
+};
+TEST_F(TrainedModelInInt8, LosesAtMostHalfAPoint) { expect_within(XSR_COMPUTE_INT8, 5); }
+
+class TrainedModelInBf16 : public NarrowTrainedModel {
+ protected:
+  TrainedModelInBf16() { dtype_ = DType::kBF16; }
+};
+TEST_F(TrainedModelInBf16, LosesAtMostAFifthOfAPoint) { expect_within(XSR_COMPUTE_BF16, 2); }
 
 }  // namespace
 }  // namespace xsr

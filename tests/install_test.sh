@@ -33,8 +33,8 @@ ${CXX:-g++} -std=c++20 -Wall -Wextra -pedantic -Werror "$source/examples/embed.c
 # Without a model file: an error that names it. With the shipped one: vectors.
 ! "$work/embed-c" "$work/none.xsr" 2>"$work/error" || fail "embed-c took a file that does not exist"
 grep -q "none.xsr" "$work/error" || fail "the error does not name the file: $(cat "$work/error")"
-if [ -e "$prefix/share/xsr/models/xsr-en-fr.xsr" ]; then
-  model="$prefix/share/xsr/models/xsr-en-fr.xsr"
+if [ -e "$prefix/share/xsr/models/xsr-multi.xsr" ]; then
+  model="$prefix/share/xsr/models/xsr-multi.xsr"
   one=$("$work/embed-c" "$model") && two=$("$work/examples/embed-c" "$model") || fail "embed-c failed"
   [ "$one" = "$two" ] || fail "the two builds of embed-c differ: $one / $two"
   "$work/embed-cpp" "$model" "A cat." "Un chat."

@@ -515,6 +515,10 @@ void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
         row, filter, random,
         {M, N, K, Storage::kBF16, kActivations[M % 6], M % 4 != 0, M % 5 == 0, 0, panel_count(N)});
   }
+  for (int32_t M : {31, 32, 33, 48, 49, 64, 81}) {
+    check_gemm_bf16_case(row, filter, random,
+                         {M, 70, 77, Storage::kBF16, Activation::kSwish, true, true, 0, 3});
+  }
   for (int32_t K = 1; K <= 67; ++K) {
     check_gemm_bf16_case(row, filter, random,
                          {8, 40, K, Storage::kBF16, Activation::kNone, true, false, 0, 2});
@@ -530,6 +534,143 @@ void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
                        {20, 1536, 512, Storage::kBF16, Activation::kNone, true, false, 0, 48});
   check_gemm_bf16_case(row, filter, random,
                        {13, 512, 1024, Storage::kBF16, Activation::kNone, true, false, 0, 16});
+}
+
+/// Against the double reference of the three products, and those against the product that they
+/// stand for.
+void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Random& random,
+                            const GemmCase& c) {
+  auto* kernel = reinterpret_cast<gemm_forward_bf16x3_t*>(row.function);
+  const int32_t S = split_columns(c.K), S_out = split_columns(c.N);
+  const int64_t a_stride = 2 * S + 6, out_stride = c.N + 3, split_stride = 2 * S_out + 2;
+  Guarded x = random_rows(random, c.M, c.K, c.K, 1);
+  std::vector<uint16_t> a(c.M * a_stride + 1, 0x7fc0);  // NaN in the padding
+  split_forward_bf16x3_ref(x.data(), c.K, 0, c.M, c.K, a.data(), a_stride);
+  Guarded bias = random_rows(random, 1, c.N, c.N, 1),
+          residual = random_rows(random, c.M, c.N, out_stride, 1);
+  std::vector<float> dense(static_cast<int64_t>(c.N) * c.K);
+  for (float& value : dense) value = random.normal(1 / std::sqrt(static_cast<float>(c.K)));
+  std::vector<float> packed(packed_elements(c.N, c.K, Storage::kF32));
+  gemm_pack_panels(dense.data(), c.N, c.K, Storage::kF32, packed.data());
+  std::vector<uint16_t> panels(split_elements(c.N, c.K) + 32);
+  uint16_t* data = panels.data() + (64 - reinterpret_cast<uintptr_t>(panels.data()) % 64) % 64 / 2;
+  gemm_split_panels({packed.data(), Storage::kF32, c.N, c.K}, data);
+  const SplitMatrix w{data, c.N, c.K};
+  const GemmEpilogue epilogue{c.bias ? bias.data() : nullptr, c.activation,
+                              c.residual ? residual.data() : nullptr, out_stride};
+  Guarded out(c.M * out_stride, 1), plain(c.M * out_stride);
+  std::vector<uint16_t> split(c.M * split_stride + 8, 0xdead), split_only = split;
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride,
+         split.data(), split_stride);
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, nullptr, 0,
+         split_only.data(), split_stride);
+  gemm_forward_bf16x3_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
+                          plain.data(), out_stride, nullptr, 0);
+  const std::string what =
+      row.name +
+      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const int32_t first = c.first_panel * kPanelColumns, last = c.last_panel * kPanelColumns;
+  ErrorBudget budget;
+  for (int32_t m = 0; m < c.M; ++m) {
+    for (int32_t n = 0; n < S_out; ++n) {
+      const int64_t i = m * out_stride + n, hi = m * split_stride + n;
+      if (n < first || n >= last) {
+        if (n < c.N) {
+          ASSERT_TRUE(std::isnan(out[i]))
+              << what << ": wrote column " << n << " outside its panels";
+        }
+        ASSERT_EQ(0xdead, split[hi]) << what;
+        ASSERT_EQ(0xdead, split[hi + S_out]) << what;
+        continue;
+      }
+      uint16_t wanted[2];
+      split_bf16(n < c.N ? out[i] : 0.0f, &wanted[0], &wanted[1]);
+      ASSERT_EQ(wanted[0], split[hi]) << what << " column " << n;
+      ASSERT_EQ(wanted[1], split[hi + S_out]) << what << " column " << n;
+      if (n >= c.N) continue;
+      double exact = gemm_split_sum_ref<double>(&a[m * a_stride], w, n);
+      double product = 0, magnitude = 0;
+      for (int32_t k = 0; k < c.K; ++k) {
+        const double term = double{x[m * c.K + k]} * dense[static_cast<int64_t>(n) * c.K + k];
+        product += term;
+        magnitude += std::fabs(term);
+      }
+      ASSERT_LE(std::fabs(exact - product), 2.1 * std::ldexp(magnitude, -16)) << what;
+      if (c.bias) exact += bias[n];
+      exact = activate_ref(exact, c.activation);
+      if (c.residual) exact += residual[i];
+      budget.add(out[i], plain[i], exact, m, n);
+    }
+    for (int64_t n = 2 * S_out; n < split_stride; ++n) {
+      ASSERT_EQ(0xdead, split[m * split_stride + n]) << what << ": wrote the padding";
+    }
+  }
+  EXPECT_EQ(split, split_only) << what;
+  EXPECT_TRUE(budget.check(what, filter));
+  expect_untouched(out, c.M, c.N, out_stride, what);
+  for (int32_t m = 0; m < c.M; ++m) {
+    Guarded single(out_stride);
+    GemmEpilogue of_row = epilogue;
+    if (c.residual) of_row.residual += m * out_stride;
+    kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel, c.last_panel, of_row,
+           single.data(), out_stride, nullptr, 0);
+    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
+                             4 * std::max(0, std::min(c.N, last) - first)))
+        << what << ": row " << m << " has other bits alone than in its batch";
+  }
+}
+
+void check_gemm_bf16x3(const KernelRow& row, const std::string& filter) {
+  Random random(19);
+  const auto check = [&](int32_t M, int32_t N, int32_t K, Activation activation, bool bias,
+                         bool residual, int32_t first, int32_t last) {
+    check_gemm_bf16x3_case(row, filter, random,
+                           {M, N, K, Storage::kF32, activation, bias, residual, first, last});
+  };
+  for (int32_t M = 0; M <= 26; ++M) {
+    const int32_t N = 1 + (M * 13) % 97;
+    check(M, N, 20 + (M * 7) % 41, kActivations[M % 6], M % 4 != 0, M % 5 == 0, 0, panel_count(N));
+  }
+  for (int32_t K = 1; K <= 67; ++K) check(3, 40, K, Activation::kNone, true, false, 0, 2);
+  for (int32_t N = 1; N <= 66; ++N)
+    check(4, N, 33, Activation::kNone, true, false, 0, panel_count(N));
+  for (int32_t M : {31, 32, 33, 48, 49, 64, 81})
+    check(M, 70, 96, Activation::kSwish, true, true, 0, 3);
+  check(5, 99, 64, Activation::kSwish, true, true, 1, 3);
+  check(20, 1536, 512, Activation::kNone, true, false, 0, 48);
+  check(70, 512, 1024, Activation::kNone, true, false, 0, 16);
+}
+
+void check_split_bf16x3(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<split_forward_bf16x3_t*>(row.function);
+  Random random(21);
+  for (int32_t C : widths()) {
+    const int32_t N = 4, first = 1, last = 3, S = split_columns(C);
+    const int64_t stride = C + 3, out_stride = 2 * S + 4;
+    Guarded x = random_rows(random, N, C, stride, C % 4);
+    x[stride] = INFINITY;
+    if (C > 1) x[stride + 1] = -3.4e38f;  // rounds up to infinity in bf16
+    if (C > 2) x[stride + 2] = NAN;
+    if (C > 3) x[stride + 3] = 1.0f + 1.0f / 256;  // a tie
+    std::vector<uint16_t> out(N * out_stride, 0xdead);
+    kernel(x.data(), stride, first, last, C, out.data(), out_stride);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int64_t c = 0; c < out_stride; ++c) {
+        uint16_t wanted = 0xdead;
+        if (i >= first && i < last && c < 2 * S) {
+          uint16_t parts[2] = {0, 0};
+          if (c % S < C) split_bf16(x[i * stride + c % S], &parts[0], &parts[1]);
+          wanted = parts[c / S];
+        }
+        const uint16_t found = out[i * out_stride + c];
+        if (std::isnan(f32_from_bf16(wanted))) {
+          ASSERT_TRUE(std::isnan(f32_from_bf16(found))) << row.name << " C=" << C << " col " << c;
+        } else {
+          ASSERT_EQ(wanted, found) << row.name << " C=" << C << " row " << i << " col " << c;
+        }
+      }
+    }
+  }
 }
 
 void check_narrow_bf16(const KernelRow& row, const std::string&) {
@@ -556,6 +697,261 @@ void check_narrow_bf16(const KernelRow& row, const std::string&) {
         }
       }
     }
+  }
+}
+
+/// A kI8 matrix of random integers, both ends of their range among them, with scales and sums.
+struct MatrixI8 {
+  MatrixI8(Random& random, int32_t N, int32_t K)
+      : bytes(packed_elements(N, K, Storage::kI8) + 64), scales(N), sums(N) {
+    int8_t* data = reinterpret_cast<int8_t*>(bytes.data()) +
+                   (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+    for (int32_t n = 0; n < N; ++n) {
+      scales[n] = std::fabs(random.normal(0.01f));
+      for (int32_t k = 0; k < K; ++k) {
+        const int32_t kind = random.range(0, 9);
+        data[packed_index(n, k, K, 4)] = static_cast<int8_t>(kind == 0   ? -128
+                                                             : kind == 1 ? 127
+                                                                         : random.range(-128, 127));
+      }
+    }
+    w = {data, Storage::kI8, N, K, scales.data(), sums.data()};
+    gemm_sum_panels(w, sums.data());
+  }
+  std::vector<unsigned char> bytes;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+  PackedMatrix w;
+};
+
+void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random& random,
+                        const GemmCase& c, int shift) {
+  auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);
+  const int64_t a_stride = (c.K + 3) / 4 * 4 + 4, out_stride = c.N + 2;
+  const MatrixI8 matrix(random, c.N, c.K);
+  std::vector<uint8_t> a(c.M * a_stride + 64);  // anything in the padding
+  for (uint8_t& q : a)
+    q = static_cast<uint8_t>(random.range(0, 3) == 0 ? 255 : random.range(0, 255));
+  std::vector<QuantizedRow> rows(c.M + 1);
+  for (QuantizedRow& r : rows) r = {std::fabs(random.normal(0.02f)), random.range(0, 255)};
+  Guarded bias = random_rows(random, 1, c.N, c.N, shift),
+          residual = random_rows(random, c.M, c.N, out_stride, shift);
+  const GemmEpilogue epilogue{c.bias ? bias.data() : nullptr, c.activation,
+                              c.residual ? residual.data() : nullptr, out_stride};
+  Guarded out(c.M * out_stride, shift), plain(c.M * out_stride);
+  std::vector<double> exact(c.M * out_stride + 1), wide_bias = widen(bias),
+                                                   wide_residual = widen(residual);
+  kernel(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel, epilogue,
+         out.data(), out_stride);
+  gemm_forward_i8_ref(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel,
+                      epilogue, plain.data(), out_stride);
+  gemm_quantized_ref<double>(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel,
+                             c.last_panel, c.bias ? wide_bias.data() : nullptr, c.activation,
+                             c.residual ? wide_residual.data() : nullptr, out_stride, exact.data(),
+                             out_stride);
+  const std::string what =
+      row.name +
+      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const int32_t first = c.first_panel * kPanelColumns,
+                last = std::min(c.N, c.last_panel * kPanelColumns);
+  ErrorBudget budget;
+  for (int32_t m = 0; m < c.M; ++m) {
+    for (int32_t n = 0; n < c.N; ++n) {
+      const int64_t i = m * out_stride + n;
+      if (n >= first && n < last) {
+        budget.add(out[i], plain[i], exact[i], m, n);
+        // Exact sums and one order of roundings: the ISAs differ as their activations do only.
+        if (c.activation == Activation::kNone) {
+          ASSERT_EQ(0, std::memcmp(&out[i], &plain[i], 4))
+              << what << " row " << m << " col " << n << " is " << out[i] << ", ref " << plain[i];
+        }
+      } else {
+        ASSERT_TRUE(std::isnan(out[i])) << what << ": wrote column " << n << " outside its panels";
+      }
+    }
+  }
+  EXPECT_TRUE(budget.check(what, filter));
+  expect_untouched(out, c.M, c.N, out_stride, what);
+  for (int32_t m = 0; m < c.M; ++m) {
+    Guarded single(out_stride);
+    GemmEpilogue of_row = epilogue;
+    if (c.residual) of_row.residual += m * out_stride;
+    kernel(a.data() + m * a_stride, a_stride, 1, &rows[m], matrix.w, c.first_panel, c.last_panel,
+           of_row, single.data(), out_stride);
+    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
+                             4 * std::max(0, last - first)))
+        << what << ": row " << m << " has other bits alone than in its batch";
+  }
+}
+
+void check_gemm_i8(const KernelRow& row, const std::string& filter) {
+  Random random(12);
+  for (int32_t M = 0; M <= 26; ++M) {
+    const int32_t K = 1 + (M * 7) % 41, N = 1 + (M * 13) % 97;
+    check_gemm_i8_case(
+        row, filter, random,
+        {M, N, K, Storage::kI8, kActivations[M % 6], M % 4 != 0, M % 5 == 0, 0, panel_count(N)},
+        M % 4);
+  }
+  for (int32_t K = 1; K <= 67; ++K) {
+    check_gemm_i8_case(row, filter, random,
+                       {5, 40, K, Storage::kI8, Activation::kNone, true, false, 0, 2}, K % 4);
+  }
+  for (int32_t N = 1; N <= 66; ++N) {
+    check_gemm_i8_case(row, filter, random,
+                       {3, N, 33, Storage::kI8, Activation::kNone, true, true, 0, panel_count(N)},
+                       N % 4);
+  }
+  check_gemm_i8_case(row, filter, random,
+                     {5, 99, 64, Storage::kI8, Activation::kSwish, true, true, 1, 3}, 1);
+  check_gemm_i8_case(row, filter, random,
+                     {20, 1536, 512, Storage::kI8, Activation::kNone, true, false, 0, 48}, 0);
+  check_gemm_i8_case(row, filter, random,
+                     {13, 512, 1024, Storage::kI8, Activation::kNone, true, true, 0, 16}, 0);
+
+  // The largest sums there are: one more input of this kind and 32 bits would not hold them.
+  auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);
+  const int32_t K = kMaxInputsI8;
+  std::vector<unsigned char> bytes(packed_elements(1, K, Storage::kI8) + 64);
+  int8_t* data = reinterpret_cast<int8_t*>(bytes.data()) +
+                 (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+  const std::vector<uint8_t> a(K, 255);
+  for (const int8_t weight : {int8_t{-128}, int8_t{127}}) {
+    for (int32_t k = 0; k < K; ++k) data[packed_index(0, k, K, 4)] = weight;
+    const float scale = 1, nan = NAN;
+    int32_t sum = 0;
+    const PackedMatrix w{data, Storage::kI8, 1, K, &scale, &sum};
+    gemm_sum_panels(w, &sum);
+    EXPECT_EQ(weight * K, sum);
+    for (const QuantizedRow& quantized : {QuantizedRow{1, 0}, QuantizedRow{1, 255}}) {
+      float out = NAN;
+      kernel(a.data(), K, 1, &quantized, w, 0, 1, {}, &out, 1);
+      EXPECT_EQ(static_cast<float>((255 - quantized.zero) * int64_t{weight} * K), out) << row.name;
+    }
+    const QuantizedRow poisoned{nan, 0};
+    float out = 0;
+    kernel(a.data(), K, 1, &poisoned, w, 0, 1, {}, &out, 1);
+    EXPECT_TRUE(std::isnan(out)) << row.name << ": a row that was not finite must stay so";
+  }
+}
+
+void check_quantize_u8(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<quantize_forward_u8_t*>(row.function);
+  Random random(13);
+  const float infinity = std::numeric_limits<float>::infinity();
+  constexpr int32_t kRows = 16, kFirst = 1, kLast = 15;
+  const InputRange ranges[] = {{-1.5f, 2.25f}, {0, 0}, {0, 1e-3f}, {-3e38f, 3e38f}};
+  for (int32_t K : widths()) {
+    const int64_t stride = K + 3, out_stride = (K + 3) / 4 * 4 + 8;
+    Guarded x = random_rows(random, kRows, K, stride, K % 4);
+    const auto fill = [&](int32_t i, auto value) {
+      for (int32_t k = 0; k < K; ++k) x[i * stride + k] = value(k);
+    };
+    fill(1, [](int32_t) { return 0.0f; });
+    fill(2, [](int32_t k) { return k % 2 ? -0.0f : 0.0f; });
+    fill(3, [](int32_t) { return 0.75f; });                         // all equal, above 0
+    fill(4, [](int32_t) { return -1e20f; });                        // and below
+    fill(5, [](int32_t k) { return k % 2 ? 3.4e38f : -3.4e38f; });  // whose difference overflows
+    fill(6, [](int32_t) { return 1e-40f; });                        // a scale below the least
+    fill(7, [](int32_t k) { return 1e-38f * static_cast<float>(k % 256); });
+    fill(8, [](int32_t k) { return static_cast<float>(k % 256) - 127.5f; });  // ties
+    fill(9, [](int32_t k) { return k == 0 ? 1e30f : 1.0f; });  // one value drowns the rest
+    x[10 * stride + K - 1] = NAN;
+    x[11 * stride] = infinity;
+    x[12 * stride + K / 2] = -infinity;
+    for (int variant = 0; variant < 5; ++variant) {
+      const InputRange* range = variant == 0 ? nullptr : &ranges[variant - 1];
+      std::vector<uint8_t> out(kRows * out_stride + 64, 0xdd), plain = out;
+      std::vector<QuantizedRow> rows(kRows, {-1, -1}), plain_rows = rows;
+      kernel(x.data(), stride, kFirst, kLast, K, range, out.data(), out_stride, rows.data());
+      quantize_forward_u8_ref(x.data(), stride, kFirst, kLast, K, range, plain.data(), out_stride,
+                              plain_rows.data());
+      const std::string what = row.name + shape_text({{"K", K}, {"range", variant - 1}});
+      ASSERT_EQ(plain, out) << what;
+      for (int32_t i = 0; i < kRows; ++i) {
+        const std::string where = what + " row " + std::to_string(i);
+        if (i < kFirst || i >= kLast) {
+          EXPECT_TRUE(rows[i].scale == -1 && out[i * out_stride] == 0xdd) << where;
+          continue;
+        }
+        ASSERT_EQ(plain_rows[i].zero, rows[i].zero) << where;
+        ASSERT_TRUE(plain_rows[i].scale == rows[i].scale || std::isnan(rows[i].scale)) << where;
+        const uint8_t* codes = &out[i * out_stride];
+        for (int64_t k = K; k < out_stride; ++k)
+          EXPECT_EQ(k < (K + 3) / 4 * 4 ? 0 : 0xdd, codes[k]) << where << " col " << k;
+        EXPECT_EQ(i >= 10 && i <= 12, std::isnan(rows[i].scale)) << where;
+        const double scale = rows[i].scale;
+        if (!(scale > 0)) {
+          for (int32_t k = 0; k < K; ++k) ASSERT_EQ(0, codes[k]) << where;
+          if (range == nullptr && !std::isnan(scale)) {
+            EXPECT_TRUE(i == 1 || i == 2 || i == 6 || i == 7) << where;
+          }
+          continue;
+        }
+        double low = range != nullptr ? range->low : 0, high = range != nullptr ? range->high : 0;
+        for (int32_t k = 0; k < K && range == nullptr; ++k) {
+          low = std::min<double>(low, x[i * stride + k]);
+          high = std::max<double>(high, x[i * stride + k]);
+        }
+        EXPECT_NEAR((high - low) / 255, scale, 1e-6 * scale) << where;
+        for (int32_t k = 0; k < K; ++k) {
+          const double value = std::clamp<double>(x[i * stride + k], low, high);
+          // Half a step, and the f32 rounding of the step times up to 255 of them.
+          ASSERT_LE(std::fabs(scale * (codes[k] - rows[i].zero) - value), 0.5001 * scale)
+              << where << " col " << k << " of " << x[i * stride + k];
+        }
+      }
+    }
+  }
+}
+
+void check_embedding_i8(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<embedding_forward_i8_t*>(row.function);
+  Random random(14);
+  for (int32_t C : widths()) {
+    const bool typed = C % 2;
+    const int shift = C % 4;
+    const int32_t N = 7, V = 11, P = 9, first = 1, last = 6;
+    std::vector<int8_t> token(static_cast<size_t>(V) * C), position(static_cast<size_t>(P) * C);
+    for (int8_t& q : token) q = static_cast<int8_t>(random.range(-127, 127));
+    for (int8_t& q : position) q = static_cast<int8_t>(random.range(-127, 127));
+    // Exactly as long as they are, so that AddressSanitizer sees a read beyond.
+    Guarded token_scales(V, shift), position_scales(P, shift),
+        type = random_rows(random, 1, C, C, shift), gamma = random_rows(random, 1, C, C, shift),
+        beta = random_rows(random, 1, C, C, shift);
+    for (int32_t i = 0; i < V; ++i) token_scales[i] = 0.01f + std::fabs(random.normal(0.01f));
+    for (int32_t i = 0; i < P; ++i) position_scales[i] = 0.01f + std::fabs(random.normal(0.01f));
+    std::vector<int32_t> ids(N), positions(N);
+    for (int32_t i = 0; i < N; ++i)
+      ids[i] = i == 2 ? V - 1 : random.range(0, V - 1), positions[i] = random.range(0, P - 1);
+    const int64_t stride = C + 5;
+    Guarded out(N * stride, shift), plain(N * stride), rstd(N, shift);
+    std::vector<double> exact(N * stride), exact_rstd(N);
+    const float* types = typed ? type.data() : nullptr;
+    kernel(ids.data(), positions.data(), first, last, token.data(), token_scales.data(),
+           position.data(), position_scales.data(), types, gamma.data(), beta.data(), 1e-12f, C,
+           out.data(), stride, rstd.data());
+    embedding_forward_i8_ref(ids.data(), positions.data(), first, last, token.data(),
+                             token_scales.data(), position.data(), position_scales.data(), types,
+                             gamma.data(), beta.data(), 1e-12f, C, plain.data(), stride, nullptr);
+    embedding_quantized_ref<double>(ids.data(), positions.data(), first, last, token.data(),
+                                    token_scales.data(), position.data(), position_scales.data(),
+                                    types, gamma.data(), beta.data(), 1e-12f, C, exact.data(),
+                                    stride, exact_rstd.data());
+    const std::string what = row.name + shape_text({{"C", C}, {"typed", typed}});
+    ErrorBudget budget(C <= 2 ? kIllConditioned : 2);  // the variance of two values may cancel
+    for (int32_t i = first; i < last; ++i) {
+      for (int32_t c = 0; c < C; ++c)
+        budget.add(out[i * stride + c], plain[i * stride + c], exact[i * stride + c], i, c);
+      if (C > 2) {
+        EXPECT_NEAR(exact_rstd[i], rstd[i], 1e-5 * exact_rstd[i]) << what;
+      }
+    }
+    EXPECT_TRUE(budget.check(what, filter));
+    EXPECT_TRUE(rstd.intact() && std::isnan(rstd[0]) && std::isnan(rstd[6])) << what;
+    expect_untouched(out, N, C, stride, what);
+    for (int32_t c = 0; c < C; ++c)
+      EXPECT_TRUE(std::isnan(out[c]) && std::isnan(out[6 * stride + c])) << what;
   }
 }
 
@@ -1635,8 +2031,13 @@ const std::map<std::string, std::function<void(const KernelRow&, const std::stri
     {"gemm_forward_f32", check_gemm},
     {"attention_forward_f32", check_attention},
     {"gemm_forward_bf16", check_gemm_bf16},
+    {"gemm_forward_bf16x3", check_gemm_bf16x3},
+    {"split_forward_bf16x3", check_split_bf16x3},
     {"narrow_forward_bf16", check_narrow_bf16},
     {"activation_forward_f32", check_activation},
+    {"gemm_forward_i8", check_gemm_i8},
+    {"quantize_forward_u8", check_quantize_u8},
+    {"embedding_forward_i8", check_embedding_i8},
     {"pooling_forward_f32", check_pooling},
     {"l2_normalize_forward_f32", check_l2_normalize},
     {"layernorm_backward_f32", check_layernorm_backward},
@@ -1699,10 +2100,11 @@ TEST(BucketRows, ListsEveryRowOnceInOrder) {
 }
 
 TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
-  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (Isa cap :
+       {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     const KernelTable table = resolve_kernels(cap);
     Isa expected = Isa::kRef;  // the fastest of this CPU under the cap
-    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
       if (isa <= cap && isa_supported(isa)) expected = isa;
     }
     EXPECT_EQ(expected, table.isa);
@@ -1718,7 +2120,8 @@ TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
 }
 
 TEST(Dispatch, NamesRoundTrip) {
-  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (Isa isa :
+       {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     Isa parsed;
     ASSERT_TRUE(parse_isa(isa_name(isa), &parsed));
     EXPECT_EQ(isa, parsed);
@@ -1744,6 +2147,42 @@ TEST(Pack, PlacesEveryElementAndZeroesThePadding) {
     for (int64_t i = 0; i < elements; ++i) zeros += load_storage(packed.data(), storage, i) == 0;
     EXPECT_EQ(elements - N * K, zeros);
   }
+}
+
+TEST(Pack, WeightsInEightBitsAreHalfAStepAway) {
+  Random random(15);
+  const int32_t N = 37, K = 9;
+  std::vector<float> dense(N * K);
+  for (float& value : dense) value = random.normal();
+  for (int32_t k = 0; k < K; ++k) {
+    dense[3 * K + k] = 0;
+    dense[4 * K + k] = 1e-40f;  // too small for a scale
+    dense[5 * K + k] = k % 2 ? 3.4e38f : -3.4e38f;
+  }
+  std::vector<int8_t> packed(packed_elements(N, K, Storage::kI8)), row(K);
+  std::vector<float> scales(N);
+  std::vector<int32_t> sums(N);
+  gemm_quantize_panels(dense.data(), N, K, packed.data(), scales.data());
+  PackedMatrix w{packed.data(), Storage::kI8, N, K, scales.data(), nullptr};
+  gemm_sum_panels(w, sums.data());
+  int64_t filled = 0;
+  for (const int8_t q : packed) filled += q != 0;
+  for (int32_t n = 0; n < N; ++n) {
+    EXPECT_EQ(scales[n], quantize_row_i8(&dense[n * K], K, row.data()));
+    float largest = 0;
+    int32_t sum = 0;
+    for (int32_t k = 0; k < K; ++k) {
+      const float value = dense[n * K + k], found = gemm_packed_element(w, n, k);
+      EXPECT_EQ(row[k], packed[packed_index(n, k, K, 4)]);
+      EXPECT_LE(std::fabs(double{value} - found), n == 4 ? 1e-40 : 0.5001 * scales[n]);
+      largest = std::max(largest, std::fabs(value));
+      sum += row[k];
+      filled -= row[k] != 0;
+    }
+    EXPECT_EQ(sum, sums[n]);
+    EXPECT_EQ(n == 3 || n == 4 ? 0 : largest / 127, scales[n]);
+  }
+  EXPECT_EQ(0, filled) << "the padding is zero";
 }
 
 TEST(Pack, NarrowingRoundsToNearestEven) {

@@ -980,10 +980,6 @@ TEST(Objectives, SumTheirParts) {
 
 TEST(Presets, AreWhatTheySay) {
   EXPECT_EQ(Preset::kStable, kDefaultPreset);
-  EXPECT_EQ(Preset::kPaper, parse_preset("paper"));
-  EXPECT_EQ(Preset::kRelease, parse_preset("release"));
-  EXPECT_EQ(Preset::kStable, parse_preset("stable"));
-  EXPECT_THROW(parse_preset("Stable"), Error);
   for (Preset preset : {Preset::kPaper, Preset::kRelease, Preset::kStable}) {
     const ObjectiveConfig o = objective_preset(preset);
     EXPECT_NO_THROW(validate(o));

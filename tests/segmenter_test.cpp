@@ -22,7 +22,6 @@
 #include "runtime/text/word_memo.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
-#include "tests/support/sanitizers.h"
 #include "tests/support/text.h"
 
 namespace xsr {
@@ -34,7 +33,8 @@ using test::read_file;
 using test::read_lines;
 using test::utf8;
 
-constexpr int kShare = test::kAddressSanitizer || test::kThreadSanitizer ? 10 : 1;
+// Builds beside the first, and sanitizers, take one text in this many (tests/CMakeLists.txt).
+constexpr int kShare = XSR_TEST_SHARE;
 
 const fs::path kData = fs::path(XSR_SOURCE_DIR) / "tests/data";
 constexpr size_t kNoLimit = size_t{1} << 20;
@@ -167,7 +167,7 @@ struct Subject {
   std::vector<std::string> pieces;
 };
 
-std::string shipped_model() { return (fs::path(XSR_SOURCE_DIR) / "models/xsr-en-fr.xsr").string(); }
+std::string shipped_model() { return (fs::path(XSR_SOURCE_DIR) / "models/xsr-multi.xsr").string(); }
 
 /// The tiny models, and what can be different about a model, one at a time.
 std::list<Subject> tiny_subjects() {
@@ -305,7 +305,7 @@ std::list<Subject> tiny_subjects() {
 std::list<Subject> trained_subjects() {
   std::list<Subject> subjects;
   const auto file = XsrFile::open(shipped_model());
-  subjects.emplace_back("xsr-en-fr", std::string(file->tokenizer()), file->config().lowercase);
+  subjects.emplace_back("xsr-multi", std::string(file->tokenizer()), file->config().lowercase);
   const fs::path shared = test::shared_folder() / "models/xsr-enfr-16k.spm.model";
   if (fs::exists(shared)) subjects.emplace_back("xsr-enfr-16k", read_file(shared), true);
   const fs::path unigram = test::golden_folder() / "families/xlm-roberta/sentencepiece.bpe.model";

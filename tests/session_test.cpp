@@ -136,10 +136,18 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       {{2, 96, 4, 130, 301}, DType::kBF16, 80},
       {{1, 65, 5, 33, 77}, DType::kF16, 60},
       {{2, 65, 5, 33, 77}, DType::kBF16, 60, XSR_COMPUTE_BF16},
+      {{2, 65, 5, 33, 77}, DType::kF32, 20, XSR_COMPUTE_BF16X3},
+      {{2, 65, 5, 33, 77}, DType::kI8, 20, XSR_COMPUTE_BF16X3, XSR_QKV_TABLE_ON},
+      {{2, 65, 5, 33, 77}, DType::kI8, 60, XSR_COMPUTE_INT8},
+      {{2, 65, 5, 33, 77}, DType::kBF16, 20, XSR_COMPUTE_INT8},
+      {{2, 65, 5, 33, 77}, DType::kI8, 20},
+      {{2, 65, 5, 33, 77}, DType::kI8, 20, XSR_COMPUTE_INT8, XSR_QKV_TABLE_ON},
       {{2, 65, 5, 33, 77}, DType::kF32, 60, XSR_COMPUTE_F32, XSR_QKV_TABLE_ON}};
   if (GetParam() != XSR_ISA_REF) {
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50});
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kBF16, 50, XSR_COMPUTE_BF16});
+    cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 50, XSR_COMPUTE_BF16X3});
+    cases.push_back({{2, 512, 8, 1024, 3000}, DType::kI8, 50, XSR_COMPUTE_INT8});
   }
   for (const Case& c : cases) {
     const bench::RandomModel random(c.shape, c.storage, 5);
@@ -148,16 +156,18 @@ TEST_P(InvarianceAt, SameTextSameBits) {
     const Sentences sentences(c.shape.hidden_size, c.sentences / kSentencesShare,
                               c.shape.vocab_size);
     const auto session_with = [&](int32_t threads, int32_t batch_tokens) {
-      // Products in bf16 have an AVX-512 form of their own.
-      const bool own = c.compute == XSR_COMPUTE_BF16 && GetParam() == XSR_ISA_AVX512;
+      // Products in bf16 and int8 have AVX-512 forms of their own.
+      const xsr_isa own = c.compute == XSR_COMPUTE_INT8  ? XSR_ISA_AVX512_VNNI
+                          : c.compute != XSR_COMPUTE_F32 ? XSR_ISA_AVX512_BF16
+                                                         : XSR_ISA_AVX512;
       xsr_session_options options =
-          options_for(own ? XSR_ISA_AVX512_BF16 : GetParam(), threads, batch_tokens);
+          options_for(GetParam() == XSR_ISA_AVX512 ? own : GetParam(), threads, batch_tokens);
       options.compute = c.compute;
       options.qkv_table = c.qkv_table;
       return make_session(model, options);
     };
     const SessionPointer one = session_with(1, 0);
-    if (one == nullptr && c.compute == XSR_COMPUTE_BF16) continue;  // a CPU without AVX512_BF16
+    if (one == nullptr && c.compute != XSR_COMPUTE_F32) continue;  // a CPU without that form
     if (one == nullptr) GTEST_SKIP() << xsr_isa_string(GetParam()) << " is not available here";
     const std::vector<float> expected = embed(one.get(), sentences.all, C);
     for (float value : expected) ASSERT_TRUE(std::isfinite(value));
@@ -201,7 +211,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
-                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512),
+                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AMX),
                          [](const auto& info) { return xsr_isa_string(info.param); });
 
 class SmallModel : public ::testing::Test {
@@ -281,8 +291,47 @@ TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
             xsr_session_create(model.get(), &options, &session, detail, sizeof detail));
 }
 
+double cosine(const float* a, const float* b, size_t C) {
+  double ab = 0, aa = 0, bb = 0;
+  for (size_t c = 0; c < C; ++c) {
+    ab += double(a[c]) * b[c];
+    aa += double(a[c]) * a[c];
+    bb += double(b[c]) * b[c];
+  }
+  return ab / std::sqrt(aa * bb);
+}
+
+TEST(Compute, Int8StaysCloseToF32WhateverTheFileStores) {
+  const bench::RandomShape shape = {2, 256, 4, 512, 500};
+  const Sentences sentences(5, 40, shape.vocab_size);
+  const size_t C = shape.hidden_size;
+  for (DType storage : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
+    const bench::RandomModel random(shape, storage, 3);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 2);
+    const std::vector<float> exact = embed(make_session(model, options).get(), sentences.all, C);
+    options.compute = XSR_COMPUTE_INT8;
+    const SessionPointer session = make_session(model, options);
+    const std::vector<float> rounded = embed(session.get(), sentences.all, C);
+    EXPECT_NE(-1, first_difference(exact, rounded, C)) << "int8 was not computed with";
+    EXPECT_EQ(-1, first_difference(rounded,
+                                   embed(make_session(model, options).get(), sentences.all, C), C));
+    for (size_t i = 0; i < sentences.all.size(); ++i) {
+      if (sentences.all[i].empty()) continue;
+      EXPECT_GT(cosine(&exact[i * C], &rounded[i * C], C), 0.999) << "sentence " << i;
+    }
+    options.compute = XSR_COMPUTE_BF16;
+    if (storage == DType::kI8) {
+      xsr_session* none = nullptr;
+      char detail[512] = "";
+      EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+                xsr_session_create(model.get(), &options, &none, detail, sizeof detail));
+    }
+  }
+}
+
 TEST(QkvTable, EqualsTheProductUpToRounding) {
-  for (DType storage : {DType::kF32, DType::kBF16}) {
+  for (DType storage : {DType::kF32, DType::kBF16, DType::kI8}) {
     const bench::RandomShape shape = {2, 256, 4, 512, 500};
     const bench::RandomModel random(shape, storage, 3);
     const ModelPointer model = open_memory(random.data(), random.size());
@@ -407,7 +456,9 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
-  EXPECT_STREQ("XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512 or avx512_bf16", detail);
+  EXPECT_STREQ(
+      "XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx",
+      detail);
   if (saved.empty()) {
     unsetenv("XSR_FORCE_ISA");
   } else {

@@ -228,8 +228,10 @@ TEST_F(TrainCli, TheDocumentationListsTheKeysAsTheyAre) {
 // ---- training ----
 
 TEST_F(TrainCli, LearnsAndWritesItsFiles) {
-  const Outcome o = train("--run r");
+  write("terms.txt", "Anybody may use them.");
+  const Outcome o = train("--run r --model.license terms.txt");
   ASSERT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_THAT(read_file(path("r/model.xsr")), HasSubstr("Anybody may use them."));
   const auto dev = metrics_of(path("r"), "dev");
   ASSERT_EQ(dev.size(), 3u);
   const double first = dev.front()["p1"]["mean"], last = dev.back()["p1"]["mean"];

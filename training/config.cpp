@@ -13,6 +13,7 @@
 #include <toml++/toml.h>
 
 #include "runtime/error.h"
+#include "training/cuda_library.h"
 
 namespace xsr::training {
 namespace {
@@ -49,8 +50,13 @@ const std::vector<ConfigKey> kKeys = {
     {"", "threads", "0: the processors this process may use; never changes a bit of the result",
      SLOT(number(c.threads, 0, 1024)), true},
     {"", "isa",
-     "Instruction set: auto, ref, avx2, avx512, avx512_bf16; a resumed run keeps the one it had",
+     "Instruction set: auto, ref, avx2, avx512, avx512_vnni, avx512_bf16, amx; a resumed run keeps "
+     "the "
+     "one it had",
      SLOT(any(c.isa)), true},
+    {"", "device",
+     "cpu, cuda, or cuda:0,1 for several that share every batch; a run may go on on another",
+     SLOT(any(c.device)), true},
     {"", "precision", "What the matrix products read: f32, or bf16 (summed in f32)",
      SLOT(choice(c.step.precision, {"f32", "bf16"}))},
 
@@ -114,6 +120,9 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(choice(c.model.activation, {"none", "swish", "gelu", "gelu-tanh", "relu", "tanh"}))},
     {"model", "pooling", "", SLOT(choice(c.model.pooling, {"mean", "max", "cls"}))},
     {"model", "lowercase", "Texts are lower-cased first", SLOT(any(c.model.lowercase))},
+    {"model", "license",
+     "The terms the weights come under, as text or a file of it; kept in model.xsr",
+     SLOT(any(c.license)), true},
     {"model", "layer_norm_eps", "Inside the square root",
      SLOT(number(c.model.layer_norm_eps, 0, 0.1))},
     {"model", "dropout",
@@ -552,6 +561,7 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
 }
 
 void validate(const TrainConfig& config) {
+  cuda_devices_of(config.device);
   if (config.run.empty()) invalid("run is not set: the folder that the run is written to");
   if (config.train.empty()) invalid("data.train is not set: the files of sentence pairs");
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {

@@ -28,6 +28,7 @@ struct TrainConfig {
   uint64_t seed = 1;
   int32_t threads = 0;  // 0: the processors this process may use
   std::string isa = "auto";
+  std::string device = "cpu";  // cuda_devices_of()
 
   std::vector<std::string> train, dev;  // [NAME=]FILE
   std::vector<int64_t> columns = {1, 2};
@@ -39,11 +40,12 @@ struct TrainConfig {
   std::string tokenizer;  // a SentencePiece model; empty: trained
   TokenizerOptions tokenizer_training;
 
-  std::string init;   // a .xsr file or a checkpoint; empty: random
-  ModelConfig model;  // its vocabulary and ids come from the tokenizer
-  bool mask = true;   // one token of each pair
-  StepConfig step;    // its seed is the run's
-  Schedule schedule;  // its beta2 is the optimiser's
+  std::string init;     // a .xsr file or a checkpoint; empty: random
+  std::string license;  // the terms the weights come under, as text or a file's name
+  ModelConfig model;    // its vocabulary and ids come from the tokenizer
+  bool mask = true;     // one token of each pair
+  StepConfig step;      // its seed is the run's
+  Schedule schedule;    // its beta2 is the optimiser's
 
   int64_t epochs = 12;
   int64_t steps = 0;             // > 0: instead of epochs

@@ -22,14 +22,7 @@ void require(bool holds, const char* name, double value, const char* expected) {
 
 }  // namespace
 
-Optimizer::Optimizer(const OptimizerConfig& config, int64_t size,
-                     const kernels::KernelTable& kernels, ThreadPool& threads)
-    : config_(config),
-      kernels_(kernels),
-      threads_(threads),
-      first_moment_(size),
-      second_moment_(size),
-      max_second_moment_(config.amsgrad ? std::make_unique<FlatBuffer>(size) : nullptr) {
+void validate(const OptimizerConfig& config) {
   require(config.beta1 >= 0 && config.beta1 < 1, "beta1", config.beta1, "[0, 1)");
   require(config.beta2 >= 0 && config.beta2 < 1, "beta2", config.beta2, "[0, 1)");
   require(config.eps > 0 && std::isfinite(config.eps), "eps", config.eps, "a number above 0");
@@ -39,25 +32,39 @@ Optimizer::Optimizer(const OptimizerConfig& config, int64_t size,
           "0 (no clipping) or more");
 }
 
+kernels::AdamStep adam_step(const OptimizerConfig& config, int64_t update, double learning_rate) {
+  const double t = static_cast<double>(update);
+  kernels::AdamStep s;
+  s.l2 = config.decoupled_decay ? 0 : static_cast<float>(config.weight_decay);
+  s.shrink = config.decoupled_decay ? static_cast<float>(learning_rate * config.weight_decay) : 0;
+  s.beta1 = static_cast<float>(config.beta1);
+  s.one_minus_beta1 = static_cast<float>(1 - config.beta1);
+  s.beta2 = static_cast<float>(config.beta2);
+  s.one_minus_beta2 = static_cast<float>(1 - config.beta2);
+  s.step_size = static_cast<float>(learning_rate / (1 - std::pow(config.beta1, t)));
+  s.inverse_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(config.beta2, t)));
+  s.eps = static_cast<float>(config.eps);
+  return s;
+}
+
+Optimizer::Optimizer(const OptimizerConfig& config, int64_t size,
+                     const kernels::KernelTable& kernels, ThreadPool& threads)
+    : config_(config),
+      kernels_(kernels),
+      threads_(threads),
+      first_moment_(size),
+      second_moment_(size),
+      max_second_moment_(config.amsgrad ? std::make_unique<FlatBuffer>(size) : nullptr) {
+  validate(config);
+}
+
 double Optimizer::step(double learning_rate, FlatBuffer& values, const FlatBuffer& gradients,
                        uint16_t* narrow) {
   const double norm = global_norm(gradients, kernels_, threads_);
   if (!std::isfinite(norm)) return norm;
-  const double t = static_cast<double>(++steps_);
-  const bool clip = config_.clip_norm > 0;
-
-  kernels::AdamStep s;
-  s.gradient_scale =
-      clip ? static_cast<float>(std::min(1.0, config_.clip_norm / (norm + 1e-6))) : 1;
-  s.l2 = config_.decoupled_decay ? 0 : static_cast<float>(config_.weight_decay);
-  s.shrink = config_.decoupled_decay ? static_cast<float>(learning_rate * config_.weight_decay) : 0;
-  s.beta1 = static_cast<float>(config_.beta1);
-  s.one_minus_beta1 = static_cast<float>(1 - config_.beta1);
-  s.beta2 = static_cast<float>(config_.beta2);
-  s.one_minus_beta2 = static_cast<float>(1 - config_.beta2);
-  s.step_size = static_cast<float>(learning_rate / (1 - std::pow(config_.beta1, t)));
-  s.inverse_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(config_.beta2, t)));
-  s.eps = static_cast<float>(config_.eps);
+  kernels::AdamStep s = adam_step(config_, ++steps_, learning_rate);
+  if (config_.clip_norm > 0)
+    s.gradient_scale = static_cast<float>(std::min(1.0, config_.clip_norm / (norm + 1e-6)));
   threads_.for_each(block_count(values.size(), kBlock), [&](int32_t block, int32_t) {
     kernels_.adam_update_f32(
         values.data(), gradients.data(), first_moment_.data(), second_moment_.data(),

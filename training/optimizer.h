@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "kernels/dispatch.h"
+#include "kernels/optimizer/optimizer.h"
 #include "runtime/device/cpu_threads.h"
 #include "training/parameters.h"
 
@@ -17,6 +18,12 @@ struct OptimizerConfig {
   double weight_decay = 1e-5;  // of every parameter, as PyTorch has it
   double clip_norm = 0;        // largest global norm of the gradient; 0 = no clipping
 };
+
+/// Throws Error(INVALID_ARGUMENT) naming an impossible setting.
+void validate(const OptimizerConfig& config);
+
+/// What update number `update` (1, 2, …) does to every element, but for the clipping.
+kernels::AdamStep adam_step(const OptimizerConfig& config, int64_t update, double learning_rate);
 
 /// Adam, AMSGrad or AdamW over flat buffers. Work is cut into blocks of fixed size: the result does
 /// not depend on the number of threads.
@@ -41,6 +48,9 @@ class Optimizer {
   void set_steps(int64_t steps) { steps_ = steps; }
   FlatBuffer& first_moment() { return first_moment_; }
   FlatBuffer& second_moment() { return second_moment_; }
+  const FlatBuffer& first_moment() const { return first_moment_; }
+  const FlatBuffer& second_moment() const { return second_moment_; }
+  const FlatBuffer* max_second_moment() const { return max_second_moment_.get(); }
   FlatBuffer* max_second_moment() { return max_second_moment_.get(); }  // null without AMSGrad
 
  private:

@@ -1,6 +1,4 @@
 #pragma once
-#include <string_view>
-
 #include "training/objectives/objectives.h"
 #include "training/optimizer.h"
 
@@ -15,9 +13,6 @@ namespace xsr::training {
 ///              below 1: without them training may break down for good (docs/training.md)
 enum class Preset { kPaper, kRelease, kStable };
 inline constexpr Preset kDefaultPreset = Preset::kStable;
-
-/// Throws Error(INVALID_ARGUMENT) listing the names.
-Preset parse_preset(std::string_view name);
 
 ObjectiveConfig objective_preset(Preset preset);
 OptimizerConfig optimizer_preset(Preset preset);

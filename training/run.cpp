@@ -16,9 +16,12 @@
 #include "runtime/device/isa_choice.h"
 #include "runtime/device/machine.h"
 #include "runtime/error.h"
+#include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
 #include "training/checkpoint.h"
+#include "training/cpu_trainer.h"
+#include "training/cuda_library.h"
 #include "training/data/pair_stream.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
@@ -55,6 +58,20 @@ class FolderLock {
  private:
   int fd_;
 };
+
+/// What a checkpoint keeps of the trainer, and what the tensors' names begin with.
+constexpr std::pair<State, const char*> kStates[] = {{State::kValue, "value."},
+                                                     {State::kFirstMoment, "moment1."},
+                                                     {State::kSecondMoment, "moment2."},
+                                                     {State::kMaxSecondMoment, "max_moment2."}};
+
+/// The text itself, or that of the file it names.
+std::string text_or_file(const std::string& text) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(text, ignored)) return text;
+  const MappedFile file(text);
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
 
 /// Losses of several batches, each part's weighted mean.
 class LossMean {
@@ -122,7 +139,7 @@ class Run {
     log.stop = options.stop;
     data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log);
     check_inputs();
-    trainer_ = std::make_unique<Trainer>(data_.model, config.step, kernels_, threads_);
+    trainer_ = make_trainer();
     PairSampler sampler = data_.sampler(config);
     batches_per_epoch_ = static_cast<int64_t>(sampler.batches_per_epoch());
     total_steps_ =
@@ -163,6 +180,11 @@ class Run {
   }
 
  private:
+  std::unique_ptr<Trainer> make_trainer() {
+    const std::vector<int32_t> devices = cuda_devices_of(config_.device);
+    if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, devices);
+    return std::make_unique<CpuTrainer>(data_.model, config_.step, kernels_, threads_);
+  }
   static std::string make_folder(const std::string& folder) {
     std::error_code error;
     fs::create_directories(folder, error);
@@ -174,7 +196,7 @@ class Run {
   std::string weights_path(int64_t step) const {
     return path("weights-" + std::to_string(step) + ".safetensors");
   }
-  int64_t step() const { return trainer_->optimizer().steps(); }
+  int64_t step() const { return trainer_->steps(); }
   bool stop_requested() const {
     return options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed);
   }
@@ -201,7 +223,7 @@ class Run {
     for (const Parameter& p : trainer_->table().parameters()) parameters += p.size;
     say(fmt::format(
         "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
-        "of {} epochs; {} threads, {}, {}",
+        "of {} epochs; {}{} threads, {}, {}",
         data_.model.num_layers, data_.model.hidden_size, with_separators(data_.model.vocab_size),
         with_separators(parameters),
         with_separators(data_.train->num_pairs() - data_.excluded.size()),
@@ -210,8 +232,8 @@ class Run {
                                                       static_cast<double>(
                                                           std::max<int64_t>(1, batches_per_epoch_)))
                           : std::to_string(config_.epochs),
-        threads_.num_threads(), kernels::isa_name(isa_),
-        config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
+        config_.device == "cpu" ? "" : trainer_->device() + ", ", threads_.num_threads(),
+        kernels::isa_name(isa_), config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
     if (resumed_) say(fmt::format("goes on behind step {}", with_separators(step())));
   }
   std::string progress_text(uint64_t epoch, const LossMean& loss, double rate, double token_rate,
@@ -381,12 +403,9 @@ class Run {
   }
 
   void save_checkpoint() {
-    Optimizer& optimizer = trainer_->optimizer();
-    std::vector<CheckpointBuffer> buffers = {{"value.", &trainer_->values()},
-                                             {"moment1.", &optimizer.first_moment()},
-                                             {"moment2.", &optimizer.second_moment()}};
-    if (optimizer.max_second_moment() != nullptr) {
-      buffers.push_back({"max_moment2.", optimizer.max_second_moment()});
+    std::vector<CheckpointBuffer> buffers;
+    for (const auto& [state, prefix] : kStates) {
+      if (const FlatBuffer* buffer = trainer_->read(state)) buffers.push_back({prefix, buffer});
     }
     ordered_json inputs = ordered_json::array();
     for (const InputFile& input : data_.inputs) {
@@ -492,14 +511,11 @@ class Run {
       return;
     }
     resumed_ = true;
-    Optimizer& optimizer = trainer_->optimizer();
-    checkpoint_->read(trainer_->table(), "value.", trainer_->mutable_values());
-    checkpoint_->read(trainer_->table(), "moment1.", optimizer.first_moment());
-    checkpoint_->read(trainer_->table(), "moment2.", optimizer.second_moment());
-    if (optimizer.max_second_moment() != nullptr) {
-      checkpoint_->read(trainer_->table(), "max_moment2.", *optimizer.max_second_moment());
+    for (const auto& [state, prefix] : kStates) {
+      if (FlatBuffer* buffer = trainer_->write(state))
+        checkpoint_->read(trainer_->table(), prefix, *buffer);
     }
-    optimizer.set_steps(checkpoint_->integer("step"));
+    trainer_->set_steps(checkpoint_->integer("step"));
     position_.epoch = static_cast<uint64_t>(checkpoint_->integer("position.epoch"));
     position_.pool = static_cast<uint64_t>(checkpoint_->integer("position.pool"));
     position_.batch = static_cast<uint64_t>(checkpoint_->integer("position.batch"));
@@ -552,6 +568,7 @@ class Run {
       inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"xxh3_128", input.hash}});
     }
     provenance["inputs"] = inputs;
+    if (!config_.license.empty()) provenance["license"] = text_or_file(config_.license);
     write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
                 provenance.dump());
 
@@ -588,7 +605,8 @@ class Run {
     manifest["config"] = fixed_values(config_);
     manifest["environment"] = {{"xsr", xsr_version_string()}, {"commit", options_.commit},
                                {"compiler", compiler()},      {"isa", kernels::isa_name(isa_)},
-                               {"cpu", cpu_model()},          {"threads", threads_.num_threads()}};
+                               {"cpu", cpu_model()},          {"threads", threads_.num_threads()},
+                               {"device", trainer_->device()}};
     manifest["times"] = {{"finished", unix_time()},
                          {"seconds_since_start_or_resume", seconds_since(start_)},
                          {"first_step_of_this_process", first_step_}};

@@ -3,18 +3,10 @@
 #include <string>
 #include <vector>
 
-#include "training/retrieval.h"
+#include "runtime/evaluation/pair_file.h"
+#include "runtime/evaluation/retrieval.h"
 
 namespace xsr::training {
-
-/// Sentence pairs to score a model on: "[NAME=]FILE.tsv" (columns 1 and 2) or "[NAME=]FILE,FILE",
-/// two files in which line n is the same sentence.
-struct PairFile {
-  std::string name;
-  std::string first, second;  // second empty: one file of two columns
-};
-/// Without NAME: the stem of the files, "en-fr" for en.txt,fr.txt.
-PairFile parse_pair_file(const std::string& text);
 
 struct PairFileScore {
   std::string name;

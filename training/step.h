@@ -3,11 +3,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/dispatch.h"
-#include "runtime/device/cpu_threads.h"
+#include "kernels/dropout/dropout.h"
 #include "runtime/error.h"
 #include "training/batch.h"
-#include "training/encoder.h"
 #include "training/objectives/objectives.h"
 #include "training/optimizer.h"
 #include "training/parameters.h"
@@ -42,58 +40,54 @@ class NonFiniteError : public Error {
   std::string where_;
 };
 
-/// A model in training: its parameters, and what one batch does to them.
+/// What a trainer keeps from step to step, one number a parameter each.
+enum class State { kValue, kFirstMoment, kSecondMoment, kMaxSecondMoment };
+
+/// A model in training: its parameters, and what one batch does to them. The parameters are zero at
+/// first: write them before the first step.
 class Trainer {
  public:
-  /// The parameters are zero: set mutable_values() first. Keeps references to kernels and threads.
-  /// Throws Error(INVALID_ARGUMENT, UNSUPPORTED).
-  Trainer(const ModelConfig& config, const StepConfig& step, const kernels::KernelTable& kernels,
-          ThreadPool& threads);
+  virtual ~Trainer() = default;
 
   /// Forward, backward, clipping, update. The dropout masks depend on the seed and the number of
   /// updates so far. Throws NonFiniteError.
-  StepResult step(const PairBatch& batch, double learning_rate);
-
+  virtual StepResult step(const PairBatch& batch, double learning_rate) = 0;
   /// The losses; nothing is learned. with_dropout: under the masks of the last step. Losses that
   /// are not finite are returned as they are.
-  LossParts evaluate(const PairBatch& batch, bool with_dropout = false);
+  virtual LossParts evaluate(const PairBatch& batch, bool with_dropout = false) = 0;
   /// The embeddings alone, without dropout.
-  void embed(const PairBatch& batch) { embed(batch, 0); }
-
+  virtual void embed(const PairBatch& batch) = 0;
   /// Of the last step(), evaluate() or embed(): [2B, C], rows next to each other, in the order of
   /// the batch.
-  const std::vector<float>& embeddings() const { return embeddings_; }
+  virtual const std::vector<float>& embeddings() const = 0;
 
   const ModelConfig& config() const { return config_; }
   const ParameterTable& table() const { return table_; }
-  const FlatBuffer& values() const { return values_; }
-  /// To be written by the caller, between steps.
-  FlatBuffer& mutable_values() {
-    narrow_current_ = false;
-    return values_;
-  }
-  const FlatBuffer& gradients() const { return gradients_; }  // of the last step, before clipping
-  Optimizer& optimizer() { return optimizer_; }
+  /// What computes: "cpu", or a device's name.
+  virtual std::string device() const = 0;
+  /// Updates so far.
+  virtual int64_t steps() const = 0;
+  virtual void set_steps(int64_t steps) = 0;
 
- private:
-  void embed(const PairBatch& batch, double dropout);
-  void clear_gradients();
-  /// The parameters in bf16 where the optimiser has written them.
-  const uint16_t* narrow() const {
-    return narrow_.empty() || !narrow_current_ ? nullptr : narrow_.data();
-  }
+  /// Null where the optimiser has no such state. Valid until the next step or write.
+  virtual const FlatBuffer* read(State state) const = 0;
+  /// The same, to be written by the caller before the next step.
+  virtual FlatBuffer* write(State state) = 0;
+  const FlatBuffer& values() const { return *read(State::kValue); }
+  FlatBuffer& mutable_values() { return *write(State::kValue); }
+  /// Of the last step, before clipping.
+  virtual const FlatBuffer& gradients() const = 0;
+
+ protected:
+  /// Throws Error(INVALID_ARGUMENT, UNSUPPORTED).
+  Trainer(const ModelConfig& config, const StepConfig& step);
+  /// The masks of update number `update`, in stream 0; rate 0 drops nothing.
+  kernels::Dropout dropout(double rate, int64_t update) const;
+  [[noreturn]] static void not_finite(const std::string& where, int64_t update);
 
   const ModelConfig config_;
   const StepConfig step_;
-  ThreadPool& threads_;
-  ParameterTable table_;
-  FlatBuffer values_, gradients_;
-  Encoder encoder_;
-  Objectives objectives_;
-  Optimizer optimizer_;
-  std::vector<uint16_t> narrow_;  // the parameters in bf16; empty in f32
-  bool narrow_current_ = false;   // they are those of values_
-  std::vector<float> embeddings_, embedding_gradients_;
+  const ParameterTable table_;
 };
 
 }  // namespace xsr::training

@@ -95,8 +95,8 @@ int plot_main(const Options& options) {
 }
 
 int score_main(const Options& options) {
-  std::vector<PairFile> files;
-  for (const std::string& text : options.score_files) files.push_back(parse_pair_file(text));
+  std::vector<xsr::PairFile> files;
+  for (const std::string& text : options.score_files) files.push_back(xsr::parse_pair_file(text));
   const std::vector<PairFileScore> scores =
       score_model(options.score_model, files, options.score_threads);
   if (!options.score_json.empty()) {

@@ -131,7 +131,7 @@ class Worker:
 
 
 def read_texts(path):
-    """Distinct, non-blank sentences of a text file; each column of a .tsv; .zst is unpacked."""
+    """Non-blank sentences of a text file; each column of a .tsv; .zst is unpacked."""
     if path.suffix == ".zst":
         import zstandard
 
@@ -141,13 +141,13 @@ def read_texts(path):
         data = path.read_text(encoding="utf-8")
     tsv = ".tsv" in path.suffixes
     cells = (c.strip() for line in data.split("\n") for c in (line.split("\t") if tsv else [line]))
-    return list(dict.fromkeys(c for c in cells if c))
+    return [c for c in cells if c]
 
 
 def default_text():
     shared = pathlib.Path(os.environ.get("XSR_SHARED", ROOT.parent / "shared"))
-    best = shared / "data/train/en-fr.tsv.zst"
-    return best if best.exists() else ROOT / "examples/data/tatoeba.en-fr.tsv"
+    best = [shared / f"data/train/en-{language}.tsv.zst" for language in ("fr", "de", "es", "it")]
+    return [path for path in best if path.exists()] or [ROOT / "examples/data/tatoeba.en-fr.tsv"]
 
 
 def precision_at_1(np, a, b):
@@ -164,8 +164,9 @@ def cosines(np, a, b):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release", help="build folder of xsr")
-    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-en-fr.xsr")
-    parser.add_argument("--text", type=pathlib.Path, default=default_text(), help="sentences: text, .tsv, or either as .zst")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-multi.xsr")
+    parser.add_argument("--text", type=pathlib.Path, nargs="+", default=default_text(), metavar="FILE",
+                        help="sentences: text, .tsv, or either as .zst")
     parser.add_argument("--sentences", type=int, help="of the race text → .npy (default 100000; --quick 400)")
     parser.add_argument("--corpus", type=int, help="sentences of the races ids → vectors (default 5000; --quick 200)")
     parser.add_argument("--pairs", type=pathlib.Path, default=ROOT / "examples/data/tatoeba.en-fr.tsv")
@@ -198,7 +199,7 @@ def main():
     everything = os.sched_getaffinity(0)
     one = {args.cpu if args.cpu is not None else max(everything)}
 
-    texts = read_texts(args.text)
+    texts = list(dict.fromkeys(text for path in args.text for text in read_texts(path)))
     np.random.default_rng(1).shuffle(texts)
     texts = texts[: args.sentences]
     ids = weights.tokenize(texts[: args.corpus], len(everything))
@@ -381,7 +382,7 @@ def main():
         "latency": f"ids → vector, one sentence of {args.tokens} random tokens, other ids every call, one core (CPU {min(one)})",
         "corpus_1": f"ids → vectors, {len(sample):,} sentences, {num_tokens:,} tokens, longest {max(map(len, sample))}, one core",
         "corpus_all": "the same on all cores",
-        "text": f"{len(texts):,} distinct sentences of {args.text.name}, text → .npy, whole processes, all cores",
+        "text": f"{len(texts):,} distinct sentences of {', '.join(path.name for path in args.text)}, text → .npy, whole processes, all cores",
     }
     report = {
         "heading": f"{cpu_model()}, {len(everything)} processors, {args.model.name}, {datetime.date.today()}."

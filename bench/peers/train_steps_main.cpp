@@ -17,10 +17,10 @@
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "training/config.h"
+#include "training/cpu_trainer.h"
 #include "training/retrieval.h"
 #include "training/run_data.h"
 #include "training/schedule.h"
-#include "training/step.h"
 
 namespace {
 
@@ -196,7 +196,7 @@ class StepServer {
     ordered_json scores = ordered_json::object();
     const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
     for (const RunData::DevPart& part : data_.dev_parts) {
-      const RetrievalScore score = score_pairs(trainer_, plain, part.pairs, 128, threads_);
+      const xsr::RetrievalScore score = score_pairs(trainer_, plain, part.pairs, 128, threads_);
       scores[part.name] = {score.forward_share(), score.backward_share()};
     }
     return scores;
@@ -217,7 +217,7 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
   const RunData data = prepare_data(config, false, threads, {});
   const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
   const xsr::kernels::KernelTable kernels = xsr::kernels::resolve_kernels(isa);
-  Trainer trainer(data.model, config.step, kernels, threads);
+  CpuTrainer trainer(data.model, config.step, kernels, threads);
   data.initialize(config, trainer);
   PairSampler sampler = data.sampler(config);
   Schedule schedule = config.schedule;

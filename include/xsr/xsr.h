@@ -67,16 +67,26 @@ typedef enum xsr_isa XSR_ENUM_TYPE {
   XSR_ISA_AUTO =
       0,           /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
   XSR_ISA_REF = 1, /* plain loops */
-  XSR_ISA_AVX2 = 2,       /* AVX2 and FMA */
-  XSR_ISA_AVX512 = 3,     /* AVX-512 F, BW, DQ, VL */
-  XSR_ISA_AVX512_BF16 = 4 /* and AVX512_BF16; matters where the session computes in bf16 */
+  XSR_ISA_AVX2 = 2,        /* AVX2 and FMA */
+  XSR_ISA_AVX512 = 3,      /* AVX-512 F, BW, DQ, VL */
+  XSR_ISA_AVX512_VNNI = 4, /* and AVX512_VNNI; matters where the session computes in int8 */
+  XSR_ISA_AVX512_BF16 = 5, /* and AVX512_BF16; matters where the session computes in bf16 */
+  XSR_ISA_AMX = 6          /* and AMX tiles (TILE, BF16, INT8); matters for bf16, bf16x3 and int8 */
 } xsr_isa;
 
 /* What the matrix products compute with; everything else is f32. Chosen by the caller, never
  * silently. */
 typedef enum xsr_compute XSR_ENUM_TYPE {
-  XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores */
-  XSR_COMPUTE_BF16 = 1 /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+  XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores. A session of an i8 file widens its weight
+                          matrices, 4 bytes a weight, shared by the model's sessions */
+  XSR_COMPUTE_BF16 =
+      1, /* activations rounded to bf16, f32 sums; the file must store bf16 weights */
+  XSR_COMPUTE_BF16X3 =
+      2, /* every f32 as the sum of two bf16, three products, f32 sums. Keeps a split copy of the
+            layers' matrices, 4 bytes a weight, shared by the model's sessions; any file */
+  XSR_COMPUTE_INT8 = 3 /* each row of activations in 8 bits by its own range, weights in 8 bits with
+                          a scale an output, exact sums. A session of a file that stores other than
+                          i8 rounds the weight matrices, 1 byte a weight, shared likewise */
 } xsr_compute;
 
 typedef enum xsr_device XSR_ENUM_TYPE { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;

@@ -2,11 +2,12 @@
 #include <math.h>
 
 #include "kernels/activation/activation.h"
+#include "kernels/host_device.h"
 
 namespace xsr::kernels {
 
 template <typename T>
-static inline T activate_ref(T x, Activation activation) {
+XSR_HOST_DEVICE static inline T activate_ref(T x, Activation activation) {
   switch (activation) {
     case Activation::kNone:
       return x;
@@ -33,7 +34,7 @@ void activation_forward_ref(const T* x, int64_t n, Activation activation, T* out
 
 /// f'(x)
 template <typename T>
-static inline T activation_slope_ref(T x, Activation activation) {
+XSR_HOST_DEVICE static inline T activation_slope_ref(T x, Activation activation) {
   switch (activation) {
     case Activation::kNone:
       return T(1);

@@ -1,6 +1,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "kernels/host_device.h"
+
 namespace xsr::kernels {
 
 /// Which elements of a tensor are dropped, as a pure function of (key, step, stream, row, column):
@@ -18,7 +20,8 @@ struct Dropout {
 
 /// Philox-4x32 with ten rounds. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1,
 /// 2, 3", §4.3; its known answers are in tests/dropout_test.cpp.
-static inline void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+XSR_HOST_DEVICE static inline void philox4x32(const uint32_t counter[4], const uint32_t key[2],
+                                              uint32_t out[4]) {
   uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
   uint32_t k0 = key[0], k1 = key[1];
   for (int round = 0; round < 10; ++round) {

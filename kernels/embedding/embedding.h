@@ -33,6 +33,20 @@ using embedding_forward_f32_t = void(const int32_t* token_ids, const int32_t* po
 embedding_forward_f32_t embedding_forward_f32_ref, embedding_forward_f32_avx2,
     embedding_forward_f32_avx512;
 
+/// The same from int8 tables with a scale a row: e = token_scales[t] · token[t] +
+/// position_scales[p] · position[p] (+ token_type), each product rounded to f32 before the sum.
+///
+/// token [V, C], position [P, C]  s8, row-major      token_scales [V], position_scales [P]
+using embedding_forward_i8_t = void(const int32_t* token_ids, const int32_t* positions,
+                                    int32_t first, int32_t last, const int8_t* token,
+                                    const float* token_scales, const int8_t* position,
+                                    const float* position_scales, const float* token_type,
+                                    const float* gamma, const float* beta, float eps, int32_t C,
+                                    float* out, int64_t out_stride, float* rstd);
+
+embedding_forward_i8_t embedding_forward_i8_ref, embedding_forward_i8_avx2,
+    embedding_forward_i8_avx512;
+
 /// The rows that look up the same id, listed together: with it a scatter-add needs no atomics and
 /// has one order.
 struct RowBuckets {

@@ -26,6 +26,29 @@ void embedding_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
   }
 }
 
+void embedding_forward_i8_avx2(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                               int32_t last, const int8_t* token, const float* token_scales,
+                               const int8_t* position, const float* position_scales,
+                               const float* token_type, const float* gamma, const float* beta,
+                               float eps, int32_t C, float* out, int64_t out_stride, float* rstd) {
+  for (int32_t i = first; i < last; ++i) {
+    const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
+    const __m256 token_scale = _mm256_set1_ps(token_scales[token_ids[i]]);
+    const __m256 position_scale = _mm256_set1_ps(position_scales[positions[i]]);
+    float* row = out + i * out_stride;
+    for (int32_t c = 0; c < C; c += 8) {
+      const __m256i mask = tail_mask8(C - c);
+      __m256 value = _mm256_add_ps(_mm256_mul_ps(load_i8(token + t + c, C - c), token_scale),
+                                   _mm256_mul_ps(load_i8(position + p + c, C - c), position_scale));
+      if (token_type != nullptr)
+        value = _mm256_add_ps(value, _mm256_maskload_ps(token_type + c, mask));
+      _mm256_maskstore_ps(row + c, mask, value);
+    }
+    const float inverse = layernorm_row_avx2(row, C, gamma, beta, eps, row);
+    if (rstd != nullptr) rstd[i] = inverse;
+  }
+}
+
 void qkv_table_forward_f32_avx2(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                 int32_t last, const float* token_table, const float* position_table,
                                 const float* rstd, const float* bias, int32_t N, float* out,

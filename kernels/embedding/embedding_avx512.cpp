@@ -31,6 +31,34 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
   }
 }
 
+void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                                 int32_t last, const int8_t* token, const float* token_scales,
+                                 const int8_t* position, const float* position_scales,
+                                 const float* token_type, const float* gamma, const float* beta,
+                                 float eps, int32_t C, float* out, int64_t out_stride,
+                                 float* rstd) {
+  for (int32_t i = first; i < last; ++i) {
+    const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
+    if (i + 1 < last) {  // as in embedding_forward_f32_avx512
+      const int8_t* next = token + (int64_t)token_ids[i + 1] * C;
+      for (int32_t c = 0; c < C; c += 64) _mm_prefetch((const char*)next + c, _MM_HINT_T0);
+    }
+    const __m512 token_scale = _mm512_set1_ps(token_scales[token_ids[i]]);
+    const __m512 position_scale = _mm512_set1_ps(position_scales[positions[i]]);
+    float* row = out + i * out_stride;
+    for (int32_t c = 0; c < C; c += 16) {
+      const __mmask16 mask = tail_mask(C - c);
+      __m512 value = _mm512_add_ps(_mm512_mul_ps(load_i8(token + t + c, mask), token_scale),
+                                   _mm512_mul_ps(load_i8(position + p + c, mask), position_scale));
+      if (token_type != nullptr)
+        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
+      _mm512_mask_storeu_ps(row + c, mask, value);
+    }
+    const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
+    if (rstd != nullptr) rstd[i] = inverse;
+  }
+}
+
 void qkv_table_forward_f32_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                   int32_t last, const float* token_table,
                                   const float* position_table, const float* rstd, const float* bias,

@@ -13,6 +13,15 @@ void embedding_forward_f32_ref(const int32_t* token_ids, const int32_t* position
                         gamma, beta, eps, C, out, out_stride, rstd);
 }
 
+void embedding_forward_i8_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                              int32_t last, const int8_t* token, const float* token_scales,
+                              const int8_t* position, const float* position_scales,
+                              const float* token_type, const float* gamma, const float* beta,
+                              float eps, int32_t C, float* out, int64_t out_stride, float* rstd) {
+  embedding_quantized_ref(token_ids, positions, first, last, token, token_scales, position,
+                          position_scales, token_type, gamma, beta, eps, C, out, out_stride, rstd);
+}
+
 void qkv_table_forward_f32_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                int32_t last, const float* token_table, const float* position_table,
                                const float* rstd, const float* bias, int32_t N, float* out,

@@ -26,6 +26,25 @@ void embedding_forward_ref(const int32_t* token_ids, const int32_t* positions, i
 }
 
 template <typename T>
+void embedding_quantized_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
+                             int32_t last, const int8_t* token, const float* token_scales,
+                             const int8_t* position, const float* position_scales,
+                             const float* token_type, const float* gamma, const float* beta, T eps,
+                             int32_t C, T* out, int64_t out_stride, T* rstd) {
+  for (int32_t i = first; i < last; ++i) {
+    const int32_t t = token_ids[i], p = positions[i];
+    T* row = out + i * out_stride;
+    for (int32_t c = 0; c < C; ++c) {
+      row[c] = T(token[(int64_t)t * C + c]) * T(token_scales[t]) +
+               T(position[(int64_t)p * C + c]) * T(position_scales[p]);
+      if (token_type != nullptr) row[c] += T(token_type[c]);
+    }
+    const T inverse = layernorm_row_ref(row, C, gamma, beta, eps, row);
+    if (rstd != nullptr) rstd[i] = inverse;
+  }
+}
+
+template <typename T>
 void qkv_table_forward_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
                            int32_t last, const T* token_table, const T* position_table,
                            const T* rstd, const T* bias, int32_t N, T* out, int64_t out_stride) {

@@ -13,8 +13,19 @@ constexpr int32_t kColumns = 16;
 // comes soon, and half of every line pair is a stream that the hardware follows badly (20 rows: 74
 // to 85 GFLOP/s on a Zen 4).
 constexpr int64_t kPrefetchBytes = 4096;
+// A product of 16-bit halves is added by a second instruction and needs a register meanwhile.
+constexpr int32_t kMaxRowsI8 = 4;
 
-/// A: float, or uint16_t for bf16 activations.
+/// An element of split rows, in bf16.
+struct Split {
+  uint16_t bits;
+};
+template <typename A>
+constexpr bool kIsSplit = false;
+template <>
+constexpr bool kIsSplit<Split> = true;
+
+/// A: float, uint16_t for bf16 activations, Split for split ones, or uint8_t for quantised ones.
 template <typename A>
 struct Tile {
   const A* a;
@@ -29,12 +40,24 @@ struct Tile {
   const float* residual;
   uint16_t* narrow;  // null where it is not wanted
   int64_t narrow_stride;
+  int64_t narrow_low;        // Split only: from hi to lo
+  const QuantizedRow* rows;  // kI8 only: of a's rows
+  const float* scales;       // kI8 only: of the half's outputs, as sums
+  const int32_t* sums;
 };
 
 static inline __m256 broadcast(const float* a) { return _mm256_broadcast_ss(a); }
 static inline __m256 broadcast(const uint16_t* a) {
   return _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)((uint32_t)*a << 16)));
 }
+
+static inline __m256i broadcast4(const uint8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, 4);
+  return _mm256_set1_epi32(four);
+}
+
+static inline __m256 broadcast(const Split* a) { return broadcast(&a->bits); }
 
 template <int MR, typename A>
 static inline __attribute__((always_inline)) void multiply_add(const A* a, int64_t stride,
@@ -64,6 +87,37 @@ static inline __m256 widen_high(__m256i pair) {
   const __m256i high = _mm256_srli_epi32(pair, 16);
   return _mm256_cvtph_ps(
       _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+
+/// One input of every row: a_hi · W_hi + a_lo · W_hi as one product, since a_hi + a_lo is exact in
+/// f32, and a_hi · W_lo. `Widen` takes the input out of the panel's pairs.
+template <int MR, typename Widen>
+static inline __attribute__((always_inline)) void multiply_add_split(const Split* a, int64_t stride,
+                                                                     int32_t low, const __m256i* w,
+                                                                     Widen widen,
+                                                                     __m256 (&acc)[MR][2]) {
+  const __m256 hi0 = widen(_mm256_load_si256(w)), hi1 = widen(_mm256_load_si256(w + 1));
+#pragma GCC unroll 6
+  for (int m = 0; m < MR; ++m) {
+    const Split* row = a + m * stride;
+    const __m256 x = _mm256_add_ps(broadcast(row), broadcast(row + low));
+    acc[m][0] = _mm256_fmadd_ps(x, hi0, acc[m][0]);
+    acc[m][1] = _mm256_fmadd_ps(x, hi1, acc[m][1]);
+  }
+  multiply_add<MR>(a, stride, widen(_mm256_load_si256(w + 4)), widen(_mm256_load_si256(w + 5)),
+                   acc);
+}
+
+template <int MR>
+static inline __attribute__((always_inline)) void accumulate_split(const Tile<Split>& tile,
+                                                                   __m256 (&acc)[MR][2]) {
+  const Split* a = tile.a;
+  const __m256i* w = (const __m256i*)tile.panel;
+  const int32_t S = split_columns(tile.K);
+  for (int32_t k = 0; k < S; k += 2, w += 8) {
+    multiply_add_split<MR>(a + k, tile.a_stride, S, w, widen_low<Storage::kBF16>, acc);
+    multiply_add_split<MR>(a + k + 1, tile.a_stride, S, w, widen_high<Storage::kBF16>, acc);
+  }
 }
 
 template <int MR, Storage S, typename A>
@@ -99,25 +153,70 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
   }
 }
 
-/// The first `count` of eight values, rounded to bf16 to nearest even; NaN stays NaN.
-inline void store_narrow(uint16_t* out, int64_t count, __m256 value) {
-  const __m256i bits = _mm256_castps_si256(value);
-  const __m256i high = _mm256_srli_epi32(bits, 16);
-  const __m256i even = _mm256_and_si256(high, _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(
-      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), even), 16);
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  const __m256i kept =
-      _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
-  const __m128i packed =
-      _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
-  if (count >= 8) {
-    _mm_storeu_si128((__m128i*)out, packed);
-  } else {
-    uint16_t copy[8];
-    _mm_storeu_si128((__m128i*)copy, packed);
-    for (int64_t i = 0; i < count; ++i) out[i] = copy[i];
+/// sum + Σ of two products of 16-bit halves in each 32-bit lane. The barrier keeps the compiler
+/// from adding even and odd products first, which would hold all of them in registers.
+static inline __attribute__((always_inline)) void madd(__m256i& sum, __m256i x, __m256i w) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
+  __asm__("" : "+x"(sum));
+}
+
+/// A 32-bit lane holds inputs k to k + 3 of one output in s8, a broadcast the same four of one row
+/// in u8. vpmaddubsw would saturate sums of two products, so bytes become 16-bit halves, even ones
+/// and odd ones, which vpmaddwd multiplies and adds in 32 bits without loss.
+template <int MR>
+static inline __attribute__((always_inline)) void accumulate_i8(const Tile<uint8_t>& tile,
+                                                                __m256 (&acc)[MR][2]) {
+  const __m256i low_bytes = _mm256_set1_epi16(0xff);
+  __m256i sum[MR][2];
+#pragma GCC unroll 4
+  for (int m = 0; m < MR; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
+  const int8_t* w = (const int8_t*)tile.panel;
+  const uint8_t* a = tile.a;
+  for (int32_t k = 0; k < tile.K; k += 4, w += 4 * kPanelColumns) {
+    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+    const __m256i* four = (const __m256i*)w;
+    const __m256i even0 = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_load_si256(four), 8), 8);
+    const __m256i even1 = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_load_si256(four + 1), 8), 8);
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+      const __m256i x = _mm256_and_si256(broadcast4(a + m * tile.a_stride + k), low_bytes);
+      madd(sum[m][0], x, even0);
+      madd(sum[m][1], x, even1);
+    }
+    const uint8_t* again = a;
+    __asm__("" : "+r"(four), "+r"(again));  // both are read again rather than kept, as above
+    const __m256i odd0 = _mm256_srai_epi16(_mm256_load_si256(four), 8);
+    const __m256i odd1 = _mm256_srai_epi16(_mm256_load_si256(four + 1), 8);
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+      const __m256i x = _mm256_srli_epi16(broadcast4(again + m * tile.a_stride + k), 8);
+      madd(sum[m][0], x, odd0);
+      madd(sum[m][1], x, odd1);
+    }
   }
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    const __m256i mask = tail_mask8(tile.count - 8 * j);
+    const __m256i sums = _mm256_maskload_epi32(tile.sums + 8 * j, mask);
+    const __m256 scales = _mm256_maskload_ps(tile.scales + 8 * j, mask);
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+      const __m256i zero = _mm256_mullo_epi32(_mm256_set1_epi32(tile.rows[m].zero), sums);
+      const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum[m][j], zero));
+      acc[m][j] = _mm256_mul_ps(_mm256_mul_ps(exact, _mm256_set1_ps(tile.rows[m].scale)), scales);
+    }
+  }
+}
+
+/// 8 values as split_bf16 (gemm.h) splits them.
+static inline void store_split(uint16_t* hi, uint16_t* lo, __m256 value) {
+  const __m256i upper = bf16_bits(value);
+  const __m256 rest = _mm256_sub_ps(value, _mm256_castsi256_ps(_mm256_slli_epi32(upper, 16)));
+  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), rest);
+  const __m256 finite = _mm256_cmp_ps(magnitude, _mm256_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+  _mm_storeu_si128((__m128i*)hi, packed_bf16(upper));
+  _mm_storeu_si128((__m128i*)lo, packed_bf16(bf16_bits(_mm256_and_ps(rest, finite))));
 }
 
 template <int MR, Storage S, typename A>
@@ -125,7 +224,13 @@ void gemm_tile(const Tile<A>& tile) {
   __m256 acc[MR][2];
 #pragma GCC unroll 6
   for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
-  accumulate<MR, S, A>(tile, acc);
+  if constexpr (S == Storage::kI8) {
+    accumulate_i8<MR>(tile, acc);
+  } else if constexpr (kIsSplit<A>) {
+    accumulate_split<MR>(tile, acc);
+  } else {
+    accumulate<MR, S, A>(tile, acc);
+  }
   const GemmEpilogue& epilogue = *tile.epilogue;
   const __m256i mask[2] = {tail_mask8(tile.count), tail_mask8(tile.count - 8)};
 #pragma GCC unroll 6
@@ -144,11 +249,17 @@ void gemm_tile(const Tile<A>& tile) {
             value,
             _mm256_maskload_ps(tile.residual + m * epilogue.residual_stride + 8 * j, mask[j]));
       }
-      if (sizeof(A) == sizeof(float) || tile.out != nullptr) {
+      if (sizeof(A) != sizeof(uint16_t) || tile.out != nullptr) {
         _mm256_maskstore_ps(tile.out + m * tile.out_stride + 8 * j, mask[j], value);
       }
-      if (sizeof(A) != sizeof(float) && tile.narrow != nullptr) {
-        store_narrow(tile.narrow + m * tile.narrow_stride + 8 * j, tile.count - 8 * j, value);
+      if (sizeof(A) == sizeof(uint16_t) && tile.narrow != nullptr) {
+        uint16_t* narrow = tile.narrow + m * tile.narrow_stride + 8 * j;
+        if (kIsSplit<A>) {
+          const __m256 there = _mm256_and_ps(value, _mm256_castsi256_ps(mask[j]));
+          store_split(narrow, narrow + tile.narrow_low, there);
+        } else {
+          store_bf16(narrow, value, tile.count - 8 * j);
+        }
       }
     }
   }
@@ -166,25 +277,31 @@ void gemm_tile_rows(int32_t rows, const Tile<A>& tile) {
     case 4:
       return gemm_tile<4, S, A>(tile);
     case 5:
-      return gemm_tile<5, S, A>(tile);
+      if constexpr (S != Storage::kI8) gemm_tile<5, S, A>(tile);
+      return;
     case 6:
-      return gemm_tile<6, S, A>(tile);
+      if constexpr (S != Storage::kI8) gemm_tile<6, S, A>(tile);
+      return;
   }
 }
 
-template <Storage S, typename A>
-void gemm_forward(const A* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
-                  int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue, float* out,
-                  int64_t out_stride, uint16_t* narrow, int64_t narrow_stride) {
+/// Matrix: PackedMatrix, or SplitMatrix for split activations.
+template <Storage S, typename A, typename Matrix>
+void gemm_forward(const A* a, int64_t a_stride, int32_t M, const Matrix& w, int32_t first_panel,
+                  int32_t last_panel, const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                  uint16_t* narrow, int64_t narrow_stride, const QuantizedRow* a_rows = nullptr) {
   const int32_t kp = panel_group(S);
-  const int64_t panel_bytes = (int64_t)((w.K + kp - 1) / kp) * kp * kPanelColumns * storage_size(S);
-  const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
+  const int64_t panel_bytes =
+      kIsSplit<A> ? (int64_t)split_columns(w.K) * 4 * kPanelColumns
+                  : (int64_t)((w.K + kp - 1) / kp) * kp * kPanelColumns * storage_size(S);
+  constexpr int32_t max_rows = S == Storage::kI8 ? kMaxRowsI8 : kMaxRows;
+  const int32_t blocks = (M + max_rows - 1) / max_rows;
   for (int32_t panel = first_panel; panel < last_panel; ++panel) {
     for (int32_t half = 0; half < 2; ++half) {
       Tile<A> tile;
       tile.column = panel * kPanelColumns + half * kColumns;
       tile.count = w.N - tile.column;
-      if (tile.count <= 0) break;
+      if (tile.count <= 0 && !kIsSplit<A>) break;  // split rows get their zeros
       tile.a_stride = a_stride;
       tile.panel =
           (const char*)w.data + panel * panel_bytes + half * kColumns * kp * storage_size(S);
@@ -192,10 +309,16 @@ void gemm_forward(const A* a, int64_t a_stride, int32_t M, const PackedMatrix& w
       tile.epilogue = &epilogue;
       tile.out_stride = out_stride;
       tile.narrow_stride = narrow_stride;
+      tile.narrow_low = split_columns(w.N);
+      if constexpr (!kIsSplit<A>) {
+        tile.scales = a_rows == nullptr ? nullptr : w.scales + tile.column;
+        tile.sums = a_rows == nullptr ? nullptr : w.sums + tile.column;
+      }
       int32_t row = 0;
       for (int32_t block = 0; block < blocks; ++block) {
         const int32_t rows = (M - row) / (blocks - block);
         tile.a = a + row * a_stride;
+        tile.rows = a_rows == nullptr ? nullptr : a_rows + row;
         tile.out = out == nullptr ? nullptr : out + row * out_stride + tile.column;
         tile.narrow = narrow == nullptr ? nullptr : narrow + row * narrow_stride + tile.column;
         tile.residual = epilogue.residual == nullptr
@@ -213,10 +336,19 @@ void gemm_forward(const A* a, int64_t a_stride, int32_t M, const PackedMatrix& w
 void gemm_forward_f32_avx2(const float* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
                            int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue,
                            float* out, int64_t out_stride) {
-  const auto forward = w.storage == Storage::kF32   ? gemm_forward<Storage::kF32, float>
-                       : w.storage == Storage::kF16 ? gemm_forward<Storage::kF16, float>
-                                                    : gemm_forward<Storage::kBF16, float>;
-  forward(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, nullptr, 0);
+  const auto forward = w.storage == Storage::kF32 ? gemm_forward<Storage::kF32, float, PackedMatrix>
+                       : w.storage == Storage::kF16
+                           ? gemm_forward<Storage::kF16, float, PackedMatrix>
+                           : gemm_forward<Storage::kBF16, float, PackedMatrix>;
+  forward(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, nullptr, 0,
+          nullptr);
+}
+
+void gemm_forward_i8_avx2(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
+                          const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
+                          const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
+  gemm_forward<Storage::kI8, uint8_t>(a, a_stride, M, w, first_panel, last_panel, epilogue, out,
+                                      out_stride, nullptr, 0, rows);
 }
 
 void gemm_forward_bf16_avx2(const uint16_t* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
@@ -227,6 +359,25 @@ void gemm_forward_bf16_avx2(const uint16_t* a, int64_t a_stride, int32_t M, cons
                                          out_stride, narrow, narrow_stride);
   if (narrow != nullptr && w.N % 2 == 1 && last_panel == panel_count(w.N)) {
     for (int32_t m = 0; m < M; ++m) narrow[m * narrow_stride + w.N] = 0;
+  }
+}
+
+void gemm_forward_bf16x3_avx2(const uint16_t* a, int64_t a_stride, int32_t M, const SplitMatrix& w,
+                              int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue,
+                              float* out, int64_t out_stride, uint16_t* split,
+                              int64_t split_stride) {
+  gemm_forward<Storage::kBF16>((const Split*)a, a_stride, M, w, first_panel, last_panel, epilogue,
+                               out, out_stride, split, split_stride);
+}
+
+void split_forward_bf16x3_avx2(const float* x, int64_t x_stride, int32_t first, int32_t last,
+                               int32_t C, uint16_t* out, int64_t out_stride) {
+  const int32_t S = split_columns(C);
+  for (int32_t i = first; i < last; ++i) {
+    for (int32_t c = 0; c < S; c += 8) {
+      uint16_t* hi = out + i * out_stride + c;
+      store_split(hi, hi + S, _mm256_maskload_ps(x + i * x_stride + c, tail_mask8(C - c)));
+    }
   }
 }
 

@@ -88,6 +88,7 @@ template <Storage S>
 struct Core {
   using Element = float;
   static constexpr bool kNarrow = false;
+  static constexpr bool kSplit = false;
   static int64_t panel_bytes(int32_t K) {
     const int32_t kp = panel_group(S);
     return (int64_t)((K + kp - 1) / kp) * kp * kPanelColumns * storage_size(S);
@@ -104,10 +105,12 @@ struct Core {
 void gemm_forward_f32_avx512(const float* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
                              int32_t first_panel, int32_t last_panel, const GemmEpilogue& epilogue,
                              float* out, int64_t out_stride) {
-  const auto forward = w.storage == Storage::kF32   ? gemm_forward<Core<Storage::kF32>>
-                       : w.storage == Storage::kF16 ? gemm_forward<Core<Storage::kF16>>
-                                                    : gemm_forward<Core<Storage::kBF16>>;
-  forward(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, nullptr, 0);
+  const auto forward = w.storage == Storage::kF32 ? gemm_forward<Core<Storage::kF32>, PackedMatrix>
+                       : w.storage == Storage::kF16
+                           ? gemm_forward<Core<Storage::kF16>, PackedMatrix>
+                           : gemm_forward<Core<Storage::kBF16>, PackedMatrix>;
+  forward(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, nullptr, 0,
+          nullptr);
 }
 
 }  // namespace xsr::kernels

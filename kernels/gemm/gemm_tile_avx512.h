@@ -5,6 +5,7 @@
 //     struct Core {
 //       using Element = ...;                      // of the activations
 //       static constexpr bool kNarrow = ...;      // results may also be wanted in bf16
+//       static constexpr bool kSplit = ...;       // and then split
 //       static int64_t panel_bytes(int32_t K);
 //       template <int MR> static void run(const Tile<Element>& tile, __m512 (&acc)[MR][2]);
 //     };
@@ -45,13 +46,11 @@ struct Tile {
   const float* residual;
   uint16_t* narrow;  // null where it is not wanted
   int64_t narrow_stride;
+  int64_t narrow_low;        // kSplit only: from hi to lo
+  const QuantizedRow* rows;  // kI8 only: of a's rows
+  const float* scales;       // kI8 only: of the panel's outputs, as sums
+  const int32_t* sums;
 };
-
-#if defined(__AVX512BF16__)
-static inline void store_narrow(uint16_t* out, __mmask16 mask, __m512 value) {
-  _mm256_mask_storeu_epi16(out, mask, (__m256i)_mm512_cvtneps_pbh(value));
-}
-#endif
 
 template <int MR, typename Core>
 static void gemm_tile(const Tile<typename Core::Element>& tile) {
@@ -94,8 +93,16 @@ static void gemm_tile(const Tile<typename Core::Element>& tile) {
     if (tile.narrow != nullptr) {
 #pragma GCC unroll 12
       for (int m = 0; m < MR; ++m) {
-        store_narrow(tile.narrow + m * tile.narrow_stride, tile.mask[0], acc[m][0]);
-        store_narrow(tile.narrow + m * tile.narrow_stride + 16, tile.mask[1], acc[m][1]);
+        uint16_t* narrow = tile.narrow + m * tile.narrow_stride;
+        if constexpr (Core::kSplit) {
+          store_split(narrow, narrow + tile.narrow_low,
+                      _mm512_maskz_mov_ps(tile.mask[0], acc[m][0]));
+          store_split(narrow + 16, narrow + 16 + tile.narrow_low,
+                      _mm512_maskz_mov_ps(tile.mask[1], acc[m][1]));
+        } else {
+          store_narrow(narrow, tile.mask[0], acc[m][0]);
+          store_narrow(narrow + 16, tile.mask[1], acc[m][1]);
+        }
       }
       if (tile.out == nullptr) return;
     }
@@ -139,11 +146,13 @@ static void gemm_tile_rows(int32_t rows, const Tile<typename Core::Element>& til
   }
 }
 
-template <typename Core>
+/// Matrix: PackedMatrix, or SplitMatrix where the core is split.
+template <typename Core, typename Matrix>
 static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int32_t M,
-                         const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
+                         const Matrix& w, int32_t first_panel, int32_t last_panel,
                          const GemmEpilogue& epilogue, float* out, int64_t out_stride,
-                         uint16_t* narrow, int64_t narrow_stride) {
+                         uint16_t* narrow, int64_t narrow_stride,
+                         const QuantizedRow* a_rows = nullptr) {
   const int64_t panel_bytes = Core::panel_bytes(w.K);
   const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
   for (int32_t panel = first_panel; panel < last_panel; ++panel) {
@@ -157,12 +166,18 @@ static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int3
     tile.mask[1] = tail_mask(w.N - tile.column - 16);
     tile.out_stride = out_stride;
     tile.narrow_stride = narrow_stride;
+    tile.narrow_low = split_columns(w.N);
+    if constexpr (!Core::kSplit) {
+      tile.scales = a_rows == nullptr ? nullptr : w.scales + tile.column;
+      tile.sums = a_rows == nullptr ? nullptr : w.sums + tile.column;
+    }
     int32_t row = 0;
     for (int32_t block = 0; block < blocks; ++block) {
       // Rows are shared out evenly: 20 rows go as 10 + 10, since a tile of 8 would leave the FMA
       // units waiting.
       const int32_t rows = (M - row) / (blocks - block);
       tile.a = a + row * a_stride;
+      tile.rows = a_rows == nullptr ? nullptr : a_rows + row;
       tile.out = out == nullptr ? nullptr : out + row * out_stride + tile.column;
       tile.narrow = narrow == nullptr ? nullptr : narrow + row * narrow_stride + tile.column;
       tile.residual = epilogue.residual == nullptr

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/host_device.h"
 #include "kernels/loss/loss.h"
 #include "kernels/storage.h"
 
@@ -9,7 +10,7 @@ namespace xsr::kernels {
 
 /// x − x: 0, and NaN where x is not finite, which max and exp would let pass.
 template <typename T>
-static inline T zero_if_finite(T x) {
+XSR_HOST_DEVICE static inline T zero_if_finite(T x) {
   return x - x;
 }
 
@@ -69,7 +70,7 @@ void softmax_forward_ref(const T* s, int64_t s_stride, int32_t first, int32_t la
 /// −log cos x and tan x of papers.md 1b, in double. Most cells of a batch have a small x, where the
 /// series are exact to double and several times cheaper; larger ones take 1 − sin² for cos², since
 /// the logarithm of a cosine near 1 has lost the digits of x.
-static inline void log_cos_tan(double x, double* minus_log_cos, double* tangent) {
+XSR_HOST_DEVICE static inline void log_cos_tan(double x, double* minus_log_cos, double* tangent) {
   const double u = x * x;
   if (u < 1.0 / 1024) {
     *minus_log_cos =
@@ -84,22 +85,29 @@ static inline void log_cos_tan(double x, double* minus_log_cos, double* tangent)
   *tangent = tan(x);
 }
 
+/// One cell of SIM: − log max(cos x, min_cosine), and its gradient for p1.
+XSR_HOST_DEVICE static inline double sim_cell(double p1, double p2, double argument,
+                                              double min_cosine, double gain, double* value) {
+  double tangent;
+  log_cos_tan(argument * (p1 - p2), value, &tangent);
+  if (min_cosine > 0) {
+    // Written so that a NaN, from an argument beyond π/2 too, stays one unless there is a bound.
+    const double bound = -log(min_cosine);
+    if (*value > bound || (*value != *value && p1 == p1 && p2 == p2)) {
+      *value = bound;
+      return 0;
+    }
+  }
+  return gain * argument * tangent;
+}
+
 template <typename T>
 void sim_forward_backward_ref(T* p1, T* p2, int64_t stride, int32_t first, int32_t last, int32_t N,
                               double argument, double min_cosine, double gain, double* loss) {
-  const double bound = -log(min_cosine);  // infinite without a bound
   for (int32_t i = first; i < last; ++i) {
     T *row1 = p1 + i * stride, *row2 = p2 + i * stride;
     const auto gradient = [&](int32_t j, double* value) {
-      double tangent;
-      log_cos_tan(argument * ((double)row1[j] - (double)row2[j]), value, &tangent);
-      // Written so that a NaN, from an argument beyond π/2 too, stays one unless there is a bound.
-      const bool bounded =
-          min_cosine > 0 &&
-          (*value > bound || (*value != *value && row1[j] == row1[j] && row2[j] == row2[j]));
-      if (!bounded) return gain * argument * tangent;
-      *value = bound;
-      return 0.0;
+      return sim_cell((double)row1[j], (double)row2[j], argument, min_cosine, gain, value);
     };
     double total = 0, dot1 = 0, dot2 = 0;
     for (int32_t j = 0; j < N; ++j) {

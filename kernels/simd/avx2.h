@@ -192,11 +192,14 @@ static inline __m256i bf16_bits(__m256 x) {
   return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
 }
 
+/// bf16_bits side by side.
+static inline __m128i packed_bf16(__m256i bits) {
+  return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+}
+
 /// Stores the first `count` of 8 lanes as bf16; count may be beyond 8.
 static inline void store_bf16(uint16_t* out, __m256 x, int64_t count) {
-  const __m256i bits = bf16_bits(x);
-  const __m128i narrow =
-      _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  const __m128i narrow = packed_bf16(bf16_bits(x));
   if (count >= 8) {
     _mm_storeu_si128((__m128i*)out, narrow);
     return;
@@ -204,6 +207,13 @@ static inline void store_bf16(uint16_t* out, __m256 x, int64_t count) {
   uint16_t copy[8];
   _mm_storeu_si128((__m128i*)copy, narrow);
   for (int64_t j = 0; j < count; ++j) out[j] = copy[j];
+}
+
+/// 8 integers, as floats; lanes from `count` on are 0 and not read.
+static inline __m256 load_i8(const int8_t* data, int64_t count) {
+  int8_t copy[8] = {0};
+  __builtin_memcpy(copy, data, count >= 8 ? 8 : (uint64_t)count);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)copy)));
 }
 
 }  // namespace xsr::kernels

@@ -17,9 +17,8 @@ kernels::Isa choose_isa(std::optional<kernels::Isa> wanted) {
   if (const char* forced = std::getenv("XSR_FORCE_ISA"); forced != nullptr && forced[0] != '\0') {
     kernels::Isa cap;
     if (!kernels::parse_isa(forced, &cap)) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  "XSR_FORCE_ISA is \"" + std::string(forced) +
-                      "\"; it can be ref, avx2, avx512 or avx512_bf16");
+      throw Error(XSR_STATUS_INVALID_ARGUMENT, "XSR_FORCE_ISA is \"" + std::string(forced) +
+                                                   "\"; it can be " + kernels::kIsaNames);
     }
     if (!kernels::isa_supported(cap)) {
       throw Error(XSR_STATUS_UNSUPPORTED, std::string("XSR_FORCE_ISA asks for ") + forced +
@@ -35,7 +34,7 @@ kernels::Isa choose_isa(const std::string& name) {
   kernels::Isa isa;
   if (!kernels::parse_isa(name.c_str(), &isa)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                "isa is \"" + name + "\"; it can be auto, ref, avx2, avx512 or avx512_bf16");
+                "isa is \"" + name + "\"; it can be auto, " + kernels::kIsaNames);
   }
   return choose_isa(std::optional(isa));
 }

@@ -12,7 +12,8 @@ using kernels::GemmEpilogue;
 constexpr int32_t kRowsPerTask = 8;
 constexpr int32_t kPanelsPerTask = 4;
 
-/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
+/// Rows that a step reads or writes: in f32, in bf16 (split, for bf16x3) for a product that
+/// computes so, or both. For products in int8 the f32 rows are quantised right before them.
 struct Rows {
   float* wide = nullptr;
   int64_t wide_stride = 0;
@@ -24,33 +25,44 @@ struct Rows {
 class Steps {
  public:
   Steps(const Encoder& encoder, int32_t num_sentences, Workspace& workspace, ThreadPool* pool)
-      : config_(encoder.config),
+      : encoder_(encoder),
+        config_(encoder.config),
         kernels_(encoder.kernels),
         w_(workspace),
         pool_(pool),
         num_sentences_(num_sentences),
         num_tokens_(workspace.cu_seqlens[num_sentences]),
         C_(config_.hidden_size),
+        compute_(encoder.compute),
         x{w_.x, w_.x_stride},
         sum{w_.x, w_.x_stride},
         qkv{w_.qkv, w_.qkv_stride},
         context{w_.context, w_.context_stride},
         hidden{w_.hidden, w_.hidden_stride} {
-    if (encoder.compute == Compute::kBf16) {
+    if (compute_ == Compute::kBf16 || compute_ == Compute::kBf16x3) {
       // x and context are never waiting for a product at the same time, so they share their bf16
       // rows.
       x.narrow = context.narrow = w_.narrow;
-      x.narrow_stride = context.narrow_stride = w_.narrow_stride;
-      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), w_.hidden_stride};
+      const int64_t parts = compute_ == Compute::kBf16x3 ? 2 : 1;
+      x.narrow_stride = context.narrow_stride = parts * w_.narrow_stride;
+      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), parts * w_.hidden_stride};
     }
   }
 
   void embedding(const EncoderWeights& weights) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.embedding_forward_f32(w_.token_ids, w_.positions, first, last, weights.token,
-                                     weights.position, weights.table_storage, weights.token_type,
-                                     weights.embedding_norm.gamma, weights.embedding_norm.beta,
-                                     eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      if (weights.table_storage == kernels::Storage::kI8) {
+        kernels_.embedding_forward_i8(
+            w_.token_ids, w_.positions, first, last, static_cast<const int8_t*>(weights.token),
+            weights.token_scales, static_cast<const int8_t*>(weights.position),
+            weights.position_scales, weights.token_type, weights.embedding_norm.gamma,
+            weights.embedding_norm.beta, eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      } else {
+        kernels_.embedding_forward_f32(w_.token_ids, w_.positions, first, last, weights.token,
+                                       weights.position, weights.table_storage, weights.token_type,
+                                       weights.embedding_norm.gamma, weights.embedding_norm.beta,
+                                       eps(), C_, x.wide, x.wide_stride, w_.rstd);
+      }
       narrow(x, first, last);
     });
   }
@@ -79,9 +91,19 @@ class Steps {
     const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
+    if (encoder_.observer) encoder_.observer(linear, a.wide, a.wide_stride, num_tokens_);
+    if (compute_ == Compute::kInt8) quantize(a, linear);
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
-            if (a.narrow != nullptr) {
+            if (compute_ == Compute::kInt8) {
+              kernels_.gemm_forward_i8(w_.quantized, w_.quantized_stride, num_tokens_,
+                                       w_.quantized_rows, linear.weight, first, last, epilogue,
+                                       out.wide, out.wide_stride);
+            } else if (compute_ == Compute::kBf16x3) {
+              kernels_.gemm_forward_bf16x3(a.narrow, a.narrow_stride, num_tokens_, linear.split,
+                                           first, last, epilogue, out.wide, out.wide_stride,
+                                           out.narrow, out.narrow_stride);
+            } else if (compute_ == Compute::kBf16) {
               kernels_.gemm_forward_bf16(a.narrow, a.narrow_stride, num_tokens_, linear.weight,
                                          first, last, epilogue, out.wide, out.wide_stride,
                                          out.narrow, out.narrow_stride);
@@ -134,8 +156,18 @@ class Steps {
 
   void narrow(const Rows& rows, int32_t first, int32_t last) {
     if (rows.narrow == nullptr) return;
-    kernels_.narrow_forward_bf16(rows.wide, rows.wide_stride, first, last, C_, rows.narrow,
-                                 rows.narrow_stride);
+    const auto narrow =
+        compute_ == Compute::kBf16x3 ? kernels_.split_forward_bf16x3 : kernels_.narrow_forward_bf16;
+    narrow(rows.wide, rows.wide_stride, first, last, C_, rows.narrow, rows.narrow_stride);
+  }
+
+  /// The rows of a in 8 bits: x, context and hidden take turns in the one buffer.
+  void quantize(const Rows& a, const LinearWeights& linear) {
+    split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
+      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, linear.weight.K,
+                                   linear.input_range, w_.quantized, w_.quantized_stride,
+                                   w_.quantized_rows);
+    });
   }
 
   template <typename Body>
@@ -150,11 +182,13 @@ class Steps {
     });
   }
 
+  const Encoder& encoder_;
   const ModelConfig& config_;
   const kernels::KernelTable& kernels_;
   Workspace& w_;
   ThreadPool* pool_;
   int32_t num_sentences_, num_tokens_, C_;
+  Compute compute_;
 
  public:
   Rows x;        // [N, C]

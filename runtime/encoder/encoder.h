@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 
 #include "kernels/dispatch.h"
 #include "runtime/device/cpu_threads.h"
@@ -10,7 +11,7 @@
 namespace xsr {
 
 /// What the matrix products compute with; the numbers are those of xsr_compute.
-enum class Compute : int32_t { kF32 = 0, kBf16 = 1 };
+enum class Compute : int32_t { kF32 = 0, kBf16 = 1, kBf16x3 = 2, kInt8 = 3 };
 
 /// What a session has chosen of a model, once; everything outlives the encoder.
 struct Encoder {
@@ -20,6 +21,10 @@ struct Encoder {
   Compute compute = Compute::kF32;
   bool normalize = false;
   const QkvTable* qkv_table = nullptr;  // null: the first layer multiplies like the others
+  // Of encoders that compute in f32: sees the input [num_tokens, K] of each product in a layer.
+  std::function<void(const LinearWeights& product, const float* input, int64_t stride,
+                     int32_t num_tokens)>
+      observer = {};
 };
 
 /// Runs the encoder over the chunk that stands in the workspace (token_ids, positions, cu_seqlens

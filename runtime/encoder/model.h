@@ -4,6 +4,7 @@
 #include <mutex>
 #include <string>
 
+#include "runtime/encoder/derived_weights.h"
 #include "runtime/encoder/qkv_table.h"
 #include "runtime/encoder/weights.h"
 #include "runtime/format/xsr_file.h"
@@ -40,10 +41,24 @@ class Model {
     return table;
   }
 
+  /// The matrices for `compute`, made unless a session that lives has them already.
+  std::shared_ptr<const DerivedWeights> derived_weights(Compute compute) const {
+    const std::lock_guard<std::mutex> lock(derived_mutex_);
+    std::weak_ptr<const DerivedWeights>& kept = derived_[compute];
+    std::shared_ptr<const DerivedWeights> derived = kept.lock();
+    if (derived == nullptr) {
+      derived = std::make_shared<const DerivedWeights>(weights_, compute);
+      kept = derived;
+    }
+    return derived;
+  }
+
  private:
   std::unique_ptr<XsrFile> file_;
   EncoderWeights weights_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  mutable std::mutex derived_mutex_;
+  mutable std::map<Compute, std::weak_ptr<const DerivedWeights>> derived_;
   mutable std::mutex qkv_mutex_;
   mutable std::map<kernels::Isa, std::weak_ptr<const QkvTable>> qkv_tables_;
 };

@@ -25,12 +25,14 @@ AlignedFloats aligned_floats(int64_t count) {
 }
 
 /// Row `row` of a table (plus `extra`, where there is one) less its mean, in double until the end.
-void centred_row(const void* table, kernels::Storage storage, int64_t row, const float* extra,
-                 int32_t C, float* out) {
+/// scales: of a kI8 table's rows.
+void centred_row(const void* table, kernels::Storage storage, const float* scales, int64_t row,
+                 const float* extra, int32_t C, float* out) {
+  const float scale = scales == nullptr ? 1.0f : scales[row];
   double sum = 0;
   for (int32_t c = 0; c < C; ++c) {
-    out[c] =
-        kernels::load_storage(table, storage, row * C + c) + (extra == nullptr ? 0.0f : extra[c]);
+    out[c] = kernels::load_storage(table, storage, row * C + c) * scale +
+             (extra == nullptr ? 0.0f : extra[c]);
     sum += out[c];
   }
   const double mean = sum / C;
@@ -73,11 +75,12 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
   std::vector<AlignedFloats> rows;
   for (int32_t thread = 0; thread < pool.num_threads(); ++thread)
     rows.push_back(aligned_floats(stride * kRowsPerTask));
-  const auto fill = [&](const void* table, int32_t count, const float* extra, float* out) {
+  const auto fill = [&](const void* table, const float* scales, int32_t count, const float* extra,
+                        float* out) {
     pool.for_each((count + kRowsPerTask - 1) / kRowsPerTask, [&](int32_t task, int32_t thread) {
       const int32_t first = task * kRowsPerTask, last = std::min(count, first + kRowsPerTask);
       for (int32_t row = first; row < last; ++row) {
-        centred_row(table, weights.table_storage, row, extra, C,
+        centred_row(table, weights.table_storage, scales, row, extra, C,
                     rows[thread].get() + (row - first) * stride);
       }
       kernels.gemm_forward_f32(rows[thread].get(), stride, last - first, matrix, 0,
@@ -85,8 +88,9 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
                                N);
     });
   };
-  fill(weights.token, config.vocab_size, nullptr, token_);
-  fill(weights.position, config.num_positions, weights.token_type, position_);
+  fill(weights.token, weights.token_scales, config.vocab_size, nullptr, token_);
+  fill(weights.position, weights.position_scales, config.num_positions, weights.token_type,
+       position_);
 }
 
 QkvTable::~QkvTable() { munmap(memory_, bytes_); }

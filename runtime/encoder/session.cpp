@@ -13,7 +13,10 @@ namespace {
 // The kernels know no C API; their numbers are its.
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
+static_assert(static_cast<int>(kernels::Isa::kAmx) == XSR_ISA_AMX);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
+static_assert(static_cast<int>(Compute::kBf16x3) == XSR_COMPUTE_BF16X3);
+static_assert(static_cast<int>(Compute::kInt8) == XSR_COMPUTE_INT8);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
@@ -32,7 +35,7 @@ int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef 
 
 kernels::Isa isa_wanted(xsr_isa wanted) {
   if (wanted == XSR_ISA_AUTO) return choose_isa(std::nullopt);
-  if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AVX512_BF16) {
+  if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AMX) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "isa " + std::to_string(wanted) + " is no value of xsr_isa");
   }
@@ -54,6 +57,8 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
 
 Compute choose_compute(xsr_compute wanted, const Model& model) {
   if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
+  if (wanted == XSR_COMPUTE_BF16X3) return Compute::kBf16x3;
+  if (wanted == XSR_COMPUTE_INT8) return Compute::kInt8;
   if (wanted != XSR_COMPUTE_BF16) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "compute " + std::to_string(wanted) + " is no value of xsr_compute");
@@ -70,6 +75,19 @@ Compute choose_compute(xsr_compute wanted, const Model& model) {
     }
   }
   return Compute::kBf16;
+}
+
+/// Null where the file's own matrices are what is computed with.
+std::shared_ptr<const DerivedWeights> choose_weights(const Model& model, Compute compute) {
+  if (compute == Compute::kInt8 || compute == Compute::kBf16x3)
+    return model.derived_weights(compute);
+  bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
+  for (const LayerWeights& layer : model.weights().layers) {
+    for (const LinearWeights* linear :
+         {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
+      narrow = narrow || linear->weight.storage == kernels::Storage::kI8;
+  }
+  return narrow ? model.derived_weights(Compute::kF32) : nullptr;
 }
 
 int32_t choose_threads(int32_t wanted) {
@@ -93,7 +111,9 @@ int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa) {
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      encoder_{model.config(), model.weights(), kernels::resolve_kernels(isa_wanted(options.isa)),
+      derived_(choose_weights(model, choose_compute(options.compute, model))),
+      encoder_{model.config(), derived_ == nullptr ? model.weights() : derived_->weights(),
+               kernels::resolve_kernels(isa_wanted(options.isa)),
                choose_compute(options.compute, model),
                choose_normalize(options.normalize, model.config())},
       chunk_tokens_(choose_chunk_tokens(options.max_batch_tokens, isa())),

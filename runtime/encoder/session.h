@@ -19,8 +19,17 @@ class Session {
 
   /// The ISA of the kernel that does most of the work: the matrix product's.
   kernels::Isa isa() const {
-    return encoder_.compute == Compute::kBf16 ? encoder_.kernels.gemm_forward_bf16_isa
-                                              : encoder_.kernels.gemm_forward_f32_isa;
+    switch (encoder_.compute) {
+      case Compute::kBf16:
+        return encoder_.kernels.gemm_forward_bf16_isa;
+      case Compute::kBf16x3:
+        return encoder_.kernels.gemm_forward_bf16x3_isa;
+      case Compute::kInt8:
+        return encoder_.kernels.gemm_forward_i8_isa;
+      case Compute::kF32:
+        break;
+    }
+    return encoder_.kernels.gemm_forward_f32_isa;
   }
   int32_t num_threads() const { return pool_.num_threads(); }
 
@@ -47,6 +56,7 @@ class Session {
                    float* embeddings);
 
   const Model& model_;
+  std::shared_ptr<const DerivedWeights> derived_;  // null: the file's own are computed with
   Encoder encoder_;
   int32_t chunk_tokens_;
   ThreadPool pool_;

@@ -1,5 +1,7 @@
 #include "runtime/encoder/weights.h"
 
+#include <cmath>
+
 #include "runtime/error.h"
 
 namespace xsr {
@@ -52,11 +54,11 @@ class Binder {
       case DType::kBF16:
         return kernels::Storage::kBF16;
       case DType::kI8:
-        break;
+        return kernels::Storage::kI8;
     }
     throw Error(XSR_STATUS_UNSUPPORTED, file_.name() + ": tensor " + std::string(found.name) +
                                             " is " + to_string(found.dtype) +
-                                            ", this version computes with f32, f16 and bf16");
+                                            ", this version computes with f32, f16, bf16 and i8");
   }
 
   NormWeights norm(const std::string& name, int64_t size) const {
@@ -65,7 +67,23 @@ class Binder {
 
   LinearWeights linear(const std::string& name, int32_t N, int32_t K) const {
     const TensorView& found = tensor(name + ".weight", {N, K}, Layout::kPanels32);
-    return {{found.data, storage(found), N, K}, vector(name + ".bias", N)};
+    return {{found.data, storage(found), N, K, found.scales},
+            vector(name + ".bias", N),
+            input_range(name + ".input_range")};
+  }
+
+  /// Null where the file has none.
+  const kernels::InputRange* input_range(const std::string& name) const {
+    if (file_.find(name) == nullptr) return nullptr;
+    const auto* range = reinterpret_cast<const kernels::InputRange*>(vector(name, 2));
+    if (!(range->low <= 0 && range->high >= 0 && std::isfinite(range->low) &&
+          std::isfinite(range->high))) {
+      throw Error(XSR_STATUS_BAD_FILE, file_.name() + ": tensor " + name + " is from " +
+                                           std::to_string(range->low) + " to " +
+                                           std::to_string(range->high) +
+                                           ", expected a finite range that holds 0");
+    }
+    return range;
   }
 
  private:
@@ -97,6 +115,8 @@ EncoderWeights bind_weights(const XsrFile& file) {
   }
   weights.token = token.data;
   weights.position = position.data;
+  weights.token_scales = token.scales;
+  weights.position_scales = position.scales;
   if (config.num_token_types > 0) {
     const TensorView& types =
         bind.tensor("embedding.token_type", {config.num_token_types, C}, Layout::kRowMajor);

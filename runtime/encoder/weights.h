@@ -14,6 +14,9 @@ struct NormWeights {
 struct LinearWeights {
   kernels::PackedMatrix weight;  // [N, K]
   const float* bias = nullptr;   // [N]
+  // Of the inputs where they are quantised; null: each row by its own range
+  const kernels::InputRange* input_range = nullptr;
+  kernels::SplitMatrix split = {};  // the weight again, of DerivedWeights for bf16x3
 };
 
 struct LayerWeights {
@@ -26,12 +29,14 @@ struct LayerWeights {
 };
 
 /// The tensors of a model, as pointers into its mapped file. Nothing is copied or widened: the
-/// kernels read the file's bytes.
+/// kernels read the file's bytes. (DerivedWeights has the exceptions.)
 struct EncoderWeights {
   kernels::Storage table_storage = kernels::Storage::kF32;
-  const void* token = nullptr;        // [V, C]
-  const void* position = nullptr;     // [P, C]
-  const float* token_type = nullptr;  // [C], row 0 of the token-type table; null without one
+  const void* token = nullptr;             // [V, C]
+  const void* position = nullptr;          // [P, C]
+  const float* token_scales = nullptr;     // [V], of kI8 tables
+  const float* position_scales = nullptr;  // [P], of kI8 tables
+  const float* token_type = nullptr;       // [C], row 0 of the token-type table; null without one
   NormWeights embedding_norm;
   std::vector<LayerWeights> layers;
   LinearWeights pooler;  // [embedding_size, C]; without data when the model has none

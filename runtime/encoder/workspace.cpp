@@ -22,6 +22,7 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
     : max_tokens_(max_tokens), max_sentences_(max_sentences) {
   const int64_t C = config.hidden_size, F = config.intermediate_size, N = max_tokens;
   x_stride = context_stride = narrow_stride = pooled_stride = padded_stride(C);
+  quantized_stride = padded_stride(C > F ? C : F);
   qkv_stride = padded_stride(3 * C);
   hidden_stride = padded_stride(F);
   const int32_t longest = config.max_seq_len < max_tokens ? config.max_seq_len : max_tokens;
@@ -37,7 +38,9 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
       {reinterpret_cast<void**>(&qkv), sizeof(float) * N * qkv_stride},
       {reinterpret_cast<void**>(&context), sizeof(float) * N * context_stride},
       {reinterpret_cast<void**>(&hidden), sizeof(float) * N * hidden_stride},
-      {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * narrow_stride},
+      {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * 2 * narrow_stride},
+      {reinterpret_cast<void**>(&quantized), sizeof(uint8_t) * N * quantized_stride},
+      {reinterpret_cast<void**>(&quantized_rows), sizeof(kernels::QuantizedRow) * N},
       {reinterpret_cast<void**>(&rstd), sizeof(float) * N},
       {reinterpret_cast<void**>(&pooled),
        config.has_pooler ? sizeof(float) * max_sentences * pooled_stride : 0},

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/gemm/gemm.h"
 #include "runtime/format/model_config.h"
 
 namespace xsr {
@@ -29,11 +30,13 @@ class Workspace {
   float* context = nullptr;  // [N, C]
   float* hidden = nullptr;   // [N, F]
   uint16_t* narrow =
-      nullptr;              // [N, C] bf16: the input of the next product where it computes in bf16
-  float* rstd = nullptr;    // [N]: of the embedding's LayerNorm
-  float* pooled = nullptr;  // [B, C]; only with a pooler
+      nullptr;  // [N, C] bf16, or [N, 2S] split, at twice the stride: the next product's input
+  uint8_t* quantized = nullptr;                     // [N, max(C, F)]: the same in int8
+  kernels::QuantizedRow* quantized_rows = nullptr;  // [N]: of them
+  float* rstd = nullptr;                            // [N]: of the embedding's LayerNorm
+  float* pooled = nullptr;                          // [B, C]; only with a pooler
   int64_t x_stride = 0, qkv_stride = 0, context_stride = 0, hidden_stride = 0, narrow_stride = 0,
-          pooled_stride = 0;
+          quantized_stride = 0, pooled_stride = 0;
   /// Scratch of the attention kernel, one piece a thread.
   float* attention_scratch(int32_t thread) const { return attention_ + thread * attention_floats_; }
 

@@ -3,6 +3,7 @@
 // failure.
 #include <gtest/gtest.h>
 
+#include <cerrno>  // program_invocation_short_name
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -102,11 +103,12 @@ class ErrorBudget {
     std::snprintf(text, sizeof text,
                   "%s: row %lld col %lld is %.9g, reference %.9g\n  error %.3g is %.2f× its budget "
                   "of %.3g; reproduce: "
-                  "XSR_TEST_SEED=%llu ./tests/kernels_test --gtest_filter='%s'",
+                  "XSR_TEST_SEED=%llu ./tests/%s --gtest_filter='%s'",
                   what.c_str(), static_cast<long long>(worst_.row),
                   static_cast<long long>(worst_.column), static_cast<double>(worst_.result),
                   worst_.exact, error_, share(), budget(),
-                  static_cast<unsigned long long>(test_seed()), filter.c_str());
+                  static_cast<unsigned long long>(test_seed()), program_invocation_short_name,
+                  filter.c_str());
     return ::testing::AssertionFailure() << text;
   }
 

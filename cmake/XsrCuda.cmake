@@ -1,0 +1,46 @@
+# The CUDA part. One list of sources makes two libraries:
+#   xsr_cuda           libxsr_cuda.so, by nvcc, which libxsr loads when it is asked for a CUDA session
+#   xsr_cuda_emulated  the same kernels by the host compiler, for tests on machines without a device
+file(GLOB xsr_cuda_kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/*/*_cuda.cu")
+file(GLOB xsr_cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/runtime/device/cuda/*.cpp")
+set(xsr_cuda_real ${xsr_cuda_sources})
+list(FILTER xsr_cuda_real EXCLUDE REGEX "_emulated\\.cpp$")
+set(xsr_cuda_plain ${xsr_cuda_sources})
+list(FILTER xsr_cuda_plain EXCLUDE REGEX "_(cuda|cublaslt)\\.cpp$")
+
+# xsr_add_cuda_objects(TARGET .cu...) an object library of nvcc's.
+# xsr_add_emulated_objects(TARGET .cu...) the same for the emulated device: a .cpp that includes each.
+function(xsr_add_cuda_objects target)
+  add_library(${target} OBJECT ${ARGN})
+  target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}" "${PROJECT_SOURCE_DIR}/include")
+  target_compile_options(${target} PRIVATE -O3 $<$<BOOL:${XSR_WERROR}>:--Werror=all-warnings>
+    -Xcompiler=-Wall,-Wextra -Xptxas=-v,--warn-on-spills)
+endfunction()
+function(xsr_add_emulated_objects target)
+  set(wrappers)
+  foreach(source ${ARGN})
+    get_filename_component(name ${source} NAME_WE)
+    set(wrapper "${PROJECT_BINARY_DIR}/emulated/${name}.cpp")
+    file(CONFIGURE OUTPUT "${wrapper}" CONTENT "#include \"${source}\"\n")
+    set_source_files_properties("${wrapper}" PROPERTIES OBJECT_DEPENDS "${source}")
+    list(APPEND wrappers "${wrapper}")
+  endforeach()
+  add_library(${target} OBJECT ${wrappers})
+  target_link_libraries(${target} PRIVATE xsr_options)
+  target_compile_options(${target} PRIVATE -O2)
+endfunction()
+
+if(XSR_BUILD_TESTS)
+  xsr_add_emulated_objects(xsr_cuda_emulated_kernels ${xsr_cuda_kernels})
+  add_library(xsr_cuda_emulated STATIC "${PROJECT_SOURCE_DIR}/kernels/cuda/emulated.cpp" ${xsr_cuda_plain}
+    $<TARGET_OBJECTS:xsr_cuda_emulated_kernels>)
+  target_link_libraries(xsr_cuda_emulated PUBLIC xsr_runtime)
+endif()
+
+if(XSR_CUDA STREQUAL "ON")
+  xsr_add_cuda_objects(xsr_cuda_kernels ${xsr_cuda_kernels})
+  # The objects are a library of their own, so that tests see what libxsr_cuda.so hides.
+  add_library(xsr_cuda_parts STATIC ${xsr_cuda_real} $<TARGET_OBJECTS:xsr_cuda_kernels>)
+  set_target_properties(xsr_cuda_parts PROPERTIES LINKER_LANGUAGE CXX)
+  target_link_libraries(xsr_cuda_parts PUBLIC xsr_runtime CUDA::cudart_static CUDA::cublasLt)
+endif()

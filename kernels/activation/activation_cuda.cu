@@ -1,0 +1,51 @@
+#include "kernels/activation/activation_cuda.h"
+#include "kernels/cuda/device.h"
+
+namespace xsr::cuda {
+namespace {
+
+using kernels::Activation;
+
+__device__ __forceinline__ float activate(float x, Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kSwish:
+      return x / (1.0f + expf(-x));
+    case Activation::kGeluErf:  // erfc keeps the digits that 1 + erf loses for negative x
+      return 0.5f * x * erfcf(-x * 0.70710678118654752440f);
+    case Activation::kGeluTanh: {
+      const float u = 0.79788456080286535588f * (x + 0.044715f * x * x * x);
+      return x / (1.0f + expf(-2.0f * u));
+    }
+    case Activation::kRelu:
+      return x < 0.0f ? 0.0f : x;  // written so that NaN stays NaN
+    case Activation::kTanh:
+      return tanhf(x);
+  }
+  return x;
+}
+
+__global__ void __launch_bounds__(256)
+    activation_forward_kernel(const float* x, int64_t x_stride, int32_t F, Activation activation,
+                              float* out, int64_t out_stride, uint16_t* narrow,
+                              int64_t narrow_stride) {
+  const int64_t i = blockIdx.x;
+  const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
+  if (c >= F) return;
+  const float y = activate(x[i * x_stride + c], activation);
+  if (out != nullptr) out[i * out_stride + c] = y;
+  if (narrow != nullptr) narrow[i * narrow_stride + c] = f32_to_bf16(y);
+}
+
+}  // namespace
+
+Status activation_forward_cuda(const float* x, int64_t x_stride, int32_t N, int32_t F,
+                               Activation activation, float* out, int64_t out_stride,
+                               uint16_t* narrow, int64_t narrow_stride, Stream stream) {
+  return launch(activation_forward_kernel, dim3((unsigned)N, (unsigned)((F + 255) / 256)),
+                dim3(256), 0, stream, x, x_stride, F, activation, out, out_stride, narrow,
+                narrow_stride);
+}
+
+}  // namespace xsr::cuda

@@ -1,0 +1,374 @@
+#include "kernels/cuda/emulated.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <random>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define XSR_ASAN_FIBERS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define XSR_ASAN_FIBERS 1
+#endif
+#endif
+#ifdef XSR_ASAN_FIBERS
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if !defined(__x86_64__)
+#error "the emulated device switches stacks on x86-64 only"
+#endif
+
+// Saves the registers a call keeps and the stack pointer in *from, and goes on where `to` was left.
+extern "C" void xsr_emulated_switch(void** from, void* to);
+asm(R"(
+.text
+.globl xsr_emulated_switch
+.hidden xsr_emulated_switch
+.type xsr_emulated_switch, @function
+xsr_emulated_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size xsr_emulated_switch, .-xsr_emulated_switch
+)");
+
+namespace xsr::cuda::emulated {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;  // of address space; pages are paid for when touched
+constexpr unsigned kMostThreads = 1024;
+constexpr size_t kMostShared = 163 * 1024;  // what a block of an sm_80 can have
+constexpr uint32_t kGuard = 0xdeadbeef;
+constexpr size_t kGuardWords = 16;
+
+[[noreturn]] [[gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
+  std::fprintf(stderr, "emulated device: block (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z);
+  va_list arguments;
+  va_start(arguments, format);
+  std::vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  std::fputc('\n', stderr);
+  std::abort();
+}
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool wanted;
+  size_t group;
+};
+
+enum class State { kReady, kAtBarrier, kAtMeeting, kEnded };
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  char* stack = nullptr;
+  State state = State::kReady;
+  dim3 thread;
+  unsigned index = 0;
+  uint32_t mask = 0;                    // of the meeting it waits at
+  const char* operation = nullptr;      // likewise
+  unsigned char data[kSlotBytes] = {};  // what it brings
+  struct Meeting* meeting = nullptr;    // that let it go
+  std::vector<Copy> copies;
+  size_t groups = 0;
+#ifdef XSR_ASAN_FIBERS
+  void* fake_stack = nullptr;
+#endif
+};
+
+struct Meeting {
+  unsigned unread = 0;  // lanes that have not gone on yet
+  alignas(16) unsigned char slots[32][kSlotBytes];
+};
+using Warp = std::vector<std::unique_ptr<Meeting>>;
+
+std::mutex launch_mutex;
+uint64_t order_seed = 0, launch_count = 0;
+std::mt19937_64 order;
+std::vector<Fiber> fibers;
+std::vector<Warp> warps;
+std::vector<unsigned> ready;
+std::vector<char*> stacks;
+void* scheduler_stack_pointer = nullptr;
+Fiber* current = nullptr;
+const std::function<void()>* body = nullptr;
+std::unique_ptr<uint32_t[]> shared_words;
+size_t shared_count = 0;
+#ifdef XSR_ASAN_FIBERS
+void* scheduler_fake_stack = nullptr;
+const void* scheduler_bottom = nullptr;
+size_t scheduler_size = 0;
+#endif
+
+void to_scheduler([[maybe_unused]] bool ended) {
+  Fiber& fiber = *current;
+#ifdef XSR_ASAN_FIBERS
+  __sanitizer_start_switch_fiber(ended ? nullptr : &fiber.fake_stack, scheduler_bottom,
+                                 scheduler_size);
+#endif
+  xsr_emulated_switch(&fiber.stack_pointer, scheduler_stack_pointer);
+#ifdef XSR_ASAN_FIBERS
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+#endif
+}
+
+void fiber_main() {
+#ifdef XSR_ASAN_FIBERS
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
+#endif
+  (*body)();
+  current->state = State::kEnded;
+  to_scheduler(true);
+  std::abort();  // an ended fiber is never run again
+}
+
+void to_fiber(Fiber& fiber) {
+  current = &fiber;
+  threadIdx = fiber.thread;
+#ifdef XSR_ASAN_FIBERS
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, kStackBytes);
+#endif
+  xsr_emulated_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+#ifdef XSR_ASAN_FIBERS
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void prepare(Fiber& fiber, unsigned index, dim3 block) {
+  if (stacks.size() <= index) {
+    void* memory =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for the stacks of %u threads", index + 1);
+    stacks.push_back(static_cast<char*>(memory));
+  }
+  fiber = Fiber();
+  fiber.stack = stacks[index];
+  fiber.index = index;
+  fiber.thread = dim3(index % block.x, index / block.x % block.y, index / (block.x * block.y));
+  // As if fiber_main had been about to be returned to: six registers, then its address, with the
+  // stack aligned as at a function's start.
+  void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 2;
+  *top = reinterpret_cast<void*>(&fiber_main);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  fiber.stack_pointer = top;
+}
+
+void make_ready(Fiber& fiber) {
+  fiber.state = State::kReady;
+  ready.push_back(fiber.index);
+}
+
+const char* where(const Fiber& fiber) {
+  switch (fiber.state) {
+    case State::kAtBarrier:
+      return "waits at __syncthreads";
+    case State::kAtMeeting:
+      return fiber.operation;
+    case State::kEnded:
+      return "has ended";
+    case State::kReady:
+      break;
+  }
+  return "runs";
+}
+
+/// Lets go the lanes that wait at the same meeting as `fiber`, when all are there.
+void close_meeting(Fiber& fiber) {
+  const unsigned first = fiber.index / 32 * 32;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if ((fiber.mask >> lane & 1) == 0) continue;
+    if (first + lane >= fibers.size())
+      fail("%s of thread %u: its mask %08x names lane %u, which the block does not have",
+           fiber.operation, fiber.index, fiber.mask, lane);
+    const Fiber& other = fibers[first + lane];
+    if (other.state == State::kEnded)
+      fail("%s of thread %u waits for thread %u, which has ended", fiber.operation, fiber.index,
+           other.index);
+    if (other.state != State::kAtMeeting) return;
+    if (other.mask != fiber.mask || strcmp(other.operation, fiber.operation) != 0)
+      fail("%s of thread %u with mask %08x meets %s of thread %u with mask %08x", fiber.operation,
+           fiber.index, fiber.mask, other.operation, other.index, other.mask);
+  }
+  Warp& warp = warps[first / 32];
+  const auto unused = [](const std::unique_ptr<Meeting>& meeting) { return meeting->unread == 0; };
+  auto at = std::find_if(warp.begin(), warp.end(), unused);
+  if (at == warp.end()) at = warp.insert(at, std::make_unique<Meeting>());
+  Meeting& meeting = **at;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if ((fiber.mask >> lane & 1) == 0) continue;
+    Fiber& other = fibers[first + lane];
+    memcpy(meeting.slots[lane], other.data, kSlotBytes);
+    ++meeting.unread;
+    other.meeting = &meeting;
+    make_ready(other);
+  }
+}
+
+void run_block(dim3 block) {
+  const unsigned count = block.x * block.y * block.z;
+  fibers.resize(count);
+  warps.resize((count + 31) / 32);
+  ready.clear();
+  for (unsigned i = 0; i < count; ++i) {
+    prepare(fibers[i], i, block);
+    ready.push_back(i);
+  }
+  for (size_t i = 0; i < shared_count; ++i) shared_words[i] = 0xffffffffu;  // NaN in f32 and bf16
+  for (size_t i = 0; i < kGuardWords; ++i) shared_words[shared_count + i] = kGuard;
+
+  unsigned ended = 0, at_barrier = 0;
+  size_t head = 0;  // of `ready`, where it is a queue
+  while (ended < count) {
+    if (head == ready.size()) {
+      if (at_barrier == count) {
+        at_barrier = 0;
+        ready.clear();
+        head = 0;
+        for (Fiber& fiber : fibers) make_ready(fiber);
+        continue;
+      }
+      for (const Fiber& a : fibers) {
+        for (const Fiber& b : fibers) {
+          if (a.state != State::kEnded && strcmp(where(a), where(b)) != 0)
+            fail("nothing can go on: thread %u %s%s, thread %u %s%s", a.index,
+                 a.state == State::kAtMeeting ? "waits at " : "", where(a), b.index,
+                 b.state == State::kAtMeeting ? "waits at " : "", where(b));
+        }
+      }
+      fail("nothing can go on");
+    }
+    if (order_seed != 0) std::swap(ready[head], ready[head + order() % (ready.size() - head)]);
+    Fiber& fiber = fibers[ready[head++]];
+    if (head == ready.size()) {
+      ready.clear();
+      head = 0;
+    }
+    to_fiber(fiber);
+    if (fiber.state == State::kEnded) {
+      ++ended;
+    } else if (fiber.state == State::kAtBarrier) {
+      ++at_barrier;
+    } else {
+      close_meeting(fiber);
+    }
+  }
+  for (size_t i = 0; i < kGuardWords; ++i) {
+    if (shared_words[shared_count + i] != kGuard)
+      fail("wrote behind its %zu bytes of shared memory", shared_count * 4);
+  }
+}
+
+}  // namespace
+
+void set_order(uint64_t seed) {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  order_seed = seed;
+  order.seed(seed);
+}
+
+uint64_t launches() { return launch_count; }
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  blockIdx = dim3(0, 0, 0);
+  if (block.x == 0 || block.y == 0 || block.z == 0 || block.x * block.y * block.z > kMostThreads)
+    fail("a block of %u × %u × %u threads", block.x, block.y, block.z);
+  if (grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu)
+    fail("a grid of %u × %u × %u blocks", grid.x, grid.y, grid.z);
+  if (shared_bytes > kMostShared) fail("%zu bytes of shared memory", shared_bytes);
+  ++launch_count;
+  body = &thread;
+  blockDim = block;
+  gridDim = grid;
+  shared_count = (shared_bytes + 3) / 4;
+  shared_words = std::make_unique<uint32_t[]>(shared_count + kGuardWords);
+  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  // Backwards is as good an order as any, where one is asked for.
+  const bool backwards = order_seed % 2 != 0;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t b = backwards ? blocks - 1 - i : i;
+    blockIdx = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                    static_cast<unsigned>(b / grid.x / grid.y));
+    run_block(block);
+  }
+}
+
+void* shared_memory() { return shared_words.get(); }
+
+void sync_threads() {
+  current->state = State::kAtBarrier;
+  to_scheduler(false);
+}
+
+const unsigned char* meet_bytes(uint32_t mask, const char* operation, const void* data,
+                                size_t size) {
+  Fiber& fiber = *current;
+  if ((mask >> (fiber.index % 32) & 1) == 0)
+    fail("%s of thread %u: its mask %08x does not name its own lane", operation, fiber.index, mask);
+  memcpy(fiber.data, data, size);
+  fiber.mask = mask;
+  fiber.operation = operation;
+  fiber.state = State::kAtMeeting;
+  to_scheduler(false);
+  --fiber.meeting->unread;  // nobody else runs until this fiber has read
+  return fiber.meeting->slots[0];
+}
+
+void load_matrix_x4(uint32_t (&r)[4], const uint16_t* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    fail("ldmatrix of thread %u from an address that is not 16-byte aligned", current->index);
+  const auto rows = meet(0xffffffffu, transposed ? "ldmatrix.trans" : "ldmatrix", row);
+  const int lane = static_cast<int>(threadIdx.x % 32), line = lane / 4, pair = lane % 4 * 2;
+  for (int i = 0; i < 4; ++i) {
+    const auto element = [&](int from_row, int column) { return rows[8 * i + from_row][column]; };
+    const uint32_t low = transposed ? element(pair, line) : element(line, pair);
+    const uint32_t high = transposed ? element(pair + 1, line) : element(line, pair + 1);
+    r[i] = low | high << 16;
+  }
+}
+
+void copy_16_async(void* shared, const void* global, bool wanted) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    fail("cp.async of thread %u with an address that is not 16-byte aligned", current->index);
+  current->copies.push_back({shared, global, wanted, current->groups});
+}
+
+void copy_commit() { ++current->groups; }
+
+void copy_wait(size_t pending) {
+  Fiber& fiber = *current;
+  std::vector<Copy> later;
+  for (const Copy& copy : fiber.copies) {
+    if (copy.group + pending >= fiber.groups) {
+      later.push_back(copy);
+    } else if (copy.wanted) {
+      memcpy(copy.to, copy.from, 16);
+    } else {
+      memset(copy.to, 0, 16);
+    }
+  }
+  fiber.copies.swap(later);
+}
+
+}  // namespace xsr::cuda::emulated

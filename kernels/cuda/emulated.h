@@ -1,0 +1,155 @@
+#pragma once
+// The emulated device: CUDA's built-in names for the host compiler, and a scheduler that runs the
+// threads of a block as fibers, one block after the other. A kernel that could hang or be undefined
+// on a device ends the program with a message here: a barrier that some threads do not reach, a
+// shuffle whose lanes do not all arrive or arrive in different operations. cp.async copies late, at
+// the wait. Dynamic shared memory holds NaN before a block starts. With a seed, blocks and threads
+// run in a random order, so that a missing barrier changes results.
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <functional>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/cuda/stream.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// Of the fiber that runs; one launch runs at a time.
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+/// A stream does at once what it is given, unless it is being captured.
+struct CUstream_st {
+  bool capturing = false;
+  std::vector<std::function<void()>> captured;
+};
+
+namespace xsr::cuda::emulated {
+
+/// 0: threads and blocks in their order. Else random orders that follow from the seed.
+void set_order(uint64_t seed);
+/// Launches so far: lets tests see that kernels ran here.
+uint64_t launches();
+
+template <typename Body>
+Status submit(Stream stream, Body&& body) {
+  if (stream != nullptr && stream->capturing) {
+    stream->captured.emplace_back(std::forward<Body>(body));
+  } else {
+    body();
+  }
+  return 0;
+}
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+void* shared_memory();
+void sync_threads();
+
+constexpr size_t kSlotBytes = 32;
+/// Waits for all lanes of the mask; gives their data, lane l's at l · kSlotBytes, until this fiber
+/// waits again. size ≤ kSlotBytes.
+const unsigned char* meet_bytes(uint32_t mask, const char* operation, const void* data,
+                                size_t size);
+
+/// What the lanes of a meeting brought, by lane.
+template <typename T>
+class Lanes {
+ public:
+  explicit Lanes(const unsigned char* slots) : slots_(slots) {}
+  T operator[](int lane) const {
+    T value;
+    memcpy(&value, slots_ + static_cast<size_t>(lane) * kSlotBytes, sizeof value);
+    return value;
+  }
+
+ private:
+  const unsigned char* slots_;
+};
+
+template <typename T>
+Lanes<T> meet(uint32_t mask, const char* operation, const T& value) {
+  static_assert(sizeof(T) <= kSlotBytes && std::is_trivially_copyable_v<T>);
+  return Lanes<T>(meet_bytes(mask, operation, &value, sizeof value));
+}
+
+void load_matrix_x4(uint32_t (&r)[4], const uint16_t* row, bool transposed);
+void copy_16_async(void* shared, const void* global, bool wanted);
+void copy_commit();
+void copy_wait(size_t pending);
+
+}  // namespace xsr::cuda::emulated
+
+inline void __syncthreads() { xsr::cuda::emulated::sync_threads(); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  xsr::cuda::emulated::meet(mask, "syncwarp", 0);
+}
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return xsr::cuda::emulated::meet(mask, "shfl",
+                                   value)[lane / width * width + (source & (width - 1))];
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int bits) {
+  return xsr::cuda::emulated::meet(mask, "shfl_xor",
+                                   value)[static_cast<int>(threadIdx.x % 32) ^ bits];
+}
+template <typename T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned delta) {
+  const unsigned lane = threadIdx.x % 32, from = lane + delta < 32 ? lane + delta : lane;
+  return xsr::cuda::emulated::meet(mask, "shfl_down", value)[static_cast<int>(from)];
+}
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned delta) {
+  const unsigned lane = threadIdx.x % 32, from = lane >= delta ? lane - delta : lane;
+  return xsr::cuda::emulated::meet(mask, "shfl_up", value)[static_cast<int>(from)];
+}
+inline uint32_t __ballot_sync(uint32_t mask, bool vote) {
+  const auto votes = xsr::cuda::emulated::meet(mask, "ballot", static_cast<uint32_t>(vote));
+  uint32_t bits = 0;
+  for (uint32_t lane = 0; lane < 32; ++lane)
+    bits |= (mask >> lane & votes[static_cast<int>(lane)]) << lane;
+  return bits;
+}
+inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) == mask; }
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+template <typename T>
+T __ldg(const T* p) {
+  return *p;
+}

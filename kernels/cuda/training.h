@@ -1,0 +1,76 @@
+#pragma once
+// What the kernels of training share: a warp on a row, sums over rows in a fixed order, bf16.
+#include <stdint.h>
+
+#include "kernels/cuda/device.h"
+#include "kernels/dropout/dropout.h"
+
+namespace xsr::cuda {
+
+static constexpr int32_t kRowWarps = 8;  // rows of a block
+
+static constexpr int32_t blocks_of(int64_t items, int64_t block) {
+  return (int32_t)((items + block - 1) / block);
+}
+
+/// The row of this warp; all its lanes have the same.
+__device__ inline int32_t warp_row() {
+  return (int32_t)(blockIdx.x * kRowWarps + threadIdx.x / kWarp);
+}
+
+/// Calls body(first, count) for the columns [first, first + count), count ≤ 4, of this lane.
+template <typename Body>
+__device__ inline void for_quads(int32_t C, Body&& body) {
+  for (int32_t first = 4 * lane_id(); first < C; first += 4 * kWarp)
+    body(first, C - first < 4 ? C - first : 4);
+}
+
+/// The multipliers of columns [first, first + 4), first a multiple of 4: 0, scale, or 1 where
+/// nothing drops.
+__device__ inline void dropout_multipliers(const kernels::Dropout* dropout, uint32_t place,
+                                           int32_t row, int32_t first, float factor[4]) {
+  if (dropout == nullptr || dropout->threshold == 0) {
+    for (int32_t e = 0; e < 4; ++e) factor[e] = 1;
+    return;
+  }
+  const uint32_t counter[4] = {(uint32_t)first / 4, (uint32_t)row, dropout->stream + place,
+                               dropout->step};
+  uint32_t words[4];
+  kernels::philox4x32(counter, dropout->key, words);
+  for (int32_t e = 0; e < 4; ++e)
+    factor[e] = words[e] >= dropout->threshold ? dropout->scale : 0.0f;
+}
+
+/// A dropped element counts as 0 even where it is NaN.
+__device__ inline float drop(float x, float factor) { return factor == 0 ? 0.0f : x * factor; }
+
+/// As block_sum, the largest; NaNs are passed over.
+__device__ inline float block_max(float value, float* scratch) {
+  const int32_t warp = (int32_t)threadIdx.x / kWarp, warps = (int32_t)blockDim.x / kWarp;
+  value = warp_max(value);
+  if (lane_id() == 0) scratch[warp] = value;
+  __syncthreads();
+  value = warp_max(lane_id() < warps ? scratch[lane_id()] : scratch[0]);
+  __syncthreads();
+  return value;
+}
+
+// Sums over rows: a block of kColumns × kLanes threads adds rows lane, lane + kLanes, … of a chunk,
+// then the lanes in order.
+static constexpr int32_t kColumns = 32;
+static constexpr int32_t kLanes = 8;
+
+/// The sum of this thread's `value` over the lanes, in lane 0.
+__device__ inline float sum_of_lanes(float value) {
+  __shared__ float parts[kLanes][kColumns];
+  __syncthreads();
+  parts[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
+  float sum = 0;
+  if (threadIdx.y == 0) {
+    for (int32_t y = 0; y < kLanes; ++y) sum += parts[y][threadIdx.x];
+  }
+  return sum;
+}
+
+}  // namespace xsr::cuda

@@ -1,0 +1,86 @@
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/row.h"
+#include "kernels/embedding/embedding_cuda.h"
+
+namespace xsr::cuda {
+namespace {
+
+using kernels::Storage;
+
+template <int32_t kColumns, Storage kStorage>
+__device__ __forceinline__ void fill_row(Row<kColumns>& row, int32_t C, const void* token,
+                                         int64_t token_id, const void* position,
+                                         int64_t position_id, const float* token_type) {
+  row.fill(C, [&](int32_t c) {
+    const float sum = load_storage<kStorage>(token, token_id * C + c) +
+                      load_storage<kStorage>(position, position_id * C + c);
+    return token_type == nullptr ? sum : sum + token_type[c];
+  });
+}
+
+template <int32_t kColumns>
+__global__ void __launch_bounds__(kRowThreads)
+    embedding_forward_kernel(const int32_t* token_ids, const int32_t* positions, int32_t N,
+                             const void* token, const void* position, Storage storage,
+                             const float* token_type, const float* gamma, const float* beta,
+                             float eps, int32_t C, float* out, int64_t out_stride, uint16_t* narrow,
+                             int64_t narrow_stride, float* rstd) {
+  const int32_t i = global_warp_id();
+  if (i >= N) return;
+  Row<kColumns> row;
+  const int64_t id = token_ids[i], place = positions[i];
+  if (storage == Storage::kF32) {
+    fill_row<kColumns, Storage::kF32>(row, C, token, id, position, place, token_type);
+  } else if (storage == Storage::kBF16) {
+    fill_row<kColumns, Storage::kBF16>(row, C, token, id, position, place, token_type);
+  } else {
+    fill_row<kColumns, Storage::kF16>(row, C, token, id, position, place, token_type);
+  }
+  float mean = 0, scale = 1;
+  if (gamma != nullptr) {
+    scale = row.statistics(C, eps, &mean);
+    if (rstd != nullptr && lane_id() == 0) rstd[i] = scale;
+  }
+  row.each(C, [&](int32_t c, float value) {
+    const float y = gamma == nullptr ? value : (value - mean) * scale * gamma[c] + beta[c];
+    if (out != nullptr) out[i * out_stride + c] = y;
+    if (narrow != nullptr) narrow[i * narrow_stride + c] = f32_to_bf16(y);
+  });
+}
+
+__global__ void __launch_bounds__(256)
+    qkv_table_forward_kernel(const int32_t* token_ids, const int32_t* positions,
+                             const float* token_table, const float* position_table,
+                             const float* rstd, const float* bias, int32_t N, float* out,
+                             int64_t out_stride) {
+  const int64_t i = blockIdx.x;
+  const float* token = token_table + (int64_t)token_ids[i] * N;
+  const float* position = position_table + (int64_t)positions[i] * N;
+  const float scale = rstd[i];
+  for (int32_t n = (int32_t)threadIdx.x; n < N; n += (int32_t)blockDim.x)
+    out[i * out_stride + n] = (token[n] + position[n]) * scale + bias[n];
+}
+
+}  // namespace
+
+Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions, int32_t N,
+                              const void* token, const void* position, Storage storage,
+                              const float* token_type, const float* gamma, const float* beta,
+                              float eps, int32_t C, float* out, int64_t out_stride,
+                              uint16_t* narrow, int64_t narrow_stride, float* rstd, Stream stream) {
+  return with_columns(C, [&](auto columns) {
+    return launch(embedding_forward_kernel<decltype(columns)::value>, row_blocks(N),
+                  dim3(kRowThreads), 0, stream, token_ids, positions, N, token, position, storage,
+                  token_type, gamma, beta, eps, C, out, out_stride, narrow, narrow_stride, rstd);
+  });
+}
+
+Status qkv_table_forward_cuda(const int32_t* token_ids, const int32_t* positions, int32_t rows,
+                              const float* token_table, const float* position_table,
+                              const float* rstd, const float* bias, int32_t N, float* out,
+                              int64_t out_stride, Stream stream) {
+  return launch(qkv_table_forward_kernel, dim3((unsigned)rows), dim3(256), 0, stream, token_ids,
+                positions, token_table, position_table, rstd, bias, N, out, out_stride);
+}
+
+}  // namespace xsr::cuda

@@ -1,0 +1,189 @@
+#include "kernels/layernorm/layernorm_training_cuda.h"
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/training.h"
+#include "kernels/gemm/column_sum_cuda.h"
+
+namespace xsr::cuda {
+
+using kernels::Dropout;
+
+namespace {
+
+constexpr int32_t kBlockRows = 64;  // rows of one partial sum of dgamma and dbeta
+
+/// Mean and 1 / sqrt(var + eps) of a row that this warp has written, from its sum over the lanes.
+__device__ inline void row_statistics(const float* row, int32_t C, float sum, float eps,
+                                      float* mean, float* rstd) {
+  *mean = warp_sum(sum) / (float)C;
+  float squares = 0;
+  for_quads(C, [&](int32_t first, int32_t count) {
+    for (int32_t e = 0; e < count; ++e) {
+      const float x = row[first + e] - *mean;
+      squares += x * x;
+    }
+  });
+  *rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
+}
+
+__global__ void embedding_layernorm_dropout_forward_kernel(
+    const int32_t* token_ids, const int32_t* positions, int32_t N, int32_t C, const float* token,
+    const float* position, const float* gamma, const float* beta, float eps, const Dropout* dropout,
+    uint32_t place, float* sum, float* out, uint16_t* narrow, float* statistics) {
+  const int32_t i = warp_row();
+  if (i >= N) return;
+  const float* token_row = token + (int64_t)token_ids[i] * C;
+  const float* position_row = position + (int64_t)positions[i] * C;
+  float* row = sum + (int64_t)i * C;
+  float total = 0, mean, rstd;
+  for_quads(C, [&](int32_t first, int32_t count) {
+    for (int32_t c = first; c < first + count; ++c) {
+      row[c] = token_row[c] + position_row[c];
+      total += row[c];
+    }
+  });
+  row_statistics(row, C, total, eps, &mean, &rstd);
+  for_quads(C, [&](int32_t first, int32_t count) {
+    float factor[4];
+    dropout_multipliers(dropout, place, i, first, factor);
+    for (int32_t e = 0; e < count; ++e) {
+      const int32_t c = first + e;
+      const float value = drop((row[c] - mean) * rstd * gamma[c] + beta[c], factor[e]);
+      out[(int64_t)i * C + c] = value;
+      if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(value);
+    }
+  });
+  if (lane_id() == 0) {
+    statistics[2 * (int64_t)i] = mean;
+    statistics[2 * (int64_t)i + 1] = rstd;
+  }
+}
+
+__global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* residual, int32_t N,
+                                                     int32_t C, const float* gamma,
+                                                     const float* beta, float eps,
+                                                     const Dropout* dropout, uint32_t place,
+                                                     float* out, uint16_t* narrow,
+                                                     float* statistics) {
+  const int32_t i = warp_row();
+  if (i >= N) return;
+  float* row = sum + (int64_t)i * C;
+  float total = 0, mean, rstd;
+  for_quads(C, [&](int32_t first, int32_t count) {
+    float factor[4];
+    dropout_multipliers(dropout, place, i, first, factor);
+    for (int32_t e = 0; e < count; ++e) {
+      const int32_t c = first + e;
+      float value = drop(row[c], factor[e]);
+      if (residual != nullptr) value += residual[(int64_t)i * C + c];
+      if (dropout != nullptr || residual != nullptr) row[c] = value;
+      total += value;
+    }
+  });
+  row_statistics(row, C, total, eps, &mean, &rstd);
+  for_quads(C, [&](int32_t first, int32_t count) {
+    for (int32_t c = first; c < first + count; ++c) {
+      const float value = (row[c] - mean) * rstd * gamma[c] + beta[c];
+      out[(int64_t)i * C + c] = value;
+      if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(value);
+    }
+  });
+  if (lane_id() == 0) {
+    statistics[2 * (int64_t)i] = mean;
+    statistics[2 * (int64_t)i + 1] = rstd;
+  }
+}
+
+/// parts [blocks, 2, C]: dgamma and dbeta of 64 rows each.
+__global__ void layernorm_backward_columns_kernel(const float* sum, const float* statistics,
+                                                  const float* dy, int32_t N, int32_t C,
+                                                  float* parts) {
+  const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
+  const int32_t first = (int32_t)blockIdx.y * kBlockRows;
+  const int32_t last = first + kBlockRows < N ? first + kBlockRows : N;
+  float dgamma = 0, dbeta = 0;
+  for (int32_t i = first + (int32_t)threadIdx.y; i < last && c < C; i += kLanes) {
+    const float gradient = dy[(int64_t)i * C + c];
+    const float normalized =
+        (sum[(int64_t)i * C + c] - statistics[2 * (int64_t)i]) * statistics[2 * (int64_t)i + 1];
+    dgamma += gradient * normalized;
+    dbeta += gradient;
+  }
+  dgamma = sum_of_lanes(dgamma);
+  dbeta = sum_of_lanes(dbeta);
+  if (threadIdx.y == 0 && c < C) {
+    parts[(int64_t)blockIdx.y * 2 * C + c] = dgamma;
+    parts[((int64_t)blockIdx.y * 2 + 1) * C + c] = dbeta;
+  }
+}
+
+__global__ void layernorm_backward_rows_kernel(const float* sum, const float* statistics, float* dx,
+                                               int32_t N, int32_t C, const float* gamma,
+                                               const Dropout* dropout, uint32_t place,
+                                               float* dbranch, uint16_t* narrow) {
+  const int32_t i = warp_row();
+  if (i >= N) return;
+  const float* row = sum + (int64_t)i * C;
+  float* gradient = dx + (int64_t)i * C;
+  const float mean = statistics[2 * (int64_t)i], rstd = statistics[2 * (int64_t)i + 1];
+  float total = 0, total_normalized = 0;  // of g and of g · x̂
+  for_quads(C, [&](int32_t first, int32_t count) {
+    for (int32_t c = first; c < first + count; ++c) {
+      const float g = gradient[c] * gamma[c];
+      total += g;
+      total_normalized += g * ((row[c] - mean) * rstd);
+    }
+  });
+  const float mean_g = warp_sum(total) / (float)C;
+  const float mean_normalized = warp_sum(total_normalized) / (float)C;
+  for_quads(C, [&](int32_t first, int32_t count) {
+    float factor[4];
+    dropout_multipliers(dropout, place, i, first, factor);
+    for (int32_t e = 0; e < count; ++e) {
+      const int32_t c = first + e;
+      const float normalized = (row[c] - mean) * rstd;
+      const float value = rstd * (gradient[c] * gamma[c] - mean_g - normalized * mean_normalized);
+      gradient[c] = value;
+      if (dbranch == nullptr) continue;
+      const float branch = drop(value, factor[e]);
+      dbranch[(int64_t)i * C + c] = branch;
+      if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(branch);
+    }
+  });
+}
+
+}  // namespace
+
+Status embedding_layernorm_dropout_forward_cuda(
+    const int32_t* token_ids, const int32_t* positions, int32_t N, int32_t C, const float* token,
+    const float* position, const float* gamma, const float* beta, float eps, const Dropout* dropout,
+    uint32_t place, float* sum, float* out, uint16_t* narrow, float* statistics, Stream stream) {
+  return launch(embedding_layernorm_dropout_forward_kernel, blocks_of(N, kRowWarps),
+                kRowWarps * kWarp, 0, stream, token_ids, positions, N, C, token, position, gamma,
+                beta, eps, dropout, place, sum, out, narrow, statistics);
+}
+
+Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int32_t N, int32_t C,
+                                          const float* gamma, const float* beta, float eps,
+                                          const Dropout* dropout, uint32_t place, float* out,
+                                          uint16_t* narrow, float* statistics, Stream stream) {
+  return launch(dropout_add_layernorm_forward_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
+                stream, sum, residual, N, C, gamma, beta, eps, dropout, place, out, narrow,
+                statistics);
+}
+
+Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,
+                               int32_t C, const float* gamma, const Dropout* dropout,
+                               uint32_t place, float* dbranch, uint16_t* narrow, float* dgamma,
+                               float* dbeta, float* parts, Stream stream) {
+  const int32_t blocks = blocks_of(N, kBlockRows);
+  Status status = launch(layernorm_backward_columns_kernel, dim3(blocks_of(C, kColumns), blocks),
+                         dim3(kColumns, kLanes), 0, stream, sum, statistics, dx, N, C, parts);
+  if (status == 0) status = sum_rows_cuda(parts, 2 * C, blocks, C, dgamma, stream);
+  if (status == 0) status = sum_rows_cuda(parts + C, 2 * C, blocks, C, dbeta, stream);
+  if (status != 0) return status;
+  return launch(layernorm_backward_rows_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
+                stream, sum, statistics, dx, N, C, gamma, dropout, place, dbranch, narrow);
+}
+
+}  // namespace xsr::cuda

@@ -1,0 +1,60 @@
+#pragma once
+#include <stdint.h>
+
+#include "kernels/cuda/stream.h"
+#include "kernels/dropout/dropout.h"
+
+namespace xsr::cuda {
+
+// LayerNorm of training on the device, with what stands beside it there. In all of them:
+//
+// N          rows, next to each other: every row stride is C
+// dropout    on the device, so that a captured step draws new masks; `place` is added to its stream
+// statistics [N, 2]  mean and 1 / sqrt(var + eps) of every row, for the backward pass
+// narrow     [N, C]  bf16, to nearest even, of the f32 output beside it; null = not wanted
+//
+// A warp owns a row: a row's bits depend on that row alone. Errors are within the budgets of
+// kernels/layernorm/layernorm.h.
+
+/// sum ← token[token_ids[i]] + position[positions[i]];  out ← dropout(LayerNorm(sum))
+///
+/// token_ids, positions [N]   token [V, C]   position [P, C]   gamma, beta [C]   sum, out [N, C]
+Status embedding_layernorm_dropout_forward_cuda(const int32_t* token_ids, const int32_t* positions,
+                                                int32_t N, int32_t C, const float* token,
+                                                const float* position, const float* gamma,
+                                                const float* beta, float eps,
+                                                const kernels::Dropout* dropout, uint32_t place,
+                                                float* sum, float* out, uint16_t* narrow,
+                                                float* statistics, Stream stream);
+
+/// sum ← residual + dropout(sum);  out ← LayerNorm(sum)
+///
+/// sum [N, C] read and written   residual, out [N, C]   gamma, beta [C]
+/// dropout: null = nothing drops; residual: null = none. With both null sum is not written.
+Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int32_t N, int32_t C,
+                                          const float* gamma, const float* beta, float eps,
+                                          const kernels::Dropout* dropout, uint32_t place,
+                                          float* out, uint16_t* narrow, float* statistics,
+                                          Stream stream);
+
+/// Floats that layernorm_backward_cuda needs beside its arguments.
+static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
+  return 2 * (int64_t)((N + 63) / 64) * C;
+}
+
+/// Backward of the LayerNorm, and of the dropout before it:
+///
+///     dx ← gradient of sum, from dx, that of out        dbranch ← dropout(dx)
+///     dgamma ← Σ dy · x̂        dbeta ← Σ dy
+///
+/// sum, statistics  of the forward pass
+/// dx      [N, C]  read and written
+/// dbranch [N, C]  null = not wanted, and dropout is not looked at; narrow is of dbranch
+/// dgamma, dbeta [C]  =, rows added by blocks of 64, in order
+/// parts   [layernorm_backward_floats_cuda(N, C)]
+Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,
+                               int32_t C, const float* gamma, const kernels::Dropout* dropout,
+                               uint32_t place, float* dbranch, uint16_t* narrow, float* dgamma,
+                               float* dbeta, float* parts, Stream stream);
+
+}  // namespace xsr::cuda

@@ -1,0 +1,255 @@
+#include "kernels/loss/loss_cuda.h"
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/training.h"
+#include "kernels/loss/loss_ref.h"
+
+namespace xsr::cuda {
+
+using kernels::zero_if_finite;
+
+namespace {
+
+constexpr int32_t kThreads = 256;
+
+__global__ void vocabulary_tile_forward_kernel(const float* z, int64_t z_stride, int32_t first,
+                                               int32_t R, const float* bias, VocabularyWords words,
+                                               float* max, float* sum) {
+  __shared__ float scratch[kWarp];
+  const int32_t b = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
+  const float* row = z + b * z_stride;
+  float peak = -INFINITY, total = 0;
+  for (int32_t v = t; v < R; v += kThreads) {
+    const float logit = row[v] + bias[first + v];
+    if (logit > peak) peak = logit;
+  }
+  peak = block_max(peak, scratch);
+  for (int32_t v = t; v < R; v += kThreads) {
+    const float logit = row[v] + bias[first + v];
+    total += expf(logit - peak) + zero_if_finite(logit);
+  }
+  total = block_sum(total, scratch);
+  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kThreads) {
+    const int32_t v = words.token_ids[w] - first;
+    if (v >= 0 && v < R) words.logits[w] = row[v] + bias[first + v];
+  }
+  if (t == 0) {
+    max[b] = peak;
+    sum[b] = total;
+  }
+}
+
+__global__ void vocabulary_finish_kernel(const float* max, const float* sum, int32_t tiles,
+                                         int32_t S, int32_t num_pairs, VocabularyWords words,
+                                         double* lse, double* parts) {
+  const int32_t b = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x);
+  if (b >= S) return;
+  double peak = -INFINITY, total = 0;
+  for (int32_t k = 0; k < tiles; ++k) {
+    const double largest = max[(int64_t)k * S + b];
+    if (largest > peak) peak = largest;
+  }
+  for (int32_t k = 0; k < tiles; ++k)
+    total += sum[(int64_t)k * S + b] * exp(max[(int64_t)k * S + b] - peak);
+  lse[b] = peak + log(total);
+  for (int32_t k = 0; k < words.num_targets; ++k) {
+    double loss = lse[b] - lse[b];  // 0 or NaN
+    for (int32_t w = words.offsets[b]; w < words.offsets[b + 1]; ++w) {
+      const double mass = words.masses[k * words.mass_stride + w];
+      if (mass > 0) loss += mass * (log(mass) + lse[b] - words.logits[w]) / num_pairs;
+    }
+    parts[(int64_t)k * S + b] = loss;
+  }
+}
+
+__global__ void vocabulary_tile_backward_kernel(float* z, int64_t z_stride, int32_t first,
+                                                int32_t R, const float* bias, VocabularyWords words,
+                                                const float* max, const double* lse,
+                                                uint16_t* narrow, int64_t narrow_stride) {
+  const int32_t b = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
+  float* row = z + b * z_stride;
+  const float peak = max[b];
+  const float factor = (float)(words.coefficient_sums[b] * exp((double)peak - lse[b]));
+  for (int32_t v = t; v < R; v += kThreads) row[v] = expf(row[v] + bias[first + v] - peak) * factor;
+  __syncthreads();
+  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kThreads) {
+    const int32_t v = words.token_ids[w] - first;
+    if (v >= 0 && v < R) row[v] -= words.coefficients[w];
+  }
+  if (narrow == nullptr) return;
+  __syncthreads();
+  for (int32_t v = t; v < R; v += kThreads) narrow[b * narrow_stride + v] = f32_to_bf16(row[v]);
+}
+
+/// Block i: S of row i in place, and its largest and the sum of its exponentials.
+__global__ void contrastive_rows_kernel(float* s, int32_t B, float inverse_temperature,
+                                        float margin, float* row_max, float* row_sum) {
+  __shared__ float scratch[kWarp];
+  const int32_t i = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
+  float* row = s + (int64_t)i * B;
+  float peak = -INFINITY, total = 0;
+  for (int32_t j = t; j < B; j += kThreads) {
+    row[j] = (row[j] - (i == j ? margin : 0.0f)) * inverse_temperature;
+    if (row[j] > peak) peak = row[j];
+  }
+  peak = block_max(peak, scratch);
+  for (int32_t j = t; j < B; j += kThreads) total += expf(row[j] - peak) + zero_if_finite(row[j]);
+  total = block_sum(total, scratch);
+  if (t == 0) {
+    row_max[i] = peak;
+    row_sum[i] = total;
+  }
+}
+
+__global__ void contrastive_columns_kernel(const float* s, int32_t B, float* column_max,
+                                           float* column_sum) {
+  __shared__ float peaks[kLanes][kColumns];
+  const int32_t j = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
+  float peak = -INFINITY, total = 0;
+  for (int32_t i = (int32_t)threadIdx.y; i < B && j < B; i += kLanes) {
+    const float x = s[(int64_t)i * B + j];
+    if (x > peak) peak = x;
+  }
+  peaks[threadIdx.y][threadIdx.x] = peak;
+  __syncthreads();
+  for (int32_t y = 0; y < kLanes; ++y) peak = fmaxf(peak, peaks[y][threadIdx.x]);
+  for (int32_t i = (int32_t)threadIdx.y; i < B && j < B; i += kLanes) {
+    const float x = s[(int64_t)i * B + j];
+    total += expf(x - peak) + zero_if_finite(x);
+  }
+  total = sum_of_lanes(total);
+  if (threadIdx.y == 0 && j < B) {
+    column_max[j] = peak;
+    column_sum[j] = total;
+  }
+}
+
+/// Block i: the loss of pair i, then the gradient over row i.
+__global__ void contrastive_gradient_kernel(float* s, int32_t B, double share, float gain,
+                                            const float* row_max, const float* row_sum,
+                                            const float* column_max, const float* column_sum,
+                                            double* parts) {
+  const int32_t i = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
+  float* row = s + (int64_t)i * B;
+  if (t == 0) {
+    const double positive = row[i];
+    parts[i] = share * (log((double)row_sum[i]) + (row_max[i] - positive) +
+                        log((double)column_sum[i]) + (column_max[i] - positive));
+  }
+  __syncthreads();
+  const float peak = row_max[i], scale = gain / row_sum[i];
+  for (int32_t j = t; j < B; j += kThreads) {
+    const float x = row[j];
+    float value = expf(x - peak) * scale + expf(x - column_max[j]) * (gain / column_sum[j]);
+    if (i == j) value -= 2 * gain;
+    row[j] = value;
+  }
+}
+
+__global__ void softmax_rows_kernel(float* s, int32_t B) {
+  __shared__ float scratch[kWarp];
+  const int32_t t = (int32_t)threadIdx.x;
+  float* row = s + (int64_t)blockIdx.x * B;
+  float peak = -INFINITY, total = 0;
+  for (int32_t j = t; j < B; j += kThreads) peak = row[j] > peak ? row[j] : peak;
+  peak = block_max(peak, scratch);
+  for (int32_t j = t; j < B; j += kThreads) {
+    const float x = row[j];
+    row[j] = expf(x - peak);
+    total += row[j] + zero_if_finite(x);
+  }
+  total = block_sum(total, scratch);
+  for (int32_t j = t; j < B; j += kThreads) row[j] *= 1 / total;
+}
+
+__global__ void sim_forward_backward_kernel(float* p1, float* p2, int32_t B, double argument,
+                                            double min_cosine, double gain, double* parts) {
+  __shared__ double scratch[kWarp];
+  const int32_t i = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
+  float *row1 = p1 + (int64_t)i * B, *row2 = p2 + (int64_t)i * B;
+  double total = 0, dot1 = 0, dot2 = 0, value;
+  for (int32_t j = t; j < B; j += kThreads) {
+    const double g = kernels::sim_cell(row1[j], row2[j], argument, min_cosine, gain, &value);
+    total += value;
+    dot1 += row1[j] * g;
+    dot2 += row2[j] * g;
+  }
+  total = block_sum(total, scratch);
+  dot1 = block_sum(dot1, scratch);
+  dot2 = block_sum(dot2, scratch);
+  for (int32_t j = t; j < B; j += kThreads) {
+    const double a = row1[j], b = row2[j];
+    const double g = kernels::sim_cell(a, b, argument, min_cosine, gain, &value);
+    row1[j] = (float)(a * (g - dot1));
+    row2[j] = (float)(b * (dot2 - g));
+  }
+  if (t == 0) parts[i] = total;
+}
+
+__global__ void sum_losses_kernel(const double* parts, int32_t count, double factor,
+                                  double* losses) {
+  __shared__ double scratch[kWarp];
+  double sum = 0;
+  for (int32_t i = (int32_t)threadIdx.x; i < count; i += kThreads)
+    sum += parts[(int64_t)blockIdx.x * count + i];
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) losses[blockIdx.x] = factor * sum;
+}
+
+}  // namespace
+
+Status vocabulary_tile_forward_f32_cuda(const float* z, int64_t z_stride, int32_t S, int32_t first,
+                                        int32_t R, const float* bias, const VocabularyWords& words,
+                                        float* max, float* sum, Stream stream) {
+  return launch(vocabulary_tile_forward_kernel, S, kThreads, 0, stream, z, z_stride, first, R, bias,
+                words, max, sum);
+}
+
+Status vocabulary_finish_cuda(const float* max, const float* sum, int32_t tiles, int32_t S,
+                              int32_t num_pairs, const VocabularyWords& words, double* lse,
+                              double* parts, Stream stream) {
+  constexpr int32_t kSentences = 64;  // few, so that many multiprocessors share them
+  return launch(vocabulary_finish_kernel, blocks_of(S, kSentences), kSentences, 0, stream, max, sum,
+                tiles, S, num_pairs, words, lse, parts);
+}
+
+Status vocabulary_tile_backward_f32_cuda(float* z, int64_t z_stride, int32_t S, int32_t first,
+                                         int32_t R, const float* bias, const VocabularyWords& words,
+                                         const float* max, const double* lse, uint16_t* narrow,
+                                         int64_t narrow_stride, Stream stream) {
+  return launch(vocabulary_tile_backward_kernel, S, kThreads, 0, stream, z, z_stride, first, R,
+                bias, words, max, lse, narrow, narrow_stride);
+}
+
+Status contrastive_forward_backward_f32_cuda(float* s, int32_t B, float inverse_temperature,
+                                             float margin, double share, float gain,
+                                             float* statistics, double* parts, Stream stream) {
+  float *row_max = statistics, *row_sum = row_max + B, *column_max = row_sum + B,
+        *column_sum = column_max + B;
+  Status status = launch(contrastive_rows_kernel, B, kThreads, 0, stream, s, B, inverse_temperature,
+                         margin, row_max, row_sum);
+  if (status == 0) {
+    status = launch(contrastive_columns_kernel, blocks_of(B, kColumns), dim3(kColumns, kLanes), 0,
+                    stream, s, B, column_max, column_sum);
+  }
+  if (status != 0) return status;
+  return launch(contrastive_gradient_kernel, B, kThreads, 0, stream, s, B, share, gain, row_max,
+                row_sum, column_max, column_sum, parts);
+}
+
+Status sim_forward_backward_f32_cuda(float* s1, float* s2, int32_t B, double argument,
+                                     double min_cosine, double gain, double* parts, Stream stream) {
+  for (float* s : {s1, s2}) {
+    const Status status = launch(softmax_rows_kernel, B, kThreads, 0, stream, s, B);
+    if (status != 0) return status;
+  }
+  return launch(sim_forward_backward_kernel, B, kThreads, 0, stream, s1, s2, B, argument,
+                min_cosine, gain, parts);
+}
+
+Status sum_losses_cuda(const double* parts, int32_t count, int32_t num_losses, double factor,
+                       double* losses, Stream stream) {
+  return launch(sum_losses_kernel, num_losses, kThreads, 0, stream, parts, count, factor, losses);
+}
+
+}  // namespace xsr::cuda

@@ -1,0 +1,71 @@
+#include "kernels/cuda/device.h"
+#include "kernels/pooling/pooling_cuda.h"
+
+namespace xsr::cuda {
+namespace {
+
+using kernels::Pooling;
+
+constexpr int32_t kThreads = 128;
+
+__global__ void __launch_bounds__(kThreads)
+    pooling_forward_kernel(const float* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t C,
+                           Pooling pooling, float* out, int64_t out_stride) {
+  const int64_t b = blockIdx.x;
+  const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
+  if (c >= C) return;
+  const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+  float value = begin < end ? x[begin * x_stride + c] : 0.0f;
+  if (pooling != Pooling::kCls) {
+    for (int32_t i = begin + 1; i < end; ++i) {  // in row order
+      const float token = x[i * x_stride + c];
+      value = pooling == Pooling::kMean ? value + token : token > value ? token : value;
+    }
+    if (pooling == Pooling::kMean && begin < end) value /= (float)(end - begin);
+  }
+  out[b * out_stride + c] = value;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    l2_normalize_forward_kernel(float* x, int64_t stride, int32_t B, int32_t C) {
+  const int32_t b = global_warp_id();
+  if (b >= B) return;
+  float* row = x + b * stride;
+  double squares = 0;
+  for (int32_t c = lane_id(); c < C; c += kWarp) squares += (double)row[c] * (double)row[c];
+  squares = warp_sum(squares);
+  if (squares == 0) return;
+  const double scale = 1.0 / sqrt(squares);
+  for (int32_t c = lane_id(); c < C; c += kWarp) row[c] = (float)((double)row[c] * scale);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    clear_empty_kernel(const int32_t* cu_seqlens, int32_t C, float* x, int64_t stride) {
+  const int64_t b = blockIdx.x;
+  if (cu_seqlens[b] != cu_seqlens[b + 1]) return;
+  for (int32_t c = (int32_t)threadIdx.x; c < C; c += kThreads) x[b * stride + c] = 0.0f;
+}
+
+}  // namespace
+
+Status pooling_forward_cuda(const float* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t B,
+                            int32_t C, Pooling pooling, float* out, int64_t out_stride,
+                            Stream stream) {
+  return launch(pooling_forward_kernel,
+                dim3((unsigned)B, (unsigned)((C + kThreads - 1) / kThreads)), dim3(kThreads), 0,
+                stream, x, x_stride, cu_seqlens, C, pooling, out, out_stride);
+}
+
+Status l2_normalize_forward_cuda(float* x, int64_t stride, int32_t B, int32_t C, Stream stream) {
+  constexpr int32_t kRows = kThreads / kWarp;
+  return launch(l2_normalize_forward_kernel, dim3((unsigned)((B + kRows - 1) / kRows)),
+                dim3(kThreads), 0, stream, x, stride, B, C);
+}
+
+Status clear_empty_cuda(const int32_t* cu_seqlens, int32_t B, int32_t C, float* x, int64_t stride,
+                        Stream stream) {
+  return launch(clear_empty_kernel, dim3((unsigned)B), dim3(kThreads), 0, stream, cu_seqlens, C, x,
+                stride);
+}
+
+}  // namespace xsr::cuda

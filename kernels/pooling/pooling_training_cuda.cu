@@ -1,0 +1,108 @@
+#include "kernels/pooling/pooling_training_cuda.h"
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/training.h"
+
+namespace xsr::cuda {
+
+using kernels::Pooling;
+
+namespace {
+
+constexpr int32_t kThreads = 128;
+
+__global__ void pooling_training_forward_kernel(const float* x, const int32_t* cu_seqlens,
+                                                int32_t C, Pooling pooling, float* out) {
+  const int32_t b = (int32_t)blockIdx.x, c = (int32_t)(blockIdx.y * kThreads + threadIdx.x);
+  if (c >= C) return;
+  const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+  float value = begin < end ? x[(int64_t)begin * C + c] : 0.0f;
+  if (pooling != Pooling::kCls) {
+    for (int32_t i = begin + 1; i < end; ++i) {
+      const float token = x[(int64_t)i * C + c];
+      if (pooling == Pooling::kMean) {
+        value += token;
+      } else if (token > value) {
+        value = token;
+      }
+    }
+    if (pooling == Pooling::kMean && begin < end) value /= (float)(end - begin);
+  }
+  out[(int64_t)b * C + c] = value;
+}
+
+/// Block b: a sentence; block B: the rows behind the last one.
+__global__ void pooling_backward_kernel(const float* x, const float* dy, const int32_t* cu_seqlens,
+                                        int32_t B, int32_t N, int32_t C, Pooling pooling,
+                                        float* dx) {
+  const int32_t b = (int32_t)blockIdx.x, c = (int32_t)(blockIdx.y * kThreads + threadIdx.x);
+  if (c >= C) return;
+  const int32_t begin = cu_seqlens[b], end = b < B ? cu_seqlens[b + 1] : N;
+  int32_t chosen = begin;
+  for (int32_t i = begin + 1; b < B && pooling == Pooling::kMax && i < end; ++i) {
+    if (x[(int64_t)i * C + c] > x[(int64_t)chosen * C + c]) chosen = i;
+  }
+  const float gradient = b < B ? dy[(int64_t)b * C + c] : 0.0f;
+  for (int32_t i = begin; i < end; ++i) {
+    dx[(int64_t)i * C + c] = pooling == Pooling::kMean ? gradient / (float)(end - begin)
+                             : i == chosen             ? gradient
+                                                       : 0.0f;
+  }
+}
+
+__global__ void l2_unit_forward_kernel(const float* x, int32_t B, int32_t C, float* out) {
+  const int32_t b = warp_row();
+  if (b >= B) return;
+  const float* row = x + (int64_t)b * C;
+  double squares = 0;
+  for (int32_t c = lane_id(); c < C; c += kWarp) squares += (double)row[c] * (double)row[c];
+  squares = warp_sum(squares);
+  const double scale = squares == 0 ? 1 : 1.0 / sqrt(squares);
+  for (int32_t c = lane_id(); c < C; c += kWarp)
+    out[(int64_t)b * C + c] = (float)((double)row[c] * scale);
+}
+
+__global__ void l2_unit_backward_kernel(const float* x, const float* dy, int32_t B, int32_t C,
+                                        float* dx) {
+  const int32_t b = warp_row();
+  if (b >= B) return;
+  const float *row = x + (int64_t)b * C, *gradient = dy + (int64_t)b * C;
+  double squares = 0, dot = 0;
+  for (int32_t c = lane_id(); c < C; c += kWarp) {
+    squares += (double)row[c] * (double)row[c];
+    dot += (double)row[c] * (double)gradient[c];
+  }
+  squares = warp_sum(squares);
+  const double scale = squares == 0 ? 0 : 1.0 / sqrt(squares);
+  const double along = warp_sum(dot) * scale * scale;
+  for (int32_t c = lane_id(); c < C; c += kWarp)
+    dx[(int64_t)b * C + c] += (float)(((double)gradient[c] - (double)row[c] * along) * scale);
+}
+
+}  // namespace
+
+Status pooling_training_forward_f32_cuda(const float* x, const int32_t* cu_seqlens, int32_t B,
+                                         int32_t C, Pooling pooling, float* out, Stream stream) {
+  return launch(pooling_training_forward_kernel, dim3(B, blocks_of(C, kThreads)), kThreads, 0,
+                stream, x, cu_seqlens, C, pooling, out);
+}
+
+Status pooling_backward_f32_cuda(const float* x, const float* dy, const int32_t* cu_seqlens,
+                                 int32_t B, int32_t N, int32_t C, Pooling pooling, float* dx,
+                                 Stream stream) {
+  return launch(pooling_backward_kernel, dim3(B + 1, blocks_of(C, kThreads)), kThreads, 0, stream,
+                x, dy, cu_seqlens, B, N, C, pooling, dx);
+}
+
+Status l2_unit_forward_f32_cuda(const float* x, int32_t B, int32_t C, float* out, Stream stream) {
+  return launch(l2_unit_forward_kernel, blocks_of(B, kRowWarps), kRowWarps * kWarp, 0, stream, x, B,
+                C, out);
+}
+
+Status l2_unit_backward_f32_cuda(const float* x, const float* dy, int32_t B, int32_t C, float* dx,
+                                 Stream stream) {
+  return launch(l2_unit_backward_kernel, blocks_of(B, kRowWarps), kRowWarps * kWarp, 0, stream, x,
+                dy, B, C, dx);
+}
+
+}  // namespace xsr::cuda

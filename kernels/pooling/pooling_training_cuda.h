@@ -1,0 +1,30 @@
+#pragma once
+#include <stdint.h>
+
+#include "kernels/cuda/stream.h"
+#include "kernels/pooling/pooling.h"
+
+namespace xsr::cuda {
+
+/// out ← one vector a sentence, as pooling_forward_f32 (row order, f32).
+///
+/// x [N, C]   cu_seqlens [B + 1]   out [B, C], rows next to each other
+Status pooling_training_forward_f32_cuda(const float* x, const int32_t* cu_seqlens, int32_t B,
+                                         int32_t C, kernels::Pooling pooling, float* out,
+                                         Stream stream);
+
+/// dx ← the gradient of every token row, as pooling_backward_f32; rows from cu_seqlens[B] up to N,
+/// which belong to no sentence, become zero.
+Status pooling_backward_f32_cuda(const float* x, const float* dy, const int32_t* cu_seqlens,
+                                 int32_t B, int32_t N, int32_t C, kernels::Pooling pooling,
+                                 float* dx, Stream stream);
+
+/// out ← x at unit length, as l2_normalize_forward_f32; x [B, C] is kept for the backward pass.
+Status l2_unit_forward_f32_cuda(const float* x, int32_t B, int32_t C, float* out, Stream stream);
+
+/// dx += gradient of x from dy, that of l2_unit_forward_f32_cuda's out; as
+/// l2_normalize_backward_f32. x, dy, dx [B, C]
+Status l2_unit_backward_f32_cuda(const float* x, const float* dy, int32_t B, int32_t C, float* dx,
+                                 Stream stream);
+
+}  // namespace xsr::cuda

@@ -1,0 +1,60 @@
+#pragma once
+// Matrix products on the device. Two bodies: gemm_cublaslt.cpp, and gemm_emulated.cpp with plain
+// loops.
+#include <cstdint>
+
+#include "kernels/cuda/stream.h"
+
+namespace xsr::cuda {
+
+enum class Dtype : int32_t { kF32, kBf16 };
+
+/// A row-major matrix on the device.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t stride = 0;  // elements from row to row
+  Dtype dtype = Dtype::kF32;
+  bool transposed = false;  // it stands in memory with its rows and columns exchanged
+};
+
+/// out[m, n] = Σ_k a[m, k] · b[n, k] + bias[n] + c[m, n]
+///
+/// a     [M, K]; where transposed, [K, M] in memory
+/// b     [N, K]; where transposed, [K, N] in memory; a.dtype
+/// bias  [N] f32; null = none
+/// c     [M, N] f32, row stride c_stride; null = none; may be out itself
+/// out   [M, N] f32, row stride out_stride
+///
+/// Sums in f32. Rows beyond M are neither read nor written. Data starts at multiples of 16 bytes.
+struct Product {
+  int32_t M = 0, N = 0, K = 0;
+  Matrix a, b;
+  const float* bias = nullptr;
+  const float* c = nullptr;
+  int64_t c_stride = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  bool split_k = false;  // K may be summed in parts, whose number depends on M, N and K
+};
+
+class Gemm {
+ public:
+  /// On the device of this thread. tf32: f32 products may round their operands to TF32. Throws
+  /// Error.
+  explicit Gemm(bool tf32 = false);
+  ~Gemm();
+  Gemm(const Gemm&) = delete;
+  Gemm& operator=(const Gemm&) = delete;
+
+  /// One algorithm for each (N, K, dtypes, layout, bias, c), chosen at the first product of the
+  /// kind and kept for every M, without splitting K: a row's bits do not depend on the other rows,
+  /// nor on how many they are. With split_k one for each M too: two runs give the same bits, no
+  /// more. Throws Error(CUDA).
+  void run(const Product& product, Stream stream);
+
+ private:
+  struct Impl;
+  Impl* impl_;
+};
+
+}  // namespace xsr::cuda

@@ -1,0 +1,38 @@
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "runtime/encoder/encoder.h"
+#include "runtime/encoder/weights.h"
+
+namespace xsr {
+
+/// The weight matrices of a model as a session computes with them where the file's own do not do,
+/// made once and shared by the model's sessions. int8: 8 bits (from f32, f16 or bf16 rounded as
+/// xsr-convert does; to i8 only the sums of the outputs are added). bf16x3: split in two bf16, 4
+/// bytes a weight. f32 of an i8 file: widened and multiplied by their scales. Everything else stays
+/// in the file. Immutable.
+class DerivedWeights {
+ public:
+  /// Reads every matrix. Throws std::bad_alloc; Error(UNSUPPORTED) where a matrix has more inputs
+  /// than gemm_forward_i8 takes.
+  DerivedWeights(const EncoderWeights& file, Compute compute);
+
+  const EncoderWeights& weights() const { return weights_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void derive(LinearWeights& linear, kernels::Storage storage);
+  void split(LinearWeights& linear);
+  template <typename T>
+  T* allocate(int64_t count);
+
+  struct Free {
+    void operator()(void* memory) const;
+  };
+  EncoderWeights weights_;
+  std::vector<std::unique_ptr<void, Free>> memory_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace xsr

@@ -1,0 +1,71 @@
+#include "runtime/evaluation/pair_file.h"
+
+#include <filesystem>
+
+#include "runtime/error.h"
+#include "runtime/text/line_reader.h"
+
+namespace xsr {
+namespace {
+
+std::vector<std::string> read_lines(const std::string& path) {
+  LineReader reader(path);
+  LineBatch batch;
+  std::vector<std::string> lines;
+  while (reader.read(1 << 16, 16 << 20, batch)) {
+    for (size_t i = 0; i < batch.size(); ++i) lines.emplace_back(batch.line(i));
+  }
+  return lines;
+}
+
+}  // namespace
+
+PairFile parse_pair_file(const std::string& text) {
+  PairFile file;
+  std::string files = text;
+  if (const size_t equals = text.find('='); equals != std::string::npos) {
+    file.name = text.substr(0, equals);
+    files = text.substr(equals + 1);
+  }
+  const size_t comma = files.find(',');
+  file.first = files.substr(0, comma);
+  if (comma != std::string::npos) file.second = files.substr(comma + 1);
+  if (file.name.empty()) {
+    const std::string a = std::filesystem::path(file.first).stem();
+    const std::string b = std::filesystem::path(file.second).stem();
+    file.name = b.empty() || a == b ? a : a + "-" + b;
+  }
+  return file;
+}
+
+PairLines read_pairs(const PairFile& file) {
+  PairLines sides;
+  sides.first = read_lines(file.first);
+  if (!file.second.empty()) {
+    sides.second = read_lines(file.second);
+    if (sides.first.size() != sides.second.size()) {
+      throw Error(XSR_STATUS_BAD_FILE, file.first + " has " + std::to_string(sides.first.size()) +
+                                           " lines, " + file.second + " has " +
+                                           std::to_string(sides.second.size()) +
+                                           "; expected the same sentence in the same line of both");
+    }
+  } else {
+    for (size_t i = 0; i < sides.first.size(); ++i) {
+      std::string& line = sides.first[i];
+      const size_t tab = line.find('\t');
+      if (tab == std::string::npos) {
+        throw Error(XSR_STATUS_BAD_FILE,
+                    file.first + ":" + std::to_string(i + 1) +
+                        ": has 1 column, expected 2, split by TAB. Two files of one sentence a "
+                        "line are given as FILE,FILE");
+      }
+      const size_t end = line.find('\t', tab + 1);
+      sides.second.push_back(line.substr(tab + 1, end == std::string::npos ? end : end - tab - 1));
+      line.resize(tab);
+    }
+  }
+  if (sides.first.empty()) throw Error(XSR_STATUS_BAD_FILE, file.first + ": has no lines");
+  return sides;
+}
+
+}  // namespace xsr

@@ -1,0 +1,23 @@
+#pragma once
+#include <string>
+#include <vector>
+
+namespace xsr {
+
+/// Sentence pairs to score a model on: "[NAME=]FILE.tsv" (columns 1 and 2) or "[NAME=]FILE,FILE",
+/// two files in which line n is the same sentence.
+struct PairFile {
+  std::string name;
+  std::string first, second;  // second empty: one file of two columns
+};
+/// Without NAME: the stem of the files, "en-fr" for en.txt,fr.txt.
+PairFile parse_pair_file(const std::string& text);
+
+struct PairLines {
+  std::vector<std::string> first, second;  // of the same size, at least 1
+};
+/// Throws Error(IO; BAD_FILE that names file and line) where a line has no second column, the files
+/// have different numbers of lines, or there are none.
+PairLines read_pairs(const PairFile& file);
+
+}  // namespace xsr

@@ -1,0 +1,527 @@
+// Every CUDA kernel against its double-precision reference: odd and real shapes, NaN in padding,
+// guard words, and the promise that a row's bits depend on that row alone. The same source is
+// linked twice: with the emulated device (cuda_kernels_emulated_test), where threads also run in
+// random orders, and with nvcc's kernels (cuda_kernels_test), which is skipped without a device.
+#include <cstring>
+
+#include "kernels/activation/activation_cuda.h"
+#include "kernels/activation/activation_ref.h"
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_ref.h"
+#include "kernels/embedding/embedding_cuda.h"
+#include "kernels/embedding/embedding_ref.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/layernorm/layernorm_cuda.h"
+#include "kernels/layernorm/layernorm_ref.h"
+#include "kernels/pooling/pooling_cuda.h"
+#include "kernels/pooling/pooling_ref.h"
+#include "runtime/device/cuda/device.h"
+#include "runtime/device/cuda/gemm.h"
+#include "tests/support/device_buffer.h"
+#include "tests/support/kernel_harness.h"
+
+namespace xsr::cuda {
+namespace {
+
+using test::DeviceBuffer;
+using test::ErrorBudget;
+using test::Random;
+
+using CudaKernels = test::DeviceTest;
+
+const std::vector<int32_t>& widths() {
+  static const std::vector<int32_t> result = {1,  2,  7,   20,  31,  32,  33,  60,   63,  64,
+                                              65, 96, 128, 192, 257, 512, 768, 1000, 1024};
+  return result;
+}
+
+std::string shape(std::initializer_list<std::pair<const char*, int64_t>> values) {
+  std::string text;
+  for (const auto& [name, value] : values)
+    text += std::string("  ") + name + "=" + std::to_string(value);
+  return text;
+}
+
+TEST_F(CudaKernels, LayerNorm) {
+  Random random(101);
+  ErrorBudget budget, narrow_budget;
+  int variant = 0;
+  for (const int32_t C : widths()) {
+    const int32_t N = 1 + variant % 6;
+    const int64_t stride = C + variant++ % 3;
+    DeviceBuffer<float> x(N * stride), gamma(C), beta(C), out(N * stride);
+    DeviceBuffer<uint16_t> narrow(N * stride);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < C; ++c) x[i * stride + c] = random.normal(2) + 3;
+    }
+    for (int32_t c = 0; c < C; ++c) gamma[c] = random.normal(), beta[c] = random.normal();
+    const float eps = 1e-12f;
+    std::vector<float> plain(N * stride);
+    std::vector<double> wide(x.begin(), x.end()), exact(N * stride);
+    kernels::layernorm_forward_ref<float, float>(x.host(), stride, 0, N, C, gamma.host(),
+                                                 beta.host(), eps, plain.data(), stride);
+    kernels::layernorm_forward_ref<double, float>(wide.data(), stride, 0, N, C, gamma.host(),
+                                                  beta.host(), eps, exact.data(), stride);
+    upload({&x, &gamma, &beta, &out, &narrow});
+    run([&] {
+      return layernorm_forward_cuda(x.device(), stride, N, C, gamma.device(), beta.device(), eps,
+                                    out.device(), stride, narrow.device(), stride, stream());
+    });
+    download({&out, &narrow});
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < stride; ++c) {
+        const int64_t at = i * stride + c;
+        if (c >= C) {
+          ASSERT_TRUE(out.untouched(at) && narrow.untouched(at)) << shape({{"C", C}, {"row", i}});
+          continue;
+        }
+        budget.add(out[at], plain[at], exact[at], i, c);
+        ASSERT_EQ(narrow[at], kernels::bf16_from_f32(out[at]));
+      }
+    }
+    EXPECT_TRUE(budget.check("layernorm_forward_cuda" + shape({{"N", N}, {"C", C}}), filter()));
+    // A row alone, in place, gives the same bits.
+    const int32_t last = N - 1;
+    run([&] {
+      return layernorm_forward_cuda(x.device() + last * stride, stride, 1, C, gamma.device(),
+                                    beta.device(), eps, x.device() + last * stride, stride, nullptr,
+                                    0, stream());
+    });
+    download({&x});
+    ASSERT_EQ(0, std::memcmp(&x[last * stride], &out[last * stride], 4 * C));
+  }
+}
+
+using kernels::Activation;
+using kernels::bf16_from_f32;
+using kernels::f32_from_bf16;
+using kernels::Pooling;
+using kernels::Storage;
+
+float to_bf16(float value) { return f32_from_bf16(bf16_from_f32(value)); }
+
+TEST_F(CudaKernels, Embedding) {
+  Random random(102);
+  ErrorBudget budget;
+  int variant = 0;
+  for (const int32_t C : widths()) {
+    const Storage storage = static_cast<Storage>(variant % 3);
+    const bool typed = variant % 2 != 0, normed = variant % 5 != 0;
+    const int32_t N = 1 + variant++ % 6, V = 11, P = 9;
+    const int64_t stride = C + variant % 3, width = kernels::storage_size(storage);
+    DeviceBuffer<uint8_t> token(V * C * width), position(P * C * width);
+    const auto fill = [&](DeviceBuffer<uint8_t>& table, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        const float value = random.normal();
+        const uint16_t narrow =
+            storage == Storage::kBF16 ? bf16_from_f32(value) : kernels::f16_from_f32(value);
+        std::memcpy(table.host() + i * width,
+                    storage == Storage::kF32 ? static_cast<const void*>(&value) : &narrow,
+                    static_cast<size_t>(width));
+      }
+    };
+    fill(token, V * C);
+    fill(position, P * C);
+    DeviceBuffer<int32_t> ids(N), positions(N);
+    DeviceBuffer<float> type(C), gamma(C), beta(C), out(N * stride), rstd(N);
+    DeviceBuffer<uint16_t> narrow(N * stride);
+    for (int32_t i = 0; i < N; ++i)
+      ids[i] = i == 0 ? V - 1 : random.range(0, V - 1), positions[i] = random.range(0, P - 1);
+    for (int32_t c = 0; c < C; ++c)
+      type[c] = random.normal(), gamma[c] = random.normal(), beta[c] = random.normal();
+    const float eps = 1e-12f;
+    std::vector<float> plain(N * stride), plain_rstd(N);
+    std::vector<double> exact(N * stride), exact_rstd(N);
+    kernels::embedding_forward_ref<float>(ids.host(), positions.host(), 0, N, token.host(),
+                                          position.host(), storage, typed ? type.host() : nullptr,
+                                          normed ? gamma.host() : nullptr, beta.host(), eps, C,
+                                          plain.data(), stride, plain_rstd.data());
+    kernels::embedding_forward_ref<double>(ids.host(), positions.host(), 0, N, token.host(),
+                                           position.host(), storage, typed ? type.host() : nullptr,
+                                           normed ? gamma.host() : nullptr, beta.host(), eps, C,
+                                           exact.data(), stride, exact_rstd.data());
+    upload({&token, &position, &ids, &positions, &type, &gamma, &beta, &out, &narrow, &rstd});
+    run([&] {
+      return embedding_forward_cuda(
+          ids.device(), positions.device(), N, token.device(), position.device(), storage,
+          typed ? type.device() : nullptr, normed ? gamma.device() : nullptr, beta.device(), eps, C,
+          out.device(), stride, narrow.device(), stride, rstd.device(), stream());
+    });
+    download({&out, &narrow, &rstd});
+    ErrorBudget scales;
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < stride; ++c) {
+        const int64_t at = i * stride + c;
+        if (c >= C) {
+          ASSERT_TRUE(out.untouched(at) && narrow.untouched(at)) << shape({{"C", C}, {"row", i}});
+          continue;
+        }
+        // Of one column nothing is left after the mean: rounding alone decides.
+        if (C > 2 || !normed) budget.add(out[at], plain[at], exact[at], i, c);
+        ASSERT_EQ(narrow[at], bf16_from_f32(out[at]));
+      }
+      ASSERT_TRUE(normed || rstd.untouched(i));
+      if (normed && C > 2) scales.add(rstd[i], plain_rstd[i], exact_rstd[i], i, 0);
+    }
+    EXPECT_TRUE(budget.check("embedding_forward_cuda" + shape({{"N", N}, {"C", C}}), filter()));
+    EXPECT_TRUE(scales.check("its rstd" + shape({{"N", N}, {"C", C}}), filter()));
+  }
+}
+
+TEST_F(CudaKernels, QkvTable) {
+  Random random(103);
+  for (const int32_t N : {1, 60, 96, 257, 1536}) {
+    const int32_t rows = 5, V = 7, P = 6;
+    DeviceBuffer<float> token(V * N), position(P * N), rstd(rows), bias(N), out(rows * (N + 1));
+    DeviceBuffer<int32_t> ids(rows), positions(rows);
+    for (float& x : token) x = random.normal();
+    for (float& x : position) x = random.normal();
+    for (float& x : bias) x = random.normal();
+    for (int32_t i = 0; i < rows; ++i)
+      ids[i] = random.range(0, V - 1), positions[i] = random.range(0, P - 1),
+      rstd[i] = random.normal();
+    const std::vector<double> wide_token(token.begin(), token.end()),
+        wide_position(position.begin(), position.end()), wide_rstd(rstd.begin(), rstd.end()),
+        wide_bias(bias.begin(), bias.end());
+    std::vector<float> plain(rows * (N + 1));
+    std::vector<double> exact(rows * (N + 1));
+    kernels::qkv_table_forward_ref<float>(ids.host(), positions.host(), 0, rows, token.host(),
+                                          position.host(), rstd.host(), bias.host(), N,
+                                          plain.data(), N + 1);
+    kernels::qkv_table_forward_ref<double>(ids.host(), positions.host(), 0, rows, wide_token.data(),
+                                           wide_position.data(), wide_rstd.data(), wide_bias.data(),
+                                           N, exact.data(), N + 1);
+    upload({&token, &position, &rstd, &bias, &out, &ids, &positions});
+    run([&] {
+      return qkv_table_forward_cuda(ids.device(), positions.device(), rows, token.device(),
+                                    position.device(), rstd.device(), bias.device(), N,
+                                    out.device(), N + 1, stream());
+    });
+    download({&out});
+    ErrorBudget budget;
+    for (int32_t i = 0; i < rows; ++i) {
+      for (int32_t n = 0; n < N; ++n)
+        budget.add(out[i * (N + 1) + n], plain[i * (N + 1) + n], exact[i * (N + 1) + n], i, n);
+      ASSERT_TRUE(out.untouched(i * (N + 1) + N));
+    }
+    EXPECT_TRUE(budget.check("qkv_table_forward_cuda" + shape({{"N", N}}), filter()));
+  }
+}
+
+TEST_F(CudaKernels, Activation) {
+  Random random(104);
+  for (int32_t kind = 0; kind <= 5; ++kind) {
+    const Activation activation = static_cast<Activation>(kind);
+    for (const int32_t F : {1, 33, 255, 256, 257, 1024}) {
+      const int32_t N = 3;
+      const int64_t stride = F + 2;
+      DeviceBuffer<float> x(N * stride), out(N * stride);
+      DeviceBuffer<uint16_t> narrow(N * stride);
+      for (int32_t i = 0; i < N; ++i) {
+        for (int32_t c = 0; c < F; ++c) x[i * stride + c] = random.normal(3);
+      }
+      x[0] = -120;  // exp overflows
+      upload({&x, &out, &narrow});
+      run([&] {
+        return activation_forward_cuda(x.device(), stride, N, F, activation, out.device(), stride,
+                                       narrow.device(), stride, stream());
+      });
+      download({&out, &narrow});
+      ErrorBudget budget;
+      for (int32_t i = 0; i < N; ++i) {
+        for (int32_t c = 0; c < stride; ++c) {
+          const int64_t at = i * stride + c;
+          if (c >= F) {
+            ASSERT_TRUE(out.untouched(at) && narrow.untouched(at));
+            continue;
+          }
+          budget.add(out[at], kernels::activate_ref<float>(x[at], activation),
+                     kernels::activate_ref<double>(x[at], activation), i, c);
+          ASSERT_EQ(narrow[at], bf16_from_f32(out[at]));
+        }
+      }
+      EXPECT_TRUE(
+          budget.check("activation_forward_cuda" + shape({{"kind", kind}, {"F", F}}), filter()));
+    }
+  }
+}
+
+/// Lengths of sentences, and their cu_seqlens.
+std::vector<int32_t> ragged(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> result = {0};
+  for (const int32_t length : lengths) result.push_back(result.back() + length);
+  return result;
+}
+
+TEST_F(CudaKernels, PoolingAndNormalize) {
+  Random random(105);
+  const std::vector<int32_t> bounds = ragged({3, 0, 1, 17, 0, 40});
+  const int32_t B = static_cast<int32_t>(bounds.size()) - 1, N = bounds.back();
+  for (const int32_t C : {1, 33, 127, 128, 129, 512}) {
+    for (const Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kCls}) {
+      const int64_t stride = C + 1;
+      DeviceBuffer<float> x(N * stride), out(B * stride);
+      DeviceBuffer<int32_t> cu_seqlens(bounds);
+      for (int32_t i = 0; i < N; ++i) {
+        for (int32_t c = 0; c < C; ++c) x[i * stride + c] = random.normal();
+      }
+      std::vector<float> plain(B * stride);
+      std::vector<double> wide(x.begin(), x.end()), exact(B * stride);
+      kernels::pooling_forward_ref<float>(x.host(), stride, bounds.data(), 0, B, C, pooling,
+                                          plain.data(), stride);
+      kernels::pooling_forward_ref<double>(wide.data(), stride, bounds.data(), 0, B, C, pooling,
+                                           exact.data(), stride);
+      upload({&x, &out, &cu_seqlens});
+      run([&] {
+        return pooling_forward_cuda(x.device(), stride, cu_seqlens.device(), B, C, pooling,
+                                    out.device(), stride, stream());
+      });
+      download({&out});
+      ErrorBudget budget;
+      for (int32_t b = 0; b < B; ++b) {
+        for (int32_t c = 0; c < C; ++c)
+          budget.add(out[b * stride + c], plain[b * stride + c], exact[b * stride + c], b, c);
+        ASSERT_TRUE(out.untouched(b * stride + C));
+      }
+      EXPECT_TRUE(budget.check("pooling_forward_cuda" + shape({{"C", C}}), filter()));
+
+      kernels::l2_normalize_forward_ref<float>(plain.data(), stride, 0, B, C);
+      kernels::l2_normalize_forward_ref<double>(exact.data(), stride, 0, B, C);
+      run([&] { return l2_normalize_forward_cuda(out.device(), stride, B, C, stream()); });
+      download({&out});
+      ErrorBudget normalized;
+      for (int32_t b = 0; b < B; ++b) {
+        for (int32_t c = 0; c < C; ++c)
+          normalized.add(out[b * stride + c], plain[b * stride + c], exact[b * stride + c], b, c);
+      }
+      EXPECT_TRUE(normalized.check("l2_normalize_forward_cuda" + shape({{"C", C}}), filter()));
+
+      for (float& value : out) value = 1;
+      out.upload(stream());
+      run([&] {
+        return clear_empty_cuda(cu_seqlens.device(), B, C, out.device(), stride, stream());
+      });
+      download({&out});
+      for (int32_t b = 0; b < B; ++b) {
+        for (int32_t c = 0; c < stride; ++c)
+          ASSERT_EQ(out[b * stride + c], bounds[b] == bounds[b + 1] && c < C ? 0 : 1);
+      }
+    }
+  }
+}
+
+/// Attention by plain loops that round where the bf16 kernel rounds: the probabilities before V,
+/// and the result.
+void attention_plain_bf16(const float* qkv, int64_t stride, const std::vector<int32_t>& bounds,
+                          int32_t H, int32_t D, float* out, float* lse) {
+  for (size_t b = 0; b + 1 < bounds.size(); ++b) {
+    for (int32_t h = 0; h < H; ++h) {
+      for (int32_t i = bounds[b]; i < bounds[b + 1]; ++i) {
+        std::vector<float> p;
+        float largest = -INFINITY, sum = 0;
+        for (int32_t j = bounds[b]; j < bounds[b + 1]; ++j) {
+          float dot = 0;
+          for (int32_t d = 0; d < D; ++d)
+            dot += qkv[i * stride + h * D + d] * qkv[j * stride + (H + h) * D + d];
+          p.push_back(dot / std::sqrt(static_cast<float>(D)));
+          largest = std::max(largest, p.back());
+        }
+        for (float& x : p) x = std::exp(x - largest), sum += x;
+        for (int32_t d = 0; d < D; ++d) {
+          float value = 0;
+          for (size_t j = 0; j < p.size(); ++j)
+            value += to_bf16(p[j]) *
+                     qkv[(bounds[b] + static_cast<int64_t>(j)) * stride + (2 * H + h) * D + d];
+          out[static_cast<int64_t>(i) * H * D + h * D + d] = to_bf16(value / sum);
+        }
+        lse[static_cast<int64_t>(i) * H + h] = largest + std::log(sum);
+      }
+    }
+  }
+}
+
+TEST_F(CudaKernels, Attention) {
+  Random random(106);
+  struct Shape {
+    std::vector<int32_t> lengths;
+    int32_t H, D;
+  };
+  std::vector<Shape> shapes = {{{20, 7, 1}, 8, 64}, {{1, 17, 0, 5}, 3, 20}, {{65, 2}, 2, 128},
+                               {{200}, 1, 64},      {{16, 32, 33}, 2, 32},  {{3, 4}, 1, 1},
+                               {{5, 64}, 2, 7},     {{130}, 1, 96}};
+  for (const Shape& s : shapes) {
+    const std::vector<int32_t> bounds = ragged(s.lengths);
+    const int32_t B = static_cast<int32_t>(s.lengths.size()), N = bounds.back(), H = s.H, D = s.D;
+    const int64_t stride = 3 * H * D + 3, out_stride = H * D + 1;
+    DeviceBuffer<float> qkv(N * stride), out(N * out_stride), lse(N * H), lse_narrow(N * H);
+    DeviceBuffer<uint16_t> narrow(N * out_stride);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < 3 * H * D; ++c)
+        qkv[i * stride + c] = to_bf16(random.normal(c < H * D ? 2.0f : 1.0f));
+    }
+    std::vector<AttentionTile> list(attention_tile_count(N, B) + 1);
+    const int32_t count = attention_tiles(bounds.data(), B, list.data());
+    ASSERT_LE(count, attention_tile_count(N, B));
+    list[count] = {0, 0, 0};  // one that does nothing
+    list.resize(count + 1);
+    DeviceBuffer<AttentionTile> tiles(list);
+
+    std::vector<double> wide(qkv.begin(), qkv.end()), exact(N * H * D), exact_lse(N * H),
+        scratch(N);
+    std::vector<float> plain(N * H * D), plain_lse(N * H), scores(N), plain_narrow(N * H * D),
+        plain_lse_narrow(N * H);
+    kernels::attention_forward_ref<double>(wide.data(), stride, bounds.data(), 0, B, 0, H, H, D,
+                                           exact.data(), H * D, exact_lse.data(), scratch.data());
+    kernels::attention_forward_ref<float>(qkv.host(), stride, bounds.data(), 0, B, 0, H, H, D,
+                                          plain.data(), H * D, plain_lse.data(), scores.data());
+    attention_plain_bf16(qkv.host(), stride, bounds, H, D, plain_narrow.data(),
+                         plain_lse_narrow.data());
+    upload({&qkv, &out, &lse, &lse_narrow, &narrow, &tiles});
+    run([&] {
+      return attention_forward_f32_cuda(qkv.device(), stride, tiles.device(), count + 1, H, D,
+                                        out.device(), out_stride, lse.device(), stream());
+    });
+    run([&] {
+      return attention_forward_bf16_cuda(qkv.device(), stride, tiles.device(), count + 1, H, D,
+                                         narrow.device(), out_stride, lse_narrow.device(),
+                                         stream());
+    });
+    download({&out, &lse, &lse_narrow, &narrow});
+    ErrorBudget budget, logs, narrow_budget, narrow_logs;
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < H * D; ++c) {
+        const int64_t at = static_cast<int64_t>(i) * H * D + c;
+        budget.add(out[i * out_stride + c], plain[at], exact[at], i, c);
+        narrow_budget.add(f32_from_bf16(narrow[i * out_stride + c]), plain_narrow[at], exact[at], i,
+                          c);
+      }
+      ASSERT_TRUE(out.untouched(i * out_stride + H * D) &&
+                  narrow.untouched(i * out_stride + H * D));
+      for (int32_t h = 0; h < H; ++h) {
+        logs.add(lse[i * H + h], plain_lse[i * H + h], exact_lse[i * H + h], i, h);
+        narrow_logs.add(lse_narrow[i * H + h], plain_lse_narrow[i * H + h], exact_lse[i * H + h], i,
+                        h);
+      }
+    }
+    const std::string what = shape({{"N", N}, {"H", H}, {"D", D}});
+    EXPECT_TRUE(budget.check("attention_forward_f32_cuda" + what, filter()));
+    EXPECT_TRUE(logs.check("its lse" + what, filter()));
+    EXPECT_TRUE(narrow_budget.check("attention_forward_bf16_cuda" + what, filter()));
+    EXPECT_TRUE(narrow_logs.check("its lse" + what, filter()));
+
+    // The last sentence alone: the same bits.
+    const int32_t begin = bounds[B - 1], length = s.lengths[B - 1];
+    std::vector<AttentionTile> alone(attention_tile_count(length, 1));
+    const int32_t bounds_alone[] = {0, length};
+    alone.resize(attention_tiles(bounds_alone, 1, alone.data()));
+    DeviceBuffer<AttentionTile> tiles_alone(alone);
+    DeviceBuffer<float> out_alone(length * out_stride);
+    DeviceBuffer<uint16_t> narrow_alone(length * out_stride);
+    upload({&tiles_alone, &out_alone, &narrow_alone});
+    const int32_t count_alone = static_cast<int32_t>(alone.size());
+    run([&] {
+      return attention_forward_f32_cuda(qkv.device() + begin * stride, stride, tiles_alone.device(),
+                                        count_alone, H, D, out_alone.device(), out_stride, nullptr,
+                                        stream());
+    });
+    run([&] {
+      return attention_forward_bf16_cuda(qkv.device() + begin * stride, stride,
+                                         tiles_alone.device(), count_alone, H, D,
+                                         narrow_alone.device(), out_stride, nullptr, stream());
+    });
+    download({&out_alone, &narrow_alone});
+    for (int32_t i = 0; i < length; ++i) {
+      ASSERT_EQ(0,
+                std::memcmp(&out_alone[i * out_stride], &out[(begin + i) * out_stride], 4 * H * D));
+      ASSERT_EQ(0, std::memcmp(&narrow_alone[i * out_stride], &narrow[(begin + i) * out_stride],
+                               2 * H * D));
+    }
+  }
+}
+
+TEST_F(CudaKernels, Product) {
+  Random random(107);
+  Gemm gemm;
+  struct Shape {
+    int32_t M, N, K;
+    bool a_transposed, b_transposed, bias, c;
+  };
+  for (const Shape& s :
+       {Shape{20, 96, 64, false, false, true, false}, Shape{1, 64, 128, false, false, true, true},
+        Shape{33, 40, 24, false, true, false, false}, Shape{40, 24, 56, true, true, false, true},
+        Shape{0, 64, 64, false, false, true, false}}) {
+    for (const Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+      const int64_t a_stride = (s.a_transposed ? s.M : s.K) + 8,
+                    b_stride = (s.b_transposed ? s.N : s.K) + 8, out_stride = s.N + 4;
+      const int64_t a_size = (s.a_transposed ? s.K : s.M) * a_stride,
+                    b_size = (s.b_transposed ? s.K : s.N) * b_stride;
+      DeviceBuffer<float> a(a_size), b(b_size), bias(s.N), c(s.M * out_stride),
+          out(s.M * out_stride);
+      DeviceBuffer<uint16_t> narrow_a(a_size), narrow_b(b_size);
+      for (int64_t i = 0; i < a_size; ++i)
+        a[i] = to_bf16(random.normal()), narrow_a[i] = bf16_from_f32(a[i]);
+      for (int64_t i = 0; i < b_size; ++i)
+        b[i] = to_bf16(random.normal()), narrow_b[i] = bf16_from_f32(b[i]);
+      for (float& x : bias) x = random.normal();
+      for (float& x : c) x = random.normal();
+      upload({&a, &b, &bias, &c, &out, &narrow_a, &narrow_b});
+      const bool f32 = dtype == Dtype::kF32;
+      Product product;
+      product.M = s.M, product.N = s.N, product.K = s.K;
+      product.a = {f32 ? static_cast<void*>(a.device()) : narrow_a.device(), a_stride, dtype,
+                   s.a_transposed};
+      product.b = {f32 ? static_cast<void*>(b.device()) : narrow_b.device(), b_stride, dtype,
+                   s.b_transposed};
+      if (s.bias) product.bias = bias.device();
+      if (s.c) product.c = c.device(), product.c_stride = out_stride;
+      product.out = out.device(), product.out_stride = out_stride;
+      gemm.run(product, stream());
+      download({&out});
+      ErrorBudget budget;
+      for (int32_t m = 0; m < s.M; ++m) {
+        for (int32_t n = 0; n < s.N; ++n) {
+          float plain = 0;
+          double exact = 0;
+          for (int32_t k = 0; k < s.K; ++k) {
+            const float x = a[s.a_transposed ? k * a_stride + m : m * a_stride + k];
+            const float w = b[s.b_transposed ? k * b_stride + n : n * b_stride + k];
+            plain += x * w, exact += static_cast<double>(x) * w;
+          }
+          if (s.bias) plain += bias[n], exact += bias[n];
+          if (s.c) plain += c[m * out_stride + n], exact += c[m * out_stride + n];
+          budget.add(out[m * out_stride + n], plain, exact, m, n);
+        }
+        for (int64_t n = s.N; n < out_stride; ++n) ASSERT_TRUE(out.untouched(m * out_stride + n));
+      }
+      EXPECT_TRUE(budget.check("Gemm" + shape({{"M", s.M}, {"N", s.N}, {"K", s.K}}), filter()));
+    }
+  }
+}
+
+TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
+  Random random(108);
+  const int32_t M = 300, N = 96, K = 64;
+  Gemm gemm;
+  DeviceBuffer<uint16_t> a(M * K), b(N * K);
+  for (uint16_t& x : a) x = bf16_from_f32(random.normal());
+  for (uint16_t& x : b) x = bf16_from_f32(random.normal());
+  DeviceBuffer<float> out(M * N), part(M * N);
+  upload({&a, &b, &out, &part});
+  Product product;
+  product.M = M, product.N = N, product.K = K;
+  product.a = {a.device(), K, Dtype::kBf16, false};
+  product.b = {b.device(), K, Dtype::kBf16, false};
+  product.out = out.device(), product.out_stride = N;
+  gemm.run(product, stream());
+  download({&out});
+  for (const int32_t rows : {1, 7, 20, 128, 129}) {
+    product.M = rows;
+    product.out = part.device();
+    gemm.run(product, stream());
+    download({&part});
+    ASSERT_EQ(0, std::memcmp(part.host(), out.host(), sizeof(float) * rows * N)) << rows << " rows";
+  }
+}
+
+}  // namespace
+}  // namespace xsr::cuda

@@ -1,0 +1,455 @@
+// Whole steps of training on a device: golden losses and gradients, ten steps of AMSGrad, bits, and
+// what is not finite. Linked with the emulated device and, where nvcc is, with a real one.
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "kernels/dispatch.h"
+#include "tests/support/device_buffer.h"
+#include "tests/support/golden_model.h"
+#include "tests/support/kernel_harness.h"
+#include "tests/support/paths.h"
+#include "tests/support/plain_model.h"
+#include "training/cpu_trainer.h"
+#include "training/cuda/cuda_trainer.h"
+#include "training/initialization.h"
+#include "training/presets.h"
+#include "training/schedule.h"
+
+namespace xsr::training {
+namespace {
+
+using test::ErrorBudget;
+using test::Golden;
+using test::PlainLosses;
+using test::PlainModel;
+
+CudaTrainerOptions tiles_of(int32_t words) {
+  CudaTrainerOptions options;
+  options.vocabulary_tile = words;
+  return options;
+}
+
+StepConfig release_step(double align_and_sim_weight = 2) {
+  StepConfig step;
+  step.objectives = objective_preset(Preset::kRelease);
+  step.objectives.align_weight = step.objectives.sim_weight = align_and_sim_weight;
+  step.optimizer = optimizer_preset(Preset::kRelease);
+  step.dropout = 0;
+  return step;
+}
+
+class CudaTrainerGolden : public test::DeviceTest,
+                          public ::testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    test::DeviceTest::SetUp();
+    if (IsSkipped()) return;
+    const auto path = test::golden_folder() / (std::string(GetParam()) + ".safetensors");
+    if (!std::filesystem::exists(path))
+      GTEST_SKIP() << path << " is not there; set XSR_GOLDEN to the golden folder";
+    golden_ = std::make_unique<Golden>(path.string());
+  }
+  void load(Trainer& trainer) const {
+    std::copy_n(golden_->model().values->data(), trainer.table().size(),
+                trainer.mutable_values().data());
+  }
+
+  std::unique_ptr<Golden> golden_;
+};
+
+TEST_P(CudaTrainerGolden, LossesAndEveryGradientMatch) {
+  const ParameterTable table(golden_->config());
+  int compared = 0;
+  for (const std::string name : {"ugt", "total"}) {
+    if (!golden_->has_gradient(name)) continue;
+    const double weight = name == "total" ? 2 : 0;
+    const test::PlainBudget budget(golden_->config(), golden_->flat("parameter."), golden_->batch(),
+                                   weight, weight);
+    PlainLosses exact;
+    exact.ugt = golden_->loss("ugt");
+    exact.align = weight == 0 ? 0 : golden_->loss("align");
+    exact.sim = weight == 0 ? 0 : golden_->loss("sim");
+    exact.total = golden_->loss(name);
+    const std::vector<double> gradients = golden_->flat("gradient." + name + ".");
+    double squares = 0;
+    for (const double g : gradients) squares += g * g;
+    CudaTrainer trainer(golden_->config(), release_step(weight), tiles_of(32));
+    load(trainer);
+    const LossParts evaluated = trainer.evaluate(golden_->batch());
+    // The first step runs as it stands, the second and third are a graph.
+    for (int i = 0; i < 3; ++i) {
+      const StepResult result = trainer.step(golden_->batch(), 0);
+      EXPECT_EQ(evaluated.total, result.loss.total);
+      const std::string what = std::string(GetParam()) + " " + name;
+      const double share =
+          budget.check(result.loss, trainer.gradients(), exact, table, gradients, what);
+      EXPECT_NEAR(1, result.gradient_norm / std::sqrt(squares), 1e-5) << what;
+      std::printf("  %s: gradients at most %.0f %% of their budget\n", what.c_str(), 100 * share);
+    }
+    ++compared;
+  }
+  EXPECT_GT(compared, 0);
+}
+
+TEST_P(CudaTrainerGolden, TenStepsOfAmsgradFollow) {
+  const std::vector<double> trajectory = golden_->trajectory();
+  if (trajectory.empty()) GTEST_SKIP() << "the file has no trajectory";
+  const Schedule schedule;  // papers.md 1d
+  PlainModel<float> plain(golden_->config());
+  golden_->fill(plain);
+  CudaTrainer trainer(golden_->config(), release_step(), tiles_of(48));
+  load(trainer);
+  ErrorBudget losses;
+  for (size_t t = 1; t <= trajectory.size(); ++t) {
+    const double rate = schedule.at(static_cast<int64_t>(t), 0);
+    const double plain_loss = plain.forward_backward(golden_->batch(), 2, 2).total;
+    plain.amsgrad(static_cast<int>(t), rate);
+    losses.add(static_cast<float>(trainer.step(golden_->batch(), rate).loss.total),
+               static_cast<float>(plain_loss), trajectory[t - 1], static_cast<int64_t>(t), 0);
+  }
+  EXPECT_TRUE(losses.check("losses", "*"));
+  double moved = 0;
+  for (const Parameter& p : trainer.table().parameters()) {
+    const std::vector<double> exact = golden_->tensor("after.", p);
+    const std::vector<double> before = golden_->tensor("parameter.", p);
+    ErrorBudget budget(3);
+    for (int64_t i = 0; i < p.size; ++i) {
+      budget.add(trainer.values().at(p)[i], plain.values[p.offset + i], exact[i],
+                 i / p.shape.back(), i % p.shape.back());
+      moved = std::max(moved, std::fabs(exact[i] - before[i]));
+    }
+    EXPECT_TRUE(budget.check("after " + p.name, "*"));
+  }
+  EXPECT_GT(moved, 1e-5) << "nothing was learned, so nothing was compared";
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, CudaTrainerGolden, ::testing::Values("xsr-tiny", "xsr-odd"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           name[3] = '_';
+                           return name;
+                         });
+
+// ---- against the processor ----
+
+ModelConfig small_config(int32_t hidden_size = 24, int32_t num_heads = 3) {
+  ModelConfig config;
+  config.family = Family::kXsr;
+  config.vocab_size = 90;
+  config.hidden_size = hidden_size;
+  config.intermediate_size = 40;
+  config.num_layers = 2;
+  config.num_heads = num_heads;
+  config.num_positions = 40;
+  config.max_seq_len = 40;
+  config.mask_id = 2;
+  return config;
+}
+
+/// Pairs of 1 to 12 tokens; every other one has a masked word. One sentence is empty.
+PairBatch make_batch(const ModelConfig& config, int32_t pairs, uint64_t salt = 5) {
+  test::Random random(salt);
+  PairBatch batch;
+  batch.num_pairs = pairs;
+  batch.cu_seqlens = {0};
+  for (int32_t b = 0; b < 2 * pairs; ++b) {
+    const int32_t length = b == 2 ? 0 : random.range(1, 12);
+    for (int32_t i = 0; i < length; ++i)
+      batch.token_ids.push_back(random.range(3, config.vocab_size - 1));
+    batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_ids.size()));
+  }
+  for (int32_t b = 0; b < pairs; ++b) {
+    const uint8_t side = static_cast<uint8_t>(b / 2 % 2);
+    const int32_t first = batch.cu_seqlens[side * pairs + b];
+    const bool masked = b % 2 == 1;
+    batch.masked_side.push_back(side);
+    batch.masked_id.push_back(masked ? batch.token_ids[first] : -1);
+    batch.masked_row.push_back(masked ? first : -1);
+    if (masked) batch.token_ids[first] = config.mask_id;
+    batch.pair_numbers.push_back(b);
+  }
+  return batch;
+}
+
+/// Every objective there is.
+StepConfig every_objective() {
+  StepConfig step = release_step();
+  step.objectives.xtr_weight = 0.5;
+  step.objectives.smlm_weight = 0.25;
+  step.objectives.info_nce_weight = 1;
+  step.objectives.sim.min_cosine = 0.01;
+  step.dropout = 0.1;
+  step.seed = 77;
+  step.optimizer.clip_norm = 1;
+  return step;
+}
+
+class CudaTrainerTest : public test::DeviceTest {
+ protected:
+  void SetUp() override {
+    test::DeviceTest::SetUp();
+    kernels_ = kernels::resolve_kernels(kernels::best_isa());
+  }
+  void initialize(Trainer& trainer) const {
+    initialize_parameters(trainer.config(), trainer.table(), 3, trainer.mutable_values());
+  }
+  kernels::KernelTable kernels_;
+  ThreadPool threads_{1};
+};
+
+double relative_difference(const FlatBuffer& a, const FlatBuffer& b) {
+  double squares = 0, difference = 0;
+  for (int64_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(double{a.data()[i]} - b.data()[i], 2);
+    squares += std::pow(double{b.data()[i]}, 2);
+  }
+  return std::sqrt(difference / squares);
+}
+
+bool same_bits(const FlatBuffer& a, const FlatBuffer& b) {
+  return std::memcmp(a.data(), b.data(), sizeof(float) * static_cast<size_t>(a.size())) == 0;
+}
+
+TEST_F(CudaTrainerTest, DrawsTheMasksAndTakesTheStepsOfTheProcessor) {
+  const ModelConfig config = small_config();
+  const StepConfig step = every_objective();
+  CpuTrainer cpu(config, step, kernels_, threads_);
+  CudaTrainer cuda(config, step, tiles_of(32));
+  initialize(cpu);
+  initialize(cuda);
+  for (const int32_t pairs : {6, 3, 6, 6}) {
+    const PairBatch batch = make_batch(config, pairs);
+    const StepResult a = cpu.step(batch, 1e-3), b = cuda.step(batch, 1e-3);
+    ASSERT_EQ(a.loss.parts.size(), b.loss.parts.size());
+    for (size_t i = 0; i < a.loss.parts.size(); ++i) {
+      EXPECT_EQ(a.loss.parts[i].name, b.loss.parts[i].name);
+      EXPECT_NEAR(a.loss.parts[i].value, b.loss.parts[i].value,
+                  1e-5 * std::max(1e-2, std::fabs(a.loss.parts[i].value)))
+          << a.loss.parts[i].name;
+    }
+    EXPECT_NEAR(1, b.gradient_norm / a.gradient_norm, 1e-5);
+    // Roundings of f32 in another order: another mask would change a tenth of all.
+    EXPECT_LT(relative_difference(cuda.gradients(), cpu.gradients()), 1e-5);
+    EXPECT_EQ(cpu.embeddings().size(), cuda.embeddings().size());
+  }
+  EXPECT_EQ(4, cuda.steps());
+  EXPECT_LT(relative_difference(cuda.values(), cpu.values()), 1e-5);
+}
+
+TEST_F(CudaTrainerTest, ACheckpointGoesOnOnTheOtherDevice) {
+  const ModelConfig config = small_config();
+  const StepConfig step = every_objective();
+  const PairBatch batch = make_batch(config, 4);
+  CpuTrainer cpu(config, step, kernels_, threads_);
+  initialize(cpu);
+  for (int i = 0; i < 3; ++i) cpu.step(batch, 1e-3);
+  const auto copy = [](const Trainer& from, Trainer& to) {
+    for (const State state :
+         {State::kValue, State::kFirstMoment, State::kSecondMoment, State::kMaxSecondMoment}) {
+      std::copy_n(from.read(state)->data(), from.table().size(), to.write(state)->data());
+    }
+    to.set_steps(from.steps());
+  };
+  CudaTrainer cuda(config, step);
+  copy(cpu, cuda);
+  for (int i = 0; i < 3; ++i) cpu.step(batch, 1e-3), cuda.step(batch, 1e-3);
+  EXPECT_LT(relative_difference(cuda.values(), cpu.values()), 1e-5);
+  CpuTrainer back(config, step, kernels_, threads_);
+  copy(cuda, back);
+  EXPECT_EQ(6, back.steps());
+  for (int i = 0; i < 2; ++i) cpu.step(batch, 1e-3), back.step(batch, 1e-3);
+  EXPECT_LT(relative_difference(back.values(), cpu.values()), 1e-5);
+  EXPECT_LT(
+      relative_difference(*back.read(State::kMaxSecondMoment), *cpu.read(State::kMaxSecondMoment)),
+      1e-4);
+}
+
+TEST_F(CudaTrainerTest, TwoRunsHaveTheSameBits) {
+  const ModelConfig config = small_config();
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    StepConfig step = every_objective();
+    step.precision = precision;
+    std::unique_ptr<FlatBuffer> first;
+    for (uint64_t run = 0; run < 3; ++run) {
+#ifdef XSR_EMULATED
+      cuda::emulated::set_order(run);  // threads and blocks run in other orders
+#endif
+      CudaTrainer trainer(config, step, tiles_of(32));
+      initialize(trainer);
+      for (const int32_t pairs : {2, 5, 5, 2, 5}) trainer.step(make_batch(config, pairs), 1e-3);
+      if (first == nullptr) {
+        first = std::make_unique<FlatBuffer>(trainer.table().size());
+        std::copy_n(trainer.values().data(), first->size(), first->data());
+      }
+      EXPECT_TRUE(same_bits(*first, trainer.values())) << "run " << run << " gives other bits";
+    }
+#ifdef XSR_EMULATED
+    cuda::emulated::set_order(0);
+#endif
+  }
+}
+
+TEST_F(CudaTrainerTest, GradientsInBf16AreCloseToThoseInF32) {
+  const ModelConfig config = small_config(32, 4);
+  const PairBatch batch = make_batch(config, 8);
+  StepConfig step = release_step();
+  const auto gradients = [&](auto&& trainer) {
+    initialize(trainer);
+    trainer.step(batch, 0);
+    trainer.step(batch, 0);
+    auto copy = std::make_unique<FlatBuffer>(trainer.table().size());
+    std::copy_n(trainer.gradients().data(), copy->size(), copy->data());
+    return copy;
+  };
+  const auto exact = gradients(CudaTrainer(config, step, tiles_of(32)));
+  step.precision = Precision::kBF16;
+  const double found =
+      relative_difference(*gradients(CudaTrainer(config, step, tiles_of(32))), *exact);
+  kernels_ = kernels::resolve_kernels(kernels::Isa::kRef);
+  const double plain =
+      relative_difference(*gradients(CpuTrainer(config, step, kernels_, threads_)), *exact);
+  std::printf("  relative error of the gradient in bf16 %.4f, of plain loops %.4f\n", found, plain);
+  EXPECT_LE(found, 3 * plain);
+  EXPECT_GT(found, 1e-4) << "nothing was rounded";
+}
+
+TEST_F(CudaTrainerTest, EmbeddingsAndEvaluationChangeNothing) {
+  const ModelConfig config = small_config();
+  StepConfig step = every_objective();
+  CudaTrainer trainer(config, step, tiles_of(32));
+  initialize(trainer);
+  CpuTrainer cpu(config, step, kernels_, threads_);
+  initialize(cpu);
+  const PairBatch batch = make_batch(config, 5), small = make_batch(config, 2, 9);
+  const double before = trainer.evaluate(batch).total;
+  EXPECT_NEAR(cpu.evaluate(batch).total, before, 1e-4 * before);
+  trainer.embed(small);
+  cpu.embed(small);
+  const std::vector<float> u = trainer.embeddings();
+  ASSERT_EQ(cpu.embeddings().size(), u.size());
+  for (size_t i = 0; i < u.size(); ++i) EXPECT_NEAR(cpu.embeddings()[i], u[i], 1e-5);
+  EXPECT_EQ(before, trainer.evaluate(batch).total);
+  const double dropped = trainer.evaluate(batch, true).total;
+  EXPECT_NE(before, dropped);
+  EXPECT_NEAR(cpu.evaluate(batch, true).total, dropped, 1e-4 * before);
+  EXPECT_EQ(0, trainer.steps());
+}
+
+TEST_F(CudaTrainerTest, StopsBeforeWhatIsNotFinite) {
+  const ModelConfig config = small_config();
+  const PairBatch batch = make_batch(config, 4);
+  CudaTrainer trainer(config, release_step());
+  initialize(trainer);
+  trainer.step(batch, 1e-3);
+  trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = NAN;
+  FlatBuffer before(trainer.table().size());
+  std::copy_n(trainer.values().data(), before.size(), before.data());
+  for (int i = 0; i < 2; ++i) {
+    try {
+      trainer.step(batch, 1e-3);
+      ADD_FAILURE() << "went on with a NaN";
+    } catch (const NonFiniteError& error) {
+      EXPECT_EQ("loss ugt", error.where());
+      EXPECT_STREQ("loss ugt of step 2 is not finite", error.what());
+    }
+    EXPECT_TRUE(same_bits(before, trainer.values()));
+    EXPECT_EQ(1, trainer.steps());
+  }
+  // A gradient without a loss: 1e30 squared is none, but its norm is.
+  trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = 0;
+  EXPECT_TRUE(std::isfinite(trainer.step(batch, 1e-3).gradient_norm)) << "a NaN stayed behind";
+}
+
+// ---- several devices ----
+
+TEST(SlicePairs, HasTheSentencesOfItsPairs) {
+  const PairBatch batch = make_batch(small_config(), 7);
+  for (int32_t first = 0; first <= 7; ++first) {
+    for (int32_t last = first; last <= 7; ++last) {
+      const PairBatch slice = slice_pairs(batch, first, last);
+      ASSERT_EQ(last - first, slice.num_pairs);
+      ASSERT_EQ(static_cast<size_t>(2 * slice.num_pairs + 1), slice.cu_seqlens.size());
+      for (int32_t side = 0; side < 2; ++side) {
+        for (int32_t b = 0; b < slice.num_pairs; ++b) {
+          const auto sentence = [](const PairBatch& from, int32_t i) {
+            return std::vector<int32_t>(from.token_ids.begin() + from.cu_seqlens[i],
+                                        from.token_ids.begin() + from.cu_seqlens[i + 1]);
+          };
+          ASSERT_EQ(sentence(batch, side * 7 + first + b),
+                    sentence(slice, side * slice.num_pairs + b));
+        }
+      }
+      for (int32_t b = 0; b < slice.num_pairs; ++b) {
+        const int32_t row = slice.masked_row[b];
+        ASSERT_EQ(batch.masked_id[first + b], slice.masked_id[b]);
+        ASSERT_EQ(batch.masked_id[first + b] < 0, row < 0);
+        if (row >= 0) {
+          ASSERT_EQ(small_config().mask_id, slice.token_ids[row]);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
+  const ModelConfig config = small_config();
+  StepConfig step = every_objective();
+  step.dropout = 0;
+#ifdef XSR_EMULATED
+  setenv("XSR_EMULATED_DEVICES", "3", 1);
+#endif
+  std::string why;
+  const int32_t most = static_cast<int32_t>(cuda::devices(&why).size());
+  for (int32_t count = 1; count <= std::min(most, 3); ++count) {
+    CudaTrainerOptions options = tiles_of(32);
+    CudaTrainer one(config, step, options);
+    options.exchange = true;
+    options.devices.resize(count);
+    for (int32_t r = 0; r < count; ++r) options.devices[r] = r;
+    CudaTrainer several(config, step, options);
+    initialize(one);
+    initialize(several);
+    for (const int32_t pairs : {7, 2, 7, 7}) {  // of 2, one of three devices has none
+      const PairBatch batch = make_batch(config, pairs);
+      const StepResult a = one.step(batch, 1e-3), b = several.step(batch, 1e-3);
+      for (size_t i = 0; i < a.loss.parts.size(); ++i) {
+        EXPECT_NEAR(a.loss.parts[i].value, b.loss.parts[i].value,
+                    1e-5 * std::max(1e-2, std::fabs(a.loss.parts[i].value)))
+            << a.loss.parts[i].name;
+      }
+      EXPECT_LT(relative_difference(several.gradients(), one.gradients()), 1e-5);
+      ASSERT_EQ(one.embeddings().size(), several.embeddings().size());
+      for (size_t i = 0; i < one.embeddings().size(); ++i)
+        EXPECT_NEAR(one.embeddings()[i], several.embeddings()[i], 1e-4);
+      EXPECT_NEAR(one.evaluate(batch).total, several.evaluate(batch).total, 1e-4 * a.loss.total);
+    }
+    EXPECT_LT(relative_difference(several.values(), one.values()), 1e-5);
+    std::printf("  %d device%s\n", count, count == 1 ? "" : "s");
+  }
+#ifdef XSR_EMULATED
+  unsetenv("XSR_EMULATED_DEVICES");
+#endif
+}
+
+TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {
+  CudaTrainerOptions far;
+  far.devices = {1000};
+  EXPECT_THROW(CudaTrainer(small_config(), release_step(), far), Error);
+  EXPECT_THROW(CudaTrainer(small_config(26, 2), release_step()), Error);
+  EXPECT_THROW(CudaTrainer(small_config(264, 2), release_step()), Error);
+  EXPECT_THROW(CudaTrainer(small_config(), release_step(), tiles_of(7)), Error);
+}
+
+TEST(TokenBucket, IsAtLeastTheTokensAndAtMostASixteenthMore) {
+  for (int32_t tokens = 0; tokens < 20000; ++tokens) {
+    const int32_t bucket = token_bucket(tokens);
+    ASSERT_GE(bucket, std::max(tokens, 1));
+    ASSERT_LE(bucket, tokens + std::max(64, tokens / 16));
+    ASSERT_EQ(bucket, token_bucket(bucket));
+  }
+}
+
+}  // namespace
+}  // namespace xsr::training

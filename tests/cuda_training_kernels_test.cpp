@@ -1,0 +1,740 @@
+// Kernels of training on the device against double, with the house budgets: 2 times the error of
+// plain f32 loops forward, 3 times backward.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/activation/activation_ref.h"
+#include "kernels/activation/activation_training_cuda.h"
+#include "kernels/attention/attention_ref.h"
+#include "kernels/attention/attention_training_cuda.h"
+#include "kernels/dropout/dropout_cuda.h"
+#include "kernels/dropout/dropout_ref.h"
+#include "kernels/embedding/embedding_backward_cuda.h"
+#include "kernels/embedding/embedding_ref.h"
+#include "kernels/gemm/column_sum_cuda.h"
+#include "kernels/gemm/gemm_backward_ref.h"
+#include "kernels/layernorm/layernorm_ref.h"
+#include "kernels/layernorm/layernorm_training_cuda.h"
+#include "kernels/loss/loss_cuda.h"
+#include "kernels/loss/loss_ref.h"
+#include "kernels/optimizer/optimizer_cuda.h"
+#include "kernels/optimizer/optimizer_ref.h"
+#include "kernels/pooling/pooling_ref.h"
+#include "kernels/pooling/pooling_training_cuda.h"
+#include "kernels/storage.h"
+#include "tests/support/device_buffer.h"
+#include "tests/support/kernel_harness.h"
+
+namespace xsr::cuda {
+namespace {
+
+using kernels::Dropout;
+using test::ErrorBudget;
+using test::Random;
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+/// A DeviceBuffer that is on the device from the start, and comes back whole.
+template <typename T>
+class DeviceArray : public test::DeviceBuffer<T> {
+ public:
+  explicit DeviceArray(int64_t size) : test::DeviceBuffer<T>(size) { put(); }
+  explicit DeviceArray(const std::vector<T>& values) : test::DeviceBuffer<T>(values) { put(); }
+  T* data() { return this->device(); }
+  std::vector<T> host() {
+    StreamOwner stream;
+    this->download(stream.get());
+    stream.synchronize();
+    this->expect_guards();
+    return std::vector<T>(this->begin(), this->end());
+  }
+
+ private:
+  void put() {
+    StreamOwner stream;
+    this->upload(stream.get());
+    stream.synchronize();
+  }
+};
+
+constexpr double kForward = 2, kBackward = 3;
+
+Floats normal(Random& random, int64_t count, float scale = 1) {
+  Floats values(static_cast<size_t>(count));
+  for (float& value : values) value = random.normal(scale);
+  return values;
+}
+Doubles wide(const Floats& values) { return Doubles(values.begin(), values.end()); }
+
+void expect_close(const std::string& what, double factor, const Floats& found, const Floats& plain,
+                  const Doubles& exact, int64_t columns) {
+  ASSERT_EQ(exact.size(), found.size()) << what;
+  ErrorBudget budget(factor);
+  for (size_t i = 0; i < exact.size(); ++i) {
+    budget.add(found[i], plain[i], exact[i], static_cast<int64_t>(i) / columns,
+               static_cast<int64_t>(i) % columns);
+  }
+  EXPECT_TRUE(budget.check(what, "*"));
+}
+
+/// Every element of narrow is that of wide, rounded.
+void expect_narrow(const std::string& what, const std::vector<uint16_t>& narrow,
+                   const Floats& wide) {
+  for (size_t i = 0; i < wide.size(); ++i)
+    ASSERT_EQ(kernels::bf16_from_f32(wide[i]), narrow[i]) << what << " element " << i;
+}
+
+Dropout half() {
+  Dropout dropout;
+  dropout.threshold = 1u << 30;  // a quarter
+  dropout.scale = 1 / 0.75f;
+  dropout.key[0] = 11;
+  dropout.key[1] = 3;
+  dropout.step = 5;
+  return dropout;
+}
+
+template <typename T>
+void plain_dropout(std::vector<T>& x, int32_t N, int32_t C, Dropout dropout, uint32_t place) {
+  dropout.stream += place;
+  kernels::dropout_forward_ref<T>(x.data(), C, 0, N, C, dropout, nullptr, 0, x.data(), C);
+}
+
+using CudaTraining = test::DeviceTest;
+
+TEST_F(CudaTraining, DropoutHasTheBitsOfThePlainLoop) {
+  Random random(1);
+  for (const int32_t C : {1, 4, 7, 130}) {
+    const int32_t N = 19;
+    Floats x = normal(random, N * C);
+    x[0] = NAN;
+    DeviceArray<float> device(x);
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+    run([&] { return dropout_forward_f32_cuda(device.data(), N, C, dropout.data(), 9, stream()); });
+    plain_dropout(x, N, C, half(), 9);
+    const Floats found = device.host();
+    EXPECT_EQ(0, std::memcmp(x.data(), found.data(), sizeof(float) * x.size())) << C;
+  }
+}
+
+/// x̂ · gamma + beta and the backward pass, both behind dropout, in T.
+template <typename T>
+struct NormReference {
+  std::vector<T> sum, out, dx, dbranch, dgamma, dbeta;
+  NormReference(std::vector<T> x, const std::vector<T>& residual, const std::vector<T>& gamma,
+                const std::vector<T>& beta, const std::vector<T>& dy, int32_t N, int32_t C,
+                const Dropout& dropout, uint32_t place) {
+    plain_dropout(x, N, C, dropout, place);
+    for (size_t i = 0; i < x.size(); ++i) x[i] += residual[i];
+    sum = x;
+    out.resize(x.size());
+    kernels::layernorm_forward_ref<T, T>(x.data(), C, 0, N, C, gamma.data(), beta.data(), T(1e-5),
+                                         out.data(), C);
+    const int32_t blocks = kernels::layernorm_block_count(N);
+    std::vector<T> gamma_parts(blocks * C), beta_parts(blocks * C);
+    dx.resize(x.size());
+    kernels::layernorm_backward_ref<T>(x.data(), C, dy.data(), C, N, 0, blocks, C, gamma.data(),
+                                       T(1e-5), dx.data(), C, gamma_parts.data(),
+                                       beta_parts.data());
+    dgamma.assign(C, 0);
+    dbeta.assign(C, 0);
+    for (int32_t i = 0; i < blocks * C; ++i) {
+      dgamma[i % C] += gamma_parts[i];
+      dbeta[i % C] += beta_parts[i];
+    }
+    dbranch = dx;
+    plain_dropout(dbranch, N, C, dropout, place);
+  }
+};
+
+TEST_F(CudaTraining, LayerNormForwardAndBackward) {
+  Random random(2);
+  for (const auto& [N, C] : {std::pair{1, 4}, {65, 20}, {130, 60}, {9, 512}, {3, 1}}) {
+    const Floats x = normal(random, N * C), residual = normal(random, N * C, 3),
+                 gamma = normal(random, C), beta = normal(random, C), dy = normal(random, N * C);
+    const NormReference<float> plain(x, residual, gamma, beta, dy, N, C, half(), 4);
+    const NormReference<double> exact(wide(x), wide(residual), wide(gamma), wide(beta), wide(dy), N,
+                                      C, half(), 4);
+    DeviceArray<float> sum(x), other(residual), scale(gamma), shift(beta), out(x.size()),
+        statistics(2 * N), dx(dy), dbranch(x.size()), dgamma(C), dbeta(C),
+        parts(layernorm_backward_floats_cuda(N, C));
+    DeviceArray<uint16_t> narrow(x.size()), branch_narrow(x.size());
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+    run([&] {
+      return dropout_add_layernorm_forward_cuda(sum.data(), other.data(), N, C, scale.data(),
+                                                shift.data(), 1e-5f, dropout.data(), 4, out.data(),
+                                                narrow.data(), statistics.data(), stream());
+    });
+    run([&] {
+      return layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
+                                     dropout.data(), 4, dbranch.data(), branch_narrow.data(),
+                                     dgamma.data(), dbeta.data(), parts.data(), stream());
+    });
+    const std::string what = "layer norm of " + std::to_string(N) + " × " + std::to_string(C);
+    if (C > 1) {  // one column has no variance, and its rounding is all there is
+      expect_close(what, kForward, out.host(), plain.out, exact.out, C);
+      expect_close(what + " dx", kBackward, dx.host(), plain.dx, exact.dx, C);
+      expect_close(what + " dbranch", kBackward, dbranch.host(), plain.dbranch, exact.dbranch, C);
+      expect_close(what + " dgamma", kBackward, dgamma.host(), plain.dgamma, exact.dgamma, C);
+    } else {
+      EXPECT_EQ(Floats(N, beta[0]), out.host());
+    }
+    expect_close(what + " dbeta", kBackward, dbeta.host(), plain.dbeta, exact.dbeta, C);
+    expect_narrow(what, narrow.host(), out.host());
+    expect_narrow(what + " dbranch", branch_narrow.host(), dbranch.host());
+  }
+}
+
+TEST_F(CudaTraining, EmbeddingForwardIsTheSumThenNormThenDropout) {
+  Random random(3);
+  const int32_t N = 37, C = 60, V = 11, P = 5;
+  const Floats token = normal(random, V * C), position = normal(random, P * C),
+               gamma = normal(random, C), beta = normal(random, C);
+  std::vector<int32_t> ids(N), positions(N);
+  for (int32_t i = 0; i < N; ++i) ids[i] = random.range(0, V - 1), positions[i] = i % P;
+  Floats plain(N * C), sums(N * C);
+  Doubles exact(N * C);
+  for (int32_t i = 0; i < N * C; ++i)
+    sums[i] = token[ids[i / C] * C + i % C] + position[positions[i / C] * C + i % C];
+  const Doubles wide_sums = wide(sums);  // a sum of two is rounded once, in every precision
+  kernels::layernorm_forward_ref<float, float>(sums.data(), C, 0, N, C, gamma.data(), beta.data(),
+                                               1e-5f, plain.data(), C);
+  kernels::layernorm_forward_ref<double, float>(wide_sums.data(), C, 0, N, C, gamma.data(),
+                                                beta.data(), 1e-5, exact.data(), C);
+  plain_dropout(plain, N, C, half(), 0);
+  plain_dropout(exact, N, C, half(), 0);
+  DeviceArray<int32_t> device_ids(ids), device_positions(positions);
+  DeviceArray<float> t(token), p(position), g(gamma), b(beta), sum(N * C), out(N * C),
+      statistics(2 * N);
+  DeviceArray<uint16_t> narrow(N * C);
+  DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+  run([&] {
+    return embedding_layernorm_dropout_forward_cuda(
+        device_ids.data(), device_positions.data(), N, C, t.data(), p.data(), g.data(), b.data(),
+        1e-5f, dropout.data(), 0, sum.data(), out.data(), narrow.data(), statistics.data(),
+        stream());
+  });
+  EXPECT_EQ(sums, sum.host());
+  expect_close("embedding", kForward, out.host(), plain, exact, C);
+  expect_narrow("embedding", narrow.host(), out.host());
+}
+
+TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
+  Random random(4);
+  const int32_t N = 150, V = 23, C = 37;
+  std::vector<int32_t> ids(N);
+  for (int32_t& id : ids) id = random.range(0, 5) == 0 ? random.range(0, V - 1) : 7;
+  std::vector<int32_t> memory(kernels::bucket_rows_memory(N, V));
+  const kernels::RowBuckets buckets = kernels::bucket_rows(ids.data(), N, V, 0, memory.data());
+  const Floats de = normal(random, N * C), before = normal(random, V * C);
+  Floats plain = before;
+  Doubles exact = wide(before);
+  const Doubles wide_de = wide(de);
+  kernels::embedding_backward_ref<float>(de.data(), C, buckets, 0, buckets.count, C, plain.data());
+  kernels::embedding_backward_ref<double>(wide_de.data(), C, buckets, 0, buckets.count, C,
+                                          exact.data());
+  DeviceArray<float> gradient(de), table(before);
+  DeviceArray<int32_t> count(std::vector<int32_t>{buckets.count}),
+      bucket_ids(std::vector<int32_t>(buckets.ids, buckets.ids + buckets.count)),
+      starts(std::vector<int32_t>(buckets.starts, buckets.starts + buckets.count + 1)),
+      rows(std::vector<int32_t>(buckets.rows, buckets.rows + buckets.starts[buckets.count]));
+  run([&] {
+    return embedding_backward_f32_cuda(gradient.data(), count.data(), bucket_ids.data(),
+                                       starts.data(), rows.data(), V, C, table.data(), stream());
+  });
+  const Floats found = table.host();
+  expect_close("embedding backward", kBackward, found, plain, exact, C);
+  for (int32_t c = 0; c < C; ++c) EXPECT_EQ(before[c], found[c]) << "the skipped id's row";
+}
+
+TEST_F(CudaTraining, ColumnSums) {
+  Random random(5);
+  for (const auto& [M, N] : {std::pair{1, 1}, {127, 33}, {129, 60}, {700, 5}}) {
+    const int32_t stride = N + 3;
+    Floats dy(M * stride, NAN);
+    for (int32_t m = 0; m < M; ++m) {
+      for (int32_t n = 0; n < N; ++n) dy[m * stride + n] = random.normal();
+    }
+    Floats plain(N);
+    Doubles exact(N);
+    const Doubles wide_dy = wide(dy);
+    kernels::column_sum_ref<float>(dy.data(), stride, M, 0, N, false, plain.data());
+    kernels::column_sum_ref<double>(wide_dy.data(), stride, M, 0, N, false, exact.data());
+    DeviceArray<float> device(dy), sum(N), parts(column_sum_floats_cuda(M, N));
+    run([&] {
+      return column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), stream());
+    });
+    expect_close("column sum", kBackward, sum.host(), plain, exact, N);
+  }
+}
+
+TEST_F(CudaTraining, Activations) {
+  Random random(6);
+  const int32_t n = 700;
+  Floats x = normal(random, n, 4), dy = normal(random, n);
+  x[0] = -80, x[1] = 80, x[2] = 0;
+  for (const auto activation :
+       {kernels::Activation::kNone, kernels::Activation::kSwish, kernels::Activation::kGeluErf,
+        kernels::Activation::kGeluTanh, kernels::Activation::kRelu, kernels::Activation::kTanh}) {
+    Floats plain(n), plain_dx(n);
+    Doubles exact(n), exact_dx(n);
+    const Doubles wide_x = wide(x), wide_dy = wide(dy);
+    kernels::activation_forward_ref<float>(x.data(), n, activation, plain.data());
+    kernels::activation_forward_ref<double>(wide_x.data(), n, activation, exact.data());
+    kernels::activation_backward_ref<float>(x.data(), dy.data(), n, activation, plain_dx.data());
+    kernels::activation_backward_ref<double>(wide_x.data(), wide_dy.data(), n, activation,
+                                             exact_dx.data());
+    DeviceArray<float> in(x), out(n), d(dy);
+    DeviceArray<uint16_t> narrow(n), d_narrow(n);
+    run([&] {
+      return activation_forward_f32_cuda(in.data(), n, activation, out.data(), narrow.data(),
+                                         stream());
+    });
+    run([&] {
+      return activation_backward_f32_cuda(in.data(), n, activation, d.data(), d_narrow.data(),
+                                          stream());
+    });
+    const std::string what = "activation " + std::to_string(static_cast<int>(activation));
+    expect_close(what, kForward, out.host(), plain, exact, n);
+    expect_close(what + " backward", kBackward, d.host(), plain_dx, exact_dx, n);
+    expect_narrow(what, narrow.host(), out.host());
+    expect_narrow(what + " backward", d_narrow.host(), d.host());
+  }
+}
+
+std::vector<int32_t> cumulate(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> cu = {0};
+  for (const int32_t length : lengths) cu.push_back(cu.back() + length);
+  return cu;
+}
+
+TEST_F(CudaTraining, Pooling) {
+  Random random(7);
+  const std::vector<int32_t> cu = cumulate({3, 0, 1, 17});
+  const int32_t B = 4, N = cu[B], padded = N + 5, C = 131;
+  Floats x = normal(random, N * C);
+  std::copy_n(x.begin(), C, x.begin() + C);  // ties for the maximum
+  const Floats dy = normal(random, B * C);
+  const Doubles wide_x = wide(x), wide_dy = wide(dy);
+  Floats padded_x = x;
+  padded_x.resize(padded * C, NAN);
+  for (const auto pooling :
+       {kernels::Pooling::kMean, kernels::Pooling::kMax, kernels::Pooling::kCls}) {
+    Floats plain(B * C), plain_dx(N * C);
+    Doubles exact(B * C), exact_dx(N * C);
+    kernels::pooling_forward_ref<float>(x.data(), C, cu.data(), 0, B, C, pooling, plain.data(), C);
+    kernels::pooling_forward_ref<double>(wide_x.data(), C, cu.data(), 0, B, C, pooling,
+                                         exact.data(), C);
+    kernels::pooling_backward_ref<float>(x.data(), C, dy.data(), C, cu.data(), 0, B, C, pooling,
+                                         plain_dx.data(), C);
+    kernels::pooling_backward_ref<double>(wide_x.data(), C, wide_dy.data(), C, cu.data(), 0, B, C,
+                                          pooling, exact_dx.data(), C);
+    DeviceArray<float> in(padded_x), out(B * C), gradient(dy), dx(padded * C);
+    DeviceArray<int32_t> device_cu(cu);
+    run([&] {
+      return pooling_training_forward_f32_cuda(in.data(), device_cu.data(), B, C, pooling,
+                                               out.data(), stream());
+    });
+    run([&] {
+      return pooling_backward_f32_cuda(in.data(), gradient.data(), device_cu.data(), B, padded, C,
+                                       pooling, dx.data(), stream());
+    });
+    const std::string what = "pooling " + std::to_string(static_cast<int>(pooling));
+    expect_close(what, kForward, out.host(), plain, exact, C);
+    Floats found = dx.host();
+    EXPECT_EQ(Floats(5 * C, 0.0f), Floats(found.begin() + N * C, found.end())) << what;
+    found.resize(N * C);
+    expect_close(what + " backward", kBackward, found, plain_dx, exact_dx, C);
+  }
+}
+
+TEST_F(CudaTraining, UnitVectors) {
+  Random random(8);
+  const int32_t B = 11, C = 45;
+  Floats x = normal(random, B * C);
+  std::fill_n(x.begin(), C, 0.0f);
+  for (int32_t c = 0; c < C; ++c) x[C + c] *= 1e30f;
+  const Floats dy = normal(random, B * C), before = normal(random, B * C);
+  Floats plain = x, plain_dx(B * C);
+  Doubles exact = wide(x), exact_dx(B * C);
+  const Doubles wide_x = wide(x), wide_dy = wide(dy);
+  kernels::l2_normalize_forward_ref<float>(plain.data(), C, 0, B, C);
+  kernels::l2_normalize_forward_ref<double>(exact.data(), C, 0, B, C);
+  kernels::l2_normalize_backward_ref<float>(x.data(), C, dy.data(), C, 0, B, C, plain_dx.data(), C);
+  kernels::l2_normalize_backward_ref<double>(wide_x.data(), C, wide_dy.data(), C, 0, B, C,
+                                             exact_dx.data(), C);
+  for (int32_t i = 0; i < B * C; ++i) plain_dx[i] += before[i], exact_dx[i] += before[i];
+  DeviceArray<float> in(x), out(B * C), gradient(dy), dx(before);
+  run([&] { return l2_unit_forward_f32_cuda(in.data(), B, C, out.data(), stream()); });
+  run([&] {
+    return l2_unit_backward_f32_cuda(in.data(), gradient.data(), B, C, dx.data(), stream());
+  });
+  expect_close("unit vectors", kForward, out.host(), plain, exact, C);
+  expect_close("unit vectors backward", kBackward, dx.host(), plain_dx, exact_dx, C);
+}
+
+template <typename T>
+struct AttentionReference {
+  std::vector<T> out, lse, dqkv;
+  AttentionReference(const std::vector<T>& qkv, const std::vector<T>& dout,
+                     const std::vector<int32_t>& cu, int32_t H, int32_t D, Dropout dropout,
+                     uint32_t place)
+      : out(dout.size()), lse(dout.size() / D), dqkv(qkv.size()) {
+    dropout.stream += place;
+    const int32_t B = static_cast<int32_t>(cu.size()) - 1;
+    std::vector<T> scratch(3 * cu.back() + 1);
+    kernels::attention_forward_ref<T>(qkv.data(), 3 * H * D, cu.data(), 0, B, 0, H, H, D,
+                                      out.data(), H * D, lse.data(), scratch.data(), dropout);
+    kernels::attention_backward_ref<T>(qkv.data(), 3 * H * D, cu.data(), 0, B, 0, H, H, D,
+                                       lse.data(), dropout, dout.data(), H * D, dqkv.data(),
+                                       3 * H * D, scratch.data());
+  }
+};
+
+TEST_F(CudaTraining, AttentionForwardAndBackward) {
+  Random random(9);
+  struct Case {
+    std::vector<int32_t> lengths;
+    int32_t H, D;
+    bool drops;
+    float scale;
+  };
+  const Case cases[] = {{{1, 17, 0, 32, 5}, 3, 20, true, 1},
+                        {{33, 70, 2}, 2, 64, false, 1},
+                        {{31, 0, 40}, 1, 128, true, 1},
+                        {{130}, 1, 33, true, 1},
+                        {{6, 6}, 2, 8, false, 30}};  // scores far beyond what exp takes
+  for (const Case& c : cases) {
+    const std::vector<int32_t> cu = cumulate(c.lengths);
+    const int32_t B = static_cast<int32_t>(c.lengths.size()), N = cu[B], H = c.H, D = c.D,
+                  padded = N + 3, C = H * D;
+    const Dropout masks = c.drops ? half() : Dropout();
+    const Floats qkv = normal(random, N * 3 * C, c.scale), dout = normal(random, N * C);
+    const AttentionReference<float> plain(qkv, dout, cu, H, D, masks, 7);
+    const AttentionReference<double> exact(wide(qkv), wide(dout), cu, H, D, masks, 7);
+    Floats padded_qkv = qkv, padded_dout = dout;
+    padded_qkv.resize(padded * 3 * C, NAN);
+    padded_dout.resize(padded * C, NAN);
+    DeviceArray<float> in(padded_qkv), gradient(padded_dout), out(padded * C), lse(padded * H),
+        dqkv(padded * 3 * C), delta(padded * H);
+    DeviceArray<uint16_t> narrow(padded * C), dqkv_narrow(padded * 3 * C);
+    DeviceArray<int32_t> device_cu(cu);
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{masks});
+    run([&] {
+      return attention_training_forward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D,
+                                                 dropout.data(), 7, out.data(), narrow.data(),
+                                                 lse.data(), stream());
+    });
+    run([&] {
+      return attention_backward_f32_cuda(in.data(), device_cu.data(), B, padded, H, D, lse.data(),
+                                         dropout.data(), 7, gradient.data(), dqkv.data(),
+                                         dqkv_narrow.data(), delta.data(), stream());
+    });
+    const std::string what =
+        "attention H=" + std::to_string(H) + " D=" + std::to_string(D) + " N=" + std::to_string(N);
+    Floats found = out.host(), found_lse = lse.host(), found_dqkv = dqkv.host();
+    expect_narrow(what, narrow.host(), found);
+    expect_narrow(what + " backward", dqkv_narrow.host(), found_dqkv);
+    EXPECT_EQ(Floats(3 * C, 0.0f), Floats(found.begin() + N * C, found.end())) << what;
+    EXPECT_EQ(Floats(9 * C, 0.0f), Floats(found_dqkv.begin() + N * 3 * C, found_dqkv.end()))
+        << what;
+    found.resize(N * C);
+    found_lse.resize(N * H);
+    found_dqkv.resize(N * 3 * C);
+    expect_close(what, kForward, found, plain.out, exact.out, C);
+    expect_close(what + " lse", kForward, found_lse, plain.lse, exact.lse, H);
+    expect_close(what + " backward", kBackward, found_dqkv, plain.dqkv, exact.dqkv, 3 * C);
+  }
+}
+
+/// The loss over a vocabulary in T, from logits without their bias.
+template <typename T>
+struct VocabularyReference {
+  std::vector<T> dz;
+  std::vector<double> losses;
+  VocabularyReference(std::vector<T> z, const std::vector<T>& bias, int32_t S, int32_t V,
+                      int32_t pairs, const std::vector<int32_t>& offsets,
+                      const std::vector<int32_t>& ids, const std::vector<Floats>& masses,
+                      const Doubles& weights)
+      : losses(masses.size(), 0) {
+    for (int32_t b = 0; b < S; ++b) {
+      T* row = z.data() + b * V;
+      T peak = -INFINITY, sum = 0, mass = 0;
+      for (int32_t v = 0; v < V; ++v) row[v] += bias[v], peak = std::max(peak, row[v]);
+      for (int32_t v = 0; v < V; ++v) sum += std::exp(row[v] - peak);
+      const T lse = peak + std::log(sum);
+      std::vector<T> target(V, T(0));
+      for (int32_t w = offsets[b]; w < offsets[b + 1]; ++w) {
+        for (size_t k = 0; k < masses.size(); ++k) {
+          const T p = masses[k][w];
+          if (p == 0) continue;
+          losses[k] += static_cast<double>(p * (std::log(p) + lse - row[ids[w]]) / pairs);
+          target[ids[w]] += T(weights[k]) * p / pairs;
+        }
+      }
+      for (const T p : target) mass += p;
+      for (int32_t v = 0; v < V; ++v) row[v] = mass * std::exp(row[v] - lse) - target[v];
+    }
+    dz = std::move(z);
+  }
+};
+
+TEST_F(CudaTraining, VocabularyLossOverTiles) {
+  Random random(10);
+  const int32_t S = 5, V = 700, tile = 256, tiles = 3, pairs = 3;
+  const std::vector<int32_t> offsets = {0, 3, 3, 4, 8, 9};
+  const std::vector<int32_t> ids = {0, 255, 256, 511, 1, 300, 512, 699, 5};
+  const std::vector<Floats> masses = {{0.5f, 0.25f, 0.25f, 1, 0, 0.5f, 0.25f, 0, 0},
+                                      {0, 0, 0, 0, 0.5f, 0, 0.25f, 0.25f, 1}};
+  const Doubles weights = {1, 0.5};
+  for (const float scale : {1.0f, 60.0f}) {
+    const Floats z = normal(random, S * V, scale), bias = normal(random, V);
+    const VocabularyReference<float> plain(z, bias, S, V, pairs, offsets, ids, masses, weights);
+    const VocabularyReference<double> exact(wide(z), wide(bias), S, V, pairs, offsets, ids, masses,
+                                            weights);
+    const size_t W = ids.size();
+    Floats flat(2 * W), coefficients(W);
+    Doubles sums(S, 0.0);
+    for (int32_t b = 0; b < S; ++b) {
+      for (int32_t w = offsets[b]; w < offsets[b + 1]; ++w) {
+        double coefficient = 0;
+        for (size_t k = 0; k < 2; ++k) {
+          flat[k * W + w] = masses[k][w];
+          coefficient += weights[k] * masses[k][w] / pairs;
+        }
+        coefficients[w] = static_cast<float>(coefficient);
+        sums[b] += coefficient;
+      }
+    }
+    DeviceArray<int32_t> device_offsets(offsets), device_ids(ids);
+    DeviceArray<float> device_coefficients(coefficients), device_masses(flat), logits(W),
+        device_bias(bias), max(tiles * S), sum(tiles * S), tile_z(S * tile);
+    DeviceArray<double> device_sums(sums), lse(S), parts(2 * S), losses(2);
+    DeviceArray<uint16_t> narrow(S * tile);
+    VocabularyWords words;
+    words.offsets = device_offsets.data();
+    words.token_ids = device_ids.data();
+    words.coefficients = device_coefficients.data();
+    words.masses = device_masses.data();
+    words.mass_stride = static_cast<int64_t>(W);
+    words.num_targets = 2;
+    words.coefficient_sums = device_sums.data();
+    words.logits = logits.data();
+    const auto load_tile = [&](int32_t k) {
+      const int32_t R = std::min(tile, V - k * tile);
+      Floats part(S * tile, NAN);
+      for (int32_t b = 0; b < S; ++b)
+        std::copy_n(z.begin() + b * V + k * tile, R, part.begin() + b * tile);
+      copy_to_device(tile_z.data(), part.data(), sizeof(float) * part.size(), stream());
+      return R;
+    };
+    for (int32_t k = 0; k < tiles; ++k) {
+      const int32_t R = load_tile(k);
+      run([&] {
+        return vocabulary_tile_forward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
+                                                device_bias.data(), words, max.data() + k * S,
+                                                sum.data() + k * S, stream());
+      });
+    }
+    run([&] {
+      return vocabulary_finish_cuda(max.data(), sum.data(), tiles, S, pairs, words, lse.data(),
+                                    parts.data(), stream());
+    });
+    run([&] { return sum_losses_cuda(parts.data(), S, 2, 1, losses.data(), stream()); });
+    const Doubles found_losses = losses.host();
+    ErrorBudget loss_budget(kForward);
+    for (int32_t k = 0; k < 2; ++k) {
+      loss_budget.add(static_cast<float>(found_losses[k]), static_cast<float>(plain.losses[k]),
+                      exact.losses[k], k, 0);
+    }
+    EXPECT_TRUE(loss_budget.check("vocabulary loss", "*"));
+    Floats dz(S * V);
+    for (int32_t k = 0; k < tiles; ++k) {
+      const int32_t R = load_tile(k);
+      run([&] {
+        return vocabulary_tile_backward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
+                                                 device_bias.data(), words, max.data() + k * S,
+                                                 lse.data(), narrow.data(), tile, stream());
+      });
+      const Floats found = tile_z.host();
+      const std::vector<uint16_t> rounded = narrow.host();
+      for (int32_t b = 0; b < S; ++b) {
+        for (int32_t v = 0; v < tile; ++v) {
+          const float value = found[b * tile + v];
+          if (v >= R) {
+            EXPECT_TRUE(std::isnan(value)) << "written behind the tile";
+          } else {
+            dz[b * V + k * tile + v] = value;
+            EXPECT_EQ(kernels::bf16_from_f32(value), rounded[b * tile + v]);
+          }
+        }
+      }
+    }
+    expect_close("vocabulary gradient", kBackward, dz, plain.dz, exact.dz, V);
+  }
+}
+
+template <typename T>
+struct ContrastiveReference {
+  std::vector<T> ds;
+  double loss = 0;
+  ContrastiveReference(std::vector<T> s, int32_t B, T temperature, T margin, T share, T weight)
+      : ds(B * B, T(0)) {
+    for (int32_t i = 0; i < B * B; ++i) {
+      if (i / B == i % B) s[i] -= margin;
+      s[i] /= temperature;
+    }
+    T total = 0;
+    for (int transposed = 0; transposed < 2; ++transposed) {
+      for (int32_t i = 0; i < B; ++i) {
+        const auto at = [&](int32_t j) { return transposed != 0 ? j * B + i : i * B + j; };
+        T peak = -INFINITY, sum = 0;
+        for (int32_t j = 0; j < B; ++j) peak = std::max(peak, s[at(j)]);
+        for (int32_t j = 0; j < B; ++j) sum += std::exp(s[at(j)] - peak);
+        total += share * (std::log(sum) + (peak - s[at(i)]));
+        for (int32_t j = 0; j < B; ++j)
+          ds[at(j)] += weight * share / temperature * (std::exp(s[at(j)] - peak) / sum - T(i == j));
+      }
+    }
+    loss = static_cast<double>(total);
+  }
+};
+
+TEST_F(CudaTraining, ContrastiveLoss) {
+  Random random(11);
+  for (const int32_t B : {1, 7, 33, 300}) {
+    const Floats s = normal(random, B * B, 3);
+    const float share = 1.0f / static_cast<float>(B);
+    const ContrastiveReference<float> plain(s, B, 0.5f, 0.25f, share, 2);
+    const ContrastiveReference<double> exact(wide(s), B, 0.5, 0.25, 1.0 / B, 2);
+    DeviceArray<float> device(s), statistics(4 * B);
+    DeviceArray<double> parts(B), loss(1);
+    run([&] {
+      return contrastive_forward_backward_f32_cuda(device.data(), B, 2, 0.25f, 1.0 / B,
+                                                   static_cast<float>(2.0 / B / 0.5),
+                                                   statistics.data(), parts.data(), stream());
+    });
+    run([&] { return sum_losses_cuda(parts.data(), B, 1, 1, loss.data(), stream()); });
+    expect_close("contrastive gradient", kBackward, device.host(), plain.ds, exact.ds, B);
+    expect_close("contrastive loss", kForward, {static_cast<float>(loss.host()[0])},
+                 {static_cast<float>(plain.loss)}, {exact.loss}, 1);
+  }
+}
+
+template <typename T>
+struct SimReference {
+  std::vector<T> s1, s2;
+  Doubles losses;
+  SimReference(std::vector<T> a, std::vector<T> b, int32_t B, double argument, double min_cosine)
+      : s1(std::move(a)), s2(std::move(b)), losses(B) {
+    std::vector<T> unused(2 * B);
+    for (std::vector<T>* s : {&s1, &s2})
+      kernels::softmax_forward_ref<T>(s->data(), B, 0, B, B, 1, s->data(), B, unused.data(),
+                                      unused.data() + B);
+    kernels::sim_forward_backward_ref<T>(s1.data(), s2.data(), B, 0, B, B, argument, min_cosine, 2,
+                                         losses.data());
+  }
+};
+
+TEST_F(CudaTraining, Sim) {
+  Random random(12);
+  for (const auto& [argument, min_cosine] :
+       {std::pair{1.5707963267948966, 0.0}, {3.141592653589793, 0.01}}) {
+    for (const int32_t B : {1, 5, 40, 270}) {
+      const Floats a = normal(random, B * B), b = normal(random, B * B);
+      const SimReference<float> plain(a, b, B, argument, min_cosine);
+      const SimReference<double> exact(wide(a), wide(b), B, argument, min_cosine);
+      DeviceArray<float> s1(a), s2(b);
+      DeviceArray<double> parts(B), loss(1);
+      run([&] {
+        return sim_forward_backward_f32_cuda(s1.data(), s2.data(), B, argument, min_cosine, 2,
+                                             parts.data(), stream());
+      });
+      run([&] { return sum_losses_cuda(parts.data(), B, 1, 1, loss.data(), stream()); });
+      expect_close("sim ds1", kBackward, s1.host(), plain.s1, exact.s1, B);
+      expect_close("sim ds2", kBackward, s2.host(), plain.s2, exact.s2, B);
+      const auto sum = [](const Doubles& x) { return std::accumulate(x.begin(), x.end(), 0.0); };
+      expect_close("sim loss", kForward, {static_cast<float>(loss.host()[0])},
+                   {static_cast<float>(sum(plain.losses))}, {sum(exact.losses)}, 1);
+    }
+  }
+}
+
+TEST_F(CudaTraining, AdamAndItsNorm) {
+  Random random(13);
+  const int64_t n = 3 * kNormBlock / 2 + 77;
+  const Floats value = normal(random, n), gradient = normal(random, n, 0.1f),
+               first = normal(random, n, 0.1f);
+  Floats second(n), largest(n);
+  for (int64_t i = 0; i < n; ++i) {
+    second[i] = std::fabs(random.normal(0.01f));
+    largest[i] = std::fabs(random.normal(0.01f));
+  }
+  for (const bool amsgrad : {false, true}) {
+    for (const bool decoupled : {false, true}) {
+      for (const double clip : {0.0, 1.0}) {
+        double squares = 0;
+        for (const float g : gradient) squares += double{g} * g;
+        kernels::AdamStep step;
+        (decoupled ? step.shrink : step.l2) = 1e-3f;
+        step.step_size = 1e-2f;
+        step.inverse_correction2 = 1.5f;
+        kernels::AdamStep scaled = step;
+        if (clip > 0)
+          scaled.gradient_scale = static_cast<float>(clip / (std::sqrt(squares) + 1e-6));
+        Floats v = value, m = first, s = second, w = largest;
+        Doubles exact = wide(value), em = wide(first), es = wide(second), ew = wide(largest);
+        const Doubles eg = wide(gradient);
+        kernels::adam_update_ref<float>(v.data(), gradient.data(), m.data(), s.data(),
+                                        amsgrad ? w.data() : nullptr, nullptr, 0, n, scaled);
+        kernels::adam_update_ref<double>(exact.data(), eg.data(), em.data(), es.data(),
+                                         amsgrad ? ew.data() : nullptr, nullptr, 0, n, scaled);
+        DeviceArray<float> dv(value), dg(gradient), dm(first), ds(second), dw(largest);
+        DeviceArray<uint16_t> narrow(n);
+        DeviceArray<double> parts(norm_parts_cuda(n));
+        DeviceArray<kernels::AdamStep> device_step(std::vector<kernels::AdamStep>{step});
+        DeviceArray<StepOutcome> outcome(std::vector<StepOutcome>(1));
+        const auto update = [&] {
+          run([&] {
+            return gradient_norm_cuda(dg.data(), n, clip, 2, parts.data(), outcome.data(),
+                                      stream());
+          });
+          run([&] {
+            return adam_update_f32_cuda(dv.data(), dg.data(), dm.data(), ds.data(),
+                                        amsgrad ? dw.data() : nullptr, narrow.data(), n,
+                                        device_step.data(), outcome.data(), stream());
+          });
+        };
+        update();
+        EXPECT_NEAR(std::sqrt(squares), outcome.host()[0].gradient_norm,
+                    1e-12 * std::sqrt(squares));
+        expect_close("adam value", kForward, dv.host(), v, exact, n);
+        expect_close("adam m", kForward, dm.host(), m, em, n);
+        expect_close("adam v", kForward, ds.host(), s, es, n);
+        if (amsgrad) expect_close("adam w", kForward, dw.host(), w, ew, n);
+        expect_narrow("adam", narrow.host(), dv.host());
+
+        // A loss that is not finite: nothing is changed.
+        const Floats before = dv.host(), before_m = dm.host();
+        StepOutcome bad;
+        bad.losses[1] = INFINITY;
+        copy_to_device(outcome.data(), &bad, sizeof bad, stream());
+        update();
+        EXPECT_EQ(0, outcome.host()[0].finite);
+        EXPECT_EQ(before, dv.host());
+        EXPECT_EQ(before_m, dm.host());
+        // losses[2] is none of the two that there are
+        bad = {};
+        bad.losses[2] = INFINITY;
+        copy_to_device(outcome.data(), &bad, sizeof bad, stream());
+        update();
+        EXPECT_EQ(1, outcome.host()[0].finite);
+        EXPECT_NE(before, dv.host());
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xsr::cuda

@@ -1,0 +1,155 @@
+#include "training/cuda/device_batch.h"
+
+#include <algorithm>
+
+#include "kernels/embedding/embedding.h"
+
+namespace xsr::training {
+namespace {
+
+using cuda::Memory;
+using cuda::Place;
+using cuda::Plan;
+
+constexpr int32_t kMaxTargets = 3;  // XTR, UGT, SMLM
+
+}  // namespace
+
+void DeviceBatch::reserve(int32_t tokens, int32_t sentences, const ModelConfig& config) {
+  max_tokens_ = tokens;
+  max_sentences_ = sentences;
+  // A sentence's bags hold the words of the other side and one that was masked.
+  max_words_ = int64_t{tokens} + sentences;
+  const size_t N = static_cast<size_t>(tokens), S = static_cast<size_t>(sentences),
+               W = static_cast<size_t>(max_words_);
+  const auto allocate = [&](Arrays& a, Place place) {
+    Plan plan;
+    const auto buckets = [&](Buckets& b, int32_t ids) {
+      const size_t most = static_cast<size_t>(std::min(tokens, ids));
+      plan.add(&b.count, 1);
+      plan.add(&b.ids, most);
+      plan.add(&b.starts, most + 1);
+      plan.add(&b.rows, N);
+    };
+    plan.add(&a.token_ids, N);
+    plan.add(&a.positions, N);
+    plan.add(&a.cu_seqlens, S + 1);
+    buckets(a.tokens, config.vocab_size);
+    buckets(a.rows_of_positions, config.num_positions);
+    plan.add(&a.word_offsets, S + 1);
+    plan.add(&a.word_ids, W);
+    plan.add(&a.coefficients, W);
+    plan.add(&a.masses, kMaxTargets * W);
+    plan.add(&a.coefficient_sums, S);
+    plan.add(&a.dropout, 1);
+    plan.add(&a.adam, 1);
+    return plan.allocate(place);
+  };
+  host_memory_ = Memory();
+  device_memory_ = Memory();
+  logits_memory_ = Memory();
+  host_memory_ = allocate(host_, Place::kPinned);
+  device_memory_ = allocate(device_, Place::kDevice);
+  Plan logits;
+  logits.add(&logits_, W);
+  logits_memory_ = logits.allocate(Place::kDevice);
+  words_.offsets = device_.word_offsets;
+  words_.token_ids = device_.word_ids;
+  words_.coefficients = device_.coefficients;
+  words_.masses = device_.masses;
+  words_.mass_stride = max_words_;
+  words_.coefficient_sums = device_.coefficient_sums;
+  words_.logits = logits_;
+}
+
+void DeviceBatch::take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
+                               const Buckets& out) {
+  bucket_memory_.resize(static_cast<size_t>(kernels::bucket_rows_memory(N, num_ids)));
+  const kernels::RowBuckets buckets =
+      kernels::bucket_rows(ids, N, num_ids, skipped, bucket_memory_.data());
+  *out.count = buckets.count;
+  std::copy_n(buckets.ids, buckets.count, out.ids);
+  std::copy_n(buckets.starts, buckets.count + 1, out.starts);
+  std::copy_n(buckets.rows, buckets.starts[buckets.count], out.rows);
+}
+
+void DeviceBatch::take_words(const PairBatch& batch, const ObjectiveConfig& objectives) {
+  const ObjectiveConfig& o = objectives;
+  std::vector<SparseTarget> targets;
+  std::vector<double> weights;
+  const auto add = [&](double weight, auto&& make) {
+    if (weight == 0) return;
+    targets.push_back(make());
+    weights.push_back(weight);
+  };
+  add(o.xtr_weight, [&] { return xtr_target(batch, o.targets); });
+  add(o.ugt_weight, [&] { return ugt_target(batch, o.targets); });
+  add(o.smlm_weight, [&] { return smlm_target(batch); });
+
+  struct Word {
+    int32_t id, target;
+    float mass;
+  };
+  std::vector<Word> words;  // of one sentence
+  int32_t count = 0;
+  host_.word_offsets[0] = 0;
+  for (int32_t b = 0; b < sentences(); ++b) {
+    words.clear();
+    double sum = 0;
+    for (int32_t k = 0; k < static_cast<int32_t>(targets.size()); ++k) {
+      for (int32_t i = targets[k].offsets[b]; i < targets[k].offsets[b + 1]; ++i) {
+        words.push_back({targets[k].token_ids[i], k, targets[k].masses[i]});
+        sum += weights[k] * targets[k].masses[i] / total_pairs_;
+      }
+    }
+    std::stable_sort(words.begin(), words.end(), [](Word x, Word y) { return x.id < y.id; });
+    for (size_t i = 0; i < words.size(); ++count) {
+      const int32_t id = words[i].id;
+      double coefficient = 0;
+      host_.word_ids[count] = id;
+      for (int32_t k = 0; k < kMaxTargets; ++k) host_.masses[k * max_words_ + count] = 0;
+      for (; i < words.size() && words[i].id == id; ++i) {
+        coefficient += weights[words[i].target] * words[i].mass / total_pairs_;
+        host_.masses[words[i].target * max_words_ + count] = words[i].mass;
+      }
+      host_.coefficients[count] = static_cast<float>(coefficient);
+    }
+    host_.word_offsets[b + 1] = count;
+    host_.coefficient_sums[b] = sum;
+  }
+  words_.num_targets = static_cast<int32_t>(targets.size());
+}
+
+bool DeviceBatch::build(const PairBatch& batch, const ModelConfig& config,
+                        const ObjectiveConfig& objectives, int32_t tokens, int32_t total_pairs,
+                        const kernels::Dropout& dropout, const kernels::AdamStep& adam) {
+  pairs_ = batch.num_pairs;
+  tokens_ = tokens;
+  total_pairs_ = total_pairs;
+  const bool moved = tokens > max_tokens_ || sentences() > max_sentences_;
+  const bool grown = moved || total_pairs > max_total_pairs_;
+  max_total_pairs_ = std::max(total_pairs, max_total_pairs_);
+  if (moved) reserve(std::max(tokens, max_tokens_), std::max(sentences(), max_sentences_), config);
+  const int32_t N = batch.num_tokens();
+  std::copy_n(batch.token_ids.data(), N, host_.token_ids);
+  std::fill(host_.token_ids + N, host_.token_ids + tokens, 0);
+  std::copy(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), host_.cu_seqlens);
+  for (int32_t b = 0; b < sentences(); ++b) {
+    const int32_t begin = batch.cu_seqlens[b];
+    for (int32_t i = begin; i < batch.cu_seqlens[b + 1]; ++i)
+      host_.positions[i] = config.position_offset + i - begin;
+  }
+  std::fill(host_.positions + N, host_.positions + tokens, 0);
+  take_buckets(host_.token_ids, N, config.vocab_size, config.pad_id, host_.tokens);
+  take_buckets(host_.positions, N, config.num_positions, -1, host_.rows_of_positions);
+  take_words(batch, objectives);
+  *host_.dropout = dropout;
+  *host_.adam = adam;
+  return grown;
+}
+
+void DeviceBatch::upload(cuda::Stream stream) const {
+  cuda::copy_to_device(device_memory_.data(), host_memory_.data(), host_memory_.size(), stream);
+}
+
+}  // namespace xsr::training

@@ -1,0 +1,70 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels/dropout/dropout.h"
+#include "kernels/loss/loss_cuda.h"
+#include "kernels/optimizer/optimizer.h"
+#include "runtime/device/cuda/device.h"
+#include "runtime/format/model_config.h"
+#include "training/batch.h"
+#include "training/objectives/objectives.h"
+
+namespace xsr::training {
+
+/// What one step reads on the device beside the model: the batch, its targets and buckets, and the
+/// numbers that change from step to step. Made in pinned memory, which a single copy brings over:
+/// the addresses stay while no larger batch comes, so that a captured step reads the next batch.
+class DeviceBatch {
+ public:
+  /// Rows that look up the same id (kernels/embedding/embedding.h).
+  struct Buckets {
+    int32_t *count = nullptr, *ids = nullptr, *starts = nullptr, *rows = nullptr;
+  };
+  struct Arrays {
+    int32_t *token_ids = nullptr, *positions = nullptr;  // [N]
+    int32_t* cu_seqlens = nullptr;                       // [2B + 1]
+    Buckets tokens, rows_of_positions;
+    int32_t *word_offsets = nullptr, *word_ids = nullptr;
+    float *coefficients = nullptr, *masses = nullptr;
+    double* coefficient_sums = nullptr;
+    kernels::Dropout* dropout = nullptr;
+    kernels::AdamStep* adam = nullptr;
+  };
+
+  /// Takes a batch over, filled up to `tokens` ≥ its number with tokens that belong to no sentence.
+  /// `total_pairs`, which losses are a mean over, counts other devices' shares too. True when
+  /// something has moved or must grow, for one of the sizes is larger than all before.
+  bool build(const PairBatch& batch, const ModelConfig& config, const ObjectiveConfig& objectives,
+             int32_t tokens, int32_t total_pairs, const kernels::Dropout& dropout,
+             const kernels::AdamStep& adam);
+  void upload(cuda::Stream stream) const;
+
+  int32_t pairs() const { return pairs_; }
+  int32_t total_pairs() const { return total_pairs_; }
+  int32_t sentences() const { return 2 * pairs_; }
+  int32_t tokens() const { return tokens_; }
+  int32_t max_tokens() const { return max_tokens_; }
+  int32_t max_sentences() const { return max_sentences_; }
+  int32_t max_total_pairs() const { return max_total_pairs_; }
+  const Arrays& device() const { return device_; }
+  /// On the device; as many targets as objectives of words have a weight.
+  const cuda::VocabularyWords& words() const { return words_; }
+
+ private:
+  void reserve(int32_t tokens, int32_t sentences, const ModelConfig& config);
+  void take_words(const PairBatch& batch, const ObjectiveConfig& objectives);
+  void take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
+                    const Buckets& out);
+
+  int32_t pairs_ = 0, total_pairs_ = 0, tokens_ = 0;
+  int32_t max_tokens_ = 0, max_sentences_ = 0, max_total_pairs_ = 0;
+  int64_t max_words_ = 0;
+  Arrays host_, device_;
+  float* logits_ = nullptr;
+  cuda::Memory host_memory_, device_memory_, logits_memory_;
+  cuda::VocabularyWords words_;
+  std::vector<int32_t> bucket_memory_;
+};
+
+}  // namespace xsr::training
