@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "training/encoder_parameters.h"
 #include "training/workspace.h"
 
 namespace xsr::training {
@@ -32,26 +33,15 @@ struct Rows {
 };
 
 /// A linear layer: where its parameters stand, and its weights as the products read them.
-struct Linear {
-  int64_t weight = 0, bias = 0;  // offsets into a FlatBuffer
-  PackedMatrix forward;          // W [N, K]
-  PackedMatrix backward;         // Wᵀ [K, N]
-  std::unique_ptr<FlatBuffer> forward_memory, backward_memory;
+struct Linear : LinearParameters {
+  PackedMatrix forward = {};   // W [N, K]
+  PackedMatrix backward = {};  // Wᵀ [K, N]
+  std::unique_ptr<FlatBuffer> forward_memory = nullptr, backward_memory = nullptr;
   void* forward_panels() const { return forward_memory->data(); }
   void* backward_panels() const { return backward_memory->data(); }
 };
 
-struct Norm {
-  int64_t gamma = 0, beta = 0;  // offsets into a FlatBuffer
-};
-
-// The places of papers.md 1a that drop out, and their streams. Attention takes one a head.
-uint32_t embedding_stream() { return 0; }
-uint32_t probabilities_stream(int32_t layer, int32_t H) { return 1 + layer * (H + 2); }
-uint32_t attention_output_stream(int32_t layer, int32_t H) {
-  return probabilities_stream(layer, H) + H;
-}
-uint32_t output_stream(int32_t layer, int32_t H) { return probabilities_stream(layer, H) + H + 1; }
+using Norm = NormParameters;
 
 Dropout in_stream(Dropout dropout, uint32_t stream) {
   dropout.stream = stream;
@@ -70,13 +60,9 @@ struct Encoder::Weights {
   std::vector<Layer> layers;
 
   Weights(const ModelConfig& config, const ParameterTable& table, Precision precision) {
-    const auto norm = [&](const std::string& name) {
-      return Norm{table.at(name + ".weight").offset, table.at(name + ".bias").offset};
-    };
-    const auto linear = [&](const std::string& name) {
-      const Parameter& weight = table.at(name + ".weight");
-      const int32_t N = static_cast<int32_t>(weight.shape[0]);
-      const int32_t K = static_cast<int32_t>(weight.shape[1]);
+    const EncoderParameters places(table, config.num_layers);
+    const auto linear = [&](const LinearParameters& at) {
+      const int32_t N = at.outputs, K = at.inputs;
       const kernels::Storage storage =
           precision == Precision::kBF16 ? kernels::Storage::kBF16 : kernels::Storage::kF32;
       const auto memory = [&](int32_t outputs, int32_t inputs) {
@@ -84,23 +70,19 @@ struct Encoder::Weights {
             kernels::packed_elements(outputs, inputs, storage) * kernels::storage_size(storage);
         return std::make_unique<FlatBuffer>((bytes + 3) / 4);
       };
-      Linear out;
-      out.weight = weight.offset;
-      out.bias = table.at(name + ".bias").offset;
+      Linear out{at};
       out.forward_memory = memory(N, K);
       out.backward_memory = memory(K, N);
       out.forward = {out.forward_panels(), storage, N, K};
       out.backward = {out.backward_panels(), storage, K, N};
       return out;
     };
-    token = table.at("embedding.token").offset;
-    position = table.at("embedding.position").offset;
-    embedding_norm = norm("embedding.norm");
-    for (int32_t i = 0; i < config.num_layers; ++i) {
-      const std::string at = "layer." + std::to_string(i) + ".";
-      layers.push_back({linear(at + "qkv"), linear(at + "attention_output"), linear(at + "up"),
-                        linear(at + "down"), norm(at + "attention_norm"),
-                        norm(at + "output_norm")});
+    token = places.token;
+    position = places.position;
+    embedding_norm = places.embedding_norm;
+    for (const EncoderParameters::Layer& at : places.layers) {
+      layers.push_back({linear(at.qkv), linear(at.attention_output), linear(at.up), linear(at.down),
+                        at.attention_norm, at.output_norm});
     }
   }
 

@@ -29,6 +29,7 @@
 #include "runtime/device/cuda/gemm.h"
 #include "training/cuda/communicator.h"
 #include "training/cuda/device_batch.h"
+#include "training/encoder_parameters.h"
 
 namespace xsr::training {
 namespace {
@@ -45,18 +46,6 @@ using kernels::Dropout;
 struct Rows {
   float* wide = nullptr;
   uint16_t* narrow = nullptr;
-};
-
-struct Linear {
-  int64_t weight = 0, bias = 0;  // offsets into a flat buffer
-  int32_t outputs = 0, inputs = 0;
-};
-struct Norm {
-  int64_t gamma = 0, beta = 0;  // likewise
-};
-struct LayerWeights {
-  Linear qkv, attention_output, up, down;
-  Norm attention_norm, output_norm;
 };
 
 /// What the backward pass needs of one layer.
@@ -83,13 +72,6 @@ struct Mirror {
 int32_t share_of(int32_t total, int32_t r, int32_t ranks) {
   return static_cast<int32_t>(int64_t{total} * r / ranks);
 }
-
-// The places that drop out, and their streams: those of training/encoder.cpp.
-uint32_t probabilities_stream(int32_t layer, int32_t H) { return 1 + layer * (H + 2); }
-uint32_t attention_output_stream(int32_t layer, int32_t H) {
-  return probabilities_stream(layer, H) + H;
-}
-uint32_t output_stream(int32_t layer, int32_t H) { return probabilities_stream(layer, H) + H + 1; }
 
 }  // namespace
 
@@ -142,7 +124,8 @@ class CudaTrainer::Impl {
         values_(table.size()),
         gradients_(table.size()),
         first_moment_(table.size()),
-        second_moment_(table.size()) {
+        second_moment_(table.size()),
+        encoder_(table, config.num_layers) {
     select_device();
     stream_.emplace();
     gemm_.emplace(options.tf32);
@@ -306,24 +289,7 @@ class CudaTrainer::Impl {
   }
 
   void find_parameters() {
-    const auto norm = [&](const std::string& name) {
-      return Norm{table_.at(name + ".weight").offset, table_.at(name + ".bias").offset};
-    };
-    const auto linear = [&](const std::string& name) {
-      const Parameter& weight = table_.at(name + ".weight");
-      return Linear{weight.offset, table_.at(name + ".bias").offset,
-                    static_cast<int32_t>(weight.shape[0]), static_cast<int32_t>(weight.shape[1])};
-    };
-    token_ = table_.at("embedding.token").offset;
-    position_ = table_.at("embedding.position").offset;
-    embedding_norm_ = norm("embedding.norm");
-    for (int32_t i = 0; i < config_.num_layers; ++i) {
-      const std::string at = "layer." + std::to_string(i) + ".";
-      layers_.push_back({linear(at + "qkv"), linear(at + "attention_output"), linear(at + "up"),
-                         linear(at + "down"), norm(at + "attention_norm"),
-                         norm(at + "output_norm")});
-    }
-    transform_ = linear("head.transform");
+    transform_ = find_linear(table_, "head.transform");
     head_norm_ = {table_.at("head.norm.gamma").offset, table_.at("head.norm.beta").offset};
     output_bias_ = table_.at("head.output.bias").offset;
     const ObjectiveConfig& o = step_.objectives;
@@ -349,7 +315,7 @@ class CudaTrainer::Impl {
     };
     plan.add(&embedding_sum_, N * c);
     plan.add(&embedding_statistics_, 2 * N);
-    rows_.assign(layers_.size(), {});
+    rows_.assign(encoder_.layers.size(), {});
     for (LayerRows& layer : rows_) {
       rows(&layer.x, c);
       plan.add(&layer.qkv, N * 3 * c);
@@ -434,12 +400,12 @@ class CudaTrainer::Impl {
     gemm_->run(p, stream());
   }
 
-  void linear(const Rows& x, const Linear& l, float* out) {
+  void linear(const Rows& x, const LinearParameters& l, float* out) {
     product(batch_.tokens(), l.outputs, l.inputs, operand(x, l.inputs), weight(l.weight, l.inputs),
             out, value(l.bias));
   }
 
-  void add_and_norm(float* sum, const float* residual, const Norm& norm, uint32_t place,
+  void add_and_norm(float* sum, const float* residual, const NormParameters& norm, uint32_t place,
                     const Rows& out, float* statistics) {
     check(cuda::dropout_add_layernorm_forward_cuda(
               sum, residual, batch_.tokens(), C, value(norm.gamma), value(norm.beta), eps_,
@@ -456,12 +422,13 @@ class CudaTrainer::Impl {
     const auto input = [&](int32_t layer) { return layer < L ? rows_[layer].x : last; };
     const Rows x = input(0);
     check(cuda::embedding_layernorm_dropout_forward_cuda(
-              d.token_ids, d.positions, N, C, value(token_), value(position_),
-              value(embedding_norm_.gamma), value(embedding_norm_.beta), eps_, d.dropout, 0,
-              embedding_sum_, x.wide, x.narrow, embedding_statistics_, stream()),
+              d.token_ids, d.positions, N, C, value(encoder_.token), value(encoder_.position),
+              value(encoder_.embedding_norm.gamma), value(encoder_.embedding_norm.beta), eps_,
+              d.dropout, embedding_stream(), embedding_sum_, x.wide, x.narrow,
+              embedding_statistics_, stream()),
           "embedding");
     for (int32_t i = 0; i < L; ++i) {
-      const LayerWeights& w = layers_[i];
+      const EncoderParameters::Layer& w = encoder_.layers[i];
       const LayerRows& at = rows_[i];
       linear(at.x, w.qkv, at.qkv);
       check(cuda::attention_training_forward_f32_cuda(
@@ -558,7 +525,7 @@ class CudaTrainer::Impl {
     p.N = R;
     p.K = C;
     p.a = operand(t_, C);
-    p.b = weight(token_ + int64_t{first} * C, C);
+    p.b = weight(encoder_.token + int64_t{first} * C, C);
     p.out = z_;
     p.out_stride = tile();
     gemm_->run(p, stream());
@@ -607,9 +574,9 @@ class CudaTrainer::Impl {
       const Rows dz = {z_, z_narrow_};
       // dE = dzᵀ t      dt (+)= dz E
       product(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
-              gradient(token_ + int64_t{first} * C));
-      product(S, C, R, operand(dz, tile()), weight(token_ + int64_t{first} * C, C, true), dt_,
-              nullptr, k > 0);
+              gradient(encoder_.token + int64_t{first} * C));
+      product(S, C, R, operand(dz, tile()), weight(encoder_.token + int64_t{first} * C, C, true),
+              dt_, nullptr, k > 0);
     }
     check(cuda::layernorm_backward_cuda(
               activated_, head_statistics_, dt_, S, C, value(head_norm_.gamma), nullptr, 0, nullptr,
@@ -690,7 +657,7 @@ class CudaTrainer::Impl {
   // ---- backward; each names the line it undoes ----
 
   /// linear: the gradients of weight and bias
-  void weight_gradient(const Rows& dout, const Rows& x, const Linear& l) {
+  void weight_gradient(const Rows& dout, const Rows& x, const LinearParameters& l) {
     const int32_t N = batch_.tokens();
     product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
             gradient(l.weight), nullptr, false, true);
@@ -699,12 +666,12 @@ class CudaTrainer::Impl {
           "a bias gradient");
   }
   /// linear: dx (+)= dout · W
-  void input_gradient(const Rows& dout, const Linear& l, float* dx, bool accumulate) {
+  void input_gradient(const Rows& dout, const LinearParameters& l, float* dx, bool accumulate) {
     product(batch_.tokens(), l.inputs, l.outputs, operand(dout, l.outputs),
             weight(l.weight, l.inputs, true), dx, nullptr, accumulate);
   }
   /// add_and_norm: dx becomes that of the residual, dbranch_ that of the sum before dropout
-  void unadd_and_unnorm(const float* sum, const float* statistics, const Norm& norm,
+  void unadd_and_unnorm(const float* sum, const float* statistics, const NormParameters& norm,
                         uint32_t place) {
     check(
         cuda::layernorm_backward_cuda(sum, statistics, dx_, batch_.tokens(), C, value(norm.gamma),
@@ -720,7 +687,7 @@ class CudaTrainer::Impl {
                                           stream()),
           "pooling, backward");
     for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
-      const LayerWeights& w = layers_[i];
+      const EncoderParameters::Layer& w = encoder_.layers[i];
       const LayerRows& at = rows_[i];
       // add_and_norm(at.output_sum, …)
       unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H));
@@ -750,14 +717,15 @@ class CudaTrainer::Impl {
       input_gradient(dwide_, w.qkv, dx_, true);
     }
     // embedding_layernorm_dropout_forward
-    check(cuda::dropout_forward_f32_cuda(dx_, N, C, d.dropout, 0, stream()), "dropout, backward");
+    check(cuda::dropout_forward_f32_cuda(dx_, N, C, d.dropout, embedding_stream(), stream()),
+          "dropout, backward");
     check(cuda::layernorm_backward_cuda(embedding_sum_, embedding_statistics_, dx_, N, C,
-                                        value(embedding_norm_.gamma), nullptr, 0, nullptr, nullptr,
-                                        gradient(embedding_norm_.gamma),
-                                        gradient(embedding_norm_.beta), parts_, stream()),
+                                        value(encoder_.embedding_norm.gamma), nullptr, 0, nullptr,
+                                        nullptr, gradient(encoder_.embedding_norm.gamma),
+                                        gradient(encoder_.embedding_norm.beta), parts_, stream()),
           "the embedding's layer norm, backward");
-    scatter(d.tokens, V, gradient(token_));
-    scatter(d.rows_of_positions, config_.num_positions, gradient(position_));
+    scatter(d.tokens, V, gradient(encoder_.token));
+    scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));
   }
 
   void scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable) {
@@ -799,10 +767,10 @@ class CudaTrainer::Impl {
   double* norm_parts_ = nullptr;
   StepOutcome *outcome_ = nullptr, *host_outcome_ = nullptr;
   Memory state_memory_, pinned_memory_;
-  int64_t token_ = 0, position_ = 0, output_bias_ = 0;
-  Norm embedding_norm_, head_norm_;
-  std::vector<LayerWeights> layers_;
-  Linear transform_;
+  const EncoderParameters encoder_;
+  LinearParameters transform_;
+  NormParameters head_norm_;
+  int64_t output_bias_ = 0;
   std::vector<std::pair<const char*, double>> names_;  // of the losses, and their weights
 
   // A batch
