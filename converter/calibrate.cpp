@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <vector>
 
+#include "converter/provenance.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/encoder/encoder.h"
 #include "runtime/encoder/model.h"
@@ -60,25 +60,18 @@ void calibrate(const ConvertedModel& wide, const PairFile& corpus, ConvertedMode
   if (sentences == 0) throw Error(XSR_STATUS_BAD_FILE, corpus.first + ": no sentence has tokens");
 
   for (int32_t i = 0; i < config.num_layers; ++i) {
-    const LayerWeights& layer = model.weights().layers[i];
-    const std::pair<const char*, const LinearWeights*> products[] = {
-        {"qkv", &layer.qkv},
-        {"attention_output", &layer.attention_output},
-        {"up", &layer.up},
-        {"down", &layer.down}};
-    for (const auto& [name, product] : products) {
+    const char* const* name = kProductNames;
+    for (const LinearWeights* product : products(model.weights().layers[i])) {
       const kernels::InputRange& range = ranges.at(product);
       ConvertedModel::Tensor tensor;
-      tensor.name = "layer." + std::to_string(i) + "." + name + ".input_range";
+      tensor.name = "layer." + std::to_string(i) + "." + *name++ + ".input_range";
       tensor.dims = {2};
       tensor.data.resize(sizeof range);
       std::memcpy(tensor.data.data(), &range, sizeof range);
       narrow.tensors.push_back(std::move(tensor));
     }
   }
-  nlohmann::json json = nlohmann::json::parse(narrow.provenance);
-  json["calibration"] = {{"corpus", corpus.name}, {"sentences", sentences}};
-  narrow.provenance = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  record(narrow, "calibration", {{"corpus", corpus.name}, {"sentences", sentences}});
 }
 
 }  // namespace xsr

@@ -12,6 +12,7 @@
 #include <unordered_set>
 
 #include "converter/family.h"
+#include "converter/provenance.h"
 #include "converter/sentencepiece_info.h"
 #include "converter/sha256.h"
 #include "kernels/gemm/gemm.h"
@@ -342,7 +343,7 @@ class Conversion {
       json["tokenizer"] = {{"file", base(options_.sentencepiece_name)},
                            {"sha256", sha256_hex({data, options_.sentencepiece.size()})}};
     }
-    model_.provenance = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    model_.provenance = provenance_text(json);
   }
 
   static std::string xsr_version() {

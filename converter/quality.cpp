@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <string_view>
 #include <vector>
 
+#include "converter/provenance.h"
 #include "runtime/device/cpu_threads.h"
 #include "runtime/error.h"
 #include "xsr/xsr.hpp"
@@ -115,21 +115,20 @@ std::string quality_text(const Quality& q) {
 }
 
 void record_quality(const Quality& q, ConvertedModel& model) {
-  nlohmann::json json = nlohmann::json::parse(model.provenance);
   const auto score = [](const RetrievalScore& s) {
     return nlohmann::json{{"1_to_2", s.forward_share()}, {"2_to_1", s.backward_share()}};
   };
-  json["quality"] = {{"compute", q.compute},
-                     {"corpus", q.corpus},
-                     {"cosine_to_f32",
-                      {{"mean", q.cosine_mean},
-                       {"minimum", q.cosine_min},
-                       {"quantile_1_percent", q.cosine_quantile}}},
-                     {"isa", q.isa},
-                     {"pairs", q.after.pairs},
-                     {"precision_at_1", {{"after", score(q.after)}, {"before", score(q.before)}}},
-                     {"sentences", q.sentences}};
-  model.provenance = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  record(model, "quality",
+         {{"compute", q.compute},
+          {"corpus", q.corpus},
+          {"cosine_to_f32",
+           {{"mean", q.cosine_mean},
+            {"minimum", q.cosine_min},
+            {"quantile_1_percent", q.cosine_quantile}}},
+          {"isa", q.isa},
+          {"pairs", q.after.pairs},
+          {"precision_at_1", {{"after", score(q.after)}, {"before", score(q.before)}}},
+          {"sentences", q.sentences}});
 }
 
 }  // namespace xsr

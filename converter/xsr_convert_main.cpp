@@ -24,12 +24,6 @@ struct Arguments {
   xsr::DType dtype = xsr::DType::kF32;
 };
 
-std::string read_text(const std::string& path) {
-  const xsr::MappedFile file(path);
-  const auto bytes = file.bytes();
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 void convert(const Arguments& a, xsr::ConvertOptions options) {
   std::error_code ignored;
   if (std::filesystem::equivalent(a.in, a.out, ignored)) {
@@ -38,7 +32,7 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
         fmt::format("{}: is the input too, which would be overwritten: give another -o", a.out));
   }
   if (!a.spm.empty()) {
-    options.sentencepiece = read_text(a.spm);
+    options.sentencepiece = xsr::read_whole_file(a.spm);
     options.sentencepiece_name = a.spm;
     if (options.sentencepiece.empty()) {
       throw xsr::Error(XSR_STATUS_BAD_FILE,
@@ -47,8 +41,7 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
   }
   // A licence is a few lines of text or a path to them; a path cannot be mistaken for text that is
   // meant.
-  options.license =
-      std::filesystem::is_regular_file(a.license, ignored) ? read_text(a.license) : a.license;
+  options.license = xsr::text_or_file(a.license);
 
   const auto checkpoint = xsr::Checkpoint::open(a.in);
   xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);

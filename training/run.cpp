@@ -65,14 +65,6 @@ constexpr std::pair<State, const char*> kStates[] = {{State::kValue, "value."},
                                                      {State::kSecondMoment, "moment2."},
                                                      {State::kMaxSecondMoment, "max_moment2."}};
 
-/// The text itself, or that of the file it names.
-std::string text_or_file(const std::string& text) {
-  std::error_code ignored;
-  if (!fs::is_regular_file(text, ignored)) return text;
-  const MappedFile file(text);
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 /// Losses of several batches, each part's weighted mean.
 class LossMean {
  public:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
 #include "converter/sentencepiece_info.h"
 #include "runtime/error.h"
@@ -25,11 +26,6 @@ std::string hash_of(std::string_view bytes) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-std::string read_whole(const std::string& path, const std::string& what) {
-  const MappedFile file(path, what);
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 void check_columns(const std::vector<LanguagePair>& languages) {
   for (const LanguagePair& language : languages) {
     for (const TextFile& file : language.files) check(file);
@@ -41,26 +37,36 @@ struct TokenizerBytes {
   std::string bytes, from;
 };
 
+InitialModel read_init(const TrainConfig& config) {
+  ConvertOptions options;
+  options.num_heads = config.model.num_heads;
+  options.activation = config.model.activation;
+  options.lowercase = config.model.lowercase;
+  return read_initial_model(config.init, options, config.seed);
+}
+
+/// init: model.init, where it was read for its tokenizer.
 TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
-                              const std::vector<LanguagePair>& languages, const DataLog& log) {
+                              const std::vector<LanguagePair>& languages, const DataLog& log,
+                              std::optional<InitialModel>& init) {
   const std::string own = config.run + "/tokenizer.model";
-  if (resumed) return {read_whole(own, " the run's tokenizer"), own};
+  if (resumed) return {read_whole_file(own, " the run's tokenizer"), own};
   if (!config.tokenizer.empty()) {
-    return {read_whole(config.tokenizer, " the tokenizer model"), config.tokenizer};
+    return {read_whole_file(config.tokenizer, " the tokenizer model"), config.tokenizer};
   }
   if (!config.init.empty()) {
     if (TrainingCheckpoint::recognize(config.init)) {
       const std::string beside = fs::path(config.init).replace_filename("tokenizer.model");
-      return {read_whole(beside, " the tokenizer beside model.init"), beside};
+      return {read_whole_file(beside, " the tokenizer beside model.init"), beside};
     }
-    InitialModel initial = read_initial_model(config.init, {}, config.seed);
-    if (initial.tokenizer.empty()) {
+    init = read_init(config);
+    if (init->tokenizer.empty()) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   config.init +
                       ": has no tokenizer; give the one it was trained with as "
                       "tokenizer.model");
     }
-    return {std::move(initial.tokenizer), config.init};
+    return {init->tokenizer, config.init};
   }
   return {train_tokenizer(languages, config.tokenizer_training, log),
           "the tokenizer trained on data.train"};
@@ -84,19 +90,16 @@ ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& toke
   return model;
 }
 
-std::unique_ptr<FlatBuffer> read_initial(const TrainConfig& config, const ModelConfig& model) {
+std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const ModelConfig& model,
+                                           std::optional<InitialModel> init) {
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
     auto values = std::make_unique<FlatBuffer>(table.size());
     TrainingCheckpoint(config.init).read(table, "value.", *values);
     return values;
   }
-  ConvertOptions options;
-  options.num_heads = model.num_heads;
-  options.activation = model.activation;
-  options.lowercase = model.lowercase;
-  InitialModel initial = read_initial_model(config.init, options, config.seed);
-  initial = with_layers(std::move(initial), model.num_layers, config.seed);
+  if (!init) init = read_init(config);
+  InitialModel initial = with_layers(std::move(*init), model.num_layers, config.seed);
   check_same_sizes(config.init, initial.config, model);
   return std::move(initial.values);
 }
@@ -160,14 +163,15 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
   check_columns(train);
   check_columns(dev);
   RunData data;
-  TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, log);
+  std::optional<InitialModel> init;
+  TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, log, init);
   data.model = complete_model(config, tokenizer);
   data.tokenizer = std::move(tokenizer.bytes);
   const std::string tokenizer_hash = hash_of(data.tokenizer);
   const std::string own = config.run + "/tokenizer.model";
   if (!resumed) {
     write_whole_file(own, data.tokenizer);
-    if (!config.init.empty()) data.initial = read_initial(config, data.model);
+    if (!config.init.empty()) data.initial = initial_values(config, data.model, std::move(init));
   }
 
   const auto open = [&](const std::string& what, const std::vector<LanguagePair>& languages,

@@ -24,12 +24,13 @@ T* DerivedWeights::allocate(int64_t count) {
 
 DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute) : weights_(file) {
   for (LayerWeights& layer : weights_.layers) {
-    for (LinearWeights* linear : {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
+    for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {
         split(*linear);
       } else {
         derive(*linear, compute == Compute::kInt8 ? kernels::Storage::kI8 : kernels::Storage::kF32);
       }
+    }
   }
   // The pooler multiplies in f32 whatever the layers do.
   if (weights_.pooler.weight.storage == kernels::Storage::kI8)

@@ -83,8 +83,7 @@ std::shared_ptr<const DerivedWeights> choose_weights(const Model& model, Compute
     return model.derived_weights(compute);
   bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
   for (const LayerWeights& layer : model.weights().layers) {
-    for (const LinearWeights* linear :
-         {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
+    for (const LinearWeights* linear : products(layer))
       narrow = narrow || linear->weight.storage == kernels::Storage::kI8;
   }
   return narrow ? model.derived_weights(Compute::kF32) : nullptr;

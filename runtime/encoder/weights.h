@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <vector>
 
 #include "kernels/gemm/gemm.h"
@@ -27,6 +28,13 @@ struct LayerWeights {
   LinearWeights down;  // [C, F]
   NormWeights output_norm;
 };
+
+/// The products of a layer in the order they are computed, and their tensors' names.
+template <typename Layer>
+auto products(Layer& layer) {
+  return std::array{&layer.qkv, &layer.attention_output, &layer.up, &layer.down};
+}
+constexpr const char* kProductNames[] = {"qkv", "attention_output", "up", "down"};
 
 /// The tensors of a model, as pointers into its mapped file. Nothing is copied or widened: the
 /// kernels read the file's bytes. (DerivedWeights has the exceptions.)

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <system_error>
 
 #include "runtime/error.h"
@@ -45,6 +46,16 @@ MappedFile::MappedFile(const std::string& path, const std::string& what) {
 
 MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<unsigned char*>(bytes_.data()), bytes_.size());
+}
+
+std::string read_whole_file(const std::string& path, const std::string& what) {
+  const MappedFile file(path, what);
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+std::string text_or_file(const std::string& text) {
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(text, ignored) ? read_whole_file(text) : text;
 }
 
 }  // namespace xsr

@@ -26,4 +26,10 @@ class MappedFile {
   std::span<const unsigned char> bytes_;
 };
 
+/// The bytes of a file. Throws as MappedFile does.
+std::string read_whole_file(const std::string& path, const std::string& what = "");
+
+/// The bytes of the regular file that a text names; the text itself where it names none.
+std::string text_or_file(const std::string& text);
+
 }  // namespace xsr
