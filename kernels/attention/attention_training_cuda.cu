@@ -42,6 +42,16 @@ __device__ inline void stage(const float* x, int64_t stride, int32_t first, int3
   }
 }
 
+/// Both tiles, before and behind which the block waits for its warps.
+__device__ inline void stage_both(const float* a, int64_t stride_a, const float* b,
+                                  int64_t stride_b, int32_t first, int32_t end, int32_t D,
+                                  const Shared& s) {
+  __syncthreads();
+  stage(a, stride_a, first, end, D, s.tile_a);
+  stage(b, stride_b, first, end, D, s.tile_b);
+  __syncthreads();
+}
+
 /// Puts a row before the warp.
 __device__ inline void take_row(const float* x, int32_t D, float* row) {
   for (int32_t d = lane_id(); d < D; d += kWarp) row[d] = x[d];
@@ -123,10 +133,7 @@ __global__ void __launch_bounds__(kThreads)
     float largest = -INFINITY, sum = 0, context[kPerLane] = {};
     for (int32_t tile = begin; tile < end; tile += kWarp) {
       if (group == begin || end - begin > kWarp) {
-        __syncthreads();
-        stage(k, 3 * C, tile, end, D, s.tile_a);
-        stage(v, 3 * C, tile, end, D, s.tile_b);
-        __syncthreads();
+        stage_both(k, 3 * C, v, 3 * C, tile, end, D, s);
       }
       if (!active) continue;
       __syncwarp();
@@ -188,10 +195,7 @@ __global__ void __launch_bounds__(kThreads,
     for (int32_t pass = 0; pass < 2; ++pass) {
       for (int32_t tile = begin; tile < end; tile += kWarp) {
         if (one_tile ? group == begin && pass == 0 : true) {
-          __syncthreads();
-          stage(k, 3 * C, tile, end, D, s.tile_a);
-          stage(v, 3 * C, tile, end, D, s.tile_b);
-          __syncthreads();
+          stage_both(k, 3 * C, v, 3 * C, tile, end, D, s);
         }
         if (!active) continue;
         __syncwarp();
@@ -229,10 +233,8 @@ __global__ void __launch_bounds__(kThreads,
     }
     for (int32_t tile = begin; tile < end; tile += kWarp) {
       if (group == begin || !one_tile) {
-        __syncthreads();  // delta of the loop above, too
-        stage(q, 3 * C, tile, end, D, s.tile_a);
-        stage(gradient, C, tile, end, D, s.tile_b);
-        __syncthreads();
+        stage_both(q, 3 * C, gradient, C, tile, end, D,
+                   s);  // waits for delta of the loop above, too
       }
       if (!active) continue;
       __syncwarp();
