@@ -204,47 +204,61 @@ void bench_gemm_forward_bf16(const std::string& name, Isa isa, gemm_forward_bf16
       kTolerance);
 }
 
-void bench_gemm_forward_bf16x3(const std::string& name, Isa isa, gemm_forward_bf16x3_t* gemm) {
+/// bench(state, shape, M) for every product of XSR and number of tokens.
+template <typename Bench>
+void add_gemm_shapes(const std::string& name, Isa isa, const Bench& bench) {
   for (const GemmShape& shape : kXsrGemms) {
     for (const int32_t M : kXsrTokenCounts) {
       if (isa == Isa::kRef && M > kRefRows) continue;
-      add(name + "/" + shape.name + "/" + std::to_string(M), [=](benchmark::State& state) {
-        const int64_t elements = split_elements(shape.N, shape.K);
-        const size_t bytes = elements * sizeof(uint16_t);
-        const size_t copies = (kWeightBytes + bytes - 1) / bytes;
-        const HugeBuffer weights(copies * bytes), packed(bytes);
-        const std::vector<float> dense =
-            normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
-        gemm_pack_panels(dense.data(), shape.N, shape.K, Storage::kF32, packed.data());
-        const PackedMatrix wide{packed.data(), Storage::kF32, shape.N, shape.K};
-        uint16_t* data = static_cast<uint16_t*>(weights.data());
-        gemm_split_panels(wide, data);
-        for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, bytes);
-        const int64_t x_stride = padded_stride(shape.K), a_stride = 2 * x_stride,
-                      out_stride = padded_stride(shape.N);
-        const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
-                                 bias = normal_floats(shape.N, 1, 3);
-        std::vector<uint16_t> a(M * a_stride);
-        split_forward_bf16x3_ref(x.data(), x_stride, 0, M, shape.K, a.data(), a_stride);
-        const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
-        std::vector<float> out(M * out_stride), expected(M * out_stride);
-        const auto call = [&](size_t copy, int32_t count) {
-          gemm(a.data(), a_stride, count, {data + copy * elements, shape.N, shape.K}, 0,
-               panel_count(shape.N), epilogue, out.data(), out_stride, nullptr, 0);
-        };
-        const int32_t checked = std::min(M, kRefRows);
-        call(0, checked);
-        gemm_forward_f32_ref(x.data(), x_stride, checked, wide, 0, panel_count(shape.N), epilogue,
-                             expected.data(), out_stride);
-        const bool right = agrees(out, expected);
-        size_t copy = 0;
-        run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
-          call(copy, M);
-          copy = copy + 1 == copies ? 0 : copy + 1;
-        });
-      });
+      add(name + "/" + shape.name + "/" + std::to_string(M),
+          [=](benchmark::State& state) { bench(state, shape, M); });
     }
   }
+}
+
+/// Times call(copy) over copies of the weights in turn.
+template <typename Call>
+void run_over_copies(benchmark::State& state, bool right, const GemmShape& shape, int32_t M,
+                     size_t copies, const Call& call) {
+  size_t copy = 0;
+  run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
+    call(copy);
+    copy = copy + 1 == copies ? 0 : copy + 1;
+  });
+}
+
+void bench_gemm_forward_bf16x3(const std::string& name, Isa isa, gemm_forward_bf16x3_t* gemm) {
+  add_gemm_shapes(name, isa, [gemm](benchmark::State& state, const GemmShape& shape, int32_t M) {
+    const int64_t elements = split_elements(shape.N, shape.K);
+    const size_t bytes = elements * sizeof(uint16_t);
+    const size_t copies = (kWeightBytes + bytes - 1) / bytes;
+    const HugeBuffer weights(copies * bytes), packed(bytes);
+    const std::vector<float> dense =
+        normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
+    gemm_pack_panels(dense.data(), shape.N, shape.K, Storage::kF32, packed.data());
+    const PackedMatrix wide{packed.data(), Storage::kF32, shape.N, shape.K};
+    uint16_t* data = static_cast<uint16_t*>(weights.data());
+    gemm_split_panels(wide, data);
+    for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, bytes);
+    const int64_t x_stride = padded_stride(shape.K), a_stride = 2 * x_stride,
+                  out_stride = padded_stride(shape.N);
+    const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
+                             bias = normal_floats(shape.N, 1, 3);
+    std::vector<uint16_t> a(M * a_stride);
+    split_forward_bf16x3_ref(x.data(), x_stride, 0, M, shape.K, a.data(), a_stride);
+    const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
+    std::vector<float> out(M * out_stride), expected(M * out_stride);
+    const auto call = [&](size_t copy, int32_t count) {
+      gemm(a.data(), a_stride, count, {data + copy * elements, shape.N, shape.K}, 0,
+           panel_count(shape.N), epilogue, out.data(), out_stride, nullptr, 0);
+    };
+    const int32_t checked = std::min(M, kRefRows);
+    call(0, checked);
+    gemm_forward_f32_ref(x.data(), x_stride, checked, wide, 0, panel_count(shape.N), epilogue,
+                         expected.data(), out_stride);
+    const bool right = agrees(out, expected);
+    run_over_copies(state, right, shape, M, copies, [&](size_t copy) { call(copy, M); });
+  });
 }
 
 void bench_split_forward_bf16x3(const std::string& name, Isa, split_forward_bf16x3_t* split) {
@@ -262,49 +276,42 @@ void bench_split_forward_bf16x3(const std::string& name, Isa, split_forward_bf16
 }
 
 void bench_gemm_forward_i8(const std::string& name, Isa isa, gemm_forward_i8_t* gemm) {
-  for (const GemmShape& shape : kXsrGemms) {
-    for (const int32_t M : kXsrTokenCounts) {
-      if (isa == Isa::kRef && M > kRefRows) continue;
-      add(name + "/" + shape.name + "/" + std::to_string(M), [=](benchmark::State& state) {
-        const int64_t elements = packed_elements(shape.N, shape.K, Storage::kI8);
-        const size_t copies = (kWeightBytes + elements - 1) / elements;
-        const HugeBuffer weights(copies * elements);
-        const std::vector<float> dense =
-            normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
-        std::vector<float> scales(shape.N);
-        std::vector<int32_t> sums(shape.N);
-        int8_t* data = static_cast<int8_t*>(weights.data());
-        gemm_quantize_panels(dense.data(), shape.N, shape.K, data, scales.data());
-        for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, elements);
-        PackedMatrix w{data, Storage::kI8, shape.N, shape.K, scales.data(), sums.data()};
-        gemm_sum_panels(w, sums.data());
-        const int64_t x_stride = padded_stride(shape.K), a_stride = shape.K + 64,
-                      out_stride = padded_stride(shape.N);
-        const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
-                                 bias = normal_floats(shape.N, 1, 3);
-        std::vector<uint8_t> a(M * a_stride);
-        std::vector<QuantizedRow> rows(M);
-        quantize_forward_u8_ref(x.data(), x_stride, 0, M, shape.K, nullptr, a.data(), a_stride,
-                                rows.data());
-        const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
-        std::vector<float> out(M * out_stride), expected(M * out_stride);
-        const auto call = [&](gemm_forward_i8_t* f, int32_t count, float* to) {
-          f(a.data(), a_stride, count, rows.data(), w, 0, panel_count(shape.N), epilogue, to,
-            out_stride);
-        };
-        const int32_t checked = std::min(M, kRefRows);
-        call(gemm, checked, out.data());
-        call(gemm_forward_i8_ref, checked, expected.data());
-        const bool right = agrees(out, expected);
-        size_t copy = 0;
-        run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
-          w.data = data + copy * elements;
-          call(gemm, M, out.data());
-          copy = copy + 1 == copies ? 0 : copy + 1;
-        });
-      });
-    }
-  }
+  add_gemm_shapes(name, isa, [gemm](benchmark::State& state, const GemmShape& shape, int32_t M) {
+    const int64_t elements = packed_elements(shape.N, shape.K, Storage::kI8);
+    const size_t copies = (kWeightBytes + elements - 1) / elements;
+    const HugeBuffer weights(copies * elements);
+    const std::vector<float> dense =
+        normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
+    std::vector<float> scales(shape.N);
+    std::vector<int32_t> sums(shape.N);
+    int8_t* data = static_cast<int8_t*>(weights.data());
+    gemm_quantize_panels(dense.data(), shape.N, shape.K, data, scales.data());
+    for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, elements);
+    PackedMatrix w{data, Storage::kI8, shape.N, shape.K, scales.data(), sums.data()};
+    gemm_sum_panels(w, sums.data());
+    const int64_t x_stride = padded_stride(shape.K), a_stride = shape.K + 64,
+                  out_stride = padded_stride(shape.N);
+    const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
+                             bias = normal_floats(shape.N, 1, 3);
+    std::vector<uint8_t> a(M * a_stride);
+    std::vector<QuantizedRow> rows(M);
+    quantize_forward_u8_ref(x.data(), x_stride, 0, M, shape.K, nullptr, a.data(), a_stride,
+                            rows.data());
+    const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
+    std::vector<float> out(M * out_stride), expected(M * out_stride);
+    const auto call = [&](gemm_forward_i8_t* f, int32_t count, float* to) {
+      f(a.data(), a_stride, count, rows.data(), w, 0, panel_count(shape.N), epilogue, to,
+        out_stride);
+    };
+    const int32_t checked = std::min(M, kRefRows);
+    call(gemm, checked, out.data());
+    call(gemm_forward_i8_ref, checked, expected.data());
+    const bool right = agrees(out, expected);
+    run_over_copies(state, right, shape, M, copies, [&](size_t copy) {
+      w.data = data + copy * elements;
+      call(gemm, M, out.data());
+    });
+  });
 }
 
 void bench_quantize_forward_u8(const std::string& name, Isa, quantize_forward_u8_t* quantize) {

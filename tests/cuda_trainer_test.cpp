@@ -2,28 +2,22 @@
 // what is not finite. Linked with the emulated device and, where nvcc is, with a real one.
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 
 #include "kernels/dispatch.h"
 #include "tests/support/device_buffer.h"
 #include "tests/support/golden_model.h"
 #include "tests/support/kernel_harness.h"
-#include "tests/support/paths.h"
-#include "tests/support/plain_model.h"
+#include "tests/support/trainer_support.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda/cuda_trainer.h"
 #include "training/initialization.h"
-#include "training/presets.h"
 #include "training/schedule.h"
 
 namespace xsr::training {
 namespace {
 
-using test::ErrorBudget;
-using test::Golden;
-using test::PlainLosses;
-using test::PlainModel;
+using test::same_bits;
 
 CudaTrainerOptions tiles_of(int32_t words) {
   CudaTrainerOptions options;
@@ -32,61 +26,24 @@ CudaTrainerOptions tiles_of(int32_t words) {
 }
 
 StepConfig release_step(double align_and_sim_weight = 2) {
-  StepConfig step;
-  step.objectives = objective_preset(Preset::kRelease);
-  step.objectives.align_weight = step.objectives.sim_weight = align_and_sim_weight;
-  step.optimizer = optimizer_preset(Preset::kRelease);
-  step.dropout = 0;
-  return step;
+  return test::release_step(0, align_and_sim_weight);
 }
 
-class CudaTrainerGolden : public test::DeviceTest,
-                          public ::testing::WithParamInterface<const char*> {
- protected:
-  void SetUp() override {
-    test::DeviceTest::SetUp();
-    if (IsSkipped()) return;
-    const auto path = test::golden_folder() / (std::string(GetParam()) + ".safetensors");
-    if (!std::filesystem::exists(path))
-      GTEST_SKIP() << path << " is not there; set XSR_GOLDEN to the golden folder";
-    golden_ = std::make_unique<Golden>(path.string());
-  }
-  void load(Trainer& trainer) const {
-    std::copy_n(golden_->model().values->data(), trainer.table().size(),
-                trainer.mutable_values().data());
-  }
-
-  std::unique_ptr<Golden> golden_;
-};
+using CudaTrainerGolden = test::GoldenFixture<test::DeviceTest>;
 
 TEST_P(CudaTrainerGolden, LossesAndEveryGradientMatch) {
-  const ParameterTable table(golden_->config());
   int compared = 0;
   for (const std::string name : {"ugt", "total"}) {
     if (!golden_->has_gradient(name)) continue;
-    const double weight = name == "total" ? 2 : 0;
-    const test::PlainBudget budget(golden_->config(), golden_->flat("parameter."), golden_->batch(),
-                                   weight, weight);
-    PlainLosses exact;
-    exact.ugt = golden_->loss("ugt");
-    exact.align = weight == 0 ? 0 : golden_->loss("align");
-    exact.sim = weight == 0 ? 0 : golden_->loss("sim");
-    exact.total = golden_->loss(name);
-    const std::vector<double> gradients = golden_->flat("gradient." + name + ".");
-    double squares = 0;
-    for (const double g : gradients) squares += g * g;
-    CudaTrainer trainer(golden_->config(), release_step(weight), tiles_of(32));
+    const test::GoldenLoss exact(*golden_, name);
+    CudaTrainer trainer(golden_->config(), release_step(exact.weight()), tiles_of(32));
     load(trainer);
     const LossParts evaluated = trainer.evaluate(golden_->batch());
     // The first step runs as it stands, the second and third are a graph.
     for (int i = 0; i < 3; ++i) {
       const StepResult result = trainer.step(golden_->batch(), 0);
       EXPECT_EQ(evaluated.total, result.loss.total);
-      const std::string what = std::string(GetParam()) + " " + name;
-      const double share =
-          budget.check(result.loss, trainer.gradients(), exact, table, gradients, what);
-      EXPECT_NEAR(1, result.gradient_norm / std::sqrt(squares), 1e-5) << what;
-      std::printf("  %s: gradients at most %.0f %% of their budget\n", what.c_str(), 100 * share);
+      exact.expect(result, trainer.gradients(), std::string(GetParam()) + " " + name);
     }
     ++compared;
   }
@@ -94,43 +51,16 @@ TEST_P(CudaTrainerGolden, LossesAndEveryGradientMatch) {
 }
 
 TEST_P(CudaTrainerGolden, TenStepsOfAmsgradFollow) {
-  const std::vector<double> trajectory = golden_->trajectory();
-  if (trajectory.empty()) GTEST_SKIP() << "the file has no trajectory";
+  if (golden_->trajectory().empty()) GTEST_SKIP() << "the file has no trajectory";
   const Schedule schedule;  // papers.md 1d
-  PlainModel<float> plain(golden_->config());
-  golden_->fill(plain);
+  const test::GoldenTrajectory trajectory(*golden_, [&](int64_t t) { return schedule.at(t, 0); });
   CudaTrainer trainer(golden_->config(), release_step(), tiles_of(48));
   load(trainer);
-  ErrorBudget losses;
-  for (size_t t = 1; t <= trajectory.size(); ++t) {
-    const double rate = schedule.at(static_cast<int64_t>(t), 0);
-    const double plain_loss = plain.forward_backward(golden_->batch(), 2, 2).total;
-    plain.amsgrad(static_cast<int>(t), rate);
-    losses.add(static_cast<float>(trainer.step(golden_->batch(), rate).loss.total),
-               static_cast<float>(plain_loss), trajectory[t - 1], static_cast<int64_t>(t), 0);
-  }
-  EXPECT_TRUE(losses.check("losses", "*"));
-  double moved = 0;
-  for (const Parameter& p : trainer.table().parameters()) {
-    const std::vector<double> exact = golden_->tensor("after.", p);
-    const std::vector<double> before = golden_->tensor("parameter.", p);
-    ErrorBudget budget(3);
-    for (int64_t i = 0; i < p.size; ++i) {
-      budget.add(trainer.values().at(p)[i], plain.values[p.offset + i], exact[i],
-                 i / p.shape.back(), i % p.shape.back());
-      moved = std::max(moved, std::fabs(exact[i] - before[i]));
-    }
-    EXPECT_TRUE(budget.check("after " + p.name, "*"));
-  }
-  EXPECT_GT(moved, 1e-5) << "nothing was learned, so nothing was compared";
+  trajectory.expect_followed(trainer, std::string(GetParam()) + " ten steps");
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, CudaTrainerGolden, ::testing::Values("xsr-tiny", "xsr-odd"),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           name[3] = '_';
-                           return name;
-                         });
+                         test::golden_test_name);
 
 // ---- against the processor ----
 
@@ -206,10 +136,6 @@ double relative_difference(const FlatBuffer& a, const FlatBuffer& b) {
     squares += std::pow(double{b.data()[i]}, 2);
   }
   return std::sqrt(difference / squares);
-}
-
-bool same_bits(const FlatBuffer& a, const FlatBuffer& b) {
-  return std::memcmp(a.data(), b.data(), sizeof(float) * static_cast<size_t>(a.size())) == 0;
 }
 
 TEST_F(CudaTrainerTest, DrawsTheMasksAndTakesTheStepsOfTheProcessor) {
@@ -343,20 +269,7 @@ TEST_F(CudaTrainerTest, StopsBeforeWhatIsNotFinite) {
   CudaTrainer trainer(config, release_step());
   initialize(trainer);
   trainer.step(batch, 1e-3);
-  trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = NAN;
-  FlatBuffer before(trainer.table().size());
-  std::copy_n(trainer.values().data(), before.size(), before.data());
-  for (int i = 0; i < 2; ++i) {
-    try {
-      trainer.step(batch, 1e-3);
-      ADD_FAILURE() << "went on with a NaN";
-    } catch (const NonFiniteError& error) {
-      EXPECT_EQ("loss ugt", error.where());
-      EXPECT_STREQ("loss ugt of step 2 is not finite", error.what());
-    }
-    EXPECT_TRUE(same_bits(before, trainer.values()));
-    EXPECT_EQ(1, trainer.steps());
-  }
+  test::expect_stops_before_a_nan(trainer, batch, 2);
   // A gradient without a loss: 1e30 squared is none, but its norm is.
   trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = 0;
   EXPECT_TRUE(std::isfinite(trainer.step(batch, 1e-3).gradient_norm)) << "a NaN stayed behind";

@@ -312,6 +312,28 @@ struct GemmCase {
   int32_t first_panel, last_panel;
 };
 
+std::string gemm_case_text(const KernelRow& row, const GemmCase& c) {
+  return row.name +
+         shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+}
+
+/// Row m alone gives the same bits as row m of the batch. alone(m, epilogue, out) computes it.
+template <typename Alone>
+void expect_rows_stand_alone(const GemmCase& c, const GemmEpilogue& epilogue, Guarded& out,
+                             int64_t out_stride, const std::string& what, const Alone& alone) {
+  const int32_t first = c.first_panel * kPanelColumns,
+                last = std::min(c.N, c.last_panel * kPanelColumns);
+  for (int32_t m = 0; m < c.M; ++m) {
+    Guarded single(out_stride);
+    GemmEpilogue of_row = epilogue;
+    if (c.residual) of_row.residual += m * out_stride;
+    alone(m, of_row, single.data());
+    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
+                             4 * std::max(0, last - first)))
+        << what << ": row " << m << " has other bits alone than in its batch";
+  }
+}
+
 void check_gemm_case(const KernelRow& row, const std::string& filter, Random& random,
                      const GemmCase& c, int shift) {
   auto* kernel = reinterpret_cast<gemm_forward_f32_t*>(row.function);
@@ -379,17 +401,12 @@ void check_gemm_case(const KernelRow& row, const std::string& filter, Random& ra
           << what << " in place";
     }
   }
-  // Row m alone gives the same bits as row m of the batch.
-  for (int32_t m = 0; m < c.M; ++m) {
-    Guarded single(out_stride);
-    GemmEpilogue of_row = epilogue;
-    if (c.residual) continue;  // the residual buffer has been overwritten above
-    kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel, c.last_panel, of_row,
-           single.data(), out_stride);
-    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
-                             4 * std::max(0, last - first)))
-        << what << ": row " << m << " has other bits alone than in its batch";
-  }
+  if (c.residual) return;  // the residual buffer has been overwritten above
+  expect_rows_stand_alone(c, epilogue, out, out_stride, what,
+                          [&](int32_t m, const GemmEpilogue& of_row, float* to) {
+                            kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel,
+                                   c.last_panel, of_row, to, out_stride);
+                          });
 }
 
 void check_gemm(const KernelRow& row, const std::string& filter) {
@@ -472,9 +489,7 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
                            c.bias ? wide_bias.data() : nullptr, c.activation,
                            c.residual ? wide_residual.data() : nullptr, out_stride, exact.data(),
                            out_stride);
-  const std::string what =
-      row.name +
-      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const std::string what = gemm_case_text(row, c);
   const int32_t first = c.first_panel * kPanelColumns,
                 last = std::min(c.N, c.last_panel * kPanelColumns);
   ErrorBudget budget;
@@ -497,14 +512,11 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
   EXPECT_EQ(narrow, narrow_only) << what;
   EXPECT_TRUE(budget.check(what, filter));
   expect_untouched(out, c.M, c.N, out_stride, what);
-  for (int32_t m = 0; m < c.M && !c.residual; ++m) {
-    Guarded single(out_stride);
-    kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel, c.last_panel, epilogue,
-           single.data(), out_stride, nullptr, 0);
-    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
-                             4 * std::max(0, last - first)))
-        << what << ": row " << m << " has other bits alone than in its batch";
-  }
+  expect_rows_stand_alone(c, epilogue, out, out_stride, what,
+                          [&](int32_t m, const GemmEpilogue& of_row, float* to) {
+                            kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel,
+                                   c.last_panel, of_row, to, out_stride, nullptr, 0);
+                          });
 }
 
 void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
@@ -566,9 +578,7 @@ void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Ran
          split_only.data(), split_stride);
   gemm_forward_bf16x3_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
                           plain.data(), out_stride, nullptr, 0);
-  const std::string what =
-      row.name +
-      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const std::string what = gemm_case_text(row, c);
   const int32_t first = c.first_panel * kPanelColumns, last = c.last_panel * kPanelColumns;
   ErrorBudget budget;
   for (int32_t m = 0; m < c.M; ++m) {
@@ -608,16 +618,11 @@ void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Ran
   EXPECT_EQ(split, split_only) << what;
   EXPECT_TRUE(budget.check(what, filter));
   expect_untouched(out, c.M, c.N, out_stride, what);
-  for (int32_t m = 0; m < c.M; ++m) {
-    Guarded single(out_stride);
-    GemmEpilogue of_row = epilogue;
-    if (c.residual) of_row.residual += m * out_stride;
-    kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel, c.last_panel, of_row,
-           single.data(), out_stride, nullptr, 0);
-    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
-                             4 * std::max(0, std::min(c.N, last) - first)))
-        << what << ": row " << m << " has other bits alone than in its batch";
-  }
+  expect_rows_stand_alone(c, epilogue, out, out_stride, what,
+                          [&](int32_t m, const GemmEpilogue& of_row, float* to) {
+                            kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel,
+                                   c.last_panel, of_row, to, out_stride, nullptr, 0);
+                          });
 }
 
 void check_gemm_bf16x3(const KernelRow& row, const std::string& filter) {
@@ -749,9 +754,7 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
                              c.last_panel, c.bias ? wide_bias.data() : nullptr, c.activation,
                              c.residual ? wide_residual.data() : nullptr, out_stride, exact.data(),
                              out_stride);
-  const std::string what =
-      row.name +
-      shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"activation", int64_t(c.activation)}});
+  const std::string what = gemm_case_text(row, c);
   const int32_t first = c.first_panel * kPanelColumns,
                 last = std::min(c.N, c.last_panel * kPanelColumns);
   ErrorBudget budget;
@@ -772,16 +775,11 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
   }
   EXPECT_TRUE(budget.check(what, filter));
   expect_untouched(out, c.M, c.N, out_stride, what);
-  for (int32_t m = 0; m < c.M; ++m) {
-    Guarded single(out_stride);
-    GemmEpilogue of_row = epilogue;
-    if (c.residual) of_row.residual += m * out_stride;
-    kernel(a.data() + m * a_stride, a_stride, 1, &rows[m], matrix.w, c.first_panel, c.last_panel,
-           of_row, single.data(), out_stride);
-    ASSERT_EQ(0, std::memcmp(single.data() + first, &out[m * out_stride + first],
-                             4 * std::max(0, last - first)))
-        << what << ": row " << m << " has other bits alone than in its batch";
-  }
+  expect_rows_stand_alone(c, epilogue, out, out_stride, what,
+                          [&](int32_t m, const GemmEpilogue& of_row, float* to) {
+                            kernel(a.data() + m * a_stride, a_stride, 1, &rows[m], matrix.w,
+                                   c.first_panel, c.last_panel, of_row, to, out_stride);
+                          });
 }
 
 void check_gemm_i8(const KernelRow& row, const std::string& filter) {

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -11,8 +14,11 @@
 #include "converter/checkpoint.h"
 #include "converter/convert.h"
 #include "converter/family.h"
+#include "tests/support/kernel_harness.h"
+#include "tests/support/paths.h"
 #include "tests/support/plain_model.h"
 #include "training/model_file.h"
+#include "training/step.h"
 
 namespace xsr::test {
 
@@ -123,6 +129,113 @@ class Golden {
   InitialModel model_;
   std::vector<TensorRule> rules_;
   PairBatch batch_;
+};
+
+/// The fixture of tests that take a golden file's name; skips where the file is not.
+template <typename Base>
+class GoldenFixture : public Base, public ::testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    Base::SetUp();
+    if (Base::IsSkipped()) return;
+    const auto path = golden_folder() / (std::string(GetParam()) + ".safetensors");
+    if (!std::filesystem::exists(path))
+      GTEST_SKIP() << path << " is not there; set XSR_GOLDEN to the golden folder";
+    golden_ = std::make_unique<Golden>(path.string());
+  }
+  /// The trainer's parameters ← the file's.
+  void load(training::Trainer& trainer) const {
+    std::copy_n(golden_->model().values->data(), trainer.table().size(),
+                trainer.mutable_values().data());
+  }
+
+  std::unique_ptr<Golden> golden_;
+};
+inline std::string golden_test_name(const ::testing::TestParamInfo<const char*>& info) {
+  std::string name = info.param;
+  name[3] = '_';
+  return name;
+}
+
+/// One loss of a golden file with its gradients, and what plain f32 loops make of them.
+class GoldenLoss {
+ public:
+  GoldenLoss(const Golden& golden, const std::string& name)
+      : weight_(name == "total" ? 2 : 0),
+        table_(golden.config()),
+        budget_(golden.config(), golden.flat("parameter."), golden.batch(), weight_, weight_),
+        gradients_(golden.flat("gradient." + name + ".")) {
+    exact_.ugt = golden.loss("ugt");
+    exact_.align = weight_ == 0 ? 0 : golden.loss("align");
+    exact_.sim = weight_ == 0 ? 0 : golden.loss("sim");
+    exact_.total = golden.loss(name);
+    for (const double g : gradients_) squares_ += g * g;
+  }
+
+  double weight() const { return weight_; }  // of ALIGN and SIM
+
+  /// Holds a step's result, and the gradients it left, against the file.
+  void expect(const training::StepResult& result, const training::FlatBuffer& gradients,
+              const std::string& what) const {
+    const double share = budget_.check(result.loss, gradients, exact_, table_, gradients_, what);
+    EXPECT_NEAR(1, result.gradient_norm / std::sqrt(squares_), 1e-5) << what;
+    std::printf("  %s: gradients at most %.0f %% of their budget\n", what.c_str(), 100 * share);
+  }
+
+ private:
+  double weight_, squares_ = 0;
+  ParameterTable table_;
+  PlainBudget budget_;
+  PlainLosses exact_;
+  std::vector<double> gradients_;
+};
+
+/// The golden file's steps of AMSGrad by plain f32 loops, and what trainers are held against.
+class GoldenTrajectory {
+ public:
+  /// rate(t): of step t, from 1.
+  template <typename Rate>
+  GoldenTrajectory(const Golden& golden, const Rate& rate)
+      : golden_(golden), exact_(golden.trajectory()), plain_(golden.config()) {
+    golden.fill(plain_);
+    for (size_t t = 1; t <= exact_.size(); ++t) {
+      rates_.push_back(rate(static_cast<int64_t>(t)));
+      losses_.push_back(plain_.forward_backward(golden.batch(), 2, 2).total);
+      plain_.amsgrad(static_cast<int>(t), rates_.back());
+    }
+  }
+
+  /// The trainer has the file's parameters; makes its steps.
+  void expect_followed(training::Trainer& trainer, const std::string& what) const {
+    constexpr double kGradientFactor = 3;  // of the plain f32 loops' error (house rule)
+    ErrorBudget losses;
+    for (size_t t = 0; t < exact_.size(); ++t) {
+      losses.add(static_cast<float>(trainer.step(golden_.batch(), rates_[t]).loss.total),
+                 static_cast<float>(losses_[t]), exact_[t], static_cast<int64_t>(t + 1), 0);
+    }
+    EXPECT_TRUE(losses.check(what + " losses", "*"));
+    double worst = 0, moved = 0;
+    for (const Parameter& p : trainer.table().parameters()) {
+      const std::vector<double> exact = golden_.tensor("after.", p);
+      const std::vector<double> before = golden_.tensor("parameter.", p);
+      ErrorBudget budget(kGradientFactor);
+      for (int64_t i = 0; i < p.size; ++i) {
+        budget.add(trainer.values().at(p)[i], plain_.values[p.offset + i], exact[i],
+                   i / p.shape.back(), i % p.shape.back());
+        moved = std::max(moved, std::fabs(exact[i] - before[i]));
+      }
+      EXPECT_TRUE(budget.check(what + " after " + p.name, "*"));
+      worst = std::max(worst, budget.share());
+    }
+    EXPECT_GT(moved, 1e-5) << "nothing was learned, so nothing was compared";
+    std::printf("  %s: losses %.0f %%, parameters at most %.0f %% of their budget\n", what.c_str(),
+                100 * losses.share(), 100 * worst);
+  }
+
+ private:
+  const Golden& golden_;
+  std::vector<double> exact_, rates_, losses_;
+  PlainModel<float> plain_;
 };
 
 }  // namespace xsr::test

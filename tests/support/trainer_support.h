@@ -1,0 +1,48 @@
+#pragma once
+// What tests of every trainer do.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "training/presets.h"
+#include "training/step.h"
+
+namespace xsr::test {
+
+/// The preset `release`.
+inline training::StepConfig release_step(double dropout, double align_and_sim_weight = 2) {
+  training::StepConfig step;
+  step.objectives = training::objective_preset(training::Preset::kRelease);
+  step.objectives.align_weight = step.objectives.sim_weight = align_and_sim_weight;
+  step.optimizer = training::optimizer_preset(training::Preset::kRelease);
+  step.dropout = dropout;
+  return step;
+}
+
+inline bool same_bits(const training::FlatBuffer& a, const training::FlatBuffer& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), sizeof(float) * a.size()) == 0;
+}
+
+/// A trainer of release_step() behind its first step: with a NaN in a bias its second step stops
+/// at the first loss and changes nothing, as often as it is tried.
+inline void expect_stops_before_a_nan(training::Trainer& trainer, const training::PairBatch& batch,
+                                      int tries) {
+  trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = NAN;
+  training::FlatBuffer before(trainer.table().size());
+  std::copy_n(trainer.values().data(), before.size(), before.data());
+  for (int i = 0; i < tries; ++i) {
+    try {
+      trainer.step(batch, 1e-3);
+      ADD_FAILURE() << "went on with a NaN";
+    } catch (const training::NonFiniteError& error) {
+      EXPECT_EQ("loss ugt", error.where());
+      EXPECT_STREQ("loss ugt of step 2 is not finite", error.what());
+    }
+    EXPECT_TRUE(same_bits(before, trainer.values()));
+    EXPECT_EQ(1, trainer.steps());
+  }
+}
+
+}  // namespace xsr::test
