@@ -23,12 +23,12 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 using xsr::test::kAddressSanitizer;
+using xsr::test::kSlow;
 using xsr::test::kThreadSanitizer;
 using xsr::test::read_file;
 using xsr::test::read_lines;
 
 const std::string kTool = XSR_BINARY_DIR "/training/xsr-train";
-constexpr bool kSlow = kAddressSanitizer || kThreadSanitizer;
 constexpr int kKills = kSlow ? 3 : 10;
 
 struct Outcome {
