@@ -22,9 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-using xsr::test::kAddressSanitizer;
 using xsr::test::kSlow;
-using xsr::test::kThreadSanitizer;
 using xsr::test::read_file;
 using xsr::test::read_lines;
 
