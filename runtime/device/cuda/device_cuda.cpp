@@ -33,6 +33,16 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
 
 void select_device(int32_t device) { check(cudaSetDevice(device), "selecting a device"); }
 
+SelectedDevice::SelectedDevice(int32_t device) : before_(-1) {
+  int current = 0;
+  check(cudaGetDevice(&current), "asking for the selected device");
+  if (current != device) before_ = current;
+  select_device(device);
+}
+SelectedDevice::~SelectedDevice() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
+
 StreamOwner::StreamOwner() {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
 }
