@@ -5,7 +5,6 @@
 #include <memory>
 
 #include "kernels/dispatch.h"
-#include "runtime/device/cuda/token_bucket.h"
 #include "tests/support/device_buffer.h"
 #include "tests/support/golden_model.h"
 #include "tests/support/kernel_harness.h"
@@ -354,15 +353,6 @@ TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {
   EXPECT_THROW(CudaTrainer(small_config(26, 2), release_step()), Error);
   EXPECT_THROW(CudaTrainer(small_config(264, 2), release_step()), Error);
   EXPECT_THROW(CudaTrainer(small_config(), release_step(), tiles_of(7)), Error);
-}
-
-TEST(TokenBucket, IsAtLeastTheTokensAndAtMostASixteenthMore) {
-  for (int32_t tokens = 0; tokens < 20000; ++tokens) {
-    const int32_t bucket = cuda::token_bucket(tokens, 64);
-    ASSERT_GE(bucket, std::max(tokens, 1));
-    ASSERT_LE(bucket, tokens + std::max(64, tokens / 16));
-    ASSERT_EQ(bucket, cuda::token_bucket(bucket, 64));
-  }
 }
 
 }  // namespace
