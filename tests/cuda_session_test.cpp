@@ -354,7 +354,7 @@ TEST_F(CudaSession, NormalizesOnRequest) {
 TEST_F(CudaSession, TextsGiveTheBitsOfTheirIds) {
   const auto tokenizer = test::read_file(XSR_SOURCE_DIR "/tests/data/tiny-unigram.spm.model");
   const TestModel model(
-      {1, 8, 1, 8, 1000}, DType::kF32,
+      {0, 8, 1, 8, 1000}, DType::kF32,
       [](ModelConfig& config, std::vector<TensorSource>&) {
         config.tokenizer = TokenizerKind::kSentencePiece;
         config.unk_id = 0;

@@ -11,6 +11,7 @@
 #include "tests/support/trainer_support.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda/cuda_trainer.h"
+#include "training/cuda_library.h"
 #include "training/initialization.h"
 #include "training/schedule.h"
 
@@ -344,6 +345,21 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 #ifdef XSR_EMULATED
   unsetenv("XSR_EMULATED_DEVICES");
 #endif
+}
+
+/// As xsr-train gets it.
+TEST_F(CudaTrainerTest, ComesOutOfItsLibrary) {
+  setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
+  try {
+    make_cuda_trainer(small_config(), release_step(), {0});
+    FAIL() << "loaded a library that is not there";
+  } catch (const Error& e) {
+    EXPECT_EQ(XSR_STATUS_CUDA, e.status());
+    EXPECT_NE(nullptr, std::strstr(e.what(), "/no/such/library.so")) << e.what();
+  }
+  setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_CUDA_MODULE, 1);
+  EXPECT_FALSE(make_cuda_trainer(small_config(), release_step(), {0})->device().empty());
+  EXPECT_THROW(make_cuda_trainer(small_config(), release_step(), {1000}), Error);
 }
 
 TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {

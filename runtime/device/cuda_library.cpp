@@ -9,7 +9,6 @@
 #include <filesystem>
 
 #include "runtime/error.h"
-#include "xsr/xsr.h"
 
 namespace xsr {
 namespace {
@@ -65,6 +64,19 @@ std::vector<int32_t> cuda_devices_of(const std::string& device) {
     if (next == end) return devices;
     if (*next != ',') wrong();
     at = next + 1;
+  }
+}
+
+void choose_device(const std::string& device, xsr_session_options* options) {
+  options->device = XSR_DEVICE_CPU;
+  options->cuda_devices = 0;
+  for (const int32_t number : cuda_devices_of(device)) {
+    if (number > 63) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  "device is \"" + device + "\", expected numbers up to 63");
+    }
+    options->device = XSR_DEVICE_CUDA;
+    options->cuda_devices |= uint64_t{1} << number;
   }
 }
 

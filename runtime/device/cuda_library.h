@@ -3,11 +3,16 @@
 #include <string>
 #include <vector>
 
+#include "xsr/xsr.h"
+
 namespace xsr {
 
 /// "cpu": none; "cuda": device 0; "cuda:0,2": these, which share the work. Throws
 /// Error(INVALID_ARGUMENT).
 std::vector<int32_t> cuda_devices_of(const std::string& device);
+/// The same as the options of a session ask for it: device, cuda_devices. Throws
+/// Error(INVALID_ARGUMENT) for devices beyond 63, too.
+void choose_device(const std::string& device, xsr_session_options* options);
 
 /// A shared object that is loaded when CUDA is asked for, so that nothing else needs a driver.
 struct CudaLibrary {

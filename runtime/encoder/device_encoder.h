@@ -35,12 +35,16 @@ class DeviceEncoder {
   virtual double measure_peak() = 0;
 };
 
+/// Tokens of a chunk unless the caller wants others: the activations of the two chunks under way
+/// stay in the L2 of a device (perf.md 3.1). Not measured yet.
+constexpr int32_t kDeviceChunkTokens = 4096;
+
 struct CudaEncoderOptions {
   Compute compute = Compute::kF32;  // kF32, kTf32, kBf16
   bool normalize = false;
   const QkvTable* qkv_table = nullptr;  // copied to the devices
   std::vector<int32_t> devices = {0};   // several share the chunks of a call
-  int32_t chunk_tokens = 0;             // of a chunk of work
+  int32_t chunk_tokens = kDeviceChunkTokens;
 };
 
 /// An encoder on CUDA devices, out of libxsr_cuda.so (runtime/device/cuda_library.h), for which

@@ -24,7 +24,7 @@ static_assert(static_cast<int>(Compute::kTf32) == XSR_COMPUTE_TF32);
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
 constexpr size_t kBlockSentences = 4096;
-constexpr size_t kDeviceBlockSentences = 16384;  // some hundred chunks, so that few run dry
+constexpr size_t kDeviceBlockSentences = 8192;  // some fifty chunks, so that few run dry
 // Texts a thread claims at a time: some ten microseconds of tokenising each.
 constexpr size_t kTextsPerTask = 16;
 // A chunk shorter than this leaves the gemm tiles half empty; better one thread than two half-empty
@@ -36,9 +36,6 @@ constexpr int32_t kMostThreads = 1024;
 /// enough that the chunk's activations stay in L2 (perf.md 2.5: 48 to 384 differ little in f32 with
 /// AVX-512).
 int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef ? 32 : 96; }
-// On a CUDA device: the activations of the two chunks under way stay in its L2 (perf.md 3.1). Not
-// measured yet.
-constexpr int32_t kDeviceChunkTokens = 4096;
 
 kernels::Isa isa_wanted(xsr_isa wanted) {
   if (wanted == XSR_ISA_AUTO) return choose_isa(std::nullopt);
