@@ -34,22 +34,23 @@ function(xsr_add_emulated_objects target)
   target_compile_options(${target} PRIVATE -O2)
 endfunction()
 
-# xsr_add_cuda_module(TARGET FILE LIBRARY): libFILE.so beside libxsr, with nothing shown but its entry.
-function(xsr_add_cuda_module target file library)
-  add_library(${target} MODULE "${PROJECT_SOURCE_DIR}/runtime/encoder/cuda/library_entry.cpp")
+# xsr_add_cuda_module(TARGET ENTRY LIBRARY): LIBRARY as a module that shows nothing but its entry.
+function(xsr_add_cuda_module target entry library)
+  set(map "${PROJECT_SOURCE_DIR}/cmake/xsr_cuda.map")
+  add_library(${target} MODULE ${entry})
   target_link_libraries(${target} PRIVATE ${library})
-  target_link_options(${target} PRIVATE "-Wl,--version-script=${PROJECT_SOURCE_DIR}/runtime/xsr.map" -Wl,-z,defs
-    -Wl,--gc-sections -Wl,--as-needed)
-  set_target_properties(${target} PROPERTIES OUTPUT_NAME ${file} LINK_DEPENDS "${PROJECT_SOURCE_DIR}/runtime/xsr.map"
-    LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:xsr>")
+  target_link_options(${target} PRIVATE "-Wl,--version-script=${map}" -Wl,-z,defs -Wl,--gc-sections -Wl,--as-needed)
+  set_target_properties(${target} PROPERTIES LINK_DEPENDS "${map}")
 endfunction()
+set(xsr_cuda_entry "${PROJECT_SOURCE_DIR}/runtime/encoder/cuda/library_entry.cpp")
 
 if(XSR_BUILD_TESTS)
   xsr_add_emulated_objects(xsr_cuda_emulated_kernels ${xsr_cuda_kernels})
   add_library(xsr_cuda_emulated STATIC "${PROJECT_SOURCE_DIR}/kernels/cuda/emulated.cpp" ${xsr_cuda_plain}
     $<TARGET_OBJECTS:xsr_cuda_emulated_kernels>)
   target_link_libraries(xsr_cuda_emulated PUBLIC xsr_runtime)
-  xsr_add_cuda_module(xsr_cuda_emulated_module xsr_cuda_emulated xsr_cuda_emulated)
+  xsr_add_cuda_module(xsr_cuda_emulated_module ${xsr_cuda_entry} xsr_cuda_emulated)
+  set_target_properties(xsr_cuda_emulated_module PROPERTIES OUTPUT_NAME xsr_cuda_emulated)
 endif()
 
 if(XSR_CUDA STREQUAL "ON")
@@ -58,5 +59,6 @@ if(XSR_CUDA STREQUAL "ON")
   add_library(xsr_cuda_parts STATIC ${xsr_cuda_real} $<TARGET_OBJECTS:xsr_cuda_kernels>)
   set_target_properties(xsr_cuda_parts PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(xsr_cuda_parts PUBLIC xsr_runtime CUDA::cudart_static CUDA::cublasLt)
-  xsr_add_cuda_module(xsr_cuda xsr_cuda xsr_cuda_parts)
+  xsr_add_cuda_module(xsr_cuda ${xsr_cuda_entry} xsr_cuda_parts)
+  set_target_properties(xsr_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:xsr>")  # where libxsr looks first
 endif()
