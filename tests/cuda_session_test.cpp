@@ -101,7 +101,7 @@ SessionPointer make_session(const TestModel& model, const xsr_session_options& o
 
 /// Of 0 tokens, of few, of 70 and of `longest`, beyond the 200 of the model too. (The emulated
 /// device takes milliseconds for a long one.)
-Sentences random_sentences(uint64_t salt, int count, int32_t vocab_size, int32_t longest = 230) {
+Sentences random_sentences(uint64_t salt, int count, int32_t vocab_size, int32_t longest = 100) {
   Random random(salt);
   Sentences all = {{}, std::vector<int32_t>(70, 1), std::vector<int32_t>(longest, 1)};
   while (static_cast<int>(all.size()) < count) {
@@ -213,7 +213,8 @@ TEST_F(CudaSession, F32StaysWithinTheBudgetOfPlainLoops) {
                         Case{{1, 128, 1, 64, 61}, DType::kI8, maximum},
                         Case{{2, 256, 4, 512, 500}, DType::kF32, nullptr}}) {
     const TestModel model(c.shape, c.storage, c.edit);
-    const Sentences sentences = random_sentences(c.shape.hidden_size, 8, c.shape.vocab_size);
+    const Sentences sentences = random_sentences(c.shape.hidden_size, 8, c.shape.vocab_size,
+                                                 c.shape.hidden_size == 24 ? 230 : 90);
     const auto exact = plain_embeddings<double>(model, sentences);
     const auto plain = plain_embeddings<float>(model, sentences);
     const auto found = embed(make_session(model, cuda_options()).get(), sentences, model.columns());
@@ -282,7 +283,7 @@ TEST_F(CudaSession, SameSentenceSameBits) {
     const TestModel model(c.shape, c.storage);
     const size_t C = model.columns();
     const Sentences sentences =
-        random_sentences(c.shape.hidden_size, count, c.shape.vocab_size, 130);
+        random_sentences(c.shape.hidden_size, count, c.shape.vocab_size, 100);
     xsr_session_options options = cuda_options(c.compute);
     options.qkv_table = c.table;
     const SessionPointer first = make_session(model, options);
@@ -394,7 +395,7 @@ TEST_F(CudaSession, TextsGiveTheBitsOfTheirIds) {
 
 TEST_F(CudaSession, SessionsOfSeveralThreadsAtOnce) {
   const TestModel model({2, 32, 4, 48, 101}, DType::kF32);
-  const Sentences sentences = random_sentences(4, 10, 101, 100);
+  const Sentences sentences = random_sentences(4, 8, 101, 75);
   const auto expected = embed(make_session(model, cuda_options()).get(), sentences, 32);
   std::vector<std::vector<float>> found(3);
   std::vector<std::thread> threads;
@@ -427,7 +428,7 @@ TEST_F(CudaSession, MeasuresForBenches) {
   options.chunk_tokens = 64;
   const auto encoder =
       make_cuda_encoder(model.file().config(), bind_weights(model.file()), options);
-  const Sentences sentences = random_sentences(4, 10, 101, 100);
+  const Sentences sentences = random_sentences(4, 8, 101, 75);
   std::vector<std::span<const int32_t>> views;
   for (const auto& sentence : sentences)
     views.emplace_back(sentence.data(), std::min<size_t>(sentence.size(), 200));
