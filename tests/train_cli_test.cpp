@@ -22,13 +22,11 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-using xsr::test::kAddressSanitizer;
-using xsr::test::kThreadSanitizer;
+using xsr::test::kSlow;
 using xsr::test::read_file;
 using xsr::test::read_lines;
 
 const std::string kTool = XSR_BINARY_DIR "/training/xsr-train";
-constexpr bool kSlow = kAddressSanitizer || kThreadSanitizer;
 constexpr int kKills = kSlow ? 3 : 10;
 
 struct Outcome {

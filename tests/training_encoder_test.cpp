@@ -14,6 +14,7 @@
 #include "tests/support/kernel_harness.h"
 #include "tests/support/paths.h"
 #include "tests/support/plain_model.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/trainer_support.h"
 #include "tests/support/training_isas.h"
@@ -27,6 +28,7 @@ namespace {
 
 using kernels::Dropout;
 using test::ErrorBudget;
+using test::kSlow;
 using test::PlainModel;
 using test::same_bits;
 
@@ -434,10 +436,11 @@ TEST(TrainingEncoder, WholeStepsOfRandomModelsMatchPlainLoops) {
 
 TEST(Trainer, BitsDoNotDependOnThreadsOrTheRun) {
   const ModelConfig config = wide_config();
-  const PairBatch batch = make_batch(config, 24, true), small = make_batch(config, 3);
-  ASSERT_GT(batch.num_tokens(), 400);
+  const PairBatch batch = make_batch(config, kSlow ? 5 : 24, true), small = make_batch(config, 3);
+  ASSERT_GT(batch.num_tokens(), kSlow ? 80 : 400);
   for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
     for (const kernels::Isa isa : test::training_isas()) {
+      if (kSlow && isa != test::training_isas().back()) continue;
       if (isa == kernels::Isa::kRef && test::training_isas().size() > 1) continue;  // slow
       const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
       StepConfig step = release_step();
@@ -446,6 +449,7 @@ TEST(Trainer, BitsDoNotDependOnThreadsOrTheRun) {
       std::unique_ptr<FlatBuffer> first;
       double first_loss = 0;
       for (const int32_t num_threads : {1, 1, 2, 3}) {
+        if (kSlow && num_threads == 2) continue;
         ThreadPool threads(num_threads);
         CpuTrainer trainer(config, step, kernels, threads);
         initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
@@ -496,7 +500,7 @@ TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
 
 TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
   const ModelConfig config = wide_config();
-  const PairBatch batch = make_batch(config, 16);
+  const PairBatch batch = make_batch(config, kSlow ? 4 : 16);
   const auto gradients = [&](kernels::Isa isa, Precision precision) {
     const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
     ThreadPool threads(2);

@@ -10,6 +10,8 @@
 //     };
 //
 // load gives up to 16 columns of the step that begins at `row`; `rows` ≤ kStepRows of it exist.
+#include <cstring>
+
 #include "kernels/gemm/gemm_backward.h"
 #include "kernels/simd/avx512.h"
 
@@ -84,10 +86,11 @@ static void backward_weight(const typename Core::Element* dy, int64_t dy_stride,
                             int64_t dw_stride, float* scratch) {
   constexpr int32_t kRows = kWeightBlock * Core::kStepRows;
   float *gradients = scratch, *inputs = scratch + kWeightBlock * kWeightChunk;
+  for (int32_t n = first; M == 0 && !accumulate && n < last; ++n)
+    std::memset(dw + n * dw_stride, 0, K * sizeof(float));
   for (int32_t n = first; n < last; n += kWeightChunk) {
     const int32_t chunk = last - n < kWeightChunk ? last - n : kWeightChunk;
-    // Without rows one empty block, which stores zeros.
-    for (int32_t m = 0; m < M || (m == 0 && !accumulate); m += kRows) {
+    for (int32_t m = 0; m < M; m += kRows) {
       const int32_t rows = M - m < kRows ? M - m : kRows;
       const int32_t steps = (rows + Core::kStepRows - 1) / Core::kStepRows;
       pack_steps<Core, kWeightRows>(dy + m * dy_stride + n, dy_stride, rows, chunk, gradients);

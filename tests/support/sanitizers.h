@@ -28,4 +28,7 @@ constexpr bool kThreadSanitizer = false;
 #endif
 #endif
 
+/// Either, which make the arithmetic 10 to 30 times slower.
+constexpr bool kSlow = kAddressSanitizer || kThreadSanitizer;
+
 }  // namespace xsr::test
