@@ -15,37 +15,34 @@ class Uploads {
   template <typename T, typename Fill>
   void add(T** to, int64_t count, Fill&& fill) {
     plan_.add(to, static_cast<size_t>(count));
-    jobs_.push_back([=, this, fill = std::forward<Fill>(fill)](Stream stream) {
+    jobs_.push_back([=, fill = std::forward<Fill>(fill)](const StreamOwner& stream) {
       std::vector<T> host(static_cast<size_t>(count));
       fill(host.data());
-      copy_to_device(*to, host.data(), sizeof(T) * host.size(), stream);
-      check_copied(stream);  // the host's copy ends here
+      copy_to_device(*to, host.data(), sizeof(T) * host.size(), stream.get());
+      stream.synchronize();  // the host's copy ends here
     });
   }
   /// *to [count], a copy of from [count].
   template <typename T>
   void copy(T** to, const void* from, int64_t count) {
     plan_.add(to, static_cast<size_t>(count));
-    jobs_.push_back([=, this](Stream stream) {
-      copy_to_device(*to, from, sizeof(T) * static_cast<size_t>(count), stream);
-      check_copied(stream);
+    jobs_.push_back([=](const StreamOwner& stream) {
+      copy_to_device(*to, from, sizeof(T) * static_cast<size_t>(count), stream.get());
     });
   }
   Memory run(const StreamOwner& stream) {
     Memory memory = plan_.allocate(Place::kDevice);
-    wait_ = &stream;
-    for (const auto& job : jobs_) job(stream.get());
+    for (const auto& job : jobs_) job(stream);
+    stream.synchronize();
     return memory;
   }
 
  private:
-  void check_copied(Stream) const { wait_->synchronize(); }
-
   Plan plan_;
-  std::vector<std::function<void(Stream)>> jobs_;
-  const StreamOwner* wait_ = nullptr;
+  std::vector<std::function<void(const StreamOwner&)>> jobs_;
 };
 
+/// A table [rows, C], widened where it is i8.
 void table(Uploads& uploads, char** to, const void* from, const EncoderWeights& file,
            const float* scales, int64_t rows, int64_t C) {
   if (file.table_storage != Storage::kI8) {
@@ -86,6 +83,7 @@ void linear(Uploads& uploads, DeviceLinear& to, const LinearWeights& from, bool 
   }
   uploads.copy(&to.bias, from.bias, w.N);
 }
+
 }  // namespace
 
 DeviceWeights::DeviceWeights(const ModelConfig& config, const EncoderWeights& file,
