@@ -43,7 +43,7 @@ class SelectedDevice {
   SelectedDevice& operator=(const SelectedDevice&) = delete;
 
  private:
-  int32_t before_;  // -1: nothing to bring back
+  [[maybe_unused]] int32_t before_;  // -1: nothing to bring back; the emulated device has none
 };
 
 class StreamOwner {
