@@ -18,7 +18,12 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     cudaGetLastError();
-    *why_none = error == cudaSuccess ? "no CUDA device is visible" : cudaGetErrorString(error);
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    cudaGetLastError();
+    *why_none = driver == 0            ? "no NVIDIA driver is installed"
+                : error == cudaSuccess ? "no CUDA device is visible"
+                                       : cudaGetErrorString(error);
     return {};
   }
   std::vector<DeviceInfo> found;
