@@ -94,9 +94,9 @@ typedef enum xsr_compute XSR_ENUM_TYPE {
 /* CUDA: the forward pass on one or several NVIDIA devices; text becomes tokens on the CPU. Needs
  * libxsr_cuda.so, which is looked for beside libxsr, then where the loader looks (the environment
  * variable XSR_CUDA_LIBRARY names another file), and a driver. The weights are copied to every
- * device of every session. In F32, TF32 or BF16, where Q, K, V and the attention's probabilities
- * are bf16 too. Models of hidden_size up to 1024 and heads of up to 128. The bits are not the
- * CPU's; they depend on the kind of device, never on the number of devices. */
+ * device of every session. Computes in F32, TF32 or BF16; in BF16 Q, K, V and the attention's
+ * probabilities are bf16 too. Takes models of hidden_size up to 1024 and heads of up to 128. The
+ * bits are not the CPU's; they depend on the kind of device, never on the number of devices. */
 typedef enum xsr_device XSR_ENUM_TYPE { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;
 
 typedef enum xsr_normalize XSR_ENUM_TYPE {

@@ -172,7 +172,8 @@ Session::Session(const Model& model, const xsr_session_options& options)
     device_ = make_cuda_encoder(model.config(), model.weights(),
                                 {encoder_.compute, encoder_.normalize, encoder_.qkv_table,
                                  choose_devices(options.cuda_devices), chunk_tokens_});
-    qkv_table_.reset();  // the devices have copies
+    encoder_.qkv_table = nullptr;  // the devices have copies
+    qkv_table_.reset();
   } else {
     // Sentences are never split, so a chunk has room for the longest.
     const int32_t room = std::max(chunk_tokens_, model.config().max_seq_len);
