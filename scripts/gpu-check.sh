@@ -52,7 +52,7 @@ for tool in "${tools[@]}"; do
   [ -n "$sanitizer" ] || { fail "$tool: there is no compute-sanitizer; install the CUDA toolkit's"; continue; }
   for program in "${tests[@]}"; do
     name=$(basename "$program")
-    timeout "${XSR_GPU_CHECK_SECONDS:-1200}" "$sanitizer" --tool "$tool" --error-exitcode 9 "$program" --gtest_brief=1 \
+    XSR_TEST_SMALL=1 timeout "${XSR_GPU_CHECK_SECONDS:-1200}" "$sanitizer" --tool "$tool" --error-exitcode 9 "$program" --gtest_brief=1 \
       >"$work/$name.$tool" 2>&1 && touch "$work/$name.$tool.passed" ||
       { tail -n 20 "$work/$name.$tool" >&2; fail "$name under $tool"; }
   done
