@@ -40,9 +40,10 @@ done
 [ ${#tests[@]} -gt 0 ] || die "build/cuda/tests holds no CUDA tests"
 for program in "${tests[@]}"; do
   name=$(basename "$program")
-  "$program" --gtest_brief=1 "--gtest_output=json:$work/$name.json" || fail "$name"
+  "$program" "--gtest_output=json:$work/$name.json" >"$work/$name.log" 2>&1 ||
+    { tail -n 40 "$work/$name.log" >&2; fail "$name"; }
   # A device that libraries and tests do not see would leave everything skipped, and green.
-  if grep -q 'no CUDA device' "$work/$name.json"; then fail "$name was skipped: it saw no device"; fi
+  ! grep -m 1 'no CUDA device' "$work/$name.log" >&2 || fail "$name was skipped: it saw no device"
 done
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)

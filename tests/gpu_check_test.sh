@@ -20,9 +20,10 @@ grep -q "no GPU here" "$work/log" || fail "it does not say that there is no GPU"
 
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
 program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
-# A test program of one test with the result $1, and the exit status $2.
+# A test program of one test with the result $1, which says $3, and the exit status $2.
 test_program() {
   cat <<PROGRAM
+echo "${3:-}"
 for argument; do
   [[ \$argument != --gtest_output=json:* ]] || echo '{"testsuites": [{"testsuite": [{"result": "$1"}]}]}' >"\${argument#*json:}"
 done
@@ -40,7 +41,7 @@ grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-
 grep -q "2 tests passed, 0 failed, 0 skipped" "$work/log" || fail "it does not count the tests"
 
 expect_failure() { ! run || fail "$1 was no failure"; }
-program "$tree/build/cuda/tests/cuda_session_test" "$(test_program 'SKIPPED", "skipped": "no CUDA device can be used' 0)"
+program "$tree/build/cuda/tests/cuda_session_test" "$(test_program SKIPPED 0 'no CUDA device can be used: none')"
 expect_failure "a skipped test"
 program "$tree/build/cuda/tests/cuda_session_test" 'exit 1'
 expect_failure "a failing test"
