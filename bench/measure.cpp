@@ -48,8 +48,12 @@ class SentenceCalls {
   std::vector<float> embedding_;
 };
 
-/// Slices are long enough to fill every thread's chunks and short enough to stop in time.
-size_t slice_sentences(const Session& session) { return session.isa() == XSR_ISA_REF ? 32 : 1024; }
+/// Slices are long enough to fill every thread's or device's chunks and short enough to stop in
+/// time.
+size_t slice_sentences(const Session& session) {
+  if (!session.on_cpu()) return 65536;
+  return session.isa() == XSR_ISA_REF ? 32 : 1024;
+}
 
 /// run(first, last) embeds the sentences [first, last).
 template <typename Run>
@@ -102,10 +106,12 @@ Check check_against_ref(const Model& model, Session& timed) {
   }
   // Rounding of f32, of bf16 (2^-9 a value) or of two (2^-17); a wrong result differs by about
   // `largest`.
-  // int8: a value is up to 2^-9 of its row's range away, four products a layer.
+  // int8: a value is up to 2^-9 of its row's range away, four products a layer. tf32: 2^-11 a
+  // value.
   const double unit = timed.compute() == XSR_COMPUTE_BF16     ? 2e-2
                       : timed.compute() == XSR_COMPUTE_BF16X3 ? 1e-4
                       : timed.compute() == XSR_COMPUTE_INT8   ? 5e-2
+                      : timed.compute() == XSR_COMPUTE_TF32   ? 5e-3
                                                               : 1e-5;
   check.allowed = unit * largest * std::max(1.0, info.num_layers / 2.0);
   check.passed = finite && check.largest_difference <= check.allowed;
@@ -121,8 +127,9 @@ Latency measure_latency(const Model& model, Session& session, int32_t tokens, do
   start = Clock::now();
   do times.push_back(calls.run());
   while (!enough(times.size(), seconds_since(start), seconds));
-  return {tokens, times.size(), percentile(times, 0.5), percentile(times, 0.9),
-          percentile(times, 0.99)};
+  return {
+      tokens, times.size(), percentile(times, 0.5), percentile(times, 0.9), percentile(times, 0.99),
+      0};
 }
 
 Corpus measure_ids(const Model& model, Session& session, const IdBatch& batch, double limit) {

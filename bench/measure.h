@@ -27,6 +27,7 @@ struct Latency {
   int32_t tokens = 0;
   size_t calls = 0;
   double p50 = 0, p90 = 0, p99 = 0;  // seconds
+  double device = 0;                 // of them on a CUDA device, median; 0 on the CPU
 };
 
 /// One sentence a call, other random ids every call, ids to vector. Warms up; goes on for
@@ -39,6 +40,7 @@ struct Corpus {
   double seconds = 0;  // of one pass
   int32_t passes = 0;
   double tokenizer_seconds = 0;  // text only: of tokenising alone, on one thread
+  double resident_seconds = 0;  // ids on a CUDA device only: of one pass with the ids there already
 };
 
 /// The median pass of up to three; stops early when `limit` seconds are over, and then counts only

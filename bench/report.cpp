@@ -12,8 +12,9 @@ double Report::flop_per_token() const {
 }
 
 double Report::share_of_roofline(double tokens, double seconds) const {
-  return floor_seconds(roofline, tokens * flop_per_token(), static_cast<double>(weight_bytes)) /
-         seconds;
+  const double flop = tokens * flop_per_token();
+  if (device != "cpu") return flop / (roofline.peak_gflops * 1e9) / seconds;
+  return floor_seconds(roofline, flop, static_cast<double>(weight_bytes)) / seconds;
 }
 
 void print_table(const Report& report, std::FILE* to) {
@@ -24,24 +25,33 @@ void print_table(const Report& report, std::FILE* to) {
   fmt::print(to, "          weights of the layers {:.1f} MB, token table {:.1f} MB, stored in {}\n",
              1e-6 * static_cast<double>(report.weight_bytes),
              1e-6 * static_cast<double>(report.token_table_bytes), report.storage);
-  fmt::print(to, "machine   {}; {} thread{}{}; ISA {}; computed in {}{}\n", cpu_model(),
-             report.threads, report.threads == 1 ? "" : "s",
-             report.pinned_cpu >= 0 ? fmt::format(" on CPU {}", report.pinned_cpu) : "", report.isa,
-             report.dtype, report.qkv_table ? ", QKV table" : "");
+  const bool on_cpu = report.device == "cpu";
+  fmt::print(to, "machine   {}{}; {} thread{}{}; {}computed in {}{}\n",
+             on_cpu ? "" : report.device + "; ", cpu_model(), report.threads,
+             report.threads == 1 ? "" : "s",
+             report.pinned_cpu >= 0 ? fmt::format(" on CPU {}", report.pinned_cpu) : "",
+             on_cpu ? "ISA " + report.isa + "; " : "", report.dtype,
+             report.qkv_table ? ", QKV table" : "");
   fmt::print(to, "build     xsr {}, {}, commit {}\n", xsr_version_string(), compiler(), commit());
   fmt::print(to, "check     differs from the ref kernels by {:.2g} at most (allowed {:.2g})\n",
              report.check.largest_difference, report.check.allowed);
-  fmt::print(to, "roofline  {:.1f} GFLOP/s, {:.1f} GB/s from beyond L2; {:.3f} MFLOP a token\n",
-             report.roofline.peak_gflops, report.roofline.read_gb_per_s,
-             1e-6 * report.flop_per_token());
+  if (on_cpu) {
+    fmt::print(to, "roofline  {:.1f} GFLOP/s, {:.1f} GB/s from beyond L2; {:.3f} MFLOP a token\n",
+               report.roofline.peak_gflops, report.roofline.read_gb_per_s,
+               1e-6 * report.flop_per_token());
+  } else {
+    fmt::print(to, "roofline  {:.1f} GFLOP/s in a large square product; {:.3f} MFLOP a token\n",
+               report.roofline.peak_gflops, 1e-6 * report.flop_per_token());
+  }
   if (!report.latency.empty()) {
     fmt::print(to, "\none sentence, ids to vector\n{:>8}{:>11}{:>11}{:>11}{:>10}{:>12}{:>10}\n",
                "tokens", "p50 us", "p90 us", "p99 us", "GFLOP/s", "roofline", "calls");
     for (const Latency& row : report.latency) {
-      fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>11.1f}{:>10.1f}{:>12.3f}{:>10}\n", row.tokens,
+      fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>11.1f}{:>10.1f}{:>12.3f}{:>10}{}\n", row.tokens,
                  1e6 * row.p50, 1e6 * row.p90, 1e6 * row.p99,
                  1e-9 * row.tokens * report.flop_per_token() / row.p50,
-                 report.share_of_roofline(row.tokens, row.p50), row.calls);
+                 report.share_of_roofline(row.tokens, row.p50), row.calls,
+                 on_cpu ? "" : fmt::format("  ({:.1f} us on the device)", 1e6 * row.device));
     }
   }
   if (!report.chain.empty()) {
@@ -62,6 +72,12 @@ void print_table(const Report& report, std::FILE* to) {
                sentences / corpus.seconds, tokens / corpus.seconds,
                1e-9 * tokens * report.flop_per_token() / corpus.seconds,
                report.share_of_roofline(tokens, corpus.seconds));
+    if (corpus.resident_seconds > 0) {
+      fmt::print(to,
+                 "{:>14.1f} tokens/s with the ids on the device beforehand, {:.3f} of roofline\n",
+                 tokens / corpus.resident_seconds,
+                 report.share_of_roofline(tokens, corpus.resident_seconds));
+    }
     if (corpus.tokenizer_seconds > 0) {
       fmt::print(to, "{:>14.1f} tokens/s tokenising, {:.1f} % of the time\n",
                  tokens / corpus.tokenizer_seconds,
@@ -74,6 +90,7 @@ nlohmann::ordered_json to_json(const Report& report) {
   using Json = nlohmann::ordered_json;
   Json json;
   json["cpu"] = cpu_model();
+  json["device"] = report.device;
   json["isa"] = report.isa;
   json["dtype"] = report.dtype;
   json["qkv_table"] = report.qkv_table;
@@ -86,6 +103,7 @@ nlohmann::ordered_json to_json(const Report& report) {
                                {"p99_us", 1e6 * row.p99},
                                {"share_of_roofline", report.share_of_roofline(row.tokens, row.p50)},
                                {"calls", row.calls}});
+    if (row.device > 0) json["latency"].back()["device_us"] = 1e6 * row.device;
   }
   json["corpus"] = nullptr;
   if (report.corpus) {
@@ -99,6 +117,11 @@ nlohmann::ordered_json to_json(const Report& report) {
                       {"sentences", corpus.sentences},
                       {"tokens", corpus.tokens},
                       {"passes", corpus.passes}};
+    if (corpus.resident_seconds > 0) {
+      json["corpus"]["resident_tokens_per_s"] = tokens / corpus.resident_seconds;
+      json["corpus"]["resident_share_of_roofline"] =
+          report.share_of_roofline(tokens, corpus.resident_seconds);
+    }
     if (corpus.tokenizer_seconds > 0) {
       json["corpus"]["tokenizer_tokens_per_s"] = tokens / corpus.tokenizer_seconds;
       json["corpus"]["tokenizer_share"] =
@@ -113,7 +136,8 @@ nlohmann::ordered_json to_json(const Report& report) {
                                     {"ratio", row.chain_p50 / row.xsr_p50}});
   }
   json["roofline"] = {{"peak_gflop_per_s", report.roofline.peak_gflops},
-                      {"read_gb_per_s", report.roofline.read_gb_per_s},
+                      {"read_gb_per_s", report.device == "cpu" ? Json(report.roofline.read_gb_per_s)
+                                                               : Json(nullptr)},
                       {"flop_per_token", report.flop_per_token()},
                       {"weight_bytes", report.weight_bytes}};
   json["check"] = {{"largest_difference", report.check.largest_difference},

@@ -14,7 +14,8 @@ namespace xsr::bench {
 /// One run of the bench: one model, ISA and number of threads.
 struct Report {
   std::string model, isa, dtype, storage;
-  bool qkv_table = false;  // the first layer's Q, K and V are looked up
+  std::string device = "cpu";  // or a CUDA device's name; its roofline is the products' alone
+  bool qkv_table = false;      // the first layer's Q, K and V are looked up
   int32_t threads = 0;
   int32_t pinned_cpu = -1;  // -1: not pinned
   xsr_model_info info{};

@@ -1,5 +1,6 @@
 #include "bench/session.h"
 
+#include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 
 namespace xsr::bench {
@@ -30,14 +31,17 @@ void Model::read_info() {
 }
 
 Session::Session(const Model& model, xsr_isa isa, xsr_compute compute, int32_t threads,
-                 int32_t batch_tokens, bool qkv_table)
-    : compute_(compute), max_seq_len_(static_cast<size_t>(model.info().max_seq_len)) {
+                 int32_t batch_tokens, bool qkv_table, const std::string& device)
+    : compute_(compute),
+      on_cpu_(device == "cpu"),
+      max_seq_len_(static_cast<size_t>(model.info().max_seq_len)) {
   xsr_session_options options{};
   options.size = sizeof options;
   options.isa = isa;
   options.compute = compute;
   options.qkv_table = qkv_table ? XSR_QKV_TABLE_ON : XSR_QKV_TABLE_OFF;
   options.num_threads = threads;
+  choose_device(device, &options);
   options.max_batch_tokens = batch_tokens;
   xsr_session* session = nullptr;
   char detail[512] = "";

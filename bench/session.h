@@ -31,12 +31,15 @@ class Model {
 
 class Session {
  public:
-  /// batch_tokens: tokens per chunk of work, 0: what the session thinks best.
+  /// batch_tokens: tokens per chunk of work, 0: what the session thinks best. device: "cpu",
+  /// "cuda", "cuda:0,1".
   Session(const Model& model, xsr_isa isa, xsr_compute compute, int32_t threads,
-          int32_t batch_tokens = 0, bool qkv_table = false);
+          int32_t batch_tokens = 0, bool qkv_table = false, const std::string& device = "cpu");
 
   xsr_isa isa() const { return xsr_session_get_isa(session_.get()); }
   xsr_compute compute() const { return compute_; }
+  bool on_cpu() const { return on_cpu_; }
+  std::string device_name() const { return xsr_session_get_device_name(session_.get()); }
   int32_t num_threads() const { return xsr_session_get_num_threads(session_.get()); }
   /// offsets.size() - 1 sequences; embeddings holds as many rows.
   void embed_ids(std::span<const int32_t> token_ids, std::span<const size_t> offsets,
@@ -53,6 +56,7 @@ class Session {
 
   std::unique_ptr<xsr_session, Destroy> session_;
   xsr_compute compute_;
+  bool on_cpu_;
   size_t max_seq_len_ = 0;
 };
 

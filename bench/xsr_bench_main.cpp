@@ -8,14 +8,17 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "bench/device_meter.h"
 #include "bench/machine.h"
 #include "bench/measure.h"
 #include "bench/random_model.h"
 #include "bench/report.h"
 #include "kernels/isa.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
 
@@ -27,7 +30,7 @@ constexpr uint32_t kSeed = 20261124;
 struct Options {
   std::string model;
   std::vector<int32_t> random;
-  std::string storage = "f32", isa = "auto", dtype = "f32", yardstick = "auto";
+  std::string storage = "f32", device = "cpu", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;
   bool no_corpus = false, qkv_table = false;
@@ -73,6 +76,7 @@ xsr_compute compute_of(const std::string& dtype) {
   return dtype == "bf16"     ? XSR_COMPUTE_BF16
          : dtype == "bf16x3" ? XSR_COMPUTE_BF16X3
          : dtype == "int8"   ? XSR_COMPUTE_INT8
+         : dtype == "tf32"   ? XSR_COMPUTE_TF32
                              : XSR_COMPUTE_F32;
 }
 
@@ -83,8 +87,25 @@ DType storage_of(const std::string& name) {
                          : DType::kF32;
 }
 
-Report measure(const Options& options, const Model& model, const Shape& shape,
+/// The corpus that the options name, through the session. Sets *batch to its ids, where it is one
+/// of ids.
+Corpus measure_corpus(const Options& options, const Model& model, Session& session,
+                      IdBatch* batch) {
+  if (!options.corpus.empty()) {
+    return measure_texts(model, session, read_lines(options.corpus), options.corpus_seconds);
+  }
+  *batch = options.corpus_ids.empty()
+               ? log_normal_sentences(options.sentences, model.info().vocab_size,
+                                      model.info().max_seq_len, kSeed)
+               : read_ids(options.corpus_ids, model.info().vocab_size);
+  Corpus corpus = measure_ids(model, session, *batch, options.corpus_seconds);
+  if (options.corpus_ids.empty()) corpus.input = "log-normal";
+  return corpus;
+}
+
+Report measure(const Options& options, const Model& model, const XsrFile& file, const Shape& shape,
                const std::string& name, int32_t threads) {
+  const bool on_cpu = options.device == "cpu";
   Report report;
   report.model = name;
   report.dtype = options.dtype;
@@ -96,7 +117,7 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
   // One thread stays where it is, so that the clock and the caches are one core's. The last
   // processor, since the first serves most interrupts.
   std::unique_ptr<PinToCpu> pin;
-  if (threads == 1) {
+  if (threads == 1 && on_cpu) {
     const int cpu = options.cpu >= 0 ? options.cpu : allowed_cpus().back();
     pin = std::make_unique<PinToCpu>(cpu);
     if (pin->pinned()) report.pinned_cpu = cpu;
@@ -107,22 +128,30 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
   }
   const xsr_compute compute = compute_of(options.dtype);
   Session session(model, isa_of(options.isa), compute, threads, options.batch_tokens,
-                  options.qkv_table);
+                  options.qkv_table, options.device);
+  report.device = session.device_name();
   report.qkv_table = options.qkv_table;
   report.isa = xsr_isa_string(session.isa());
   report.threads = session.num_threads();
   report.check = check_against_ref(model, session);
   if (!report.check.passed) {
-    throw Error(
-        XSR_STATUS_INTERNAL,
-        fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
-                    "is {:.3g}; a wrong result is not timed",
-                    name, report.isa, report.check.largest_difference, report.check.allowed));
+    throw Error(XSR_STATUS_INTERNAL,
+                fmt::format("{}: the {} embeddings differ from the ref kernels' by {:.3g}, allowed "
+                            "is {:.3g}; a wrong result is not timed",
+                            name, on_cpu ? report.isa : report.device,
+                            report.check.largest_difference, report.check.allowed));
   }
 
-  RooflineMeter meter(static_cast<kernels::Isa>(session.isa()), compute, report.threads,
-                      shape.weight_bytes);
-  meter.measure();
+  std::optional<RooflineMeter> meter;
+  std::optional<DeviceMeter> device;
+  if (on_cpu) {
+    meter.emplace(static_cast<kernels::Isa>(session.isa()), compute, report.threads,
+                  shape.weight_bytes);
+  } else {
+    device.emplace(file, compute, options.qkv_table, options.batch_tokens, options.device);
+  }
+  const auto measure_roofline = [&] { on_cpu ? meter->measure() : device->measure_peak(); };
+  measure_roofline();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
       fmt::print(stderr, "xsr-bench: {} tokens are left out, the model takes {} at most\n", tokens,
@@ -130,10 +159,11 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
       continue;
     }
     report.latency.push_back(measure_latency(model, session, tokens, options.seconds));
-    meter.measure();
+    if (device) report.latency.back().device = device->sentence_seconds(tokens);
+    measure_roofline();
   }
   // The yardstick's products are f32's.
-  if (threads == 1 && options.yardstick != "none" && compute == XSR_COMPUTE_F32) {
+  if (on_cpu && threads == 1 && options.yardstick != "none" && compute == XSR_COMPUTE_F32) {
     const auto chain = OnednnChain::create(model.info().num_layers, model.info().hidden_size,
                                            model.info().intermediate_size, shape.activation);
     if (chain == nullptr && options.yardstick == "onednn")
@@ -146,23 +176,14 @@ Report measure(const Options& options, const Model& model, const Shape& shape,
     }
   }
   if (!options.no_corpus) {
-    if (!options.corpus.empty()) {
-      report.corpus =
-          measure_texts(model, session, read_lines(options.corpus), options.corpus_seconds);
-    } else if (!options.corpus_ids.empty()) {
-      report.corpus =
-          measure_ids(model, session, read_ids(options.corpus_ids, model.info().vocab_size),
-                      options.corpus_seconds);
-    } else {
-      report.corpus = measure_ids(model, session,
-                                  log_normal_sentences(options.sentences, model.info().vocab_size,
-                                                       model.info().max_seq_len, kSeed),
-                                  options.corpus_seconds);
-      report.corpus->input = "log-normal";
-    }
+    IdBatch batch;
+    report.corpus = measure_corpus(options, model, session, &batch);
+    // What was timed is what is told.
+    if (device && batch.count() > 0 && report.corpus->sentences == batch.count())
+      report.corpus->resident_seconds = device->corpus_seconds(batch);
   }
-  meter.measure();
-  report.roofline = meter.roofline();
+  measure_roofline();
+  report.roofline = on_cpu ? meter->roofline() : Roofline{device->peak_gflops(), 0};
   return report;
 }
 
@@ -180,7 +201,7 @@ void write_json(const std::string& path, const std::string& text) {
 int run(const Options& options) {
   std::unique_ptr<RandomModel> random;
   std::unique_ptr<Model> model;
-  Shape shape;
+  std::unique_ptr<XsrFile> file;  // the same again, for what the C API does not tell
   std::string name = options.model;
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
@@ -191,12 +212,13 @@ int run(const Options& options) {
                                                                                 : options.storage),
                                            kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
-    shape = shape_of(*XsrFile::open_memory(random->data(), random->size()), options.qkv_table);
+    file = XsrFile::open_memory(random->data(), random->size());
     name = "random";
   } else {
     model = std::make_unique<Model>(options.model);
-    shape = shape_of(*XsrFile::open(options.model), options.qkv_table);
+    file = XsrFile::open(options.model);
   }
+  const Shape shape = shape_of(*file, options.qkv_table);
   if (!options.corpus.empty() && model->info().has_tokenizer == 0)
     throw Error(XSR_STATUS_UNSUPPORTED,
                 name + ": the model has no tokenizer, so it cannot embed the text of " +
@@ -205,7 +227,7 @@ int run(const Options& options) {
   std::FILE* const table = options.json == "-" ? stderr : stdout;
   nlohmann::ordered_json reports = nlohmann::ordered_json::array();
   for (size_t i = 0; i < options.threads.size(); ++i) {
-    const Report report = measure(options, *model, shape, name, options.threads[i]);
+    const Report report = measure(options, *model, *file, shape, name, options.threads[i]);
     if (i > 0) fmt::print(table, "\n");
     print_table(report, table);
     reports.push_back(to_json(report));
@@ -246,13 +268,18 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--cpu", options.cpu, "where one thread is pinned; default: the last processor")
       ->check(CLI::Range(0, 4095));
+  app.add_option(
+         "--device", options.device,
+         "cpu; cuda; or cuda:0,1 for several devices. The roofline of a CUDA device is a large "
+         "square product in the session's precision; threads are then those that make tokens")
+      ->capture_default_str();
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
       ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype,
                  "what the matrix products compute in; bf16 needs bf16 weights; int8 rounds other "
-                 "weights than i8 when it opens")
-      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8"}))
+                 "weights than i8 when it opens; a CUDA device has f32, tf32 and bf16")
+      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8", "tf32"}))
       ->capture_default_str();
   app.add_flag("--qkv-table", options.qkv_table,
                "look the first layer's Q, K and V up in a table of the vocabulary; the roofline is "
@@ -293,8 +320,12 @@ int main(int argc, char** argv) {
                  "array when --threads has several values");
   try {
     app.parse(argc, argv);
+    xsr::cuda_devices_of(options.device);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const xsr::Error& error) {
+    fmt::print(stderr, "xsr-bench: {}\n", error.what());
+    return 2;
   }
   try {
     return xsr::bench::run(options);

@@ -1,8 +1,12 @@
-# The CUDA part. One list of sources makes two libraries:
-#   xsr_cuda           libxsr_cuda.so, by nvcc, which libxsr loads when it is asked for a CUDA session
-#   xsr_cuda_emulated  the same kernels by the host compiler, for tests on machines without a device
+# The CUDA part. One list of sources makes two libraries, each also as a module that libxsr loads when it is asked for a
+# CUDA session:
+#   xsr_cuda_parts     by nvcc; the module is xsr_cuda, libxsr_cuda.so
+#   xsr_cuda_emulated  the same kernels by the host compiler, for tests on machines without a device; the module is
+#                      xsr_cuda_emulated_module, libxsr_cuda_emulated.so
 file(GLOB xsr_cuda_kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/*/*_cuda.cu")
-file(GLOB xsr_cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/runtime/device/cuda/*.cpp")
+file(GLOB xsr_cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/runtime/device/cuda/*.cpp"
+  "${PROJECT_SOURCE_DIR}/runtime/encoder/cuda/*.cpp")
+list(FILTER xsr_cuda_sources EXCLUDE REGEX "/library_entry\\.cpp$")
 set(xsr_cuda_real ${xsr_cuda_sources})
 list(FILTER xsr_cuda_real EXCLUDE REGEX "_emulated\\.cpp$")
 set(xsr_cuda_plain ${xsr_cuda_sources})
@@ -30,11 +34,26 @@ function(xsr_add_emulated_objects target)
   target_compile_options(${target} PRIVATE -O2)
 endfunction()
 
+# xsr_add_cuda_module(TARGET ENTRY LIBRARY): LIBRARY as a module that shows nothing but its entry.
+function(xsr_add_cuda_module target entry library)
+  set(map "${PROJECT_SOURCE_DIR}/cmake/xsr_cuda.map")
+  add_library(${target} MODULE ${entry})
+  target_link_libraries(${target} PRIVATE ${library})
+  target_link_options(${target} PRIVATE "-Wl,--version-script=${map}" -Wl,--gc-sections -Wl,--as-needed)
+  if(NOT XSR_SANITIZE)  # clang leaves the sanitizers' own symbols to the program
+    target_link_options(${target} PRIVATE -Wl,-z,defs)
+  endif()
+  set_target_properties(${target} PROPERTIES LINK_DEPENDS "${map}")
+endfunction()
+set(xsr_cuda_entry "${PROJECT_SOURCE_DIR}/runtime/encoder/cuda/library_entry.cpp")
+
 if(XSR_BUILD_TESTS)
   xsr_add_emulated_objects(xsr_cuda_emulated_kernels ${xsr_cuda_kernels})
   add_library(xsr_cuda_emulated STATIC "${PROJECT_SOURCE_DIR}/kernels/cuda/emulated.cpp" ${xsr_cuda_plain}
     $<TARGET_OBJECTS:xsr_cuda_emulated_kernels>)
   target_link_libraries(xsr_cuda_emulated PUBLIC xsr_runtime)
+  xsr_add_cuda_module(xsr_cuda_emulated_module ${xsr_cuda_entry} xsr_cuda_emulated)
+  set_target_properties(xsr_cuda_emulated_module PROPERTIES OUTPUT_NAME xsr_cuda_emulated)
 endif()
 
 if(XSR_CUDA STREQUAL "ON")
@@ -43,4 +62,6 @@ if(XSR_CUDA STREQUAL "ON")
   add_library(xsr_cuda_parts STATIC ${xsr_cuda_real} $<TARGET_OBJECTS:xsr_cuda_kernels>)
   set_target_properties(xsr_cuda_parts PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(xsr_cuda_parts PUBLIC xsr_runtime CUDA::cudart_static CUDA::cublasLt)
+  xsr_add_cuda_module(xsr_cuda ${xsr_cuda_entry} xsr_cuda_parts)
+  set_target_properties(xsr_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:xsr>")  # where libxsr looks first
 endif()

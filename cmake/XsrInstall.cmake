@@ -9,6 +9,12 @@ include(CMakePackageConfigHelpers)
 install(TARGETS xsr EXPORT xsrTargets
   LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+# libxsr and xsr-train look for these beside themselves, and in the folder of libraries next to their own.
+foreach(library xsr_cuda xsr_train_cuda)
+  if(TARGET ${library})
+    install(TARGETS ${library} LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  endif()
+endforeach()
 install(FILES include/xsr/xsr.h include/xsr/xsr.hpp DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xsr")
 foreach(tool xsr-convert xsr-embed xsr-train xsr-bench)
   if(TARGET ${tool})

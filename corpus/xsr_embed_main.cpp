@@ -19,6 +19,7 @@
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
@@ -34,6 +35,7 @@ constexpr int kOk = 0, kFailed = 1, kUsage = 2;
 constexpr size_t kBatchLines = 8192;
 constexpr size_t kBatchTextBytes = 8 << 20;
 constexpr size_t kBatchVectorBytes = 16 << 20;
+constexpr size_t kDeviceBatches = 8;  // times as much for a CUDA device, which soon runs dry
 constexpr size_t kMaxLineBytes = 16 << 20;
 constexpr size_t kMessageBytes = 1024;
 constexpr size_t kMemoBytes = 64 << 20;  // of vectors kept for sentences that come again
@@ -56,7 +58,7 @@ void install_signal_handlers() {
 }
 
 struct Options {
-  std::string model, input = "-", output, isa = "auto", compute = "f32";
+  std::string model, input = "-", output, device = "cpu", isa = "auto", compute = "f32";
   bool ids = false, quiet = false, dedup = true;
   int threads = 0;
 };
@@ -111,8 +113,10 @@ class Embedder {
     session_options.compute = options.compute == "bf16"     ? XSR_COMPUTE_BF16
                               : options.compute == "bf16x3" ? XSR_COMPUTE_BF16X3
                               : options.compute == "int8"   ? XSR_COMPUTE_INT8
+                              : options.compute == "tf32"   ? XSR_COMPUTE_TF32
                                                             : XSR_COMPUTE_F32;
     session_options.num_threads = options.threads;
+    xsr::choose_device(options.device, &session_options);
     xsr_session* session = nullptr;
     status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
     check(status, detail);
@@ -256,7 +260,9 @@ int run(const Options& options) {
   install_signal_handlers();
 
   const auto start = std::chrono::steady_clock::now();
+  const size_t scale = options.device == "cpu" ? 1 : kDeviceBatches;
   const size_t batch_lines =
+      scale *
       std::clamp<size_t>(kBatchVectorBytes / (embedder.columns() * sizeof(float)), 1, kBatchLines);
   xsr::Progress progress(stderr, ::isatty(STDERR_FILENO), reader.total_bytes());
   Totals totals;
@@ -267,7 +273,7 @@ int run(const Options& options) {
   std::future<void> written;
   try {
     const auto read = [&](LineBatch& batch) {
-      return reader.read(batch_lines, kBatchTextBytes, batch);
+      return reader.read(batch_lines, scale * kBatchTextBytes, batch);
     };
     next = std::async(std::launch::async, read, std::ref(batches[0]));
     for (size_t turn = 0; next.get(); turn ^= 1) {
@@ -347,13 +353,18 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "Threads; 0: the processors this process may use")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  app.add_option("--isa", options.isa, "Instruction set")
+  app.add_option("--device", options.device,
+                 "cpu; cuda; or cuda:0,1 for several devices that share the sentences")
+      ->capture_default_str();
+  app.add_option("--isa", options.isa, "Instruction set of the CPU")
       ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
       ->capture_default_str();
-  app.add_option("--compute", options.compute,
-                 "What the matrix products compute in; bf16x3 comes near f32, bf16 needs a bf16 "
-                 "model, int8 rounds other weights than i8 when it opens")
-      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8"}))
+  app.add_option(
+         "--compute", options.compute,
+         "What the matrix products compute in; bf16x3 comes near f32, bf16 needs a bf16 "
+         "model, int8 rounds other weights than i8 when it opens; a CUDA device computes in "
+         "f32, tf32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8", "tf32"}))
       ->capture_default_str();
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");
@@ -362,6 +373,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     xsr::vector_format(options.output);
+    xsr::cuda_devices_of(options.device);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? kOk : kUsage;
   } catch (const xsr::Error& e) {

@@ -203,11 +203,16 @@ xsr_status xsr_session_create(const xsr_model* model, const xsr_session_options*
 void xsr_session_destroy(xsr_session* session) { delete session; }
 
 xsr_isa xsr_session_get_isa(const xsr_session* session) {
-  return session == nullptr ? XSR_ISA_AUTO : static_cast<xsr_isa>(session->session.isa());
+  if (session == nullptr || session->session.on_device()) return XSR_ISA_AUTO;
+  return static_cast<xsr_isa>(session->session.isa());
 }
 
 int32_t xsr_session_get_num_threads(const xsr_session* session) {
   return session == nullptr ? 0 : session->session.num_threads();
+}
+
+const char* xsr_session_get_device_name(const xsr_session* session) {
+  return session == nullptr ? "" : session->session.device_name();
 }
 
 const char* xsr_session_get_error(const xsr_session* session) {

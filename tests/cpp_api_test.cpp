@@ -128,7 +128,7 @@ TEST(CppApi, FailuresCarryStatusAndMessage) {
   options.num_threads = -1;
   EXPECT_EQ(failure([&] { xsr::Session(model, options); }).first, XSR_STATUS_INVALID_ARGUMENT);
   options.num_threads = 1;
-  options.device = XSR_DEVICE_CUDA;
+  options.compute = XSR_COMPUTE_TF32;
   EXPECT_EQ(failure([&] { xsr::Session(model, options); }).first, XSR_STATUS_UNSUPPORTED);
 
   xsr::Session session(model);

@@ -11,6 +11,7 @@
 #include "tests/support/trainer_support.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda/cuda_trainer.h"
+#include "training/cuda_library.h"
 #include "training/initialization.h"
 #include "training/schedule.h"
 
@@ -346,6 +347,21 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 #endif
 }
 
+/// As xsr-train gets it.
+TEST_F(CudaTrainerTest, ComesOutOfItsLibrary) {
+  setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
+  try {
+    make_cuda_trainer(small_config(), release_step(), {0});
+    FAIL() << "loaded a library that is not there";
+  } catch (const Error& e) {
+    EXPECT_EQ(XSR_STATUS_CUDA, e.status());
+    EXPECT_NE(nullptr, std::strstr(e.what(), "/no/such/library.so")) << e.what();
+  }
+  setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_CUDA_MODULE, 1);
+  EXPECT_FALSE(make_cuda_trainer(small_config(), release_step(), {0})->device().empty());
+  EXPECT_THROW(make_cuda_trainer(small_config(), release_step(), {1000}), Error);
+}
+
 TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {
   CudaTrainerOptions far;
   far.devices = {1000};
@@ -353,15 +369,6 @@ TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {
   EXPECT_THROW(CudaTrainer(small_config(26, 2), release_step()), Error);
   EXPECT_THROW(CudaTrainer(small_config(264, 2), release_step()), Error);
   EXPECT_THROW(CudaTrainer(small_config(), release_step(), tiles_of(7)), Error);
-}
-
-TEST(TokenBucket, IsAtLeastTheTokensAndAtMostASixteenthMore) {
-  for (int32_t tokens = 0; tokens < 20000; ++tokens) {
-    const int32_t bucket = token_bucket(tokens);
-    ASSERT_GE(bucket, std::max(tokens, 1));
-    ASSERT_LE(bucket, tokens + std::max(64, tokens / 16));
-    ASSERT_EQ(bucket, token_bucket(bucket));
-  }
 }
 
 }  // namespace

@@ -276,9 +276,47 @@ TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_EQ(no_input.exit_status, 1);
   EXPECT_THAT(no_input.err, HasSubstr("missing.txt: cannot open: No such file"));
   EXPECT_EQ(run("-m in.txt -i in.txt -o v.npy").exit_status, 1);  // no model file
+  EXPECT_EQ(embed("-i in.txt -o v.npy --device gpu").exit_status, 2);
+  const Outcome no_library = wait_for(start("-m " + kModel + " -i in.txt -o v.npy --device cuda",
+                                            "export XSR_CUDA_LIBRARY=/no/such/libxsr_cuda.so; "));
+  EXPECT_EQ(no_library.exit_status, 1);
+  EXPECT_THAT(no_library.err, HasSubstr("a CUDA session needs libxsr_cuda.so"));
   EXPECT_FALSE(fs::exists(path("v.npy")));
   EXPECT_FALSE(fs::exists(path("v.npy.partial")));
 }
+
+#ifdef XSR_CUDA_EMULATED_MODULE
+/// The same rows on a CUDA device, emulated here, up to what f32 rounds; the same bytes on three.
+TEST_F(EmbedCli, ACudaDeviceGivesTheSameVectors) {
+  write("in.txt", "A black cat.\n\nUn chat noir.\nThe weather is fine today, is it not?\n");
+  ASSERT_EQ(embed("-i in.txt -o cpu.f32").exit_status, 0);
+  const auto on_device = [&](const std::string& arguments, const std::string& output) {
+    const Outcome outcome =
+        wait_for(start("-m " + kModel + " -i in.txt -o " + output + " " + arguments,
+                       "export XSR_EMULATED_DEVICES=3 "
+                       "XSR_CUDA_LIBRARY=" XSR_CUDA_EMULATED_MODULE "; "));
+    EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+    return read(output);
+  };
+  const std::string cpu = read("cpu.f32"), cuda = on_device("--device cuda", "cuda.f32");
+  EXPECT_EQ(cuda, on_device("--device cuda:2,0,1", "three.f32"));
+  ASSERT_EQ(cpu.size(), cuda.size());
+  ASSERT_EQ(cpu.size(), 4 * 4 * Reference().columns());
+  EXPECT_NE(cpu, cuda) << "did the device compute?";
+  for (size_t i = 0; i < cpu.size(); i += 4) {
+    float a, b;
+    std::memcpy(&a, &cpu[i], 4);
+    std::memcpy(&b, &cuda[i], 4);
+    ASSERT_NEAR(a, b, 1e-5) << "element " << i / 4;
+  }
+  const Outcome no_device = wait_for(
+      start("-m " + kModel + " -i in.txt -o v.npy --device cuda",
+            "export XSR_EMULATED_DEVICES=0 XSR_CUDA_LIBRARY=" XSR_CUDA_EMULATED_MODULE "; "));
+  EXPECT_EQ(no_device.exit_status, 1);
+  EXPECT_THAT(no_device.err, HasSubstr("no CUDA device can be used"));
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+}
+#endif
 
 TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {
   write("in.txt", std::string(20000, '\n'));

@@ -164,10 +164,36 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_EQ(run(quick_ + "--isa sse").status, 2);
   EXPECT_EQ(run(quick_ + "-m model.xsr").status, 2);
   EXPECT_EQ(run("--help").status, 0);
+  EXPECT_EQ(run(quick_ + "--device gpu").status, 2);
   const Result impossible = run("--random 2,64,3,96,500");
   EXPECT_EQ(impossible.status, 1);
   EXPECT_THAT(impossible.err, HasSubstr("heads"));
 }
+
+TEST_F(XsrBench, SaysWhatACudaDeviceLacks) {
+  setenv("XSR_CUDA_LIBRARY", "/no/such/libxsr_cuda.so", 1);
+  const Result done = run(quick_ + "--device cuda");
+  unsetenv("XSR_CUDA_LIBRARY");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("a CUDA session needs libxsr_cuda.so"));
+}
+
+#ifdef XSR_CUDA_EMULATED_MODULE
+TEST_F(XsrBench, TimesACudaDevice) {
+  setenv("XSR_CUDA_LIBRARY", XSR_CUDA_EMULATED_MODULE, 1);
+  const Result done = run(
+      "--random 1,32,2,48,500 --tokens 3 --seconds 0.01 --sentences 4 --dtype bf16 --device cuda "
+      "--qkv-table --json -");
+  unsetenv("XSR_CUDA_LIBRARY");
+  ASSERT_EQ(done.status, 0) << done.err;
+  const json figures = json::parse(done.out);
+  EXPECT_EQ(figures["device"], "emulated device");
+  EXPECT_GT(figures["latency"][0]["device_us"], 0.0);
+  EXPECT_GT(figures["corpus"]["resident_tokens_per_s"], 0.0);
+  EXPECT_GT(figures["roofline"]["peak_gflop_per_s"], 0.0);
+  EXPECT_THAT(done.err, HasSubstr("with the ids on the device beforehand"));
+}
+#endif
 
 TEST(Statistics, PercentileIsTheNearestRank) {
   std::vector<double> sample;

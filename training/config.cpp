@@ -12,8 +12,8 @@
 #define TOML_ENABLE_FORMATTERS 0
 #include <toml++/toml.h>
 
+#include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
-#include "training/cuda_library.h"
 
 namespace xsr::training {
 namespace {

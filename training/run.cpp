@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/dispatch.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/device/machine.h"
 #include "runtime/error.h"

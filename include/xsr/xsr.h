@@ -84,11 +84,19 @@ typedef enum xsr_compute XSR_ENUM_TYPE {
   XSR_COMPUTE_BF16X3 =
       2, /* every f32 as the sum of two bf16, three products, f32 sums. Keeps a split copy of the
             layers' matrices, 4 bytes a weight, shared by the model's sessions; any file */
-  XSR_COMPUTE_INT8 = 3 /* each row of activations in 8 bits by its own range, weights in 8 bits with
-                          a scale an output, exact sums. A session of a file that stores other than
-                          i8 rounds the weight matrices, 1 byte a weight, shared likewise */
+  XSR_COMPUTE_INT8 = 3, /* each row of activations in 8 bits by its own range, weights in 8 bits
+                           with a scale an output, exact sums. A session of a file that stores other
+                           than i8 rounds the weight matrices, 1 byte a weight, shared likewise */
+  XSR_COMPUTE_TF32 = 4  /* CUDA devices only: as F32, but products may round their operands to TF32,
+                           10 bits of mantissa */
 } xsr_compute;
 
+/* CUDA: the forward pass on one or several NVIDIA devices; text becomes tokens on the CPU. Needs
+ * libxsr_cuda.so, which is looked for beside libxsr, then where the loader looks (the environment
+ * variable XSR_CUDA_LIBRARY names another file), and a driver. The weights are copied to every
+ * device of every session. Computes in F32, TF32 or BF16; in BF16 Q, K, V and the attention's
+ * probabilities are bf16 too. Takes models of hidden_size up to 1024 and heads of up to 128. The
+ * bits are not the CPU's; they depend on the kind of device, never on the number of devices. */
 typedef enum xsr_device XSR_ENUM_TYPE { XSR_DEVICE_CPU = 0, XSR_DEVICE_CUDA = 1 } xsr_device;
 
 typedef enum xsr_normalize XSR_ENUM_TYPE {
@@ -123,10 +131,12 @@ typedef struct xsr_session_options {
   xsr_isa isa;         /* a choice this CPU cannot run is XSR_STATUS_UNSUPPORTED */
   int32_t num_threads; /* 0: the processors this process may use (affinity and cgroup quota) */
   xsr_normalize normalize;
-  int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA. Changes speed and
-                               memory, never bits. */
+  int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA or the device. Changes
+                               speed and memory, never bits. */
   xsr_compute compute;
   xsr_qkv_table qkv_table;
+  uint64_t cuda_devices; /* XSR_DEVICE_CUDA: bit i stands for device i; those set share every call.
+                            0: device 0 */
 } xsr_session_options;
 
 typedef struct xsr_model_info {
@@ -196,25 +206,30 @@ XSR_API xsr_status xsr_model_verify(const xsr_model* model, char* detail, size_t
  * -------------------------------------------------------------------------------------------- */
 
 /* options may be NULL: CPU, fastest ISA, all processors. Errors: INVALID_ARGUMENT (an unknown
- * XSR_FORCE_ISA too), UNSUPPORTED, OUT_OF_MEMORY. */
+ * XSR_FORCE_ISA too), UNSUPPORTED, OUT_OF_MEMORY, CUDA (its library, a driver or a device is
+ * missing: the message says which, and the mend). */
 XSR_API xsr_status xsr_session_create(const xsr_model* model, const xsr_session_options* options,
                                       xsr_session** session, char* detail, size_t detail_size);
 /* NULL is allowed. */
 XSR_API void xsr_session_destroy(xsr_session* session);
-/* The ISA this session runs; XSR_ISA_AUTO for NULL. */
+/* The ISA this session runs; XSR_ISA_AUTO for NULL and on a CUDA device. */
 XSR_API xsr_isa xsr_session_get_isa(const xsr_session* session);
-/* Threads this session works with, the caller's included. */
+/* Threads this session works with, the caller's included; on a CUDA device they make tokens. */
 XSR_API int32_t xsr_session_get_num_threads(const xsr_session* session);
+/* "cpu", or the name of the CUDA device ("NVIDIA H100 80GB HBM3"), of several with ", " between
+ * them; "" for NULL. Lives as long as the session. */
+XSR_API const char* xsr_session_get_device_name(const xsr_session* session);
 /* The message of the last call on this session that failed; "" if none did. Lives until the next
  * call. */
 XSR_API const char* xsr_session_get_error(const xsr_session* session);
 
 /* Embeds count texts of any length, in any order.
  *   embeddings [count, embedding_size] f32, row i is texts[i]; written only on success, but for
- *              BAD_FILE and OUT_OF_MEMORY, which may leave some rows written
+ *              BAD_FILE, OUT_OF_MEMORY and CUDA, which may leave some rows written
  *   results    [count], may be NULL
  * An empty text gives a zero row and its flag. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without
- * tokenizer), BAD_FILE (a control piece of its tokenizer is a word of a text), OUT_OF_MEMORY. */
+ * tokenizer), BAD_FILE (a control piece of its tokenizer is a word of a text), OUT_OF_MEMORY,
+ * CUDA. */
 XSR_API xsr_status xsr_session_embed_texts(xsr_session* session, const xsr_text* texts,
                                            size_t count, float* embeddings,
                                            xsr_text_result* results);
@@ -223,7 +238,7 @@ XSR_API xsr_status xsr_session_embed_texts(xsr_session* session, const xsr_text*
  *   token_ids  [offsets[count]] ids in [0, vocab_size)
  *   offsets    [count + 1]      sequence i is token_ids[offsets[i] .. offsets[i + 1])
  * Sequences longer than max_seq_len are truncated and flagged. Errors: INVALID_ARGUMENT,
- * OUT_OF_MEMORY. */
+ * OUT_OF_MEMORY, CUDA. */
 XSR_API xsr_status xsr_session_embed_ids(xsr_session* session, const int32_t* token_ids,
                                          const size_t* offsets, size_t count, float* embeddings,
                                          xsr_text_result* results);

@@ -122,6 +122,8 @@ class Session {
   /// The ISA this session runs.
   xsr_isa isa() const noexcept { return xsr_session_get_isa(handle_.get()); }
   int32_t num_threads() const noexcept { return xsr_session_get_num_threads(handle_.get()); }
+  /// "cpu", or the CUDA device's name; lives as long as the session.
+  const char* device_name() const noexcept { return xsr_session_get_device_name(handle_.get()); }
 
   /// Embeds texts of any length, in any order.
   ///   embeddings [texts.size(), embedding_size] f32, row i is texts[i]; written only on success

@@ -11,7 +11,7 @@
 namespace xsr {
 
 /// What the matrix products compute with; the numbers are those of xsr_compute.
-enum class Compute : int32_t { kF32 = 0, kBf16 = 1, kBf16x3 = 2, kInt8 = 3 };
+enum class Compute : int32_t { kF32 = 0, kBf16 = 1, kBf16x3 = 2, kInt8 = 3, kTf32 = 4 };
 
 /// What a session has chosen of a model, once; everything outlives the encoder.
 struct Encoder {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <optional>
+#include <system_error>
 
 #include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
@@ -17,10 +19,12 @@ static_assert(static_cast<int>(kernels::Isa::kAmx) == XSR_ISA_AMX);
 static_assert(static_cast<int>(Compute::kBf16) == XSR_COMPUTE_BF16);
 static_assert(static_cast<int>(Compute::kBf16x3) == XSR_COMPUTE_BF16X3);
 static_assert(static_cast<int>(Compute::kInt8) == XSR_COMPUTE_INT8);
+static_assert(static_cast<int>(Compute::kTf32) == XSR_COMPUTE_TF32);
 
 // Texts are tokenised and embedded in blocks of this many, so that memory does not grow with the
 // call.
 constexpr size_t kBlockSentences = 4096;
+constexpr size_t kDeviceBlockSentences = 8192;  // some fifty chunks, so that few run dry
 // Texts a thread claims at a time: some ten microseconds of tokenising each.
 constexpr size_t kTextsPerTask = 16;
 // A chunk shorter than this leaves the gemm tiles half empty; better one thread than two half-empty
@@ -55,8 +59,29 @@ bool choose_normalize(xsr_normalize wanted, const ModelConfig& config) {
               "normalize " + std::to_string(wanted) + " is no value of xsr_normalize");
 }
 
-Compute choose_compute(xsr_compute wanted, const Model& model) {
+bool wants_cuda(xsr_device device) {
+  if (device != XSR_DEVICE_CPU && device != XSR_DEVICE_CUDA) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "device " + std::to_string(device) + " is no value of xsr_device");
+  }
+  return device == XSR_DEVICE_CUDA;
+}
+
+Compute choose_compute(const xsr_session_options& options, const Model& model) {
+  const xsr_compute wanted = options.compute;
+  const bool cuda = wants_cuda(options.device);
   if (wanted == XSR_COMPUTE_F32) return Compute::kF32;
+  if (wanted == XSR_COMPUTE_TF32) {
+    if (cuda) return Compute::kTf32;
+    throw Error(
+        XSR_STATUS_UNSUPPORTED,
+        "only CUDA devices compute in tf32; on the CPU f32, bf16x3, bf16 and int8 can be had");
+  }
+  if (cuda && (wanted == XSR_COMPUTE_BF16X3 || wanted == XSR_COMPUTE_INT8)) {
+    throw Error(XSR_STATUS_UNSUPPORTED, std::string("a CUDA session does not compute in ") +
+                                            (wanted == XSR_COMPUTE_INT8 ? "int8" : "bf16x3") +
+                                            "; choose f32, tf32 or bf16");
+  }
   if (wanted == XSR_COMPUTE_BF16X3) return Compute::kBf16x3;
   if (wanted == XSR_COMPUTE_INT8) return Compute::kInt8;
   if (wanted != XSR_COMPUTE_BF16) {
@@ -77,8 +102,11 @@ Compute choose_compute(xsr_compute wanted, const Model& model) {
   return Compute::kBf16;
 }
 
-/// Null where the file's own matrices are what is computed with.
-std::shared_ptr<const DerivedWeights> choose_weights(const Model& model, Compute compute) {
+/// Null where the file's own matrices are what is computed with, or copied to a device.
+std::shared_ptr<const DerivedWeights> choose_weights(const Model& model,
+                                                     const xsr_session_options& options) {
+  const Compute compute = choose_compute(options, model);
+  if (wants_cuda(options.device)) return nullptr;
   if (compute == Compute::kInt8 || compute == Compute::kBf16x3)
     return model.derived_weights(compute);
   bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
@@ -98,31 +126,34 @@ int32_t choose_threads(int32_t wanted) {
   return wanted == 0 ? usable_cpus() : wanted;
 }
 
-int32_t choose_chunk_tokens(int32_t wanted, kernels::Isa isa) {
+int32_t choose_chunk_tokens(const xsr_session_options& options, kernels::Isa isa) {
+  const int32_t wanted = options.max_batch_tokens;
   if (wanted < 0 || wanted > (1 << 20)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT, "max_batch_tokens is " + std::to_string(wanted) +
                                                  "; it can be 0 (tuned) to 1048576");
   }
-  return wanted == 0 ? tuned_chunk_tokens(isa) : wanted;
+  if (wanted != 0) return wanted;
+  return wants_cuda(options.device) ? kDeviceChunkTokens : tuned_chunk_tokens(isa);
+}
+
+std::vector<int32_t> choose_devices(uint64_t wanted) {
+  std::vector<int32_t> devices;
+  for (int32_t device = 0; device < 64; ++device) {
+    if ((wanted >> device & 1) != 0) devices.push_back(device);
+  }
+  return devices.empty() ? std::vector<int32_t>{0} : devices;
 }
 
 }  // namespace
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
-      derived_(choose_weights(model, choose_compute(options.compute, model))),
+      derived_(choose_weights(model, options)),
       encoder_{model.config(), derived_ == nullptr ? model.weights() : derived_->weights(),
-               kernels::resolve_kernels(isa_wanted(options.isa)),
-               choose_compute(options.compute, model),
+               kernels::resolve_kernels(isa_wanted(options.isa)), choose_compute(options, model),
                choose_normalize(options.normalize, model.config())},
-      chunk_tokens_(choose_chunk_tokens(options.max_batch_tokens, isa())),
+      chunk_tokens_(choose_chunk_tokens(options, isa())),
       pool_(choose_threads(options.num_threads)) {
-  if (options.device != XSR_DEVICE_CPU) {
-    throw Error(XSR_STATUS_UNSUPPORTED,
-                options.device == XSR_DEVICE_CUDA
-                    ? "this version has no CUDA device; use XSR_DEVICE_CPU"
-                    : "device " + std::to_string(options.device) + " is no value of xsr_device");
-  }
   if (options.qkv_table < XSR_QKV_TABLE_AUTO || options.qkv_table > XSR_QKV_TABLE_OFF) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "qkv_table " + std::to_string(options.qkv_table) + " is no value of xsr_qkv_table");
@@ -137,27 +168,35 @@ Session::Session(const Model& model, const xsr_session_options& options)
     qkv_table_ = model.qkv_table(encoder_.kernels, pool_);
     encoder_.qkv_table = qkv_table_.get();
   }
-  // Sentences are never split, so a chunk has room for the longest.
-  const int32_t room = std::max(chunk_tokens_, model.config().max_seq_len);
-  for (int32_t thread = 0; thread < pool_.num_threads(); ++thread) {
-    // Thread 0's workspace also serves chunks that all threads share, so it holds everyone's
-    // attention scratch.
-    workspaces_.push_back(std::make_unique<Workspace>(model.config(), room, room,
-                                                      thread == 0 ? pool_.num_threads() : 1));
+  if (wants_cuda(options.device)) {
+    device_ = make_cuda_encoder(model.config(), model.weights(),
+                                {encoder_.compute, encoder_.normalize, encoder_.qkv_table,
+                                 choose_devices(options.cuda_devices), chunk_tokens_});
+    encoder_.qkv_table = nullptr;  // the devices have copies
+    qkv_table_.reset();
+  } else {
+    // Sentences are never split, so a chunk has room for the longest.
+    const int32_t room = std::max(chunk_tokens_, model.config().max_seq_len);
+    for (int32_t thread = 0; thread < pool_.num_threads(); ++thread) {
+      // Thread 0's workspace also serves chunks that all threads share, so it holds everyone's
+      // attention scratch.
+      workspaces_.push_back(std::make_unique<Workspace>(model.config(), room, room,
+                                                        thread == 0 ? pool_.num_threads() : 1));
+    }
   }
-  ids_.resize(pool_.num_threads());
+  for (Block& block : blocks_) block.ids.resize(pool_.num_threads());
   tokenizer_states_.resize(pool_.num_threads());
   if (const Tokenizer* tokenizer = model.tokenizer()) {
     for (auto& state : tokenizer_states_) state = tokenizer->make_state();
   }
 }
 
-void Session::embed_chunk(size_t first, size_t last, Workspace& workspace, ThreadPool* pool,
-                          float* embeddings) {
+void Session::embed_chunk(const Block& block, size_t first, size_t last, Workspace& workspace,
+                          ThreadPool* pool, float* embeddings) {
   int32_t num_tokens = 0;
   workspace.cu_seqlens[0] = 0;
   for (size_t i = first; i < last; ++i) {
-    const Sentence& sentence = sentences_[i];
+    const Sentence& sentence = block.sentences[i];
     if (sentence.size > 0)
       std::memcpy(workspace.token_ids + num_tokens, sentence.ids(),
                   sizeof(int32_t) * sentence.size);
@@ -171,9 +210,17 @@ void Session::embed_chunk(size_t first, size_t last, Workspace& workspace, Threa
                embeddings + first * model_.config().embedding_size);
 }
 
-void Session::embed_block(float* embeddings) {
+void Session::embed_block(Block& block, float* embeddings) {
+  const std::vector<Sentence>& sentences = block.sentences;
+  if (on_device()) {
+    block.on_device.clear();
+    for (const Sentence& sentence : sentences)
+      block.on_device.emplace_back(sentence.size == 0 ? nullptr : sentence.ids(), sentence.size);
+    device_->embed(block.on_device, embeddings);
+    return;
+  }
   int64_t num_tokens = 0;
-  for (const Sentence& sentence : sentences_) num_tokens += sentence.size;
+  for (const Sentence& sentence : sentences) num_tokens += sentence.size;
   // A block too small to give every thread a whole chunk is cut into smaller ones, as long as they
   // are worth it.
   const int64_t share = (num_tokens + num_threads() - 1) / num_threads();
@@ -181,67 +228,91 @@ void Session::embed_block(float* embeddings) {
       std::min<int64_t>(chunk_tokens_, std::max<int64_t>(share, kLeastChunkTokens));
   std::vector<size_t> chunks = {0};
   int64_t tokens = 0;
-  for (size_t i = 0; i < sentences_.size(); ++i) {
+  for (size_t i = 0; i < sentences.size(); ++i) {
     const size_t in_chunk = i - chunks.back();
-    const bool full = tokens + sentences_[i].size > limit ||
+    const bool full = tokens + sentences[i].size > limit ||
                       in_chunk == static_cast<size_t>(workspaces_[0]->max_sentences());
     if (in_chunk > 0 && full) {
       chunks.push_back(i);
       tokens = 0;
     }
-    tokens += sentences_[i].size;
+    tokens += sentences[i].size;
   }
-  chunks.push_back(sentences_.size());
+  chunks.push_back(sentences.size());
   const int32_t count = static_cast<int32_t>(chunks.size()) - 1;
   if (count < num_threads()) {  // the threads share each chunk
     ThreadPool* pool = num_threads() > 1 ? &pool_ : nullptr;
     for (int32_t c = 0; c < count; ++c)
-      embed_chunk(chunks[c], chunks[c + 1], *workspaces_[0], pool, embeddings);
+      embed_chunk(block, chunks[c], chunks[c + 1], *workspaces_[0], pool, embeddings);
   } else {  // each thread takes whole chunks, without barriers
     pool_.for_each(count, [&](int32_t c, int32_t thread) {
-      embed_chunk(chunks[c], chunks[c + 1], *workspaces_[thread], nullptr, embeddings);
+      embed_chunk(block, chunks[c], chunks[c + 1], *workspaces_[thread], nullptr, embeddings);
     });
   }
 }
 
 void Session::embed_texts(std::span<const xsr_text> texts, float* embeddings,
                           xsr_text_result* results) {
-  const Tokenizer* tokenizer = model_.tokenizer();
-  if (tokenizer == nullptr) {
+  if (model_.tokenizer() == nullptr) {
     throw Error(XSR_STATUS_UNSUPPORTED,
                 model_.file().name() +
                     " holds no tokenizer, it takes token ids only; convert it with --spm to embed "
                     "text");
   }
-  const size_t max_tokens = model_.config().max_seq_len;
-  for (size_t first = 0; first < texts.size(); first += kBlockSentences) {
-    const size_t count = std::min(kBlockSentences, texts.size() - first);
-    sentences_.assign(count, Sentence());
-    for (std::vector<int32_t>& ids : ids_) ids.clear();
-    const size_t tasks = (count + kTextsPerTask - 1) / kTextsPerTask;
-    pool_.for_each(static_cast<int32_t>(tasks), [&](int32_t task, int32_t thread) {
-      std::vector<int32_t>& ids = ids_[thread];
-      const size_t end = std::min(count, (task + 1) * kTextsPerTask);
-      for (size_t i = task * kTextsPerTask; i < end; ++i) {
-        const xsr_text& text = texts[first + i];
-        const size_t offset = ids.size();
-        const Tokenizer::Result result = tokenizer->encode({text.data, text.size}, max_tokens, ids,
-                                                           tokenizer_states_[thread].get());
-        sentences_[i] = {&ids, nullptr, offset, static_cast<int32_t>(ids.size() - offset)};
-        if (results != nullptr) {
-          results[first + i] = {sentences_[i].size, result.truncated, sentences_[i].size == 0, 0,
-                                result.replaced_bytes};
-        }
+  const size_t columns = static_cast<size_t>(model_.config().embedding_size);
+  std::future<void> under_way;  // the block before, on the device
+  const size_t block_size = on_device() ? kDeviceBlockSentences : kBlockSentences;
+  size_t turn = 0;
+  for (size_t first = 0; first < texts.size(); first += block_size) {
+    const size_t count = std::min(block_size, texts.size() - first);
+    Block& block = blocks_[turn];
+    float* const out = embeddings + first * columns;
+    tokenize_block(texts.subspan(first, count), block,
+                   results == nullptr ? nullptr : results + first);
+    if (under_way.valid()) under_way.get();
+    if (on_device() && first + count < texts.size()) {
+      try {
+        under_way =
+            std::async(std::launch::async, [this, &block, out] { embed_block(block, out); });
+      } catch (const std::system_error&) {  // no thread is to be had
+        embed_block(block, out);
       }
-    });
-    embed_block(embeddings + first * model_.config().embedding_size);
+      turn ^= 1;
+    } else {
+      embed_block(block, out);
+    }
   }
+}
+
+void Session::tokenize_block(std::span<const xsr_text> texts, Block& block,
+                             xsr_text_result* results) {
+  const Tokenizer& tokenizer = *model_.tokenizer();
+  const size_t max_tokens = model_.config().max_seq_len, count = texts.size();
+  block.sentences.assign(count, Sentence());
+  for (std::vector<int32_t>& ids : block.ids) ids.clear();
+  const size_t tasks = (count + kTextsPerTask - 1) / kTextsPerTask;
+  pool_.for_each(static_cast<int32_t>(tasks), [&](int32_t task, int32_t thread) {
+    std::vector<int32_t>& ids = block.ids[thread];
+    const size_t end = std::min(count, (task + 1) * kTextsPerTask);
+    for (size_t i = task * kTextsPerTask; i < end; ++i) {
+      const size_t offset = ids.size();
+      const Tokenizer::Result result = tokenizer.encode({texts[i].data, texts[i].size}, max_tokens,
+                                                        ids, tokenizer_states_[thread].get());
+      Sentence& sentence = block.sentences[i];
+      sentence = {&ids, nullptr, offset, static_cast<int32_t>(ids.size() - offset)};
+      if (results != nullptr) {
+        results[i] = {sentence.size, result.truncated, sentence.size == 0, 0,
+                      result.replaced_bytes};
+      }
+    }
+  });
 }
 
 void Session::embed_ids(const int32_t* token_ids, std::span<const size_t> offsets,
                         float* embeddings, xsr_text_result* results) {
   const ModelConfig& config = model_.config();
   const size_t total = offsets.size() - 1;
+  const size_t block_size = on_device() ? kDeviceBlockSentences : kBlockSentences;
   for (size_t i = 0; i < total; ++i) {
     if (offsets[i + 1] < offsets[i]) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
@@ -257,17 +328,18 @@ void Session::embed_ids(const int32_t* token_ids, std::span<const size_t> offset
       }
     }
   }
-  for (size_t first = 0; first < total; first += kBlockSentences) {
-    const size_t count = std::min(kBlockSentences, total - first);
-    sentences_.assign(count, Sentence());
+  for (size_t first = 0; first < total; first += block_size) {
+    const size_t count = std::min(block_size, total - first);
+    Block& block = blocks_[0];
+    block.sentences.assign(count, Sentence());
     for (size_t i = 0; i < count; ++i) {
       const size_t begin = offsets[first + i], length = offsets[first + i + 1] - begin;
       const bool truncated = length > static_cast<size_t>(config.max_seq_len);
       const int32_t size = truncated ? config.max_seq_len : static_cast<int32_t>(length);
-      sentences_[i] = {nullptr, token_ids + begin, 0, size};
+      block.sentences[i] = {nullptr, token_ids + begin, 0, size};
       if (results != nullptr) results[first + i] = {size, truncated, size == 0, 0, 0};
     }
-    embed_block(embeddings + first * config.embedding_size);
+    embed_block(block, embeddings + first * config.embedding_size);
   }
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <condition_variable>
 #include <cstring>
@@ -27,6 +26,7 @@
 #include "kernels/pooling/pooling_training_cuda.h"
 #include "runtime/device/cuda/device.h"
 #include "runtime/device/cuda/gemm.h"
+#include "runtime/device/cuda/token_bucket.h"
 #include "training/cuda/communicator.h"
 #include "training/cuda/device_batch.h"
 #include "training/encoder_parameters.h"
@@ -68,6 +68,8 @@ struct Mirror {
   explicit Mirror(int64_t size) : host(size) {}
 };
 
+constexpr uint32_t kLeastBucket = 64;
+
 /// Where rank r's share of `total` pairs begins.
 int32_t share_of(int32_t total, int32_t r, int32_t ranks) {
   return static_cast<int32_t>(int64_t{total} * r / ranks);
@@ -96,12 +98,6 @@ PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last) {
     slice.pair_numbers.push_back(batch.pair_numbers[b]);
   }
   return slice;
-}
-
-int32_t token_bucket(int32_t num_tokens) {
-  const uint32_t tokens = static_cast<uint32_t>(std::max(num_tokens, 1));
-  const uint32_t grain = std::max(64u, std::bit_floor(tokens) / 16);
-  return static_cast<int32_t>((tokens + grain - 1) / grain * grain);
 }
 
 class CudaTrainer::Impl {
@@ -203,8 +199,9 @@ class CudaTrainer::Impl {
     // No two devices share a mask; a model has far fewer streams.
     if (communicator_ != nullptr)
       dropout.stream += static_cast<uint32_t>(communicator_->rank()) << 20;
-    if (batch_.build(share, config_, step_.objectives, token_bucket(share.num_tokens()),
-                     total_pairs, dropout, adam)) {
+    if (batch_.build(share, config_, step_.objectives,
+                     cuda::token_bucket(share.num_tokens(), kLeastBucket), total_pairs, dropout,
+                     adam)) {
       reserve();
       graphs_.clear();
     }
@@ -922,19 +919,8 @@ class CudaTrainer::Crew {
 CudaTrainer::CudaTrainer(const ModelConfig& config, const StepConfig& step,
                          const CudaTrainerOptions& options)
     : Trainer(config, step) {
-  std::string why_none;
-  const std::vector<cuda::DeviceInfo> devices = cuda::devices(&why_none);
-  if (devices.empty())
-    throw Error(XSR_STATUS_UNSUPPORTED, "no CUDA device can be used: " + why_none);
-  for (const int32_t device : options.devices) {
-    if (device < 0 || device >= static_cast<int32_t>(devices.size())) {
-      throw Error(XSR_STATUS_UNSUPPORTED, "there is no CUDA device " + std::to_string(device) +
-                                              ": " + std::to_string(devices.size()) +
-                                              " can be used, counted from 0");
-    }
-    if (!device_.empty()) device_ += ", ";
-    device_ += devices[static_cast<size_t>(device)].name;
-  }
+  for (const cuda::DeviceInfo& info : cuda::require_devices(options.devices))
+    device_ += (device_.empty() ? "" : ", ") + info.name;
   const int32_t D = config.hidden_size / config.num_heads;
   if (config.hidden_size % 4 != 0 || config.intermediate_size % 4 != 0 ||
       D > cuda::kMaxTrainingHeadDim) {

@@ -33,8 +33,8 @@ struct CudaTrainerOptions {
 /// those of the processor.
 class CudaTrainer : public Trainer {
  public:
-  /// Throws Error(INVALID_ARGUMENT; UNSUPPORTED: no such device, or a model that the kernels do not
-  /// take; OUT_OF_MEMORY; CUDA).
+  /// Throws Error(INVALID_ARGUMENT; UNSUPPORTED: a model that the kernels do not take;
+  /// OUT_OF_MEMORY; CUDA: no such device, and what else goes wrong there).
   CudaTrainer(const ModelConfig& config, const StepConfig& step,
               const CudaTrainerOptions& options = {});
   ~CudaTrainer() override;
@@ -64,9 +64,5 @@ std::unique_ptr<Trainer> make_trainer(const ModelConfig& config, const StepConfi
 
 /// The pairs [first, last) of a batch.
 PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last);
-
-/// Tokens of a batch rounded up so that few shapes come up: to a sixteenth of the power of two
-/// below, at least 64.
-int32_t token_bucket(int32_t num_tokens);
 
 }  // namespace xsr::training

@@ -30,6 +30,22 @@ std::vector<DeviceInfo> devices(std::string* why_none);
 /// device of the thread that made them.
 void select_device(int32_t device);
 
+/// What is known of the devices `wanted`, in their order. Throws Error(CUDA): no device can be
+/// used, and why, or not one of these.
+std::vector<DeviceInfo> require_devices(const std::vector<int32_t>& wanted);
+
+/// select_device for a scope; the caller's own choice comes back at its end.
+class SelectedDevice {
+ public:
+  explicit SelectedDevice(int32_t device);
+  ~SelectedDevice();
+  SelectedDevice(const SelectedDevice&) = delete;
+  SelectedDevice& operator=(const SelectedDevice&) = delete;
+
+ private:
+  [[maybe_unused]] int32_t before_;  // -1: nothing to bring back; the emulated device has none
+};
+
 class StreamOwner {
  public:
   StreamOwner();

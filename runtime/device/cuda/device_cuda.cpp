@@ -18,7 +18,12 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     cudaGetLastError();
-    *why_none = error == cudaSuccess ? "no CUDA device is visible" : cudaGetErrorString(error);
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    cudaGetLastError();
+    *why_none = driver == 0            ? "no NVIDIA driver is installed"
+                : error == cudaSuccess ? "no CUDA device is visible"
+                                       : cudaGetErrorString(error);
     return {};
   }
   std::vector<DeviceInfo> found;
@@ -32,6 +37,16 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
 }
 
 void select_device(int32_t device) { check(cudaSetDevice(device), "selecting a device"); }
+
+SelectedDevice::SelectedDevice(int32_t device) : before_(-1) {
+  int current = 0;
+  check(cudaGetDevice(&current), "asking for the selected device");
+  if (current != device) before_ = current;
+  select_device(device);
+}
+SelectedDevice::~SelectedDevice() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
 
 StreamOwner::StreamOwner() {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");

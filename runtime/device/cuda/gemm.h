@@ -54,7 +54,7 @@ class Gemm {
 
  private:
   struct Impl;
-  Impl* impl_;
+  [[maybe_unused]] Impl* impl_;  // the emulated device has none
 };
 
 }  // namespace xsr::cuda

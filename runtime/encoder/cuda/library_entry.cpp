@@ -1,0 +1,17 @@
+// What libxsr_cuda.so shows: the encoders of runtime/encoder/device_encoder.h.
+#include "runtime/device/cuda_library.h"
+#include "runtime/encoder/cuda/cuda_encoder.h"
+
+#define XSR_SHOWN extern "C" __attribute__((visibility("default")))
+
+XSR_SHOWN xsr::DeviceEncoder* xsr_cuda_encoder_create(const char* build,
+                                                      const xsr::ModelConfig& config,
+                                                      const xsr::EncoderWeights& weights,
+                                                      const xsr::CudaEncoderOptions& options);
+
+xsr::DeviceEncoder* xsr_cuda_encoder_create(const char* build, const xsr::ModelConfig& config,
+                                            const xsr::EncoderWeights& weights,
+                                            const xsr::CudaEncoderOptions& options) {
+  xsr::require_same_build(build, xsr::cuda_encoder_build());
+  return xsr::cuda::make_encoder(config, weights, options).release();
+}

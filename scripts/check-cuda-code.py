@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""check-cuda-code.py LIBRARY...: what nvcc made of the kernels, as cuobjdump disassembles it.
+
+- Each library holds machine code for sm_80 and sm_90a, and PTX for devices to come.
+- Every attention_forward_bf16_kernel multiplies on the tensor cores (HMMA); the first library, that of sessions, must
+  have some.
+- No kernel of the first library touches local memory (LDL, STL): nothing spills. (In training cos takes some; ptxas
+  warns where registers spill, and a warning ends the build.)
+
+cuobjdump is looked for on the PATH and in the bin folder of $CUDA_PATH, $CUDA_HOME and /usr/local/cuda; without one the
+exit status is 77.
+"""
+import collections
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+ARCHITECTURES = {"sm_80", "sm_90a"}
+ON_TENSOR_CORES = "attention_forward_bf16_kernel"
+HEADER = re.compile(r"^\s*(arch = |Function : )(\S+)")
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
+
+
+def find_cuobjdump():
+    folders = [os.path.join(os.environ[name], "bin") for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def kernels(sass):
+    """{(architecture, function): Counter of opcodes}"""
+    found, architecture, opcodes = {}, None, None
+    for line in sass.splitlines():
+        if header := HEADER.match(line):
+            if header.group(1).startswith("arch"):
+                architecture, opcodes = header.group(2), None
+            else:
+                opcodes = found.setdefault((architecture, header.group(2)), collections.Counter())
+        elif opcodes is not None and (instruction := INSTRUCTION.match(line)):
+            opcodes[instruction.group(1)] += 1
+    return found
+
+
+def main(libraries):
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        print("check-cuda-code: skipped: there is no cuobjdump")
+        return 77
+    if not libraries:
+        sys.exit("usage: check-cuda-code.py LIBRARY...")
+    wrong = []
+    for number, library in enumerate(libraries):
+        name = os.path.basename(library)
+        found = kernels(run(cuobjdump, "-sass", library))
+        missing = ARCHITECTURES - {architecture for architecture, _ in found}
+        if missing:
+            wrong.append(f"{name} has no code for {', '.join(sorted(missing))}")
+        if not run(cuobjdump, "-lptx", library).strip():
+            wrong.append(f"{name} has no PTX")
+        tensor = 0
+        for (architecture, function), opcodes in found.items():
+            if sum(opcodes.values()) < 2:
+                wrong.append(f"{name}: {function} for {architecture}: not understood")
+            for opcode in ("LDL", "STL"):
+                if number == 0 and opcodes[opcode]:
+                    wrong.append(f"{name}: {function} for {architecture}: {opcodes[opcode]} {opcode}: it spills")
+            if ON_TENSOR_CORES in function:
+                tensor += 1
+                if not opcodes["HMMA"]:
+                    wrong.append(f"{name}: {function} for {architecture}: no HMMA, so not on the tensor cores")
+        if number == 0 and tensor == 0:
+            wrong.append(f"{name} has no {ON_TENSOR_CORES}")
+        print(f"check-cuda-code: {name}: {len(found)} kernels, {tensor} of {ON_TENSOR_CORES}")
+    for line in wrong:
+        print(f"check-cuda-code: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

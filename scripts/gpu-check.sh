@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# gpu-check.sh [--no-build] [--quick]: what only a machine with an NVIDIA GPU can tell. Needs no network.
+#   builds the preset cuda; runs every CUDA test, none of which may be skipped for want of a device; runs them again under
+#   compute-sanitizer, memcheck and racecheck; times sessions on the device.
+# Writes docs/results/gpu-check.json (what passed) and gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench), each with
+# the device's name. Exit status 1: something failed, or there is no GPU.
+#   --no-build  build/cuda is there already
+#   --quick     without racecheck, and with fewer sentences
+# XSR_GPU_CHECK_SECONDS (1200): the most that one test program may take under compute-sanitizer.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=yes quick=no
+for argument in "$@"; do
+  case "$argument" in
+    --no-build) build=no ;;
+    --quick) quick=yes ;;
+    *) echo "usage: $0 [--no-build] [--quick]" >&2; exit 2 ;;
+  esac
+done
+say() { echo "gpu-check: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+command -v nvidia-smi >/dev/null || die "no GPU here: there is no nvidia-smi. Run this where an NVIDIA driver is installed."
+device=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+[ -n "$device" ] || die "no GPU here: nvidia-smi lists none. Run this where 'nvidia-smi -L' shows a device."
+say "${device%,*}, driver ${device#*, }"
+
+if [ $build = yes ]; then
+  cmake --preset cuda && cmake --build --preset cuda || die "the preset cuda does not build"
+fi
+results="$PWD/docs/results" work="$PWD/build/cuda/gpu-check"
+rm -rf "$work" && mkdir -p "$work"
+failed=0
+fail() { say "FAILED: $*"; failed=1; }
+
+tests=()
+for program in build/cuda/tests/cuda_*_test; do
+  [ -x "$program" ] && [[ $program != *_emulated_test ]] && tests+=("$program")
+done
+[ ${#tests[@]} -gt 0 ] || die "build/cuda/tests holds no CUDA tests"
+for program in "${tests[@]}"; do
+  name=$(basename "$program")
+  "$program" "--gtest_output=json:$work/$name.json" >"$work/$name.log" 2>&1 ||
+    { tail -n 40 "$work/$name.log" >&2; fail "$name"; }
+  # A device that libraries and tests do not see would leave everything skipped, and green.
+  ! grep -m 1 'no CUDA device' "$work/$name.log" >&2 || fail "$name was skipped: it saw no device"
+done
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+tools=(memcheck racecheck)
+[ $quick = no ] || tools=(memcheck)
+for tool in "${tools[@]}"; do
+  [ -n "$sanitizer" ] || { fail "$tool: there is no compute-sanitizer; install the CUDA toolkit's"; continue; }
+  for program in "${tests[@]}"; do
+    name=$(basename "$program")
+    XSR_TEST_SMALL=1 timeout "${XSR_GPU_CHECK_SECONDS:-1200}" "$sanitizer" --tool "$tool" --error-exitcode 9 "$program" --gtest_brief=1 \
+      >"$work/$name.$tool" 2>&1 && touch "$work/$name.$tool.passed" ||
+      { tail -n 20 "$work/$name.$tool" >&2; fail "$name under $tool"; }
+  done
+done
+
+sentences=200000
+[ $quick = no ] || sentences=20000
+bench() {  # bench WHAT ARGUMENTS...
+  local what=$1
+  shift
+  build/cuda/bench/xsr-bench --device cuda --threads 0 --tokens 1,20,100 "$@" --json "$work/gpu-$what.json" &&
+    cp "$work/gpu-$what.json" "$results/gpu-$what.json" || fail "bench $what"
+}
+random=(--random 2,512,8,1024,50000 --sentences $sentences)
+bench f32 "${random[@]}" --dtype f32
+bench tf32 "${random[@]}" --dtype tf32
+bench bf16 "${random[@]}" --dtype bf16
+bench bf16-qkv-table "${random[@]}" --dtype bf16 --qkv-table
+# Text to vectors; the lines come again, since the file is small.
+cut -f 1 examples/data/tatoeba.en-fr.tsv >"$work/lines" && for _ in $(seq 8); do
+  cat "$work/lines" "$work/lines" >"$work/twice" && mv "$work/twice" "$work/lines"
+done
+bench text --model models/xsr-multi.xsr --corpus "$work/lines" --dtype f32
+
+commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "${tests[@]##*/}" -- "${tools[@]}" <<'PYTHON' || fail "gpu-check.json"
+import datetime, json, pathlib, sys
+work, to, device, commit, *rest = sys.argv[1:]
+tests, tools = rest[:rest.index("--")], rest[rest.index("--") + 1:]
+name, driver = device.rsplit(", ", 1)
+report = {"device": name, "driver": driver, "date": datetime.date.today().isoformat(), "commit": commit, "tests": {}}
+for test in tests:
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    try:
+        suites = json.loads((pathlib.Path(work) / f"{test}.json").read_text())["testsuites"]
+    except (OSError, ValueError):
+        suites, counts["failed"] = [], 1  # it did not come to its end
+    for suite in suites:
+        for case in suite["testsuite"]:
+            result = "failed" if case.get("failures") else "skipped" if case["result"] == "SKIPPED" else "passed"
+            counts[result] += 1
+    for tool in tools:
+        counts[tool] = "passed" if (pathlib.Path(work) / f"{test}.{tool}.passed").exists() else "failed"
+    report["tests"][test] = counts
+pathlib.Path(to).write_text(json.dumps(report, indent=2) + "\n")
+total = {key: sum(t[key] for t in report["tests"].values()) for key in ("passed", "failed", "skipped")}
+print(f"gpu-check: {name}: {total['passed']} tests passed, {total['failed']} failed, {total['skipped']} skipped")
+PYTHON
+[ $failed = 0 ] && say "all passed; $results/gpu-*.json written"
+exit $failed

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# gpu_check_test.sh: scripts/gpu-check.sh, which only a machine with a GPU can run, on a tree whose driver, tests,
+# compute-sanitizer and bench are a few lines of shell: what it refuses, what it calls a failure, what it writes.
+set -euo pipefail
+source=$(realpath "$(dirname "$0")/..")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "gpu_check_test: $*" >&2; cat "$work/log" >&2; exit 1; }
+tree="$work/tree" fakes="$work/fakes"
+mkdir -p "$tree"/{scripts,docs/results,examples/data,build/cuda/{tests,bench}} "$fakes"
+cp "$source/scripts/gpu-check.sh" "$tree/scripts/"
+printf 'a\tb\nc\td\n' >"$tree/examples/data/tatoeba.en-fr.tsv"
+program() { printf '#!/usr/bin/env bash\n%s\n' "$2" >"$1" && chmod +x "$1"; }
+# The driver's place is taken even where there is a driver.
+run() { (cd "$tree" && PATH="$fakes:$PATH" scripts/gpu-check.sh --no-build) >"$work/log" 2>&1; }
+
+program "$fakes/nvidia-smi" 'exit 9'
+! run || fail "it went on without a GPU"
+grep -q "no GPU here" "$work/log" || fail "it does not say that there is no GPU"
+
+program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
+program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
+# A test program of one test with the result $1, which says $3, and the exit status $2.
+test_program() {
+  cat <<PROGRAM
+echo "${3:-}"
+for argument; do
+  [[ \$argument != --gtest_output=json:* ]] || echo '{"testsuites": [{"testsuite": [{"result": "$1"}]}]}' >"\${argument#*json:}"
+done
+exit $2
+PROGRAM
+}
+for name in cuda_kernels_test cuda_session_test; do program "$tree/build/cuda/tests/$name" "$(test_program COMPLETED 0)"; done
+program "$tree/build/cuda/tests/cuda_kernels_emulated_test" 'exit 1'  # not to be run
+program "$tree/build/cuda/bench/xsr-bench" 'while [ "$1" != --json ]; do shift; done; echo "{}" >"$2"'
+run || fail "it failed where all passed"
+for what in check f32 tf32 bf16 bf16-qkv-table text; do
+  [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
+done
+grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-check.json does not name the device"
+grep -q "2 tests passed, 0 failed, 0 skipped" "$work/log" || fail "it does not count the tests"
+
+expect_failure() { ! run || fail "$1 was no failure"; }
+program "$tree/build/cuda/tests/cuda_session_test" "$(test_program SKIPPED 0 'no CUDA device can be used: none')"
+expect_failure "a skipped test"
+program "$tree/build/cuda/tests/cuda_session_test" 'exit 1'
+expect_failure "a failing test"
+program "$tree/build/cuda/tests/cuda_session_test" "$(test_program COMPLETED 0)"
+program "$fakes/compute-sanitizer" 'exit 9'
+expect_failure "a finding of compute-sanitizer"
+program "$fakes/compute-sanitizer" 'exit 0'
+program "$tree/build/cuda/bench/xsr-bench" 'exit 1'
+expect_failure "a failing bench"
+echo "gpu_check_test: refuses, fails and writes as it should"
