@@ -32,10 +32,9 @@ attention_forward_f32_t attention_forward_f32_ref, attention_forward_f32_avx2,
 
 /// The same in products of bf16, accumulated in f32, for sessions that multiply in bf16 or int8:
 ///
-///     S = bf16(Q) bf16(K)ᵀ / √D      E = e^(S - c)      O = bf16(E) bf16(V) / Σ_j E
+///     S = bf16(Q) bf16(K)ᵀ / √D      E = e^(S - c)      O = bf16(E) bf16(V) / Σ_j bf16(E)
 ///
-/// c is the largest score of a row, or 0 where no score of some rows of the (sentence, head) pair
-/// is large; the sum is of E before its rounding.
+/// c is the largest score of the row.
 ///
 /// out      [N, H·D]  f32, row stride `out_stride`; null = not wanted
 /// narrow   [N, H·D]  the same values rounded to bf16, row stride `narrow_stride`; null = not

@@ -35,9 +35,8 @@ void attention_forward_bf16_ref(const float* qkv, int64_t qkv_stride, const int3
           largest = scratch[j] > largest ? scratch[j] : largest;
         }
         for (int32_t j = 0; j < T; ++j) {
-          const float e = expf(scratch[j] - largest);
-          sum += e;
-          scratch[j] = rounded(e);
+          scratch[j] = rounded(expf(scratch[j] - largest));
+          sum += scratch[j];
         }
         for (int32_t d = 0; d < D; ++d) {
           float value = 0;
