@@ -56,6 +56,7 @@ struct alignas(64) __m512bh {
   explicit __m512bh(const __m512i& x) : half{x.half[0], x.half[1]} {}
   explicit __m512bh(const __m512& x)
       : half{_mm256_castps_si256(x.half[0]), _mm256_castps_si256(x.half[1])} {}
+  explicit operator __m512i() const { return {{half[0], half[1]}}; }
   __m256i half[2];
 };
 struct __m256bh {
