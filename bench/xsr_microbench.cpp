@@ -609,8 +609,12 @@ void bench_layernorm_forward_f32(const std::string& name, Isa, layernorm_forward
   }
 }
 
-void bench_attention_forward_f32(const std::string& name, Isa isa,
-                                 attention_forward_f32_t* attention) {
+/// Forward passes over sentences of several lengths. call(kernel, qkv, qkv_stride, cu_seqlens,
+/// sentences, out, out_stride, scratch) gives f32 rows.
+template <typename Kernel, typename Call>
+void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention, Kernel* ref,
+                             int64_t (*scratch_floats)(int32_t, int32_t), float tolerance,
+                             const Call& forward) {
   struct Case {
     int32_t tokens, length;
   };
@@ -624,21 +628,46 @@ void bench_attention_forward_f32(const std::string& name, Isa isa,
           const std::vector<int32_t> cu_seqlens = sentences_of(c.tokens, c.length);
           const int32_t sentences = static_cast<int32_t>(cu_seqlens.size()) - 1;
           std::vector<float> out(c.tokens * out_stride), expected(c.tokens * out_stride);
-          const HugeBuffer scratch(attention_scratch_floats(c.length, kXsrHeadDim) * sizeof(float));
-          const auto call = [&](attention_forward_f32_t* f, float* to) {
-            f(qkv.data(), qkv_stride, cu_seqlens.data(), 0, sentences, 0, kXsrHeads, kXsrHeads,
-              kXsrHeadDim, to, out_stride, nullptr, scratch.floats());
+          const HugeBuffer scratch(scratch_floats(c.length, kXsrHeadDim) * sizeof(float));
+          const auto call = [&](Kernel* f, float* to) {
+            forward(f, qkv.data(), qkv_stride, cu_seqlens.data(), sentences, to, out_stride,
+                    scratch.floats());
           };
           call(attention, out.data());
-          call(attention_forward_f32_ref, expected.data());
+          call(ref, expected.data());
           double flop = 0;
           for (int32_t b = 0; b < sentences; ++b) {
             const double length = cu_seqlens[b + 1] - cu_seqlens[b];
             flop += 4.0 * length * length * kC;
           }
-          run(state, agrees(out, expected), flop, 0, [&] { call(attention, out.data()); });
+          run(state, agrees(out, expected, tolerance), flop, 0,
+              [&] { call(attention, out.data()); });
         });
   }
+}
+
+void bench_attention_forward_f32(const std::string& name, Isa isa,
+                                 attention_forward_f32_t* attention) {
+  bench_attention_forward(name, isa, attention, attention_forward_f32_ref, attention_scratch_floats,
+                          1e-5f,
+                          [](attention_forward_f32_t* f, const float* qkv, int64_t qkv_stride,
+                             const int32_t* cu_seqlens, int32_t sentences, float* out,
+                             int64_t out_stride, float* scratch) {
+                            f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads,
+                              kXsrHeadDim, out, out_stride, nullptr, scratch);
+                          });
+}
+
+void bench_attention_forward_bf16(const std::string& name, Isa isa,
+                                  attention_forward_bf16_t* attention) {
+  bench_attention_forward(name, isa, attention, attention_forward_bf16_ref,
+                          attention_bf16_scratch_floats, 1e-2f,
+                          [](attention_forward_bf16_t* f, const float* qkv, int64_t qkv_stride,
+                             const int32_t* cu_seqlens, int32_t sentences, float* out,
+                             int64_t out_stride, float* scratch) {
+                            f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads,
+                              kXsrHeadDim, out, out_stride, nullptr, 0, scratch);
+                          });
 }
 
 /// Attention in training: a batch of short sentences, then long ones.

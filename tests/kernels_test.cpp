@@ -953,16 +953,23 @@ void check_embedding_i8(const KernelRow& row, const std::string& filter) {
   }
 }
 
+struct AttentionShape {
+  int32_t H, D;
+  std::vector<int32_t> lengths;
+  float scale;
+
+  std::string text(const KernelRow& row) const {
+    std::string text =
+        row.name + shape_text({{"B", static_cast<int32_t>(lengths.size())}, {"H", H}, {"D", D}}) +
+        "  lengths";
+    for (const int32_t length : lengths) text += " " + std::to_string(length);
+    return text;
+  }
+};
+
 /// 1 … 33 tokens and longer, plain or designed inputs.
-void check_attention(const KernelRow& row, const std::string& filter) {
-  auto* kernel = reinterpret_cast<attention_forward_f32_t*>(row.function);
-  Random random(4);
-  struct Shape {
-    int32_t H, D;
-    std::vector<int32_t> lengths;
-    float scale;
-  };
-  std::vector<Shape> shapes = {
+std::vector<AttentionShape> attention_shapes() {
+  std::vector<AttentionShape> shapes = {
       {8, 64, {20, 1, 0, 5}, 1},
       {3, 20, {1, 17, 0}, 1},
       {4, 8, {9, 33, 64, 65}, 1},
@@ -978,8 +985,14 @@ void check_attention(const KernelRow& row, const std::string& filter) {
       {2, 64, {40}, 1e-20f},  // scores of 0: every probability is 1/T
   };
   for (int32_t T = 1; T <= 33; ++T) shapes.push_back({1 + T % 3, 1 + (T * 5) % 67, {T, T / 2}, 1});
+  return shapes;
+}
+
+void check_attention(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<attention_forward_f32_t*>(row.function);
+  Random random(4);
   int variant = 0;
-  for (const Shape& shape : shapes) {
+  for (const AttentionShape& shape : attention_shapes()) {
     const int32_t H = shape.H, D = shape.D, B = static_cast<int32_t>(shape.lengths.size());
     std::vector<int32_t> cu = {0};
     int32_t longest = 0;
@@ -1000,8 +1013,7 @@ void check_attention(const KernelRow& row, const std::string& filter) {
                               out_stride, plain_lse.data(), plain_scratch.data());
     attention_forward_ref<double>(wide.data(), stride, cu.data(), 0, B, 0, H, H, D, exact.data(),
                                   out_stride, exact_lse.data(), wide_scratch.data());
-    std::string what = row.name + shape_text({{"B", B}, {"H", H}, {"D", D}}) + "  lengths";
-    for (int32_t length : shape.lengths) what += " " + std::to_string(length);
+    const std::string what = shape.text(row);
     ErrorBudget budget(shape.scale > 1 ? kIllConditioned : 2);
     ErrorBudget lse_budget(3);  // lse serves the backward pass alone, hence the factor of gradients
     for (int32_t i = 0; i < N; ++i) {
@@ -1025,6 +1037,68 @@ void check_attention(const KernelRow& row, const std::string& filter) {
       }
     }
     ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, H * D, out_stride, what + " split"));
+  }
+}
+
+void check_attention_bf16(const KernelRow& row, const std::string& filter) {
+  auto* kernel = reinterpret_cast<attention_forward_bf16_t*>(row.function);
+  Random random(4);
+  int variant = 0;
+  for (const AttentionShape& shape : attention_shapes()) {
+    const int32_t H = shape.H, D = shape.D, B = static_cast<int32_t>(shape.lengths.size());
+    std::vector<int32_t> cu = {0};
+    for (int32_t length : shape.lengths) cu.push_back(cu.back() + length);
+    const int32_t longest = *std::max_element(shape.lengths.begin(), shape.lengths.end());
+    const int32_t N = cu.back(), C = H * D;
+    const int shift = variant++ % 4;
+    const int64_t stride = 3 * C + 5, out_stride = C + 3, narrow_stride = (C + 1) / 2 * 2 + 2;
+    Guarded qkv = random_rows(random, N, 3 * C, stride, shift, shape.scale);
+    Guarded out(N * out_stride, shift), plain(N * out_stride), only(N * out_stride, shift);
+    Guarded scratch(attention_bf16_scratch_floats(longest, D));
+    std::vector<uint16_t> narrow(N * narrow_stride + 8, 0xdead), narrow_only = narrow;
+    std::vector<double> exact(N * out_stride + 1), wide(N * stride + 1), wide_scratch(longest + 1);
+    for (int64_t i = 0; i < N * stride; ++i) wide[i] = f32_from_bf16(bf16_from_f32(qkv[i]));
+    const auto call = [&](int32_t b, int32_t b_end, int32_t h, int32_t h_end, float* to,
+                          uint16_t* to_narrow) {
+      kernel(qkv.data(), stride, cu.data(), b, b_end, h, h_end, H, D, to, out_stride, to_narrow,
+             narrow_stride, scratch.data());
+    };
+    call(0, B, 0, H, out.data(), narrow.data());
+    call(0, B, 0, H, only.data(), nullptr);
+    call(0, B, 0, H, nullptr, narrow_only.data());
+    std::vector<float> plain_scratch(longest + 1);
+    attention_forward_bf16_ref(qkv.data(), stride, cu.data(), 0, B, 0, H, H, D, plain.data(),
+                               out_stride, nullptr, 0, plain_scratch.data());
+    attention_forward_ref<double>(wide.data(), stride, cu.data(), 0, B, 0, H, H, D, exact.data(),
+                                  out_stride, nullptr, wide_scratch.data());
+    const std::string what = shape.text(row);
+    ErrorBudget budget(shape.scale > 1 ? kIllConditioned : 2);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < C; ++c) {
+        const int64_t at = i * out_stride + c;
+        budget.add(out[at], plain[at], exact[at], i, c);
+        // Subnormals may become 0.
+        if (std::fabs(out[at]) >= std::numeric_limits<float>::min() || out[at] == 0) {
+          ASSERT_EQ(bf16_from_f32(out[at]), narrow[i * narrow_stride + c]) << what;
+        }
+      }
+      for (int64_t c = C; c < narrow_stride; ++c) {
+        ASSERT_EQ(c == C && C % 2 == 1 ? 0 : 0xdead, narrow[i * narrow_stride + c])
+            << what << " narrow column " << c;
+      }
+    }
+    EXPECT_TRUE(budget.check(what, filter));
+    EXPECT_EQ(narrow, narrow_only) << what;
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(only, out, N, C, out_stride, what + " f32 only"));
+    expect_untouched(out, N, C, out_stride, what);
+    EXPECT_TRUE(scratch.intact()) << what << ": wrote outside its scratch";
+    Guarded split(N * out_stride, shift);
+    std::vector<uint16_t> narrow_split(narrow.size(), 0xdead);
+    for (int32_t b = 0; b < B; ++b) {
+      for (int32_t h = 0; h < H; ++h) call(b, b + 1, h, h + 1, split.data(), narrow_split.data());
+    }
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, C, out_stride, what + " split"));
+    EXPECT_EQ(narrow, narrow_split) << what;
   }
 }
 
@@ -2028,6 +2102,7 @@ const std::map<std::string, std::function<void(const KernelRow&, const std::stri
     {"layernorm_forward_f32", check_layernorm},
     {"gemm_forward_f32", check_gemm},
     {"attention_forward_f32", check_attention},
+    {"attention_forward_bf16", check_attention_bf16},
     {"gemm_forward_bf16", check_gemm_bf16},
     {"gemm_forward_bf16x3", check_gemm_bf16x3},
     {"split_forward_bf16x3", check_split_bf16x3},

@@ -74,8 +74,9 @@ typedef enum xsr_isa XSR_ENUM_TYPE {
   XSR_ISA_AMX = 6          /* and AMX tiles (TILE, BF16, INT8); matters for bf16, bf16x3 and int8 */
 } xsr_isa;
 
-/* What the matrix products compute with; everything else is f32. Chosen by the caller, never
- * silently. */
+/* What the matrix products compute with; everything else is f32, but for the attention of
+ * BF16 and INT8, which multiplies in bf16 where the ISA has AVX512_BF16. Chosen by the caller,
+ * never silently. */
 typedef enum xsr_compute XSR_ENUM_TYPE {
   XSR_COMPUTE_F32 = 0, /* f32, whatever the file stores. A session of an i8 file widens its weight
                           matrices, 4 bytes a weight, shared by the model's sessions */

@@ -30,6 +30,27 @@ using attention_forward_f32_t = void(const float* qkv, int64_t qkv_stride,
 attention_forward_f32_t attention_forward_f32_ref, attention_forward_f32_avx2,
     attention_forward_f32_avx512;
 
+/// The same in products of bf16, accumulated in f32, for sessions that multiply in bf16 or int8:
+///
+///     S = bf16(Q) bf16(K)ᵀ / √D      E = e^(S - c)      O = bf16(E) bf16(V) / Σ_j bf16(E)
+///
+/// c is the largest score of the row.
+///
+/// out      [N, H·D]  f32, row stride `out_stride`; null = not wanted
+/// narrow   [N, H·D]  the same values rounded to bf16, row stride `narrow_stride`; null = not
+///                    wanted; where H·D is odd, column H·D is set to 0 with the last head
+/// scratch  attention_bf16_scratch_floats(longest sentence of the range, D) floats, 64-byte aligned
+///
+/// The rest is as above. Error against the double reference of the same bf16 Q, K and V ≤ 2× that
+/// of the plain f32 loop, which rounds E as well. avx512_bf16 takes subnormals for 0.
+using attention_forward_bf16_t = void(const float* qkv, int64_t qkv_stride,
+                                      const int32_t* cu_seqlens, int32_t first, int32_t last,
+                                      int32_t first_head, int32_t last_head, int32_t H, int32_t D,
+                                      float* out, int64_t out_stride, uint16_t* narrow,
+                                      int64_t narrow_stride, float* scratch);
+
+attention_forward_bf16_t attention_forward_bf16_ref, attention_forward_bf16_avx512_bf16;
+
 /// The same for training, with dropout on the probabilities: O = dropout(P) V.
 ///
 /// Probability (i, j) of head h, i the query's packed row and j the key's place in the sentence, is
@@ -78,6 +99,14 @@ attention_backward_f32_t attention_backward_f32_ref, attention_backward_f32_avx2
 /// Keys transposed to [D][T rounded up to 32], and the scores of eight query rows.
 static constexpr int64_t attention_scratch_floats(int32_t T, int32_t D) {
   return ((int64_t)(T + 31) / 32 * 32) * (D + 8);
+}
+
+/// Queries, keys and values in pairs of bf16, then the scores and the probabilities of six query
+/// rows.
+static constexpr int64_t attention_bf16_scratch_floats(int32_t T, int32_t D) {
+  const int64_t columns = (T + 15) / 16 * 16;
+  return (int64_t)T * ((D + 31) / 32 * 16) + columns * ((D + 1) / 2) +
+         (int64_t)(T + 1) / 2 * ((D + 15) / 16 * 16) + 9 * columns;
 }
 
 /// Keys and values transposed to [D][T rounded up to 32], the dropped probabilities and the

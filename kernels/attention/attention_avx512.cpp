@@ -1,6 +1,7 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_head.h"
+#include "kernels/attention/attention_tile_avx512.h"
 #include "kernels/dropout/dropout_avx512.h"
 #include "kernels/simd/avx512.h"
 
@@ -8,34 +9,6 @@ namespace xsr::kernels {
 namespace {
 
 constexpr int32_t kQueryRows = 8;
-
-/// rows[j] lane i  →  rows[i] lane j.
-inline void transpose_16x16(__m512 (&rows)[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-  }
-  __m512 u[16];
-  for (int i = 0; i < 16; i += 4) {
-    for (int half = 0; half < 2; ++half) {
-      const __m512d low = _mm512_castps_pd(t[i + half]), high = _mm512_castps_pd(t[i + 2 + half]);
-      u[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      u[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  }
-  // u[4 g + c] holds, in 128-bit lane l, column 4 l + c of rows 4 g … 4 g + 3.
-  for (int c = 0; c < 4; ++c) {
-    const __m512 a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88),
-                 b = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
-    const __m512 d = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd),
-                 e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
-    rows[c] = _mm512_shuffle_f32x4(a, b, 0x88);
-    rows[8 + c] = _mm512_shuffle_f32x4(a, b, 0xdd);
-    rows[4 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
-    rows[12 + c] = _mm512_shuffle_f32x4(d, e, 0xdd);
-  }
-}
 
 /// keys [T rows, stride] → transposed [D][columns]; the columns beyond T are zero.
 void transpose_keys(const float* keys, int64_t stride, int32_t T, int32_t D, float* transposed,
@@ -195,43 +168,6 @@ void weigh_rows(const float* p, int64_t row_step, int64_t column_step, const flo
   }
 }
 
-/// Calls body<MR>(row) for tiles of up to kQueryRows rows, shared out evenly.
-template <typename Body>
-inline void for_each_tile(int32_t rows, const Body& body) {
-  const int32_t tiles = (rows + kQueryRows - 1) / kQueryRows;
-  int32_t row = 0;
-  for (int32_t tile = 0; tile < tiles; ++tile) {
-    const int32_t count = (rows - row) / (tiles - tile);
-    switch (count) {
-      case 1:
-        body.template operator()<1>(row);
-        break;
-      case 2:
-        body.template operator()<2>(row);
-        break;
-      case 3:
-        body.template operator()<3>(row);
-        break;
-      case 4:
-        body.template operator()<4>(row);
-        break;
-      case 5:
-        body.template operator()<5>(row);
-        break;
-      case 6:
-        body.template operator()<6>(row);
-        break;
-      case 7:
-        body.template operator()<7>(row);
-        break;
-      case 8:
-        body.template operator()<8>(row);
-        break;
-    }
-    row += count;
-  }
-}
-
 template <int MR>
 void attend_rows(const Head& head, int32_t row) {
   score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, head.D, head.columns,
@@ -250,7 +186,7 @@ void attend_rows(const Head& head, int32_t row) {
 
 void attend(const Head& head) {
   transpose_keys(head.k, head.stride, head.T, head.D, head.transposed, head.columns);
-  for_each_tile(head.T, [&]<int MR>(int32_t row) { attend_rows<MR>(head, row); });
+  for_each_tile<kQueryRows>(head.T, [&]<int MR>(int32_t row) { attend_rows<MR>(head, row); });
 }
 
 /// Turns a row of scores into probabilities after dropout and a row of dO Vᵀ into dS, both in
@@ -295,7 +231,7 @@ void attend_backward(const Head& head, const HeadGradient& gradient) {
   const int64_t columns = head.columns;
   transpose_keys(head.k, head.stride, T, D, head.transposed, head.columns);
   transpose_keys(head.v, head.stride, T, D, gradient.transposed_values, head.columns);
-  for_each_tile(T, [&]<int MR>(int32_t row) {
+  for_each_tile<kQueryRows>(T, [&]<int MR>(int32_t row) {
     score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, D, head.columns,
                    gradient.dropped + row * columns);
     score_rows<MR>(gradient.dout + row * gradient.dout_stride, gradient.dout_stride,
@@ -304,15 +240,13 @@ void attend_backward(const Head& head, const HeadGradient& gradient) {
     weigh_rows<MR>(gradient.dscores + row * columns, columns, 1, head.k, head.stride, T, D, nullptr,
                    gradient.dq + row * gradient.stride, gradient.stride);
   });
-  for_each_tile(T, [&]<int MR>(int32_t row) {
+  for_each_tile<kQueryRows>(T, [&]<int MR>(int32_t row) {
     weigh_rows<MR>(gradient.dscores + row, 1, columns, head.q, head.stride, T, D, nullptr,
                    gradient.dk + row * gradient.stride, gradient.stride);
     weigh_rows<MR>(gradient.dropped + row, 1, columns, gradient.dout, gradient.dout_stride, T, D,
                    nullptr, gradient.dv + row * gradient.stride, gradient.stride);
   });
 }
-
-float scale_of(int32_t D) { return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D))); }
 
 }  // namespace
 

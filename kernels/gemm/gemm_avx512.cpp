@@ -89,6 +89,7 @@ struct Core {
   using Element = float;
   static constexpr bool kNarrow = false;
   static constexpr bool kSplit = false;
+  static constexpr bool kAddsBias = false;
   static int64_t panel_bytes(int32_t K) {
     const int32_t kp = panel_group(S);
     return (int64_t)((K + kp - 1) / kp) * kp * kPanelColumns * storage_size(S);

@@ -11,6 +11,7 @@ struct CoreBf16 {
   using Element = uint16_t;
   static constexpr bool kNarrow = true;
   static constexpr bool kSplit = false;
+  static constexpr bool kAddsBias = false;
   static int64_t panel_bytes(int32_t K) { return (int64_t)((K + 1) / 2) * 2 * kPanelColumns * 2; }
 
   template <int MR>
@@ -40,6 +41,7 @@ struct CoreSplit {
   using Element = uint16_t;
   static constexpr bool kNarrow = true;
   static constexpr bool kSplit = true;
+  static constexpr bool kAddsBias = false;
   static int64_t panel_bytes(int32_t K) {
     return (int64_t)split_columns(K) * 2 * kPanelColumns * 2;
   }

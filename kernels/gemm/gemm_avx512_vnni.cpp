@@ -21,14 +21,23 @@ struct CoreI8 {
   using Element = uint8_t;
   [[maybe_unused]] static constexpr bool kNarrow = false;
   static constexpr bool kSplit = false;
+  static constexpr bool kAddsBias = true;
   static int64_t panel_bytes(int32_t K) { return (int64_t)((K + 3) / 4) * 4 * kPanelColumns; }
 
   template <int MR>
   static inline __attribute__((always_inline)) void run(const Tile<uint8_t>& tile,
                                                         __m512 (&acc)[MR][2]) {
+    // The zero points' share comes first, while the first loads are under way. Lanes beyond N stay
+    // finite: their masked loads give 0.
+    const __m512i sums0 = _mm512_maskz_loadu_epi32(tile.mask[0], tile.sums);
+    const __m512i sums1 = _mm512_maskz_loadu_epi32(tile.mask[1], tile.sums + 16);
     __m512i sum[MR][2];
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) sum[m][0] = sum[m][1] = _mm512_setzero_si512();
+    for (int m = 0; m < MR; ++m) {
+      const __m512i zero = _mm512_set1_epi32(-tile.rows[m].zero);
+      sum[m][0] = _mm512_mullo_epi32(zero, sums0);
+      sum[m][1] = _mm512_mullo_epi32(zero, sums1);
+    }
     const int8_t* w = (const int8_t*)tile.panel;
     const uint8_t* a = tile.a;
     const int64_t stride = tile.a_stride;
@@ -44,19 +53,21 @@ struct CoreI8 {
         dot(sum[m][1], x, w1);
       }
     }
-    // Lanes beyond N stay finite: their masked loads give 0.
-    const __m512i sums0 = _mm512_maskz_loadu_epi32(tile.mask[0], tile.sums);
-    const __m512i sums1 = _mm512_maskz_loadu_epi32(tile.mask[1], tile.sums + 16);
     const __m512 scales0 = _mm512_maskz_loadu_ps(tile.mask[0], tile.scales);
     const __m512 scales1 = _mm512_maskz_loadu_ps(tile.mask[1], tile.scales + 16);
+    __m512 bias0 = _mm512_setzero_ps(), bias1 = bias0;
+    if (tile.epilogue->bias != nullptr) {
+      bias0 = _mm512_maskz_loadu_ps(tile.mask[0], tile.epilogue->bias + tile.column);
+      bias1 = _mm512_maskz_loadu_ps(tile.mask[1], tile.epilogue->bias + tile.column + 16);
+    }
+    // All of a sum's way at once: a pass of its own for the bias costs 1 % of the product.
 #pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
-      const __m512i zero = _mm512_set1_epi32(tile.rows[m].zero);
       const __m512 scale = _mm512_set1_ps(tile.rows[m].scale);
-      const __m512i exact0 = _mm512_sub_epi32(sum[m][0], _mm512_mullo_epi32(zero, sums0));
-      const __m512i exact1 = _mm512_sub_epi32(sum[m][1], _mm512_mullo_epi32(zero, sums1));
-      acc[m][0] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(exact0), scale), scales0);
-      acc[m][1] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(exact1), scale), scales1);
+      const __m512 scaled0 = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][0]), scale);
+      const __m512 scaled1 = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][1]), scale);
+      acc[m][0] = _mm512_add_ps(_mm512_mul_ps(scaled0, scales0), bias0);
+      acc[m][1] = _mm512_add_ps(_mm512_mul_ps(scaled1, scales1), bias1);
     }
   }
 };

@@ -6,6 +6,7 @@
 //       using Element = ...;                      // of the activations
 //       static constexpr bool kNarrow = ...;      // results may also be wanted in bf16
 //       static constexpr bool kSplit = ...;       // and then split
+//       static constexpr bool kAddsBias = ...;    // run() adds the bias
 //       static int64_t panel_bytes(int32_t K);
 //       template <int MR> static void run(const Tile<Element>& tile, __m512 (&acc)[MR][2]);
 //     };
@@ -17,6 +18,9 @@ namespace xsr::kernels {
 // 12 rows × 32 columns: 24 accumulators, at most 4 weight vectors and one broadcast, of 32
 // registers.
 static constexpr int32_t kMaxRows = 12;
+// With more than two blocks of rows, a block meets so many panels before the next one does: its
+// rows stay in L1, and it writes 1 KiB of a row at a time instead of 128 bytes.
+static constexpr int32_t kGroupPanels = 8;
 /// Asks for the weights ahead of `w`, two lines a step: the panels are read in address order from
 /// beyond L2. Measured on Zen 4, 6 matrices of 3 MB in turn: from 5 rows up, L2 far ahead and L1
 /// shortly before gives 2 % over one distance (4 KiB); below, where the stream itself is the limit,
@@ -54,12 +58,14 @@ struct Tile {
 
 template <int MR, typename Core>
 static void gemm_tile(const Tile<typename Core::Element>& tile) {
-  __m512 acc[MR][2];
-#pragma GCC unroll 12
-  for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
-  Core::template run<MR>(tile, acc);
   const GemmEpilogue& epilogue = *tile.epilogue;
-  if (epilogue.bias != nullptr) {
+  __m512 acc[MR][2];
+  if constexpr (!Core::kAddsBias) {
+#pragma GCC unroll 12
+    for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
+  }
+  Core::template run<MR>(tile, acc);
+  if (!Core::kAddsBias && epilogue.bias != nullptr) {
     const float* bias = epilogue.bias + tile.column;
     const __m512 bias0 = _mm512_maskz_loadu_ps(tile.mask[0], bias);
     const __m512 bias1 = _mm512_maskz_loadu_ps(tile.mask[1], bias + 16);
@@ -76,8 +82,19 @@ static void gemm_tile(const Tile<typename Core::Element>& tile) {
       acc[m][1] = times_sigmoid_f32(acc[m][1], acc[m][1]);
     }
   } else if (epilogue.activation != Activation::kNone) {
+    // Through memory of its own: a loop over acc would put acc itself there, for every activation.
+    alignas(64) float values[2 * MR][16];
+#pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
-      for (int j = 0; j < 2; ++j) acc[m][j] = activate_f32(acc[m][j], epilogue.activation);
+      _mm512_store_ps(values[2 * m], acc[m][0]);
+      _mm512_store_ps(values[2 * m + 1], acc[m][1]);
+    }
+    for (auto& value : values)
+      _mm512_store_ps(value, activate_f32(_mm512_loadu_ps(value), epilogue.activation));
+#pragma GCC unroll 12
+    for (int m = 0; m < MR; ++m) {
+      acc[m][0] = _mm512_loadu_ps(values[2 * m]);
+      acc[m][1] = _mm512_loadu_ps(values[2 * m + 1]);
     }
   }
   if (epilogue.residual != nullptr) {
@@ -146,13 +163,13 @@ static void gemm_tile_rows(int32_t rows, const Tile<typename Core::Element>& til
   }
 }
 
-/// Matrix: PackedMatrix, or SplitMatrix where the core is split.
+/// Panel by panel, the rows' blocks inside. Matrix: PackedMatrix, or SplitMatrix where the core is
+/// split.
 template <typename Core, typename Matrix>
-static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int32_t M,
-                         const Matrix& w, int32_t first_panel, int32_t last_panel,
-                         const GemmEpilogue& epilogue, float* out, int64_t out_stride,
-                         uint16_t* narrow, int64_t narrow_stride,
-                         const QuantizedRow* a_rows = nullptr) {
+static void gemm_panels(const typename Core::Element* a, int64_t a_stride, int32_t M,
+                        const Matrix& w, int32_t first_panel, int32_t last_panel,
+                        const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                        uint16_t* narrow, int64_t narrow_stride, const QuantizedRow* a_rows) {
   const int64_t panel_bytes = Core::panel_bytes(w.K);
   const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
   for (int32_t panel = first_panel; panel < last_panel; ++panel) {
@@ -184,6 +201,35 @@ static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int3
                           ? nullptr
                           : epilogue.residual + row * epilogue.residual_stride + tile.column;
       gemm_tile_rows<Core>(rows, tile);
+      row += rows;
+    }
+  }
+}
+
+/// The arguments of the gemm contracts; what is not a core's own is null.
+template <typename Core, typename Matrix>
+static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int32_t M,
+                         const Matrix& w, int32_t first_panel, int32_t last_panel,
+                         const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                         uint16_t* narrow, int64_t narrow_stride,
+                         const QuantizedRow* a_rows = nullptr) {
+  const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
+  if (blocks <= 2) {
+    gemm_panels<Core>(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, narrow,
+                      narrow_stride, a_rows);
+    return;
+  }
+  for (int32_t begin = first_panel; begin < last_panel; begin += kGroupPanels) {
+    const int32_t end = begin + kGroupPanels < last_panel ? begin + kGroupPanels : last_panel;
+    int32_t row = 0;
+    for (int32_t block = 0; block < blocks; ++block) {
+      const int32_t rows = (M - row) / (blocks - block);
+      GemmEpilogue of_rows = epilogue;
+      if (epilogue.residual != nullptr) of_rows.residual += row * epilogue.residual_stride;
+      gemm_panels<Core>(a + row * a_stride, a_stride, rows, w, begin, end, of_rows,
+                        out == nullptr ? nullptr : out + row * out_stride, out_stride,
+                        narrow == nullptr ? nullptr : narrow + row * narrow_stride, narrow_stride,
+                        a_rows == nullptr ? nullptr : a_rows + row);
       row += rows;
     }
   }

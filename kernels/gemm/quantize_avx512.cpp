@@ -2,40 +2,87 @@
 #include "kernels/simd/avx512.h"
 
 namespace xsr::kernels {
+namespace {
+
+constexpr int32_t kBlockRows = 8;
+
+/// What a row is multiplied by; gives its scale and zero point.
+inline float row_steps(const float* row, int32_t K, const InputRange* range,
+                       QuantizedRow* quantized) {
+  const __m512 none = _mm512_setzero_ps();
+  // A NaN leaves lows and highs as they are; it and an infinity show in poison.
+  __m512 lows[2] = {none, none}, highs[2] = {none, none}, poison[2] = {none, none};
+  const auto look = [&](int i, __m512 value) {
+    lows[i] = _mm512_min_ps(value, lows[i]);
+    highs[i] = _mm512_max_ps(value, highs[i]);
+    poison[i] = _mm512_fmadd_ps(value, none, poison[i]);
+  };
+  int32_t k = 0;
+  for (; k + 32 <= K; k += 32) {
+    look(0, _mm512_loadu_ps(row + k));
+    look(1, _mm512_loadu_ps(row + k + 16));
+  }
+  for (; k < K; k += 16) look(0, _mm512_maskz_loadu_ps(tail_mask(K - k), row + k));
+  const float low =
+      range != nullptr ? range->low : _mm512_reduce_min_ps(_mm512_min_ps(lows[0], lows[1]));
+  const float high =
+      range != nullptr ? range->high : _mm512_reduce_max_ps(_mm512_max_ps(highs[0], highs[1]));
+  const float sum = _mm512_reduce_add_ps(_mm512_add_ps(poison[0], poison[1]));
+  const float scale = high / 255 - low / 255;
+  const bool empty = sum != sum || !(scale >= kLeastScaleI8);
+  const float inverse = empty ? 0 : 1 / scale;
+  *quantized = {sum != sum ? sum : 0.0f, 0};
+  if (!empty) *quantized = {scale, _mm_cvtss_si32(_mm_set_ss(-low * inverse))};
+  return inverse;
+}
+
+/// Rounded to 32 bits. Only what is too large needs the bound: beyond 2^31 the conversion gives the
+/// smallest integer, which is right for what is too small.
+inline __m512i steps(__m512 value, __m512 factor) {
+  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(value, factor), _mm512_set1_ps(255)));
+}
+
+/// The codes of 64 values; saturating packs are the clamp.
+inline void store_codes(const float* row, __m512 factor, __m512i zero, uint8_t* codes) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i first = _mm512_packs_epi32(steps(_mm512_loadu_ps(row), factor),
+                                           steps(_mm512_loadu_ps(row + 16), factor));
+  const __m512i second = _mm512_packs_epi32(steps(_mm512_loadu_ps(row + 32), factor),
+                                            steps(_mm512_loadu_ps(row + 48), factor));
+  const __m512i bytes =
+      _mm512_packus_epi16(_mm512_adds_epi16(first, zero), _mm512_adds_epi16(second, zero));
+  _mm512_storeu_si512(codes, _mm512_permutexvar_epi32(order, bytes));
+}
+
+}  // namespace
 
 void quantize_forward_u8_avx512(const float* x, int64_t x_stride, int32_t first, int32_t last,
                                 int32_t K, const InputRange* range, uint8_t* out,
                                 int64_t out_stride, QuantizedRow* rows) {
   const int32_t padded = (K + 3) / 4 * 4;
-  for (int32_t i = first; i < last; ++i) {
-    const float* row = x + i * x_stride;
-    uint8_t* codes = out + i * out_stride;
-    __m512 lows = _mm512_setzero_ps(), highs = lows, poison = lows;
-    for (int32_t k = 0; k < K; k += 16) {
-      const __m512 value = _mm512_maskz_loadu_ps(tail_mask(K - k), row + k);
-      lows = _mm512_min_ps(value, lows);  // a NaN leaves lows as it is, and shows in poison
-      highs = _mm512_max_ps(value, highs);
-      poison = _mm512_add_ps(poison, _mm512_sub_ps(value, value));
-    }
-    const float low = range != nullptr ? range->low : _mm512_reduce_min_ps(lows);
-    const float high = range != nullptr ? range->high : _mm512_reduce_max_ps(highs);
-    const float sum = _mm512_reduce_add_ps(poison);
-    const float scale = high / 255 - low / 255;
-    const bool empty = sum != sum || !(scale >= kLeastScaleI8);
-    const float inverse = empty ? 0 : 1 / scale;
-    QuantizedRow& quantized = rows[i];
-    quantized = {sum != sum ? sum : 0.0f, 0};
-    if (!empty) quantized = {scale, _mm_cvtss_si32(_mm_set_ss(-low * inverse))};
-    const __m512 factor = _mm512_set1_ps(inverse);
-    const __m512i zero = _mm512_set1_epi32(quantized.zero);
-    for (int32_t k = 0; k < padded; k += 16) {
-      const __mmask16 filled = empty ? (__mmask16)0 : tail_mask(K - k);
-      const __m512 value = _mm512_maskz_loadu_ps(filled, row + k);
-      __m512 steps = _mm512_min_ps(_mm512_mul_ps(value, factor), _mm512_set1_ps(255));
-      steps = _mm512_max_ps(steps, _mm512_set1_ps(-255));
-      __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(steps), zero);
-      q = _mm512_maskz_max_epi32(filled, q, _mm512_setzero_si512());
-      _mm_mask_storeu_epi8(codes + k, tail_mask(padded - k), _mm512_cvtusepi32_epi8(q));
+  // The range of a row is a chain of reductions and divisions: the next row's loads hide it.
+  for (int32_t begin = first; begin < last; begin += kBlockRows) {
+    const int32_t end = begin + kBlockRows < last ? begin + kBlockRows : last;
+    float inverse[kBlockRows];
+    for (int32_t i = begin; i < end; ++i)
+      inverse[i - begin] = row_steps(x + i * x_stride, K, range, rows + i);
+    for (int32_t i = begin; i < end; ++i) {
+      const float* row = x + i * x_stride;
+      uint8_t* codes = out + i * out_stride;
+      const bool empty = inverse[i - begin] == 0;
+      const __m512 factor = _mm512_set1_ps(inverse[i - begin]);
+      const __m512i zero = _mm512_set1_epi16((int16_t)rows[i].zero);
+      int32_t k = 0;
+      if (!empty) {
+        for (; k + 64 <= K; k += 64) store_codes(row + k, factor, zero, codes + k);
+      }
+      for (; k < padded; k += 16) {
+        const __mmask16 filled = empty ? (__mmask16)0 : tail_mask(K - k);
+        const __m512i shifted = _mm512_add_epi32(
+            steps(_mm512_maskz_loadu_ps(filled, row + k), factor), _mm512_set1_epi32(rows[i].zero));
+        const __m512i q = _mm512_maskz_max_epi32(filled, shifted, _mm512_setzero_si512());
+        _mm_mask_storeu_epi8(codes + k, tail_mask(padded - k), _mm512_cvtusepi32_epi8(q));
+      }
     }
   }
 }

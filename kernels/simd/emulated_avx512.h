@@ -56,6 +56,7 @@ struct alignas(64) __m512bh {
   explicit __m512bh(const __m512i& x) : half{x.half[0], x.half[1]} {}
   explicit __m512bh(const __m512& x)
       : half{_mm256_castps_si256(x.half[0]), _mm256_castps_si256(x.half[1])} {}
+  explicit operator __m512i() const { return {{half[0], half[1]}}; }
   __m256i half[2];
 };
 struct __m256bh {
@@ -232,6 +233,7 @@ XSR_HALVES_1(sqrt_ps, __m512, __m512, sqrt_ps)
 XSR_HALVES_2(add_epi32, __m512i, add_epi32)
 XSR_HALVES_2(add_pd, __m512d, add_pd)
 XSR_HALVES_2(add_ps, __m512, add_ps)
+XSR_HALVES_2(adds_epi16, __m512i, adds_epi16)
 XSR_HALVES_2(and_ps, __m512, and_ps)
 XSR_HALVES_2(and_si512, __m512i, and_si256)
 XSR_HALVES_2(div_ps, __m512, div_ps)
@@ -244,6 +246,8 @@ XSR_HALVES_2(mul_ps, __m512, mul_ps)
 XSR_HALVES_2(mullo_epi32, __m512i, mullo_epi32)
 XSR_HALVES_2(or_ps, __m512, or_ps)
 XSR_HALVES_2(or_si512, __m512i, or_si256)
+XSR_HALVES_2(packs_epi32, __m512i, packs_epi32)
+XSR_HALVES_2(packus_epi16, __m512i, packus_epi16)
 XSR_HALVES_2(sub_epi32, __m512i, sub_epi32)
 XSR_HALVES_2(sub_ps, __m512, sub_ps)
 XSR_HALVES_2(unpackhi_epi32, __m512i, unpackhi_epi32)
@@ -275,6 +279,9 @@ XSR_EMULATED __m512d _mm512_set1_pd(double x) { return {{_mm256_set1_pd(x), _mm2
 XSR_EMULATED __m512i _mm512_set1_epi32(int x) {
   return {{_mm256_set1_epi32(x), _mm256_set1_epi32(x)}};
 }
+XSR_EMULATED __m512i _mm512_set1_epi16(short x) {
+  return {{_mm256_set1_epi16(x), _mm256_set1_epi16(x)}};
+}
 XSR_EMULATED __m512i _mm512_setr_epi32(int a, int b, int c, int d, int e, int f, int g, int h,
                                        int i, int j, int k, int l, int m, int n, int o, int p) {
   return {{_mm256_setr_epi32(a, b, c, d, e, f, g, h), _mm256_setr_epi32(i, j, k, l, m, n, o, p)}};
@@ -301,6 +308,9 @@ XSR_EMULATED __m512i _mm512_load_si512(const void* p) {
 XSR_EMULATED void _mm512_storeu_ps(void* p, __m512 a) {
   _mm256_storeu_ps((float*)p, a.half[0]);
   _mm256_storeu_ps((float*)p + 8, a.half[1]);
+}
+XSR_EMULATED void _mm512_storeu_si512(void* p, __m512i a) {
+  _mm512_storeu_ps(p, _mm512_castsi512_ps(a));
 }
 XSR_EMULATED void _mm512_store_ps(void* p, __m512 a) {
   emulated::check_alignment(p);
@@ -423,6 +433,18 @@ XSR_EMULATED __m512 _mm512_insertf32x8(__m512 a, __m256 b, int part) {
   a.half[part] = b;
   return a;
 }
+XSR_EMULATED_LOOP __m512i _mm512_permutexvar_epi32(__m512i choice, __m512i a) {
+  const auto from = emulated::lanes<uint32_t>(a), at = emulated::lanes<uint32_t>(choice);
+  emulated::Lanes<uint32_t> result;
+  for (int i = 0; i < 16; ++i) result.at[i] = from.at[at.at[i] & 15];
+  return emulated::vector<__m512i>(result);
+}
+XSR_EMULATED_LOOP __m512i _mm512_permutexvar_epi16(__m512i choice, __m512i a) {
+  const auto from = emulated::lanes<uint16_t>(a), at = emulated::lanes<uint16_t>(choice);
+  emulated::Lanes<uint16_t> result;
+  for (int i = 0; i < 32; ++i) result.at[i] = from.at[at.at[i] & 31];
+  return emulated::vector<__m512i>(result);
+}
 XSR_EMULATED_LOOP __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int choice) {
   const auto x = emulated::lanes<float>(a), y = emulated::lanes<float>(b);
   emulated::Lanes<float> result;
@@ -514,6 +536,15 @@ XSR_EMULATED_LOOP __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b)
   for (int i = 0; i < 16; ++i)
     total.at[i] = emulated::dot_bytes(total.at[i], &x.at[4 * i], &y.at[4 * i]);
   return emulated::vector<__m512i>(total);
+}
+XSR_EMULATED_LOOP __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
+  const auto high = emulated::lanes<uint32_t>(a), low = emulated::lanes<uint32_t>(b);
+  emulated::Lanes<uint16_t> result;
+  for (int i = 0; i < 16; ++i) {
+    result.at[i] = emulated::bf16(low.at[i]);
+    result.at[16 + i] = emulated::bf16(high.at[i]);
+  }
+  return __m512bh(emulated::vector<__m512i>(result));
 }
 /// The odd product first, both by FMA.
 XSR_EMULATED_LOOP __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {

@@ -116,6 +116,17 @@ class Steps {
 
   void attention() {
     const int32_t H = config_.num_heads, D = C_ / H;
+    if (encoder_.bf16_attention()) {
+      // Where the next product takes bf16, nobody reads the f32 rows.
+      float* const wide = context.narrow == nullptr ? context.wide : nullptr;
+      split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
+        kernels_.attention_forward_bf16(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
+                                        first, last, H, D, wide, context.wide_stride,
+                                        context.narrow, context.narrow_stride,
+                                        w_.attention_scratch(thread));
+      });
+      return;
+    }
     split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
       kernels_.attention_forward_f32(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
                                      first, last, H, D, context.wide, context.wide_stride, nullptr,

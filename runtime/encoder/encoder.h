@@ -25,6 +25,13 @@ struct Encoder {
   std::function<void(const LinearWeights& product, const float* input, int64_t stride,
                      int32_t num_tokens)>
       observer = {};
+
+  /// Attention multiplies in bf16 as well, where the products have no more than 8 bits and the ISA
+  /// multiplies bf16.
+  bool bf16_attention() const {
+    return (compute == Compute::kBf16 || compute == Compute::kInt8) &&
+           kernels.attention_forward_bf16_isa != kernels::Isa::kRef;
+  }
 };
 
 /// Runs the encoder over the chunk that stands in the workspace (token_ids, positions, cu_seqlens

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <new>
 
 #include "kernels/attention/attention.h"
@@ -26,8 +27,9 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
   qkv_stride = padded_stride(3 * C);
   hidden_stride = padded_stride(F);
   const int32_t longest = config.max_seq_len < max_tokens ? config.max_seq_len : max_tokens;
-  attention_floats_ = padded_stride(
-      kernels::attention_scratch_floats(longest, config.hidden_size / config.num_heads));
+  const int32_t D = config.hidden_size / config.num_heads;
+  attention_floats_ = padded_stride(std::max(kernels::attention_scratch_floats(longest, D),
+                                             kernels::attention_bf16_scratch_floats(longest, D)));
 
   struct Piece {
     void** pointer;
