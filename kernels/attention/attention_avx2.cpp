@@ -121,27 +121,6 @@ void weigh_rows(const float* p, int64_t row_step, int64_t column_step, const flo
   }
 }
 
-/// Calls body<MR>(row) for tiles of up to kQueryRows rows.
-template <typename Body>
-inline void for_each_tile(int32_t rows, const Body& body) {
-  for (int32_t row = 0; row < rows; row += kQueryRows) {
-    switch (rows - row < kQueryRows ? rows - row : kQueryRows) {
-      case 1:
-        body.template operator()<1>(row);
-        break;
-      case 2:
-        body.template operator()<2>(row);
-        break;
-      case 3:
-        body.template operator()<3>(row);
-        break;
-      case 4:
-        body.template operator()<4>(row);
-        break;
-    }
-  }
-}
-
 template <int MR>
 void attend_rows(const Head& head, int32_t row) {
   score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, head.D, head.columns,
@@ -160,7 +139,7 @@ void attend_rows(const Head& head, int32_t row) {
 
 void attend(const Head& head) {
   transpose_keys(head.k, head.stride, head.T, head.D, head.transposed, head.columns);
-  for_each_tile(head.T, [&]<int MR>(int32_t row) { attend_rows<MR>(head, row); });
+  for_each_tile<kQueryRows>(head.T, [&]<int MR>(int32_t row) { attend_rows<MR>(head, row); });
 }
 
 /// Turns a row of scores into probabilities after dropout and a row of dO Vᵀ into dS, both in
@@ -206,7 +185,7 @@ void attend_backward(const Head& head, const HeadGradient& gradient) {
   const int64_t columns = head.columns;
   transpose_keys(head.k, head.stride, T, D, head.transposed, head.columns);
   transpose_keys(head.v, head.stride, T, D, gradient.transposed_values, head.columns);
-  for_each_tile(T, [&]<int MR>(int32_t row) {
+  for_each_tile<kQueryRows>(T, [&]<int MR>(int32_t row) {
     score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, D, head.columns,
                    gradient.dropped + row * columns);
     score_rows<MR>(gradient.dout + row * gradient.dout_stride, gradient.dout_stride,
@@ -215,7 +194,7 @@ void attend_backward(const Head& head, const HeadGradient& gradient) {
     weigh_rows<MR>(gradient.dscores + row * columns, columns, 1, head.k, head.stride, T, D, nullptr,
                    gradient.dq + row * gradient.stride, gradient.stride);
   });
-  for_each_tile(T, [&]<int MR>(int32_t row) {
+  for_each_tile<kQueryRows>(T, [&]<int MR>(int32_t row) {
     weigh_rows<MR>(gradient.dscores + row, 1, columns, head.q, head.stride, T, D, nullptr,
                    gradient.dk + row * gradient.stride, gradient.stride);
     weigh_rows<MR>(gradient.dropped + row, 1, columns, gradient.dout, gradient.dout_stride, T, D,
@@ -223,16 +202,14 @@ void attend_backward(const Head& head, const HeadGradient& gradient) {
   });
 }
 
-float scale_of(int32_t D) { return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D))); }
-
 }  // namespace
 
 void attention_forward_f32_avx2(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
                                 int32_t first, int32_t last, int32_t first_head, int32_t last_head,
                                 int32_t H, int32_t D, float* out, int64_t out_stride, float* lse,
                                 float* scratch) {
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
-                Dropout(), out, out_stride, lse, scratch, attend);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, Dropout(),
+                out, out_stride, lse, scratch, attend);
 }
 
 void attention_dropout_forward_f32_avx2(const float* qkv, int64_t qkv_stride,
@@ -240,8 +217,8 @@ void attention_dropout_forward_f32_avx2(const float* qkv, int64_t qkv_stride,
                                         int32_t first_head, int32_t last_head, int32_t H, int32_t D,
                                         const Dropout& dropout, float* out, int64_t out_stride,
                                         float* lse, float* scratch) {
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
-                dropout, out, out_stride, lse, scratch, attend);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, dropout, out,
+                out_stride, lse, scratch, attend);
 }
 
 void attention_backward_f32_avx2(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
@@ -249,9 +226,8 @@ void attention_backward_f32_avx2(const float* qkv, int64_t qkv_stride, const int
                                  int32_t H, int32_t D, const float* lse, const Dropout& dropout,
                                  const float* dout, int64_t dout_stride, float* dqkv,
                                  int64_t dqkv_stride, float* scratch) {
-  for_each_head_gradient(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D,
-                         scale_of(D), lse, dropout, dout, dout_stride, dqkv, dqkv_stride, scratch,
-                         attend_backward);
+  for_each_head_gradient(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, lse,
+                         dropout, dout, dout_stride, dqkv, dqkv_stride, scratch, attend_backward);
 }
 
 }  // namespace xsr::kernels

@@ -58,12 +58,7 @@ void score_rows(const float* q, int64_t stride, const float* transposed, int32_t
 /// Turns a row of scores into e^(scale·(s - max)), in place; gives their sum and scale·max. Columns
 /// beyond T become 0.
 float softmax_row(float* scores, int32_t T, float scale, float* largest) {
-  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-  __m512 peak = lowest;
-  for (int32_t j = 0; j < T; j += 16) {
-    peak = _mm512_max_ps(peak, _mm512_mask_loadu_ps(lowest, tail_mask(T - j), scores + j));
-  }
-  *largest = _mm512_reduce_max_ps(peak) * scale;
+  *largest = largest_score(scores, T) * scale;
   const __m512 scales = _mm512_set1_ps(scale), shift = _mm512_set1_ps(*largest);
   __m512 sum = _mm512_setzero_ps();
   for (int32_t j = 0; j < T; j += 16) {
@@ -131,28 +126,10 @@ template <int MR>
 void weigh_four_rows(const float* p, int64_t row_step, int64_t column_step, const float* v,
                      int64_t v_stride, int32_t T, int32_t D, const float* sum, float* out,
                      int64_t out_stride) {
-  for (int32_t d = 0; d < D; d += 64) {
-    const int32_t width = D - d < 64 ? D - d : 64;
-    const __mmask16 tail = tail_mask(width - (width - 1) / 16 * 16);
-    const auto weigh = [&]<int NV>() {
-      weigh_values<MR, NV>(p, row_step, column_step, v + d, v_stride, T, sum, tail, out + d,
-                           out_stride);
-    };
-    switch ((width + 15) / 16) {
-      case 1:
-        weigh.template operator()<1>();
-        break;
-      case 2:
-        weigh.template operator()<2>();
-        break;
-      case 3:
-        weigh.template operator()<3>();
-        break;
-      case 4:
-        weigh.template operator()<4>();
-        break;
-    }
-  }
+  for_each_column_piece(D, [&]<int NV>(int32_t d, __mmask16 tail) {
+    weigh_values<MR, NV>(p, row_step, column_step, v + d, v_stride, T, sum, tail, out + d,
+                         out_stride);
+  });
 }
 
 /// Up to eight rows, at most four at a time: so many sums stand in registers.
@@ -254,8 +231,8 @@ void attention_forward_f32_avx512(const float* qkv, int64_t qkv_stride, const in
                                   int32_t first, int32_t last, int32_t first_head,
                                   int32_t last_head, int32_t H, int32_t D, float* out,
                                   int64_t out_stride, float* lse, float* scratch) {
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
-                Dropout(), out, out_stride, lse, scratch, attend);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, Dropout(),
+                out, out_stride, lse, scratch, attend);
 }
 
 void attention_dropout_forward_f32_avx512(const float* qkv, int64_t qkv_stride,
@@ -263,8 +240,8 @@ void attention_dropout_forward_f32_avx512(const float* qkv, int64_t qkv_stride,
                                           int32_t first_head, int32_t last_head, int32_t H,
                                           int32_t D, const Dropout& dropout, float* out,
                                           int64_t out_stride, float* lse, float* scratch) {
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
-                dropout, out, out_stride, lse, scratch, attend);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, dropout, out,
+                out_stride, lse, scratch, attend);
 }
 
 void attention_backward_f32_avx512(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
@@ -272,9 +249,8 @@ void attention_backward_f32_avx512(const float* qkv, int64_t qkv_stride, const i
                                    int32_t last_head, int32_t H, int32_t D, const float* lse,
                                    const Dropout& dropout, const float* dout, int64_t dout_stride,
                                    float* dqkv, int64_t dqkv_stride, float* scratch) {
-  for_each_head_gradient(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D,
-                         scale_of(D), lse, dropout, dout, dout_stride, dqkv, dqkv_stride, scratch,
-                         attend_backward);
+  for_each_head_gradient(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, lse,
+                         dropout, dout, dout_stride, dqkv, dqkv_stride, scratch, attend_backward);
 }
 
 }  // namespace xsr::kernels

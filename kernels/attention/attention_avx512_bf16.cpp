@@ -77,8 +77,7 @@ inline __m512bh broadcast_pair(const void* pair) {
   return (__m512bh)_mm512_set1_epi32(bits);
 }
 
-/// scores[m][0 … 16·NV) = q_m · k_j for MR rows; `largest` becomes the largest |score| of each
-/// lane.
+/// scores[m][0 … 16·NV) = q_m · k_j for MR rows.
 template <int MR, int NV>
 void score_columns(const uint32_t* q, int32_t q_stride, const uint32_t* k, int32_t columns,
                    int32_t pairs, float* scores) {
@@ -162,14 +161,6 @@ inline float exponentiate_row(const float* scores, int32_t T, int32_t columns, f
   return _mm512_reduce_add_ps(sum);
 }
 
-float largest_score(const float* scores, int32_t T) {
-  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-  __m512 peak = lowest;
-  for (int32_t j = 0; j < T; j += 16)
-    peak = _mm512_max_ps(peak, _mm512_mask_loadu_ps(lowest, tail_mask(T - j), scores + j));
-  return _mm512_reduce_max_ps(peak);
-}
-
 /// Columns d to d + 16·NV of MR rows of the result, the last vector masked.
 template <int MR, int NV>
 void weigh_columns(const Head& head, const Pairs& pairs, int32_t row, int32_t d,
@@ -225,27 +216,9 @@ void attend_rows(const Head& head, const Pairs& pairs, int32_t row, uint16_t* na
     inverse[m] = 1 / exponentiate_row(pairs.scores + m * pairs.columns, head.T, pairs.columns,
                                       scale, shift[m], pairs.p + m * pairs.columns);
   }
-  for (int32_t d = 0; d < head.D; d += 64) {
-    const int32_t width = head.D - d < 64 ? head.D - d : 64;
-    const __mmask16 tail = tail_mask(width - (width - 1) / 16 * 16);
-    const auto weigh = [&]<int NV>() {
-      weigh_columns<MR, NV>(head, pairs, row, d, inverse, tail, narrow, narrow_stride);
-    };
-    switch ((width + 15) / 16) {
-      case 1:
-        weigh.template operator()<1>();
-        break;
-      case 2:
-        weigh.template operator()<2>();
-        break;
-      case 3:
-        weigh.template operator()<3>();
-        break;
-      case 4:
-        weigh.template operator()<4>();
-        break;
-    }
-  }
+  for_each_column_piece(head.D, [&]<int NV>(int32_t d, __mmask16 tail) {
+    weigh_columns<MR, NV>(head, pairs, row, d, inverse, tail, narrow, narrow_stride);
+  });
 }
 
 }  // namespace
@@ -255,8 +228,8 @@ void attention_forward_bf16_avx512_bf16(const float* qkv, int64_t qkv_stride,
                                         int32_t first_head, int32_t last_head, int32_t H, int32_t D,
                                         float* out, int64_t out_stride, uint16_t* narrow,
                                         int64_t narrow_stride, float* scratch) {
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale_of(D),
-                {}, out, out_stride, nullptr, scratch, [=](const Head& head) {
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, {}, out,
+                out_stride, nullptr, scratch, [=](const Head& head) {
                   Pairs pairs;
                   pairs.columns = (head.T + 15) / 16 * 16;
                   pairs.q_stride = (D + 31) / 32 * 16;

@@ -2,6 +2,7 @@
 // What the attention files of every ISA do around their arithmetic: which rows a (sentence, head)
 // pair has and where they go. `static` only: nothing here may be shared with an object of another
 // ISA.
+#include <immintrin.h>
 #include <stdint.h>
 
 #include "kernels/dropout/dropout.h"
@@ -31,14 +32,51 @@ struct Head {
   int64_t lse_stride;
 };
 
+/// Calls body<MR>(row) for tiles of up to kMost ≤ 8 rows, shared out evenly.
+template <int kMost, typename Body>
+static inline void for_each_tile(int32_t rows, const Body& body) {
+  const int32_t tiles = (rows + kMost - 1) / kMost;
+  int32_t row = 0;
+  for (int32_t tile = 0; tile < tiles; ++tile) {
+    const int32_t count = (rows - row) / (tiles - tile);
+    switch (count) {
+      case 1:
+        body.template operator()<1>(row);
+        break;
+      case 2:
+        body.template operator()<2>(row);
+        break;
+      case 3:
+        body.template operator()<3>(row);
+        break;
+      case 4:
+        body.template operator()<4>(row);
+        break;
+      case 5:
+        if constexpr (kMost >= 5) body.template operator()<5>(row);
+        break;
+      case 6:
+        if constexpr (kMost >= 6) body.template operator()<6>(row);
+        break;
+      case 7:
+        if constexpr (kMost >= 7) body.template operator()<7>(row);
+        break;
+      case 8:
+        if constexpr (kMost >= 8) body.template operator()<8>(row);
+        break;
+    }
+    row += count;
+  }
+}
+
 /// Calls attend(head) for every sentence with tokens and every head of the ranges; the arguments
 /// are those of attention_forward_f32_t.
 template <typename Attend>
 static inline __attribute__((always_inline)) void for_each_head(
     const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens, int32_t first, int32_t last,
-    int32_t first_head, int32_t last_head, int32_t H, int32_t D, float scale,
-    const Dropout& dropout, float* out, int64_t out_stride, float* lse, float* scratch,
-    Attend&& attend) {
+    int32_t first_head, int32_t last_head, int32_t H, int32_t D, const Dropout& dropout, float* out,
+    int64_t out_stride, float* lse, float* scratch, Attend&& attend) {
+  const float scale = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D)));
   for (int32_t b = first; b < last; ++b) {
     const int32_t begin = cu_seqlens[b], T = cu_seqlens[b + 1] - begin;
     if (T == 0) continue;
@@ -89,11 +127,11 @@ struct HeadGradient {
 template <typename Backward>
 static inline __attribute__((always_inline)) void for_each_head_gradient(
     const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens, int32_t first, int32_t last,
-    int32_t first_head, int32_t last_head, int32_t H, int32_t D, float scale, const float* lse,
+    int32_t first_head, int32_t last_head, int32_t H, int32_t D, const float* lse,
     const Dropout& dropout, const float* dout, int64_t dout_stride, float* dqkv,
     int64_t dqkv_stride, float* scratch, Backward&& backward) {
-  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, scale,
-                dropout, nullptr, 0, nullptr, scratch, [&](const Head& head) {
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, dropout,
+                nullptr, 0, nullptr, scratch, [&](const Head& head) {
                   HeadGradient gradient;
                   gradient.lse = lse + (int64_t)head.begin * H + head.h;
                   gradient.lse_stride = H;

@@ -4,10 +4,6 @@
 
 namespace xsr::kernels {
 
-static inline float scale_of(int32_t D) {
-  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D)));
-}
-
 /// rows[j] lane i  →  rows[i] lane j.
 static inline void transpose_16x16(__m512 (&rows)[16]) {
   __m512 t[16];
@@ -36,40 +32,36 @@ static inline void transpose_16x16(__m512 (&rows)[16]) {
   }
 }
 
-/// Calls body<MR>(row) for tiles of up to kMost ≤ 8 rows, shared out evenly.
-template <int kMost, typename Body>
-static inline void for_each_tile(int32_t rows, const Body& body) {
-  const int32_t tiles = (rows + kMost - 1) / kMost;
-  int32_t row = 0;
-  for (int32_t tile = 0; tile < tiles; ++tile) {
-    const int32_t count = (rows - row) / (tiles - tile);
-    switch (count) {
+/// The largest of T scores.
+static inline float largest_score(const float* scores, int32_t T) {
+  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
+  __m512 peak = lowest;
+  for (int32_t j = 0; j < T; j += 16)
+    peak = _mm512_max_ps(peak, _mm512_mask_loadu_ps(lowest, tail_mask(T - j), scores + j));
+  return _mm512_reduce_max_ps(peak);
+}
+
+/// Calls body<NV>(d, tail) for pieces of up to 64 of D columns: NV vectors from column d on, the
+/// last of them masked.
+template <typename Body>
+static inline void for_each_column_piece(int32_t D, const Body& body) {
+  for (int32_t d = 0; d < D; d += 64) {
+    const int32_t width = D - d < 64 ? D - d : 64;
+    const __mmask16 tail = tail_mask(width - (width - 1) / 16 * 16);
+    switch ((width + 15) / 16) {
       case 1:
-        body.template operator()<1>(row);
+        body.template operator()<1>(d, tail);
         break;
       case 2:
-        body.template operator()<2>(row);
+        body.template operator()<2>(d, tail);
         break;
       case 3:
-        body.template operator()<3>(row);
+        body.template operator()<3>(d, tail);
         break;
       case 4:
-        body.template operator()<4>(row);
-        break;
-      case 5:
-        if constexpr (kMost >= 5) body.template operator()<5>(row);
-        break;
-      case 6:
-        if constexpr (kMost >= 6) body.template operator()<6>(row);
-        break;
-      case 7:
-        if constexpr (kMost >= 7) body.template operator()<7>(row);
-        break;
-      case 8:
-        if constexpr (kMost >= 8) body.template operator()<8>(row);
+        body.template operator()<4>(d, tail);
         break;
     }
-    row += count;
   }
 }
 

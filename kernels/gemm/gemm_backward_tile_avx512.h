@@ -86,8 +86,9 @@ static void backward_weight(const typename Core::Element* dy, int64_t dy_stride,
                             int64_t dw_stride, float* scratch) {
   constexpr int32_t kRows = kWeightBlock * Core::kStepRows;
   float *gradients = scratch, *inputs = scratch + kWeightBlock * kWeightChunk;
-  for (int32_t n = first; M == 0 && !accumulate && n < last; ++n)
-    std::memset(dw + n * dw_stride, 0, K * sizeof(float));
+  if (M == 0 && !accumulate) {
+    for (int32_t n = first; n < last; ++n) std::memset(dw + n * dw_stride, 0, K * sizeof(float));
+  }
   for (int32_t n = first; n < last; n += kWeightChunk) {
     const int32_t chunk = last - n < kWeightChunk ? last - n : kWeightChunk;
     for (int32_t m = 0; m < M; m += kRows) {
