@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "runtime/device/isa_choice.h"
+#include "runtime/encoder/chunks.h"
 #include "runtime/error.h"
 
 namespace xsr {
@@ -191,6 +192,10 @@ Session::Session(const Model& model, const xsr_session_options& options)
   }
 }
 
+size_t Session::block_sentences() const {
+  return on_device() ? kDeviceBlockSentences : kBlockSentences;
+}
+
 void Session::embed_chunk(const Block& block, size_t first, size_t last, Workspace& workspace,
                           ThreadPool* pool, float* embeddings) {
   int32_t num_tokens = 0;
@@ -219,26 +224,10 @@ void Session::embed_block(Block& block, float* embeddings) {
     device_->embed(block.on_device, embeddings);
     return;
   }
-  int64_t num_tokens = 0;
-  for (const Sentence& sentence : sentences) num_tokens += sentence.size;
-  // A block too small to give every thread a whole chunk is cut into smaller ones, as long as they
-  // are worth it.
-  const int64_t share = (num_tokens + num_threads() - 1) / num_threads();
-  const int64_t limit =
-      std::min<int64_t>(chunk_tokens_, std::max<int64_t>(share, kLeastChunkTokens));
-  std::vector<size_t> chunks = {0};
-  int64_t tokens = 0;
-  for (size_t i = 0; i < sentences.size(); ++i) {
-    const size_t in_chunk = i - chunks.back();
-    const bool full = tokens + sentences[i].size > limit ||
-                      in_chunk == static_cast<size_t>(workspaces_[0]->max_sentences());
-    if (in_chunk > 0 && full) {
-      chunks.push_back(i);
-      tokens = 0;
-    }
-    tokens += sentences[i].size;
-  }
-  chunks.push_back(sentences.size());
+  const std::vector<size_t> chunks =
+      cut_chunks(sentences.size(), [&](size_t i) { return sentences[i].size; },
+                 {chunk_tokens_, kLeastChunkTokens, num_threads(),
+                  static_cast<size_t>(workspaces_[0]->max_sentences())});
   const int32_t count = static_cast<int32_t>(chunks.size()) - 1;
   if (count < num_threads()) {  // the threads share each chunk
     ThreadPool* pool = num_threads() > 1 ? &pool_ : nullptr;
@@ -261,7 +250,7 @@ void Session::embed_texts(std::span<const xsr_text> texts, float* embeddings,
   }
   const size_t columns = static_cast<size_t>(model_.config().embedding_size);
   std::future<void> under_way;  // the block before, on the device
-  const size_t block_size = on_device() ? kDeviceBlockSentences : kBlockSentences;
+  const size_t block_size = block_sentences();
   size_t turn = 0;
   for (size_t first = 0; first < texts.size(); first += block_size) {
     const size_t count = std::min(block_size, texts.size() - first);
@@ -312,7 +301,7 @@ void Session::embed_ids(const int32_t* token_ids, std::span<const size_t> offset
                         float* embeddings, xsr_text_result* results) {
   const ModelConfig& config = model_.config();
   const size_t total = offsets.size() - 1;
-  const size_t block_size = on_device() ? kDeviceBlockSentences : kBlockSentences;
+  const size_t block_size = block_sentences();
   for (size_t i = 0; i < total; ++i) {
     if (offsets[i + 1] < offsets[i]) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,

@@ -64,6 +64,7 @@ class Session {
     std::vector<std::span<const int32_t>> on_device;  // the sentences, for device_
   };
 
+  size_t block_sentences() const;
   void tokenize_block(std::span<const xsr_text> texts, Block& block, xsr_text_result* results);
   void embed_block(Block& block, float* embeddings);
   void embed_chunk(const Block& block, size_t first, size_t last, Workspace& workspace,

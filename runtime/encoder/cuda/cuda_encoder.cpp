@@ -9,6 +9,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "runtime/device/cpu_threads.h"
+#include "runtime/encoder/chunks.h"
 #include "runtime/encoder/cuda/lane.h"
 #include "runtime/error.h"
 
@@ -230,29 +231,15 @@ class CudaEncoder : public DeviceEncoder {
   /// Sets order_, the sentences that have tokens, and chunks_ of them, enough for the devices.
   void cut(Sentences sentences, size_t devices) {
     order_.clear();
-    int64_t num_tokens = 0;
     for (size_t i = 0; i < sentences.size(); ++i) {
-      if (sentences[i].empty()) continue;
-      order_.push_back(i);
-      num_tokens += static_cast<int64_t>(sentences[i].size());
+      if (!sentences[i].empty()) order_.push_back(i);
     }
-    const int64_t ways = static_cast<int64_t>(devices);
-    const int64_t limit = std::min<int64_t>(
-        chunk_tokens_, std::max<int64_t>((num_tokens + ways - 1) / ways, kLeastShare));
+    const std::vector<size_t> borders =
+        cut_chunks(order_.size(), [&](size_t i) { return sentences[order_[i]].size(); },
+                   {chunk_tokens_, kLeastShare, static_cast<int64_t>(devices),
+                    static_cast<size_t>(most_sentences_)});
     chunks_.clear();
-    int64_t tokens = 0;
-    for (size_t i = 0; i < order_.size(); ++i) {
-      const int64_t size = static_cast<int64_t>(sentences[order_[i]].size());
-      const bool full =
-          !chunks_.empty() && (tokens + size > limit ||
-                               i - chunks_.back().first == static_cast<size_t>(most_sentences_));
-      if (chunks_.empty() || full) {
-        chunks_.push_back({i, i});
-        tokens = 0;
-      }
-      chunks_.back().last = i + 1;
-      tokens += size;
-    }
+    for (size_t c = 0; c + 1 < borders.size(); ++c) chunks_.push_back({borders[c], borders[c + 1]});
   }
 
   const ModelConfig config_;
