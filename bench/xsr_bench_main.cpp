@@ -21,6 +21,7 @@
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
+#include "runtime/option_names.h"
 
 namespace xsr::bench {
 namespace {
@@ -60,24 +61,6 @@ Shape shape_of(const XsrFile& file, bool qkv_table) {
   }
   shape.activation = file.config().activation;
   return shape;
-}
-
-xsr_isa isa_of(const std::string& name) {
-  return name == "ref"           ? XSR_ISA_REF
-         : name == "avx2"        ? XSR_ISA_AVX2
-         : name == "avx512"      ? XSR_ISA_AVX512
-         : name == "avx512_vnni" ? XSR_ISA_AVX512_VNNI
-         : name == "avx512_bf16" ? XSR_ISA_AVX512_BF16
-         : name == "amx"         ? XSR_ISA_AMX
-                                 : XSR_ISA_AUTO;
-}
-
-xsr_compute compute_of(const std::string& dtype) {
-  return dtype == "bf16"     ? XSR_COMPUTE_BF16
-         : dtype == "bf16x3" ? XSR_COMPUTE_BF16X3
-         : dtype == "int8"   ? XSR_COMPUTE_INT8
-         : dtype == "tf32"   ? XSR_COMPUTE_TF32
-                             : XSR_COMPUTE_F32;
 }
 
 DType storage_of(const std::string& name) {
@@ -126,8 +109,8 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
                                                    std::strerror(errno) +
                                                    "; this process may not run there");
   }
-  const xsr_compute compute = compute_of(options.dtype);
-  Session session(model, isa_of(options.isa), compute, threads, options.batch_tokens,
+  const xsr_compute compute = compute_named(options.dtype);
+  Session session(model, isa_named(options.isa), compute, threads, options.batch_tokens,
                   options.qkv_table, options.device);
   report.device = session.device_name();
   report.qkv_table = options.qkv_table;
@@ -279,7 +262,7 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", options.dtype,
                  "what the matrix products compute in; bf16 needs bf16 weights; int8 rounds other "
                  "weights than i8 when it opens; a CUDA device has f32, tf32 and bf16")
-      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8", "tf32"}))
+      ->check(CLI::IsMember(xsr::compute_names()))
       ->capture_default_str();
   app.add_flag("--qkv-table", options.qkv_table,
                "look the first layer's Q, K and V up in a table of the vocabulary; the roofline is "

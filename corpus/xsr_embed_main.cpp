@@ -21,6 +21,7 @@
 #include "corpus/vector_writer.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
+#include "runtime/option_names.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
 #include "xsr/xsr.h"
@@ -81,14 +82,6 @@ void check(xsr_status status, const std::string& message) {
   }
 }
 
-xsr_isa isa_named(const std::string& name) {
-  for (xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI,
-                      XSR_ISA_AVX512_BF16, XSR_ISA_AMX}) {
-    if (name == xsr_isa_string(isa)) return isa;
-  }
-  return XSR_ISA_AUTO;
-}
-
 class Embedder {
  public:
   explicit Embedder(const Options& options) : options_(options) {
@@ -109,12 +102,8 @@ class Embedder {
     }
     xsr_session_options session_options = {};
     session_options.size = sizeof session_options;
-    session_options.isa = isa_named(options.isa);
-    session_options.compute = options.compute == "bf16"     ? XSR_COMPUTE_BF16
-                              : options.compute == "bf16x3" ? XSR_COMPUTE_BF16X3
-                              : options.compute == "int8"   ? XSR_COMPUTE_INT8
-                              : options.compute == "tf32"   ? XSR_COMPUTE_TF32
-                                                            : XSR_COMPUTE_F32;
+    session_options.isa = xsr::isa_named(options.isa);
+    session_options.compute = xsr::compute_named(options.compute);
     session_options.num_threads = options.threads;
     xsr::choose_device(options.device, &session_options);
     xsr_session* session = nullptr;
@@ -364,7 +353,7 @@ int main(int argc, char** argv) {
          "What the matrix products compute in; bf16x3 comes near f32, bf16 needs a bf16 "
          "model, int8 rounds other weights than i8 when it opens; a CUDA device computes in "
          "f32, tf32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16x3", "bf16", "int8", "tf32"}))
+      ->check(CLI::IsMember(xsr::compute_names()))
       ->capture_default_str();
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");

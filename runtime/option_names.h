@@ -1,0 +1,41 @@
+#pragma once
+// The names that command lines give to values of the C API.
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "xsr/xsr.h"
+
+namespace xsr {
+
+inline constexpr std::pair<const char*, xsr_compute> kComputeNames[] = {
+    {"f32", XSR_COMPUTE_F32},
+    {"bf16x3", XSR_COMPUTE_BF16X3},
+    {"bf16", XSR_COMPUTE_BF16},
+    {"int8", XSR_COMPUTE_INT8},
+    {"tf32", XSR_COMPUTE_TF32}};
+
+inline std::vector<std::string> compute_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, compute] : kComputeNames) names.emplace_back(name);
+  return names;
+}
+
+/// F32 for a name that is none of compute_names().
+inline xsr_compute compute_named(const std::string& wanted) {
+  for (const auto& [name, compute] : kComputeNames) {
+    if (wanted == name) return compute;
+  }
+  return XSR_COMPUTE_F32;
+}
+
+/// What xsr_isa_string gives the name for; AUTO for any other.
+inline xsr_isa isa_named(const std::string& wanted) {
+  for (const xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI,
+                            XSR_ISA_AVX512_BF16, XSR_ISA_AMX}) {
+    if (wanted == xsr_isa_string(isa)) return isa;
+  }
+  return XSR_ISA_AUTO;
+}
+
+}  // namespace xsr
