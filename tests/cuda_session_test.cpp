@@ -18,22 +18,17 @@
 #include "tests/support/files.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/plain_encoder.h"
+#include "tests/support/session.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
 namespace {
 
+using test::embed;
 using test::ErrorBudget;
 using test::Random;
+using test::SessionPointer;
 using Sentences = std::vector<std::vector<int32_t>>;
-
-struct ModelCloser {
-  void operator()(xsr_model* model) const { xsr_model_close(model); }
-};
-struct SessionDestroyer {
-  void operator()(xsr_session* session) const { xsr_session_destroy(session); }
-};
-using SessionPointer = std::unique_ptr<xsr_session, SessionDestroyer>;
 
 /// A random model, changed by edit(config, tensors) where one is given, and opened.
 class TestModel {
@@ -53,12 +48,7 @@ class TestModel {
     size_t size = 0;
     bytes_ = write_xsr_memory(config, sources, tokenizer, "{}", &size);
     file_ = XsrFile::open_memory(bytes_.get(), size);
-    xsr_model* model = nullptr;
-    char detail[256] = "";
-    EXPECT_EQ(XSR_STATUS_OK,
-              xsr_model_open_memory(bytes_.get(), size, nullptr, &model, detail, sizeof detail))
-        << detail;
-    model_.reset(model);
+    model_ = test::open_memory(bytes_.get(), size);
   }
   const xsr_model* get() const { return model_.get(); }
   const XsrFile& file() const { return *file_; }
@@ -68,7 +58,7 @@ class TestModel {
   bench::RandomModel random_;
   std::shared_ptr<unsigned char[]> bytes_;
   std::unique_ptr<XsrFile> file_;
-  std::unique_ptr<xsr_model, ModelCloser> model_;
+  test::ModelPointer model_;
 };
 
 xsr_session_options cuda_options(xsr_compute compute = XSR_COMPUTE_F32, int32_t batch_tokens = 0) {
@@ -112,20 +102,6 @@ Sentences random_sentences(uint64_t salt, int count, int32_t vocab_size, int32_t
     for (int32_t& id : sentence) id = random.range(0, vocab_size - 1);
   }
   return all;
-}
-
-std::vector<float> embed(xsr_session* session, const Sentences& sentences, size_t columns) {
-  std::vector<int32_t> ids;
-  std::vector<size_t> offsets = {0};
-  for (const auto& sentence : sentences) {
-    ids.insert(ids.end(), sentence.begin(), sentence.end());
-    offsets.push_back(ids.size());
-  }
-  std::vector<float> out(sentences.size() * columns, NAN);
-  EXPECT_EQ(XSR_STATUS_OK, xsr_session_embed_ids(session, ids.data(), offsets.data(),
-                                                 sentences.size(), out.data(), nullptr))
-      << xsr_session_get_error(session);
-  return out;
 }
 
 template <typename T>

@@ -11,30 +11,17 @@
 #include "runtime/device/cpu_threads.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
+#include "tests/support/session.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
 namespace {
 
+using test::embed;
+using test::ModelPointer;
+using test::open_memory;
 using test::Random;
-
-struct ModelCloser {
-  void operator()(xsr_model* model) const { xsr_model_close(model); }
-};
-struct SessionDestroyer {
-  void operator()(xsr_session* session) const { xsr_session_destroy(session); }
-};
-using ModelPointer = std::unique_ptr<xsr_model, ModelCloser>;
-using SessionPointer = std::unique_ptr<xsr_session, SessionDestroyer>;
-
-ModelPointer open_memory(const void* data, size_t size) {
-  xsr_model* model = nullptr;
-  char detail[256] = "";
-  EXPECT_EQ(XSR_STATUS_OK,
-            xsr_model_open_memory(data, size, nullptr, &model, detail, sizeof detail))
-      << detail;
-  return ModelPointer(model);
-}
+using test::SessionPointer;
 
 xsr_session_options options_for(xsr_isa isa, int32_t threads, int32_t batch_tokens = 0) {
   xsr_session_options options{};
@@ -74,23 +61,6 @@ struct Sentences {
     }
   }
 };
-
-std::vector<float> embed(xsr_session* session, const std::vector<std::vector<int32_t>>& sentences,
-                         size_t C, std::vector<xsr_text_result>* results = nullptr) {
-  std::vector<int32_t> ids;
-  std::vector<size_t> offsets = {0};
-  for (const auto& sentence : sentences) {
-    ids.insert(ids.end(), sentence.begin(), sentence.end());
-    offsets.push_back(ids.size());
-  }
-  std::vector<float> out(sentences.size() * C, NAN);
-  if (results != nullptr) results->resize(sentences.size());
-  EXPECT_EQ(XSR_STATUS_OK,
-            xsr_session_embed_ids(session, ids.data(), offsets.data(), sentences.size(), out.data(),
-                                  results == nullptr ? nullptr : results->data()))
-      << xsr_session_get_error(session);
-  return out;
-}
 
 /// The first row whose bits differ, -1 when there is none. This is the comparison every invariance
 /// rests on.
