@@ -1,11 +1,28 @@
 #include "training/cpu_trainer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "training/workspace.h"
 
 namespace xsr::training {
+namespace {
+
+/// Time between one lap and the next.
+class Stopwatch {
+ public:
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(last_, now)).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
 
 CpuTrainer::CpuTrainer(const ModelConfig& config, const StepConfig& step,
                        const kernels::KernelTable& kernels, ThreadPool& threads)
@@ -28,15 +45,20 @@ StepResult CpuTrainer::step(const PairBatch& batch, double learning_rate) {
   StepResult result;
   result.learning_rate = learning_rate;
 
+  Stopwatch watch;
   encoder_.forward(batch, values_, masks, embeddings_.data(), C);
+  result.seconds.forward = watch.lap();
   result.loss = objectives_.forward_backward(batch, embeddings_.data(), C, values_, narrow(),
                                              embedding_gradients_.data(), C, &gradients_);
   for (const LossPart& part : result.loss.parts) {
     if (!std::isfinite(part.value)) not_finite("loss " + std::string(part.name), number);
   }
+  result.seconds.objectives = watch.lap();
   encoder_.backward(batch, values_, masks, embedding_gradients_.data(), C, gradients_);
+  result.seconds.backward = watch.lap();
   result.gradient_norm = optimizer_.step(learning_rate, values_, gradients_,
                                          narrow_.empty() ? nullptr : narrow_.data());
+  result.seconds.update = watch.lap();
   if (!std::isfinite(result.gradient_norm)) {
     const Parameter* first = first_non_finite(table_, gradients_);
     not_finite(first == nullptr ? "gradient norm" : "gradient " + first->name, number);

@@ -21,10 +21,19 @@ struct StepConfig {
   uint64_t seed = 1;     // of dropout
 };
 
+/// Wall-clock seconds of a step's parts; zero where they are not told apart (on a device).
+struct StepSeconds {
+  double forward = 0;     // the encoder's
+  double objectives = 0;  // forward and backward
+  double backward = 0;    // the encoder's
+  double update = 0;      // norm, clipping, optimiser
+};
+
 struct StepResult {
   LossParts loss;
   double gradient_norm = 0;  // before clipping
   double learning_rate = 0;
+  StepSeconds seconds;
 };
 
 /// A loss or a gradient that is not finite. Parameters and optimiser are as they were before the

@@ -133,6 +133,9 @@ class Xsr:
     def evaluate(self):
         return self._ask("evaluate")
 
+    def roofline(self):
+        return self._ask("roofline")
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
@@ -295,15 +298,38 @@ def follow(args):
 
 
 def block_rates(engines, args):
-    """pairs/s of every block of steps, the engines by turns; the first turn is not counted."""
-    rates = {name: [] for name in engines}
+    """pairs/s of every block of steps, the engines by turns, and the share of the roofline of each part of xsr-train's
+    steps; the first turn is not counted."""
+    rates, blocks = {name: [] for name in engines}, {}
     for turn in range(args.turns + 1):
         for name, engine in engines.items():
             block = engine.step(args.block)
             if turn > 0:
                 rates[name].append(block["pairs"] / block["seconds"])
+            if isinstance(engine, Xsr):
+                engine.roofline()
+                if turn > 0:
+                    blocks.setdefault(name, []).append(block)
             print(f"{name}: {block['pairs'] / block['seconds']:.1f} pairs/s{'' if turn else ' (warm-up)'}", file=sys.stderr)
-    return rates
+    return rates, {name: part_shares(blocks[name], engines[name].roofline()) for name in blocks}
+
+
+def part_shares(blocks, machine):
+    """{part: its share of the step's time, and the share of its time that the roofline asks for}, medians of the blocks"""
+    floors = [
+        {part: flop / (1e9 * machine["peak_gflops"]) for part, flop in block["part_flop"].items()}
+        | {"update": block["update_bytes"] / (1e9 * machine["read_gb_per_s"])}
+        for block in blocks
+    ]
+    parts = {
+        part: {
+            "of_step": statistics.median(b["part_seconds"][part] / b["seconds"] for b in blocks),
+            "of_roofline": statistics.median(f[part] / b["part_seconds"][part] for f, b in zip(floors, blocks)),
+        }
+        for part in floors[0]
+    }
+    whole = statistics.median(sum(f.values()) / b["seconds"] for f, b in zip(floors, blocks))
+    return {"roofline": machine, "parts": parts | {"whole step": {"of_step": 1.0, "of_roofline": whole}}}
 
 
 def threads_of(args):
@@ -336,7 +362,7 @@ def speed(args):
                 trace = engine.trace
             for form in here:
                 engines[form] = Torch(trace, **FORMS[form])
-            rates = block_rates(engines, args)
+            rates, shares = block_rates(engines, args)
             tokens = sum(b.tokens for b in trace.batches) / sum(b.pairs for b in trace.batches)
             results[kind] = {
                 "pool_batches": pool,
@@ -345,6 +371,7 @@ def speed(args):
                 "vocabulary": int(trace.tensors["value.embedding.token"].shape[0]),
                 "hidden_size": int(trace.tensors["value.embedding.token"].shape[1]),
                 "num_layers": trace.model["num_layers"],
+                "shares": shares,
                 "engines": {
                     name: {
                         "pairs_per_second": statistics.median(sample),
@@ -398,6 +425,20 @@ def speed_as_markdown(results, args, version):
                 f"| {name} | {rate:.1f} ({figures['lowest']:.1f}–{figures['highest']:.1f}) | " + " | ".join(ratios) + " |"
             )
         lines.append("")
+        for name, share in result["shares"].items():
+            machine = share["roofline"]
+            lines += [
+                f"{name} on these, beside {machine['peak_gflops']:.0f} GFLOP/s on registers and "
+                f"{machine['read_gb_per_s']:.1f} GB/s from beyond L2:",
+                "",
+                "| part | of the step's time | of the roofline |",
+                "| --- | ---: | ---: |",
+            ]
+            lines += [
+                f"| {part} | {100 * figures['of_step']:.0f} % | {figures['of_roofline']:.2f} |"
+                for part, figures in share["parts"].items()
+            ]
+            lines.append("")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/roofline.h"
 #include "kernels/dispatch.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
@@ -144,15 +145,46 @@ void Trace::write(const std::string& path, const TrainConfig& config, const RunD
                     {"config", ordered_json(fixed_values(config)).dump()}});
 }
 
+/// What steps cannot do without: floating-point operations (2 a multiply-add, those of the linear
+/// layers and of the vocabulary alone) and, for the update, bytes.
+struct StepWork {
+  double forward = 0, objectives = 0, backward = 0, update_bytes = 0;
+
+  void add(const TrainConfig& config, const xsr::ModelConfig& model, int64_t num_parameters,
+           const PairBatch& batch) {
+    const double C = model.hidden_size, layer = 4 * C * C + 2 * C * model.intermediate_size;
+    const double encoder = 2 * layer * model.num_layers * batch.num_tokens();
+    forward += encoder;
+    backward += 2 * encoder;
+    // The head's transform and the vocabulary's logits, each with two products back.
+    const ObjectiveConfig& o = config.step.objectives;
+    if (o.xtr_weight != 0 || o.ugt_weight != 0 || o.smlm_weight != 0)
+      objectives += 3 * 2 * (C * C + C * model.vocab_size) * batch.num_sentences();
+    // The gradient (twice, where its norm comes first); values and moments back and forth.
+    const OptimizerConfig& a = config.step.optimizer;
+    const double gradient = a.clip_norm > 0 ? 8 : 4, state = 8 * (a.amsgrad ? 4 : 3);
+    const double narrow = config.step.precision == Precision::kBF16 ? 2 : 0;
+    update_bytes += (gradient + state + narrow) * static_cast<double>(num_parameters);
+  }
+};
+
 /// Answers the lines of stdin with a line of JSON each, until there are no more:
 ///
 ///     step N      the next N steps, from the first again behind the last batch
 ///     evaluate    P@1 of the dev parts
+///     roofline    measures the machine; the best of all measurements so far
 class StepServer {
  public:
   StepServer(const TrainConfig& config, const RunData& data, const Trace& trace, Trainer& trainer,
-             xsr::ThreadPool& threads)
-      : config_(config), data_(data), trace_(trace), trainer_(trainer), threads_(threads) {}
+             xsr::kernels::Isa isa, xsr::ThreadPool& threads)
+      : config_(config),
+        data_(data),
+        trace_(trace),
+        trainer_(trainer),
+        threads_(threads),
+        roofline_(isa,
+                  config.step.precision == Precision::kBF16 ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32,
+                  threads.num_threads(), trainer.table().size() * int64_t{sizeof(float)}) {}
 
   void serve() {
     for (std::string line; std::getline(std::cin, line);) {
@@ -161,9 +193,14 @@ class StepServer {
         answer = steps(std::stoll(line.substr(5)));
       } else if (line == "evaluate") {
         answer = evaluate();
+      } else if (line == "roofline") {
+        roofline_.measure();
+        answer = {{"peak_gflops", roofline_.roofline().peak_gflops},
+                  {"read_gb_per_s", roofline_.roofline().read_gb_per_s}};
       } else {
-        throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
-                         "stdin has \"" + line + "\", expected \"step N\" or \"evaluate\"");
+        throw xsr::Error(
+            XSR_STATUS_INVALID_ARGUMENT,
+            "stdin has \"" + line + "\", expected \"step N\", \"evaluate\" or \"roofline\"");
       }
       fmt::print("{}\n", answer.dump());
       std::fflush(stdout);
@@ -175,10 +212,17 @@ class StepServer {
     ordered_json losses = ordered_json::array(), parts = ordered_json::array(),
                  norms = ordered_json::array();
     int64_t pairs = 0, tokens = 0;
+    StepSeconds took;
+    StepWork work;
     const Clock::time_point begin = Clock::now();
     for (int64_t i = 0; i < count; ++i) {
       const size_t at = next_++ % trace_.batches.size();
       const StepResult result = trainer_.step(trace_.batches[at], trace_.learning_rates[at]);
+      took.forward += result.seconds.forward;
+      took.objectives += result.seconds.objectives;
+      took.backward += result.seconds.backward;
+      took.update += result.seconds.update;
+      work.add(config_, data_.model, trainer_.table().size(), trace_.batches[at]);
       losses.push_back(result.loss.total);
       norms.push_back(result.gradient_norm);
       ordered_json part;
@@ -188,8 +232,21 @@ class StepServer {
       tokens += trace_.batches[at].num_tokens();
     }
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    return {{"seconds", seconds}, {"pairs", pairs}, {"tokens", tokens},
-            {"loss", losses},     {"parts", parts}, {"gradient_norm", norms}};
+    return {
+        {"seconds", seconds},
+        {"pairs", pairs},
+        {"tokens", tokens},
+        {"loss", losses},
+        {"parts", parts},
+        {"gradient_norm", norms},
+        {"part_seconds",
+         {{"forward", took.forward},
+          {"objectives", took.objectives},
+          {"backward", took.backward},
+          {"update", took.update}}},
+        {"part_flop",
+         {{"forward", work.forward}, {"objectives", work.objectives}, {"backward", work.backward}}},
+        {"update_bytes", work.update_bytes}};
   }
 
   ordered_json evaluate() {
@@ -207,6 +264,7 @@ class StepServer {
   const Trace& trace_;
   Trainer& trainer_;
   xsr::ThreadPool& threads_;
+  xsr::bench::RooflineMeter roofline_;
   size_t next_ = 0;
 };
 
@@ -237,7 +295,7 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
                           {"steps", num_steps}}
                  .dump());
   std::fflush(stdout);
-  StepServer(config, data, trace, trainer, threads).serve();
+  StepServer(config, data, trace, trainer, isa, threads).serve();
 }
 
 }  // namespace
