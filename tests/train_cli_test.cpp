@@ -303,6 +303,33 @@ TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
   EXPECT_GT(killed, kKills / 2) << "most lives should have been cut short";
 }
 
+/// Several language pairs by temperature, batches by tokens and sorted, products in bf16, averaged
+/// checkpoints: what the shipped model was trained with, and batches by tokens.
+TEST_F(TrainCli, SeveralLanguagePairsInBatchesByTokens) {
+  write("more.tsv", toy_corpus(250));
+  const std::string settings =
+      "--data.train aa=toy.tsv --data.train bb=more.tsv --data.temperature 2 --data.dev_pairs 40 "
+      "--data.batch_tokens 400 --data.batch_pairs 64 --data.pool_batches 4 --precision bf16 "
+      "--train.average 2 --train.checkpoint_every 3 ";
+  const Outcome o = train(settings + "--run whole");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto dev = metrics_of(path("whole"), "dev");
+  ASSERT_FALSE(dev.empty());
+  for (const char* part : {"aa", "bb"})
+    EXPECT_GT(dev.back()["p1"][part]["forward"], 0.2) << part << ", of 40 pairs, by chance 0.025";
+  const auto last = metrics_of(path("whole"), "train").back();
+  EXPECT_LT(last["pairs"], 60 * 40) << "64 a batch, were it not for their tokens";
+  EXPECT_GT(last["pairs"], 60 * 5);
+
+  const pid_t child = start("--config toy.toml " + settings + "--threads 1 --run cut");
+  while (!fs::exists(path("cut/checkpoint.safetensors")))
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  kill(child, SIGKILL);
+  ASSERT_EQ(wait_for(child).exit_status, 128 + SIGKILL);
+  ASSERT_EQ(run("--resume cut").exit_status, 0);
+  expect_same_results("whole", "cut");
+}
+
 TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   for (const int signal : {SIGTERM, SIGINT}) {

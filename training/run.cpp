@@ -227,6 +227,11 @@ class Run {
                           : std::to_string(config_.epochs),
         config_.device == "cpu" ? "" : trainer_->device() + ", ", threads_.num_threads(),
         kernels::isa_name(isa_), config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
+    if (config_.device == "cpu" && config_.step.precision == Precision::kBF16 &&
+        isa_ < kernels::Isa::kAvx512Bf16) {
+      say(fmt::format("precision is bf16, which with these instructions ({}) is slower than f32",
+                      kernels::isa_name(isa_)));
+    }
     if (resumed_) say(fmt::format("goes on behind step {}", with_separators(step())));
   }
   std::string progress_text(uint64_t epoch, const LossMean& loss, double rate, double token_rate,
