@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""xsr beside PyTorch on one GPU: the same weights and token ids, passes over a corpus by turns.
+
+    bench/peers/gpu_peers.py --build build/cuda --json gpu-peers.json
+
+Takes the Python it is run with, which needs PyTorch and NumPy: a GPU machine may have no network. README.md explains.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from peer_engines import Weights, Xsr, pad, torch_encoder
+from peer_files import ROOT
+
+# Cosine to xsr f32 on the processor that each sentence of a form must reach before it is timed.
+LEAST_COSINE = {"f32": 0.99999, "bf16": 0.99}
+
+
+class Torch:
+    """One form of PyTorch, with its batches on the device beforehand."""
+
+    def __init__(self, torch, weights, device, dtype, compiled, sentences, order, batch):
+        self.torch, self.device = torch, device
+        module = torch_encoder(weights).to(device)
+        module = module.bfloat16() if dtype == "bf16" else module
+        self.module = torch.compile(module, dynamic=True) if compiled else module
+        self.rows = [order[i : i + batch] for i in range(0, len(order), batch)]
+        self.batches = [
+            [torch.from_numpy(array).to(device) for array in pad([sentences[i] for i in rows])] for rows in self.rows
+        ]
+
+    def synchronize(self):
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize(self.device)
+
+    def run(self):
+        """Seconds of a pass whose vectors stay on the device, and the vectors."""
+        with self.torch.inference_mode():
+            self.synchronize()
+            start = time.perf_counter()
+            out = [self.module(ids, lengths) for ids, lengths in self.batches]
+            self.synchronize()
+            return time.perf_counter() - start, out
+
+    def embeddings(self, count, dim):
+        out = np.empty((count, dim), np.float32)
+        for rows, vectors in zip(self.rows, self.run()[1]):
+            out[rows] = vectors.float().cpu().numpy()
+        return out
+
+
+def log_normal_sentences(weights, count, seed=1):
+    """Random ids; lengths as xsr-bench draws them: log-normal, mean 24.9, at most 195."""
+    random = np.random.default_rng(seed)
+    lengths = np.exp(random.normal(np.log(24.9) - 0.5 * 0.7**2, 0.7, count)).round().astype(int)
+    lengths = np.clip(lengths, 1, min(weights.max_tokens, 195))
+    return [random.integers(3, weights.vocab_size, n, dtype=np.int32) for n in lengths]
+
+
+def least_cosine(a, b):
+    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
+
+
+def bench_xsr(args, dtype, ids_file, folder):
+    """tokens/s of xsr-bench on the ids, resident where the device has it."""
+    to = folder / "xsr.json"
+    command = [args.build / "bench/xsr-bench", "--model", args.model, "--corpus-ids", ids_file, "--dtype", dtype]
+    command += ["--device", args.device, "--threads", "0", "--tokens", "1", "--seconds", "0.001", "--yardstick", "none"]
+    subprocess.run([*map(str, command), "--json", str(to)], check=True, stdout=subprocess.DEVNULL)
+    report = json.loads(to.read_text())
+    report = report[0] if isinstance(report, list) else report
+    return report["corpus"].get("resident_tokens_per_s", report["corpus"]["tokens_per_s"]), report["device"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/cuda", help="build folder of xsr")
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-multi.xsr")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the script itself")
+    parser.add_argument("--sentences", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=5, help="passes of each that count")
+    parser.add_argument("--batches", default="128,1024", help="sentences of a batch; each form takes its best")
+    parser.add_argument("--json", type=pathlib.Path)
+    args = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        sys.exit("gpu_peers: this Python has no PyTorch; install torch and numpy, or run another Python")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("gpu_peers: PyTorch sees no CUDA device here")
+    device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    weights = Weights(args.model)
+    sentences = log_normal_sentences(weights, args.sentences)
+    tokens = sum(map(len, sentences))
+    checked = sentences[:256]
+    with tempfile.TemporaryDirectory(prefix="gpu_peers.") as folder:
+        folder = pathlib.Path(folder)
+        ids_file = folder / "ids"
+        ids_file.write_text("".join(" ".join(map(str, s)) + "\n" for s in sentences))
+        truth = Xsr(weights, folder, 0, 1, "f32", args.build).corpus(checked, 0)
+        by_length = np.argsort([-len(s) for s in sentences], kind="stable")
+        orders = {"padded-eager": np.arange(len(sentences)), "sorted-compiled": by_length}
+        forms, left_out = {}, {}
+        for dtype in ("f32", "bf16"):
+            for name, order in orders.items():
+                form, compiled = f"{name}-{dtype}", name.endswith("compiled")
+                try:
+                    few = order[order < len(checked)]
+                    found = Torch(torch, weights, device, dtype, compiled, sentences, few, 64).embeddings(
+                        len(checked), weights.dim
+                    )
+                    cosine = least_cosine(found, truth)
+                    if not cosine >= LEAST_COSINE[dtype]:
+                        raise RuntimeError(f"a sentence has a cosine of {cosine:.6f} to xsr's")
+                    made = {
+                        batch: Torch(torch, weights, device, dtype, compiled, sentences, order, batch)
+                        for batch in map(int, args.batches.split(","))
+                    }
+                    for engine in made.values():
+                        engine.run()
+                    best = min(made, key=lambda batch: made[batch].run()[0])
+                    forms[form] = (dtype, made[best], {"batch": best, "least_cosine": cosine})
+                except Exception as error:  # whatever a form dies of, the others go on
+                    left_out[form] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    print(f"gpu_peers: {form} is left out: {left_out[form]}", file=sys.stderr)
+        rates = {name: [] for name in ["xsr-f32", "xsr-bf16", *forms]}
+        for turn in range(args.rounds):
+            for dtype in ("f32", "bf16"):
+                rate, name = bench_xsr(args, dtype, ids_file, folder)
+                rates[f"xsr-{dtype}"].append(rate)
+            for form, (_, engine, _) in forms.items():
+                rates[form].append(tokens / engine.run()[0])
+    report = {
+        "device": name,
+        "torch": torch.__version__,
+        "date": str(datetime.date.today()),
+        "sentences": len(sentences),
+        "tokens": tokens,
+        "left_out": left_out,
+        "engines": {},
+    }
+    for form, sample in rates.items():
+        dtype = form.rsplit("-", 1)[1]
+        ratios = [own / rate for own, rate in zip(rates[f"xsr-{dtype}"], sample)]
+        report["engines"][form] = {
+            "tokens_per_s": statistics.median(sample),
+            "xsr_over_it": statistics.median(ratios),
+            "rounds": sample,
+            **(forms[form][2] if form in forms else {}),
+        }
+        print(f"{form:24} {statistics.median(sample):14,.0f} tokens/s   xsr {statistics.median(ratios):6.2f} times it")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
