@@ -2258,6 +2258,29 @@ TEST(Pack, WeightsInEightBitsAreHalfAStepAway) {
   EXPECT_EQ(0, filled) << "the padding is zero";
 }
 
+TEST(Pack, PanelsAreRoundedAsTheDenseMatrixIs) {
+  Random random(16);
+  for (const Storage storage : {Storage::kF32, Storage::kBF16, Storage::kF16}) {
+    for (const auto& [N, K] : {std::pair{37, 9}, {1, 1}, {32, 4}, {64, 130}, {33, 7}}) {
+      SCOPED_TRACE(std::to_string(N) + " x " + std::to_string(K));
+      std::vector<float> dense(N * K);
+      for (float& value : dense) value = random.normal();
+      std::fill_n(dense.begin() + (N - 1) * K, N > 1 ? K : 0, 0.0f);  // without a scale
+      std::vector<uint32_t> panels(packed_elements(N, K, storage));
+      gemm_pack_panels(dense.data(), N, K, storage, panels.data());
+      const PackedMatrix w{panels.data(), storage, N, K};
+      for (int32_t i = 0; i < N * K; ++i) dense[i] = gemm_packed_element(w, i / K, i % K);
+      const int64_t bytes = packed_elements(N, K, Storage::kI8);
+      std::vector<int8_t> expected(bytes), found(bytes, 77);
+      std::vector<float> expected_scales(N), found_scales(N);
+      gemm_quantize_panels(dense.data(), N, K, expected.data(), expected_scales.data());
+      gemm_quantize_panels(w, found.data(), found_scales.data());
+      EXPECT_EQ(expected, found);
+      EXPECT_EQ(expected_scales, found_scales);
+    }
+  }
+}
+
 TEST(Pack, NarrowingRoundsToNearestEven) {
   EXPECT_EQ(0x3f80, bf16_from_f32(1.0f));
   EXPECT_EQ(0x3f80, bf16_from_f32(1.0f + 1.0f / 256));  // a tie goes to the even neighbour below

@@ -216,6 +216,8 @@ float quantize_row_i8(const float* w, int64_t count, int8_t* out);
 /// Rounds w [N, K] (row-major f32, row stride K) to s8, a scale an output, and packs it into
 /// `packed` [packed_elements(N, K, kI8)].
 void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, float* scales);
+/// The same, bit for bit, from panels of f32, bf16 or f16.
+void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales);
 
 /// sums[n] = Σ_k of the integers of output n of a kI8 matrix; what w.sums of gemm_forward_i8 takes.
 void gemm_sum_panels(const PackedMatrix& w, int32_t* sums);

@@ -81,17 +81,39 @@ inline int64_t panel_words(int32_t K, Storage storage) {
   return (int64_t)kPanelColumns * ((K + kp - 1) / kp);
 }
 
-float scale_i8(const float* w, int64_t count) {
-  float largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const float magnitude = w[i] < 0 ? -w[i] : w[i];
-    largest = magnitude > largest ? magnitude : largest;
-  }
+/// The larger of `largest` and |w|.
+inline float larger(float largest, float w) {
+  const float magnitude = w < 0 ? -w : w;
+  return magnitude > largest ? magnitude : largest;
+}
+
+inline float scale_of(float largest) {
   const float scale = largest / 127;
   return scale < kLeastScaleI8 ? 0 : scale;
 }
 
+float scale_i8(const float* w, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = larger(largest, w[i]);
+  return scale_of(largest);
+}
+
 int8_t code_i8(float w, float scale) { return scale > 0 ? (int8_t)round_even(w / scale) : 0; }
+
+/// out[c] = input k of a panel's 32 outputs.
+inline void widen_input(Storage storage, const uint32_t* panel, int32_t k, float* out) {
+  if (storage == Storage::kF32) {
+    const uint32_t* lanes = panel + (int64_t)k * kPanelColumns;
+    for (int32_t c = 0; c < kPanelColumns; ++c) out[c] = f32_from_bits(lanes[c]);
+    return;
+  }
+  const uint32_t* lanes = panel + (int64_t)(k / 2) * kPanelColumns;
+  const int32_t shift = 16 * (k % 2);
+  for (int32_t c = 0; c < kPanelColumns; ++c) {
+    const uint16_t half = (uint16_t)(lanes[c] >> shift);
+    out[c] = storage == Storage::kBF16 ? f32_from_bf16(half) : f32_from_f16(half);
+  }
+}
 
 }  // namespace
 
@@ -145,6 +167,36 @@ void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, 
     const float* row = w + (int64_t)n * K;
     scales[n] = scale_i8(row, K);
     for (int32_t k = 0; k < K; ++k) packed[packed_index(n, k, K, 4)] = code_i8(row[k], scales[n]);
+  }
+}
+
+void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) {
+  uint32_t* out = (uint32_t*)packed;  // four inputs of one output each
+  float values[kPanelColumns], divisors[kPanelColumns];
+  for (int32_t p = 0; p < panel_count(w.N); ++p) {
+    const uint32_t* panel = (const uint32_t*)w.data + p * panel_words(w.K, w.storage);
+    float largest[kPanelColumns] = {};
+    for (int32_t k = 0; k < w.K; ++k) {
+      widen_input(w.storage, panel, k, values);
+      for (int32_t c = 0; c < kPanelColumns; ++c) largest[c] = larger(largest[c], values[c]);
+    }
+    for (int32_t c = 0; c < kPanelColumns; ++c) {
+      const float scale = scale_of(largest[c]);
+      divisors[c] = scale > 0 ? scale : __builtin_inff();  // what has no scale becomes 0
+      const int32_t n = p * kPanelColumns + c;
+      if (n < w.N) scales[n] = scale;
+    }
+    for (int32_t k = 0; k < w.K; k += 4, out += kPanelColumns) {
+      uint32_t codes[kPanelColumns] = {};
+      for (int32_t j = 0; j < 4 && k + j < w.K; ++j) {
+        widen_input(w.storage, panel, k + j, values);
+        for (int32_t c = 0; c < kPanelColumns; ++c) {
+          const int32_t code = (int32_t)round_even(values[c] / divisors[c]);
+          codes[c] |= ((uint32_t)code & 0xffu) << 8 * j;
+        }
+      }
+      memcpy(out, codes, sizeof codes);
+    }
   }
 }
 

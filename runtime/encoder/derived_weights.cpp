@@ -46,23 +46,20 @@ void DerivedWeights::split(LinearWeights& linear) {
 
 void DerivedWeights::derive(LinearWeights& linear, kernels::Storage storage) {
   kernels::PackedMatrix& w = linear.weight;
-  if (w.storage != storage) {
+  if (w.storage != storage && storage == kernels::Storage::kI8) {
+    int8_t* packed = allocate<int8_t>(kernels::packed_elements(w.N, w.K, storage));
+    float* scales = allocate<float>(w.N);
+    kernels::gemm_quantize_panels(w, packed, scales);
+    w = {packed, storage, w.N, w.K, scales, nullptr};
+  } else if (w.storage != storage) {
     std::vector<float> dense(static_cast<size_t>(w.N) * w.K);
     for (int32_t n = 0; n < w.N; ++n) {
       for (int32_t k = 0; k < w.K; ++k)
         dense[static_cast<size_t>(n) * w.K + k] = kernels::gemm_packed_element(w, n, k);
     }
-    const int64_t elements = kernels::packed_elements(w.N, w.K, storage);
-    if (storage == kernels::Storage::kI8) {
-      int8_t* packed = allocate<int8_t>(elements);
-      float* scales = allocate<float>(w.N);
-      kernels::gemm_quantize_panels(dense.data(), w.N, w.K, packed, scales);
-      w = {packed, storage, w.N, w.K, scales, nullptr};
-    } else {
-      float* packed = allocate<float>(elements);
-      kernels::gemm_pack_panels(dense.data(), w.N, w.K, storage, packed);
-      w = {packed, storage, w.N, w.K};
-    }
+    float* packed = allocate<float>(kernels::packed_elements(w.N, w.K, storage));
+    kernels::gemm_pack_panels(dense.data(), w.N, w.K, storage, packed);
+    w = {packed, storage, w.N, w.K};
   }
   if (storage == kernels::Storage::kI8) {
     if (w.K > kernels::kMaxInputsI8) {
