@@ -33,6 +33,8 @@ class CudaTrainCli : public TrainCli {
     TrainCli::SetUp();
     std::string why;
     if (cuda::devices(&why).empty()) GTEST_SKIP() << "no CUDA device: " << why;
+    if (std::getenv("XSR_TEST_SMALL") != nullptr)
+      GTEST_SKIP() << "processes of their own, ended on purpose: not under compute-sanitizer";
     setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_CUDA_MODULE, 1);
   }
 
