@@ -27,8 +27,9 @@ DeviceMeter::DeviceMeter(const XsrFile& file, xsr_compute compute, bool qkv_tabl
   encoder_ = make_cuda_encoder(config_, weights, options);
 }
 
-void DeviceMeter::measure_peak() {
-  peak_gflops_ = std::max(peak_gflops_, 1e-9 * encoder_->measure_peak());
+void DeviceMeter::measure() {
+  roofline_.peak_gflops = std::max(roofline_.peak_gflops, 1e-9 * encoder_->measure_peak());
+  roofline_.read_gb_per_s = std::max(roofline_.read_gb_per_s, 1e-9 * encoder_->measure_bandwidth());
 }
 
 double DeviceMeter::seconds(const IdBatch& batch, int32_t passes) {

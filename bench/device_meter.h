@@ -2,6 +2,7 @@
 #include <memory>
 #include <string>
 
+#include "bench/roofline.h"
 #include "bench/workload.h"
 #include "runtime/encoder/device_encoder.h"
 
@@ -15,10 +16,11 @@ class DeviceMeter {
   DeviceMeter(const XsrFile& file, xsr_compute compute, bool qkv_table, int32_t batch_tokens,
               const std::string& device);
 
-  /// The most that a large square product of the session's precision comes to, the best of all
-  /// calls. Call it before, between and after the timings.
-  void measure_peak();
-  double peak_gflops() const { return peak_gflops_; }
+  /// The most that a large square product of the session's precision comes to, and a large copy on
+  /// the device (read and written), the best of all calls. Call it before, between and after the
+  /// timings.
+  void measure();
+  const Roofline& roofline() const { return roofline_; }
 
   /// Seconds of one sentence of `tokens` random ids, between two events on the device.
   double sentence_seconds(int32_t tokens);
@@ -30,7 +32,7 @@ class DeviceMeter {
 
   const ModelConfig config_;
   std::unique_ptr<DeviceEncoder> encoder_;
-  double peak_gflops_ = 0;
+  Roofline roofline_;
 };
 
 }  // namespace xsr::bench

@@ -136,8 +136,7 @@ nlohmann::ordered_json to_json(const Report& report) {
                                     {"ratio", row.chain_p50 / row.xsr_p50}});
   }
   json["roofline"] = {{"peak_gflop_per_s", report.roofline.peak_gflops},
-                      {"read_gb_per_s", report.device == "cpu" ? Json(report.roofline.read_gb_per_s)
-                                                               : Json(nullptr)},
+                      {"read_gb_per_s", report.roofline.read_gb_per_s},
                       {"flop_per_token", report.flop_per_token()},
                       {"weight_bytes", report.weight_bytes}};
   json["check"] = {{"largest_difference", report.check.largest_difference},

@@ -9,8 +9,9 @@ namespace xsr::bench {
 
 /// What this machine can do at most, over all threads together.
 struct Roofline {
-  double peak_gflops = 0;    // multiply-adds on registers, GFLOP/s
-  double read_gb_per_s = 0;  // reads from beyond L2, 10^9 bytes/s
+  double peak_gflops = 0;  // multiply-adds on registers, GFLOP/s
+  double read_gb_per_s =
+      0;  // reads from beyond L2 (a CUDA device: a copy's both ways), 10^9 bytes/s
 };
 
 /// Measures the roofline of `threads` threads, one a processor, for code of one ISA (ref: that of

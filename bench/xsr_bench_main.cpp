@@ -133,7 +133,7 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
   } else {
     device.emplace(file, compute, options.qkv_table, options.batch_tokens, options.device);
   }
-  const auto measure_roofline = [&] { on_cpu ? meter->measure() : device->measure_peak(); };
+  const auto measure_roofline = [&] { on_cpu ? meter->measure() : device->measure(); };
   measure_roofline();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
@@ -166,7 +166,7 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
       report.corpus->resident_seconds = device->corpus_seconds(batch);
   }
   measure_roofline();
-  report.roofline = on_cpu ? meter->roofline() : Roofline{device->peak_gflops(), 0};
+  report.roofline = on_cpu ? meter->roofline() : device->roofline();
   return report;
 }
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # gpu-check.sh [--no-build] [--quick]: what only a machine with an NVIDIA GPU can tell. Needs no network.
 #   builds the preset cuda; runs every CUDA test, none of which may be skipped for want of a device; runs them again under
-#   compute-sanitizer, memcheck and racecheck; times sessions on the device.
-# Writes docs/results/gpu-check.json (what passed) and gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench), each with
-# the device's name. Exit status 1: something failed, or there is no GPU.
+#   compute-sanitizer, memcheck and racecheck; times sessions and steps of training on the device, the latter also with
+#   NCCL in between, on one rank, where NCCL is installed.
+# Writes docs/results/gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench) and
+# gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench), each with the device's name. Exit status 1: something failed,
+# or there is no GPU.
 #   --no-build  build/cuda is there already
 #   --quick     without racecheck, and with fewer sentences
 # XSR_GPU_CHECK_SECONDS (1200): the most that one test program may take under compute-sanitizer.
@@ -78,13 +80,33 @@ cut -f 1 examples/data/tatoeba.en-fr.tsv >"$work/lines" && for _ in $(seq 8); do
 done
 bench text --model models/xsr-multi.xsr --corpus "$work/lines" --dtype f32
 
+seconds=5
+[ $quick = no ] || seconds=1
+train_bench() {  # train_bench WHAT ARGUMENTS...
+  local what=train-$1
+  shift
+  build/cuda/bench/xsr-train-bench --device cuda --random 2,512,8,1024,50000 --pairs 128,1024 --seconds $seconds "$@" \
+    --json "$work/gpu-$what.json" && [ -s "$work/gpu-$what.json" ] &&
+    cp "$work/gpu-$what.json" "$results/gpu-$what.json" || fail "bench $what"
+}
+train_bench f32 --precision f32
+train_bench tf32 --precision tf32
+train_bench bf16 --precision bf16
+nccl="not installed"
+# As the trainer loads it.
+if python3 -c 'import ctypes; ctypes.CDLL("libnccl.so.2")' 2>/dev/null; then
+  nccl="one rank"
+  train_bench bf16-nccl --precision bf16 --exchange
+fi
+say "NCCL: $nccl"
+
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "${tests[@]##*/}" -- "${tools[@]}" <<'PYTHON' || fail "gpu-check.json"
+python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "$nccl" "${tests[@]##*/}" -- "${tools[@]}" <<'PYTHON' || fail "gpu-check.json"
 import datetime, json, pathlib, sys
-work, to, device, commit, *rest = sys.argv[1:]
+work, to, device, commit, nccl, *rest = sys.argv[1:]
 tests, tools = rest[:rest.index("--")], rest[rest.index("--") + 1:]
 name, driver = device.rsplit(", ", 1)
-report = {"device": name, "driver": driver, "date": datetime.date.today().isoformat(), "commit": commit, "tests": {}}
+report = {"device": name, "driver": driver, "date": datetime.date.today().isoformat(), "commit": commit, "nccl": nccl, "tests": {}}
 for test in tests:
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     try:

@@ -426,6 +426,7 @@ TEST_F(CudaSession, MeasuresForBenches) {
   EXPECT_GT(encoder->measure_resident(views, 3), 0);
   EXPECT_GT(encoder->measure_resident({&views[3], 1}, 3), 0);
   EXPECT_GT(encoder->measure_peak(), 0);
+  EXPECT_GT(encoder->measure_bandwidth(), 0);
   // A measurement leaves nothing behind that changes bits.
   std::vector<float> before(views.size() * 32), after(before);
   encoder->embed(views, before.data());

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "kernels/dispatch.h"
 #include "tests/support/device_buffer.h"
@@ -322,7 +323,14 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
     options.exchange = true;
     options.devices.resize(count);
     for (int32_t r = 0; r < count; ++r) options.devices[r] = r;
-    CudaTrainer several(config, step, options);
+    std::optional<CudaTrainer> made;
+    try {
+      made.emplace(config, step, options);
+    } catch (const Error& e) {
+      if (e.status() != XSR_STATUS_UNSUPPORTED) throw;
+      GTEST_SKIP() << e.what();  // NCCL is not installed
+    }
+    CudaTrainer& several = *made;
     initialize(one);
     initialize(several);
     for (const int32_t pairs : {7, 2, 7, 7}) {  // of 2, one of three devices has none
@@ -351,15 +359,15 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 TEST_F(CudaTrainerTest, ComesOutOfItsLibrary) {
   setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
   try {
-    make_cuda_trainer(small_config(), release_step(), {0});
+    make_cuda_trainer(small_config(), release_step(), {});
     FAIL() << "loaded a library that is not there";
   } catch (const Error& e) {
     EXPECT_EQ(XSR_STATUS_CUDA, e.status());
     EXPECT_NE(nullptr, std::strstr(e.what(), "/no/such/library.so")) << e.what();
   }
   setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_CUDA_MODULE, 1);
-  EXPECT_FALSE(make_cuda_trainer(small_config(), release_step(), {0})->device().empty());
-  EXPECT_THROW(make_cuda_trainer(small_config(), release_step(), {1000}), Error);
+  EXPECT_FALSE(make_cuda_trainer(small_config(), release_step(), {})->device().empty());
+  EXPECT_THROW(make_cuda_trainer(small_config(), release_step(), {{1000}}), Error);
 }
 
 TEST_F(CudaTrainerTest, SaysWhatItDoesNotTake) {

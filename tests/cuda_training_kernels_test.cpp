@@ -523,10 +523,10 @@ TEST_F(CudaTraining, VocabularyLossOverTiles) {
     words.logits = logits.data();
     const auto load_tile = [&](int32_t k) {
       const int32_t R = std::min(tile, V - k * tile);
-      Floats part(S * tile, NAN);
+      tile_z.fill();
       for (int32_t b = 0; b < S; ++b)
-        std::copy_n(z.begin() + b * V + k * tile, R, part.begin() + b * tile);
-      copy_to_device(tile_z.data(), part.data(), sizeof(float) * part.size(), stream());
+        std::copy_n(z.begin() + b * V + k * tile, R, tile_z.begin() + b * tile);
+      upload({&tile_z});
       return R;
     };
     for (int32_t k = 0; k < tiles; ++k) {

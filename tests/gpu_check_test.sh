@@ -32,9 +32,21 @@ PROGRAM
 }
 for name in cuda_kernels_test cuda_session_test; do program "$tree/build/cuda/tests/$name" "$(test_program COMPLETED 0)"; done
 program "$tree/build/cuda/tests/cuda_kernels_emulated_test" 'exit 1'  # not to be run
-program "$tree/build/cuda/bench/xsr-bench" 'while [ "$1" != --json ]; do shift; done; echo "{}" >"$2"'
+bench='echo "$*" >>"$0.asked"; while [ "$1" != --json ]; do shift; done; echo "{}" >"$2"'
+program "$tree/build/cuda/bench/xsr-bench" "$bench"
+program "$tree/build/cuda/bench/xsr-train-bench" "$bench"
+# The interpreter for gpu-check.json, and whether it finds NCCL: $1, its answer.
+nccl() { program "$fakes/python3" "[ \"\$1\" != -c ] || exit $1; exec $(command -v python3) \"\$@\""; }
+nccl 1
 run || fail "it failed where all passed"
-for what in check f32 tf32 bf16 bf16-qkv-table text; do
+grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
+[ ! -e "$tree/docs/results/gpu-train-bf16-nccl.json" ] || fail "it timed what is not there"
+nccl 0
+run || fail "it failed where all passed, and NCCL is there"
+grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with NCCL"
+grep -q -- '--device cuda.*--pairs 128,1024.*--exchange' "$tree/build/cuda/bench/xsr-train-bench.asked" ||
+  fail "it asked xsr-train-bench for something else"
+for what in check f32 tf32 bf16 bf16-qkv-table text train-f32 train-tf32 train-bf16 train-bf16-nccl; do
   [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
 done
 grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-check.json does not name the device"
@@ -49,6 +61,20 @@ program "$tree/build/cuda/tests/cuda_session_test" "$(test_program COMPLETED 0)"
 program "$fakes/compute-sanitizer" 'exit 9'
 expect_failure "a finding of compute-sanitizer"
 program "$fakes/compute-sanitizer" 'exit 0'
-program "$tree/build/cuda/bench/xsr-bench" 'exit 1'
-expect_failure "a failing bench"
+program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
+run || fail "it still fails where all pass"
+for tool in xsr-bench xsr-train-bench; do
+  program "$tree/build/cuda/bench/$tool" 'exit 1'
+  expect_failure "a failing $tool"
+  program "$tree/build/cuda/bench/$tool" "$bench"
+done
+# Of xsr-train-bench: ends well and says nothing; fails with NCCL alone; is not there.
+program "$tree/build/cuda/bench/xsr-train-bench" 'exit 0'
+expect_failure "a bench of training without figures"
+program "$tree/build/cuda/bench/xsr-train-bench" '[[ "$*" != *--exchange* ]] || exit 1; '"$bench"
+expect_failure "a bench of training that fails with NCCL"
+nccl 1
+run || fail "it failed without NCCL where all else passed"
+rm "$tree/build/cuda/bench/xsr-train-bench"
+expect_failure "a missing bench of training"
 echo "gpu_check_test: refuses, fails and writes as it should"

@@ -42,13 +42,15 @@ class XsrBench : public testing::Test {
               ("xsr_bench_test." + std::to_string(getpid()) + "." +
                testing::UnitTest::GetInstance()->current_test_info()->name());
     std::filesystem::create_directories(folder_);
-    if (!std::filesystem::exists(tool_)) GTEST_SKIP() << tool_ << " is not built";
+    for (const char* tool : {"xsr-bench", "xsr-train-bench"}) {
+      if (!std::filesystem::exists(kFolder + tool)) GTEST_SKIP() << tool << " is not built";
+    }
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  Result run(const std::string& arguments) const {
+  Result run(const std::string& arguments, const std::string& tool = "xsr-bench") const {
     const std::string command =
-        "'" + tool_ + "' " + arguments + " >'" + path("out") + "' 2>'" + path("err") + "'";
+        "'" + kFolder + tool + "' " + arguments + " >'" + path("out") + "' 2>'" + path("err") + "'";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
   }
@@ -66,7 +68,7 @@ class XsrBench : public testing::Test {
 
  private:
   std::filesystem::path folder_;
-  const std::string tool_ = XSR_BINARY_DIR "/bench/xsr-bench";
+  const std::string kFolder = XSR_BINARY_DIR "/bench/";
 };
 
 TEST_F(XsrBench, WritesTheKeysOfItsContract) {
@@ -170,6 +172,50 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_THAT(impossible.err, HasSubstr("heads"));
 }
 
+const std::string kSteps = "--random 1,32,2,48,300 --pairs 2,3 --seconds 0.01 --json - ";
+
+void expect_steps(const json& figures) {
+  EXPECT_LT(figures["check"]["loss"], figures["check"]["allowed"]);
+  EXPECT_GT(figures["roofline"]["gb_per_s"], 0.0);
+  ASSERT_EQ(figures["batches"].size(), 2u);
+  EXPECT_EQ(figures["batches"][1]["pairs"], 3);
+  for (const json& row : figures["batches"]) {
+    EXPECT_GT(row["median_ms"], 0.0);
+    EXPECT_NEAR(row["floor_ms"].get<double>(),
+                row["floor_products_ms"].get<double>() + row["floor_update_ms"].get<double>(),
+                1e-9);
+    EXPECT_GT(row["floor_products_ms"], 0.0);
+    EXPECT_GT(row["floor_update_ms"], 0.0);
+    EXPECT_LT(row["share_of_floor"], 1.0);
+    EXPECT_GT(row["share_of_floor"], 0.0);
+  }
+}
+
+TEST_F(XsrBench, TimesStepsOfTraining) {
+  for (const std::string precision : {"f32", "bf16"}) {
+    const Result done = run(kSteps + "--precision " + precision, "xsr-train-bench");
+    ASSERT_EQ(done.status, 0) << done.err;
+    const json figures = json::parse(done.out);
+    EXPECT_EQ(figures["device"], "cpu");
+    EXPECT_EQ(figures["precision"], precision);
+    expect_steps(figures);
+    EXPECT_THAT(done.err, HasSubstr("ms a step"));  // the table
+  }
+}
+
+TEST_F(XsrBench, SaysWhatIsWrongWithStepsOfTraining) {
+  Result done = run(kSteps + "--precision tf32", "xsr-train-bench");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("for CUDA devices alone"));
+  done = run(kSteps + "--device gpu", "xsr-train-bench");
+  EXPECT_EQ(done.status, 2);
+  setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
+  done = run(kSteps + "--device cuda", "xsr-train-bench");
+  unsetenv("XSR_TRAIN_CUDA_LIBRARY");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
+}
+
 TEST_F(XsrBench, SaysWhatACudaDeviceLacks) {
   setenv("XSR_CUDA_LIBRARY", "/no/such/libxsr_cuda.so", 1);
   const Result done = run(quick_ + "--device cuda");
@@ -191,7 +237,21 @@ TEST_F(XsrBench, TimesACudaDevice) {
   EXPECT_GT(figures["latency"][0]["device_us"], 0.0);
   EXPECT_GT(figures["corpus"]["resident_tokens_per_s"], 0.0);
   EXPECT_GT(figures["roofline"]["peak_gflop_per_s"], 0.0);
+  EXPECT_GT(figures["roofline"]["read_gb_per_s"], 0.0);
   EXPECT_THAT(done.err, HasSubstr("with the ids on the device beforehand"));
+}
+
+TEST_F(XsrBench, TimesStepsOfTrainingOnACudaDevice) {
+  setenv("XSR_CUDA_LIBRARY", XSR_CUDA_EMULATED_MODULE, 1);
+  setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_TRAIN_CUDA_EMULATED_MODULE, 1);
+  const Result done = run(kSteps + "--device cuda --precision tf32 --exchange", "xsr-train-bench");
+  unsetenv("XSR_CUDA_LIBRARY");
+  unsetenv("XSR_TRAIN_CUDA_LIBRARY");
+  ASSERT_EQ(done.status, 0) << done.err;
+  const json figures = json::parse(done.out);
+  EXPECT_EQ(figures["device"], "emulated device");
+  EXPECT_EQ(figures["exchange"], true);
+  expect_steps(figures);
 }
 #endif
 

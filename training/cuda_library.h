@@ -7,16 +7,23 @@
 
 namespace xsr::training {
 
+struct CudaTrainerOptions {
+  std::vector<int32_t> devices = {0};
+  bool exchange = false;  // a single device goes the way of several, talking to itself: for tests
+  bool tf32 = false;      // f32 products may round their operands to TF32
+  int32_t vocabulary_tile = 8192;  // words whose logits exist at a time; a multiple of 16
+};
+
 /// A trainer on CUDA devices, out of libxsr_train_cuda.so (runtime/device/cuda_library.h), for
 /// which XSR_TRAIN_CUDA_LIBRARY names another file. Throws Error(CUDA) saying what is missing:
 /// library, driver, device.
 std::unique_ptr<Trainer> make_cuda_trainer(const ModelConfig& config, const StepConfig& step,
-                                           const std::vector<int32_t>& devices);
+                                           const CudaTrainerOptions& options);
 
 /// What the library gives under the name kCudaTrainerEntry. `build` is the caller's
 /// cuda_trainer_build().
 using cuda_trainer_entry_t = Trainer*(const char* build, const ModelConfig& config,
-                                      const StepConfig& step, const std::vector<int32_t>& devices);
+                                      const StepConfig& step, const CudaTrainerOptions& options);
 inline constexpr char kCudaTrainerEntry[] = "xsr_train_cuda_trainer_create";
 std::string cuda_trainer_build();
 

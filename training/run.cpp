@@ -175,7 +175,7 @@ class Run {
  private:
   std::unique_ptr<Trainer> make_trainer() {
     const std::vector<int32_t> devices = cuda_devices_of(config_.device);
-    if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, devices);
+    if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, {devices});
     return std::make_unique<CpuTrainer>(data_.model, config_.step, kernels_, threads_);
   }
   static std::string make_folder(const std::string& folder) {

@@ -8,17 +8,21 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "bench/peers/step_work.h"
 #include "bench/roofline.h"
 #include "kernels/dispatch.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "training/config.h"
 #include "training/cpu_trainer.h"
+#include "training/cuda_library.h"
 #include "training/retrieval.h"
 #include "training/run_data.h"
 #include "training/schedule.h"
@@ -145,29 +149,6 @@ void Trace::write(const std::string& path, const TrainConfig& config, const RunD
                     {"config", ordered_json(fixed_values(config)).dump()}});
 }
 
-/// What steps cannot do without: floating-point operations (2 a multiply-add, those of the linear
-/// layers and of the vocabulary alone) and, for the update, bytes.
-struct StepWork {
-  double forward = 0, objectives = 0, backward = 0, update_bytes = 0;
-
-  void add(const TrainConfig& config, const xsr::ModelConfig& model, int64_t num_parameters,
-           const PairBatch& batch) {
-    const double C = model.hidden_size, layer = 4 * C * C + 2 * C * model.intermediate_size;
-    const double encoder = 2 * layer * model.num_layers * batch.num_tokens();
-    forward += encoder;
-    backward += 2 * encoder;
-    // The head's transform and the vocabulary's logits, each with two products back.
-    const ObjectiveConfig& o = config.step.objectives;
-    if (o.xtr_weight != 0 || o.ugt_weight != 0 || o.smlm_weight != 0)
-      objectives += 3 * 2 * (C * C + C * model.vocab_size) * batch.num_sentences();
-    // The gradient (twice, where its norm comes first); values and moments back and forth.
-    const OptimizerConfig& a = config.step.optimizer;
-    const double gradient = a.clip_norm > 0 ? 8 : 4, state = 8 * (a.amsgrad ? 4 : 3);
-    const double narrow = config.step.precision == Precision::kBF16 ? 2 : 0;
-    update_bytes += (gradient + state + narrow) * static_cast<double>(num_parameters);
-  }
-};
-
 /// Answers the lines of stdin with a line of JSON each, until there are no more:
 ///
 ///     step N      the next N steps, from the first again behind the last batch
@@ -194,6 +175,10 @@ class StepServer {
       } else if (line == "evaluate") {
         answer = evaluate();
       } else if (line == "roofline") {
+        if (config_.device != "cpu") {
+          throw xsr::Error(XSR_STATUS_UNSUPPORTED,
+                           "the roofline is the processor's; xsr-train-bench measures a device's");
+        }
         roofline_.measure();
         answer = {{"peak_gflops", roofline_.roofline().peak_gflops},
                   {"read_gb_per_s", roofline_.roofline().read_gb_per_s}};
@@ -213,7 +198,7 @@ class StepServer {
                  norms = ordered_json::array();
     int64_t pairs = 0, tokens = 0;
     StepSeconds took;
-    StepWork work;
+    xsr::bench::StepWork work;
     const Clock::time_point begin = Clock::now();
     for (int64_t i = 0; i < count; ++i) {
       const size_t at = next_++ % trace_.batches.size();
@@ -222,7 +207,7 @@ class StepServer {
       took.objectives += result.seconds.objectives;
       took.backward += result.seconds.backward;
       took.update += result.seconds.update;
-      work.add(config_, data_.model, trainer_.table().size(), trace_.batches[at]);
+      work.add(config_.step, data_.model, trainer_.table().size(), trace_.batches[at]);
       losses.push_back(result.loss.total);
       norms.push_back(result.gradient_norm);
       ordered_json part;
@@ -275,8 +260,11 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
   const RunData data = prepare_data(config, false, threads, {});
   const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
   const xsr::kernels::KernelTable kernels = xsr::kernels::resolve_kernels(isa);
-  CpuTrainer trainer(data.model, config.step, kernels, threads);
-  data.initialize(config, trainer);
+  const std::vector<int32_t> devices = xsr::cuda_devices_of(config.device);
+  const std::unique_ptr<Trainer> trainer =
+      devices.empty() ? std::make_unique<CpuTrainer>(data.model, config.step, kernels, threads)
+                      : make_cuda_trainer(data.model, config.step, {devices});
+  data.initialize(config, *trainer);
   PairSampler sampler = data.sampler(config);
   Schedule schedule = config.schedule;
   schedule.total_steps = num_steps;
@@ -287,15 +275,16 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
     sampler.next(position, trace.batches.emplace_back());
     trace.learning_rates.push_back(schedule.at(step, epoch));
   }
-  if (!output.empty()) trace.write(output, config, data, trainer.table(), trainer.values());
+  if (!output.empty()) trace.write(output, config, data, trainer->table(), trainer->values());
   fmt::print("{}\n",
-             ordered_json{{"isa", xsr::kernels::isa_name(isa)},
+             ordered_json{{"device", trainer->device()},
+                          {"isa", xsr::kernels::isa_name(isa)},
                           {"threads", threads.num_threads()},
                           {"precision", config.step.precision == Precision::kBF16 ? "bf16" : "f32"},
                           {"steps", num_steps}}
                  .dump());
   std::fflush(stdout);
-  StepServer(config, data, trace, trainer, isa, threads).serve();
+  StepServer(config, data, trace, *trainer, isa, threads).serve();
 }
 
 }  // namespace

@@ -57,8 +57,9 @@ namespace {
 constexpr size_t kStackBytes = 256 * 1024;  // of address space; pages are paid for when touched
 constexpr unsigned kMostThreads = 1024;
 constexpr size_t kMostShared = 163 * 1024;  // what a block of an sm_80 can have
-constexpr uint32_t kGuard = 0xdeadbeef;
-constexpr size_t kGuardWords = 16;
+// Around the shared memory of a block: NaN in f32 and bf16, and no NaN that arithmetic makes.
+constexpr uint32_t kGuard = 0xffdeffde;
+constexpr size_t kGuardWords = 64;
 
 [[noreturn]] [[gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
   std::fprintf(stderr, "emulated device: block (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z);
@@ -233,8 +234,9 @@ void run_block(dim3 block) {
     prepare(fibers[i], i, block);
     ready.push_back(i);
   }
-  for (size_t i = 0; i < shared_count; ++i) shared_words[i] = 0xffffffffu;  // NaN in f32 and bf16
-  for (size_t i = 0; i < kGuardWords; ++i) shared_words[shared_count + i] = kGuard;
+  uint32_t* const shared = shared_words.get() + kGuardWords;
+  std::fill_n(shared_words.get(), shared_count + 2 * kGuardWords, kGuard);
+  std::fill_n(shared, shared_count, 0xffffffffu);  // NaN in f32 and bf16
 
   unsigned ended = 0, at_barrier = 0;
   size_t head = 0;  // of `ready`, where it is a queue
@@ -273,8 +275,8 @@ void run_block(dim3 block) {
     }
   }
   for (size_t i = 0; i < kGuardWords; ++i) {
-    if (shared_words[shared_count + i] != kGuard)
-      fail("wrote behind its %zu bytes of shared memory", shared_count * 4);
+    if (shared_words[i] != kGuard || shared[shared_count + i] != kGuard)
+      fail("something wrote outside its %zu bytes of shared memory", shared_count * 4);
   }
 }
 
@@ -287,6 +289,25 @@ void set_order(uint64_t seed) {
 }
 
 uint64_t launches() { return launch_count; }
+
+void wait_for(Stream stream, uint64_t count) {
+  if (stream->capturing) {
+    std::fputs("emulated device: a stream that is being captured is waited for\n", stderr);
+    std::abort();
+  }
+  while (stream->done < count) {
+    const std::function<void()> work = std::move(stream->pending.front());
+    stream->pending.pop_front();
+    ++stream->done;
+    try {
+      work();
+    } catch (...) {
+      stream->done += stream->pending.size();
+      stream->pending.clear();
+      throw;
+    }
+  }
+}
 
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(launch_mutex);
@@ -301,7 +322,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   blockDim = block;
   gridDim = grid;
   shared_count = (shared_bytes + 3) / 4;
-  shared_words = std::make_unique<uint32_t[]>(shared_count + kGuardWords);
+  shared_words = std::make_unique<uint32_t[]>(shared_count + 2 * kGuardWords);
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   // Backwards is as good an order as any, where one is asked for.
   const bool backwards = order_seed % 2 != 0;
@@ -313,7 +334,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   }
 }
 
-void* shared_memory() { return shared_words.get(); }
+void* shared_memory() { return shared_words.get() + kGuardWords; }
 
 void sync_threads() {
   current->state = State::kAtBarrier;

@@ -33,6 +33,8 @@ class DeviceEncoder {
   /// The most multiply-adds a second, twice counted, that a large square product in this encoder's
   /// precision comes to; FLOP/s.
   virtual double measure_peak() = 0;
+  /// The most that a large copy on the device comes to, read and written; bytes/s.
+  virtual double measure_bandwidth() = 0;
 };
 
 /// Tokens of a chunk unless the caller wants others: the activations of the two chunks under way

@@ -996,11 +996,4 @@ const FlatBuffer& CudaTrainer::gradients() const {
   return crew_->first().gradients().host;
 }
 
-std::unique_ptr<Trainer> make_trainer(const ModelConfig& config, const StepConfig& step,
-                                      const std::vector<int32_t>& devices) {
-  CudaTrainerOptions options;
-  options.devices = devices;
-  return std::make_unique<CudaTrainer>(config, step, options);
-}
-
 }  // namespace xsr::training

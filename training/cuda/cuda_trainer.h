@@ -4,16 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "training/cuda_library.h"
 #include "training/step.h"
 
 namespace xsr::training {
-
-struct CudaTrainerOptions {
-  std::vector<int32_t> devices = {0};
-  bool exchange = false;  // a single device goes the way of several, talking to itself: for tests
-  bool tf32 = false;      // f32 products may round their operands to TF32
-  int32_t vocabulary_tile = 8192;  // words whose logits exist at a time; a multiple of 16
-};
 
 /// Training on a CUDA device (or on the emulated one): the steps of training/encoder.cpp and
 /// training/objectives/ on memory that stays there. Precision::kBF16 means what it means on the
@@ -57,10 +51,6 @@ class CudaTrainer : public Trainer {
   std::string device_;
   std::unique_ptr<Crew> crew_;
 };
-
-/// One of training/cuda_library.h.
-std::unique_ptr<Trainer> make_trainer(const ModelConfig& config, const StepConfig& step,
-                                      const std::vector<int32_t>& devices);
 
 /// The pairs [first, last) of a batch.
 PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last);

@@ -7,12 +7,11 @@
 
 XSR_SHOWN xsr::training::Trainer* xsr_train_cuda_trainer_create(
     const char* build, const xsr::ModelConfig& config, const xsr::training::StepConfig& step,
-    const std::vector<int32_t>& devices);
+    const xsr::training::CudaTrainerOptions& options);
 
-xsr::training::Trainer* xsr_train_cuda_trainer_create(const char* build,
-                                                      const xsr::ModelConfig& config,
-                                                      const xsr::training::StepConfig& step,
-                                                      const std::vector<int32_t>& devices) {
+xsr::training::Trainer* xsr_train_cuda_trainer_create(
+    const char* build, const xsr::ModelConfig& config, const xsr::training::StepConfig& step,
+    const xsr::training::CudaTrainerOptions& options) {
   xsr::require_same_build(build, xsr::training::cuda_trainer_build());
-  return xsr::training::make_trainer(config, step, devices).release();
+  return new xsr::training::CudaTrainer(config, step, options);
 }

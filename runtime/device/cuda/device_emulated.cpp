@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <new>
 
 #include "kernels/cuda/emulated.h"
@@ -11,9 +12,17 @@
 
 namespace xsr::cuda {
 namespace {
-// Guard words on both sides of an allocation, looked at when it ends.
-constexpr size_t kGuardBytes = 256;
-constexpr int kGuardByte = 0xa5, kNanByte = 0xff;
+// On both sides of an allocation, looked at when it ends: NaN in f32, f64 and bf16, so that reading
+// it shows, and no NaN that arithmetic makes.
+constexpr size_t kGuardBytes = 4096;  // a row that is one too many
+constexpr uint16_t kGuard = 0xffde;
+constexpr size_t kAlignment = 256;
+constexpr int kNanByte = 0xff;
+
+size_t guarded(size_t bytes) {
+  return kGuardBytes + (bytes + kAlignment - 1) / kAlignment * kAlignment + kGuardBytes;
+}
+uint8_t guard_byte(size_t at) { return static_cast<uint8_t>(at % 2 == 0 ? kGuard : kGuard >> 8); }
 }  // namespace
 
 void check(Status status, const char* doing) {
@@ -37,28 +46,34 @@ SelectedDevice::~SelectedDevice() = default;
 
 StreamOwner::StreamOwner() : stream_(new CUstream_st) {}
 StreamOwner::~StreamOwner() { delete stream_; }
-void StreamOwner::synchronize() const {}
+void StreamOwner::synchronize() const {
+  emulated::wait_for(stream_, stream_->done + stream_->pending.size());
+}
 
 Memory::Memory(Place place, size_t bytes) : place_(place), bytes_(bytes) {
   if (bytes == 0) return;
-  const size_t rounded = (bytes + kGuardBytes - 1) / kGuardBytes * kGuardBytes;
-  char* memory = static_cast<char*>(std::aligned_alloc(kGuardBytes, rounded + 2 * kGuardBytes));
+  const size_t size = guarded(bytes);
+  uint8_t* memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, size));
   if (memory == nullptr) throw std::bad_alloc();
-  std::memset(memory, kGuardByte, rounded + 2 * kGuardBytes);
+  for (size_t i = 0; i < kGuardBytes; ++i) memory[i] = guard_byte(i);
+  for (size_t i = kGuardBytes + bytes; i < size; ++i) memory[i] = guard_byte(i);
   data_ = memory + kGuardBytes;
   std::memset(data_, kNanByte, bytes);
 }
 
 Memory::~Memory() {
   if (data_ == nullptr) return;
-  unsigned char* memory = static_cast<unsigned char*>(data_) - kGuardBytes;
-  for (size_t i = 0; i < kGuardBytes; ++i) {
-    if (memory[i] != kGuardByte || memory[kGuardBytes + bytes_ + i] != kGuardByte) {
+  uint8_t* memory = static_cast<uint8_t*>(data_) - kGuardBytes;
+  const auto check_guards = [&](size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) {
+      if (memory[i] == guard_byte(i)) continue;
       std::fprintf(stderr, "emulated device: something wrote outside its %zu bytes of memory\n",
                    bytes_);
       std::abort();
     }
-  }
+  };
+  check_guards(0, kGuardBytes);
+  check_guards(kGuardBytes + bytes_, guarded(bytes_));
   std::free(memory);
 }
 
@@ -84,14 +99,28 @@ void fill_zero(void* device, size_t bytes, Stream stream) {
 }
 
 struct Event::Impl {
-  std::chrono::steady_clock::time_point time;
+  using Time = std::chrono::steady_clock::time_point;
+  Stream stream = nullptr;
+  uint64_t position = 0;                                  // of the record() among the stream's work
+  std::shared_ptr<Time> time = std::make_shared<Time>();  // the stream's work may outlive the event
 };
 Event::Event() : impl_(new Impl) {}
 Event::~Event() { delete impl_; }
-void Event::record(Stream) { impl_->time = std::chrono::steady_clock::now(); }
-void Event::wait() const {}
+void Event::record(Stream stream) {
+  impl_->stream = stream;
+  check(emulated::submit(stream, [to = impl_->time] { *to = std::chrono::steady_clock::now(); }),
+        "recording an event");
+  impl_->position = stream->done + stream->pending.size();
+}
+void Event::wait() const {
+  if (impl_->stream != nullptr) emulated::wait_for(impl_->stream, impl_->position);
+}
 double Event::milliseconds_since(const Event& start) const {
-  return std::chrono::duration<double, std::milli>(impl_->time - start.impl_->time).count();
+  constexpr Status kNotReady = 600;  // as CUDA numbers it
+  for (const Impl* impl : {impl_, start.impl_}) {
+    if (impl->stream == nullptr || impl->stream->done < impl->position) check(kNotReady, "timing");
+  }
+  return std::chrono::duration<double, std::milli>(*impl_->time - *start.impl_->time).count();
 }
 
 struct Graph::Impl {
@@ -109,8 +138,8 @@ Graph Graph::end(Stream stream) {
   return result;
 }
 Graph::~Graph() { delete impl_; }
-void Graph::launch(Stream) const {
-  for (const auto& step : impl_->work) step();
+void Graph::launch(Stream stream) const {
+  for (const auto& step : impl_->work) check(emulated::submit(stream, step), "launching a graph");
 }
 
 }  // namespace xsr::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <random>
@@ -108,6 +109,23 @@ class Device {
     return median(seconds);
   }
 
+  /// Of what work() gives the first lane's stream, the shortest of ten times.
+  template <typename Work>
+  double least_seconds(Work&& work) {
+    constexpr int32_t kUntimed = 2;
+    const Stream stream = lanes_[0]->stream();
+    double least = INFINITY;
+    Event start, end;
+    for (int32_t round = -kUntimed; round < 10; ++round) {
+      start.record(stream);
+      work();
+      end.record(stream);
+      end.wait();
+      if (round >= 0) least = std::min(least, end.milliseconds_since(start) / 1e3);
+    }
+    return least;
+  }
+
   double measure_peak(Dtype dtype, bool emulated) {
     const SelectedDevice selected(number_);
     const int32_t n = emulated ? 64 : 8192;
@@ -144,17 +162,17 @@ class Device {
     p.b = {b, n, dtype};
     p.out = out;
     p.out_stride = n;
-    double best = 0;
-    Event start, end;
-    for (int32_t round = 0; round < 12; ++round) {
-      start.record(stream);
-      lanes_[0]->gemm().run(p, stream);
-      end.record(stream);
-      end.wait();
-      const double seconds = end.milliseconds_since(start) / 1e3;
-      if (round > 1) best = std::max(best, 2.0 * n * n * n / seconds);
-    }
-    return best;
+    return 2.0 * n * n * n / least_seconds([&] { lanes_[0]->gemm().run(p, stream); });
+  }
+
+  double measure_bandwidth(bool emulated) {
+    const SelectedDevice selected(number_);
+    const size_t bytes = size_t{1} << (emulated ? 16 : 29);  // far beyond any L2
+    const Memory from(Place::kDevice, bytes), to(Place::kDevice, bytes);
+    fill_zero(from.data(), bytes, lanes_[0]->stream());
+    return 2.0 * static_cast<double>(bytes) / least_seconds([&] {
+             copy_on_device(to.data(), from.data(), bytes, lanes_[0]->stream());
+           });
   }
 
  private:
@@ -226,6 +244,7 @@ class CudaEncoder : public DeviceEncoder {
   }
 
   double measure_peak() override { return devices_.front()->measure_peak(dtype_, emulated_); }
+  double measure_bandwidth() override { return devices_.front()->measure_bandwidth(emulated_); }
 
  private:
   /// Sets order_, the sentences that have tokens, and chunks_ of them, enough for the devices.

@@ -1,0 +1,326 @@
+// xsr-train-bench: how long a step of training takes, on the processor or on a CUDA device, and how
+// far that is from what the machine can do. Made-up pairs: it needs no data.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/device_meter.h"
+#include "bench/machine.h"
+#include "bench/peers/step_work.h"
+#include "bench/random_model.h"
+#include "bench/roofline.h"
+#include "bench/statistics.h"
+#include "bench/workload.h"
+#include "kernels/dispatch.h"
+#include "runtime/device/cuda_library.h"
+#include "runtime/device/isa_choice.h"
+#include "runtime/error.h"
+#include "training/cpu_trainer.h"
+#include "training/cuda_library.h"
+#include "training/initialization.h"
+#include "training/presets.h"
+
+namespace xsr::bench {
+namespace {
+
+using namespace training;
+using nlohmann::ordered_json;
+
+constexpr uint32_t kSeed = 20261128;
+// Batches that come again and again, of different numbers of tokens as a corpus has them.
+constexpr int32_t kBatches = 8;
+constexpr int32_t kCheckedPairs = 8;
+
+struct Options {
+  std::vector<int32_t> random, pairs{128, 1024};
+  std::string device = "cpu", precision = "f32", json;
+  int32_t threads = 0;
+  bool exchange = false;
+  double seconds = 5;
+};
+
+ModelConfig model_of(const std::vector<int32_t>& random) {
+  ModelConfig model;
+  model.num_layers = random[0];
+  model.hidden_size = model.embedding_size = random[1];
+  model.num_heads = random[2];
+  model.intermediate_size = random[3];
+  model.vocab_size = random[4];
+  model.max_seq_len = 200;
+  model.position_offset = 1;
+  model.num_positions = model.max_seq_len + model.position_offset;
+  model.mask_id = 2;
+  return model;
+}
+
+/// XTR, amsgrad with weight decay and no clipping, dropout: perf.md 3.2.
+StepConfig step_of(const std::string& precision) {
+  StepConfig step;
+  step.objectives = objective_preset(Preset::kRelease);
+  ObjectiveConfig& o = step.objectives;
+  o.ugt_weight = o.smlm_weight = o.align_weight = o.sim_weight = o.info_nce_weight = 0;
+  o.xtr_weight = 1;
+  step.optimizer = optimizer_preset(Preset::kRelease);
+  step.precision = precision == "bf16" ? Precision::kBF16 : Precision::kF32;
+  return step;
+}
+
+PairBatch random_batch(const ModelConfig& model, int32_t pairs, uint32_t seed) {
+  const IdBatch ids = log_normal_sentences(2 * pairs, model.vocab_size, model.max_seq_len, seed);
+  PairBatch batch;
+  batch.num_pairs = pairs;
+  batch.token_ids = ids.token_ids;
+  batch.cu_seqlens.assign(ids.offsets.begin(), ids.offsets.end());
+  batch.masked_id.assign(static_cast<size_t>(pairs), -1);
+  batch.masked_row = batch.masked_id;
+  batch.masked_side.assign(static_cast<size_t>(pairs), 0);
+  for (int32_t b = 0; b < pairs; ++b) batch.pair_numbers.push_back(static_cast<uint64_t>(b));
+  return batch;
+}
+
+void initialize(Trainer& trainer) {
+  initialize_parameters(trainer.config(), trainer.table(), kSeed, trainer.mutable_values());
+}
+
+/// Loss and norm of the gradient beside those of plain loops in f32, on few pairs.
+ordered_json check(const Options& options, const ModelConfig& model, Trainer& trainer,
+                   ThreadPool& threads) {
+  const kernels::KernelTable plain = kernels::resolve_kernels(kernels::Isa::kRef);
+  CpuTrainer reference(model, step_of("f32"), plain, threads);
+  initialize(reference);
+  initialize(trainer);
+  const PairBatch batch = random_batch(model, kCheckedPairs, kSeed);
+  const StepResult wanted = reference.step(batch, 0), found = trainer.step(batch, 0);
+  trainer.set_steps(0);
+  const double loss = std::fabs(found.loss.total / wanted.loss.total - 1),
+               norm = std::fabs(found.gradient_norm / wanted.gradient_norm - 1);
+  const double allowed = options.precision == "f32" ? 1e-4 : 2e-2;
+  if (!(loss <= allowed && norm <= allowed)) {
+    throw Error(XSR_STATUS_INTERNAL,
+                fmt::format("a step's loss differs from that of plain loops in f32 by {:.3g} of "
+                            "it, its gradient's norm by {:.3g}, allowed is {:.3g}; a wrong result "
+                            "is not timed",
+                            loss, norm, allowed));
+  }
+  return {{"loss", loss}, {"gradient_norm", norm}, {"allowed", allowed}};
+}
+
+/// The trainer's machine at its best.
+class Meter {
+ public:
+  Meter(const Options& options, const Trainer& trainer, kernels::Isa isa, int32_t threads) {
+    const bool bf16 = options.precision == "bf16";
+    if (options.device == "cpu") {
+      cpu_.emplace(isa, bf16 ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32, threads,
+                   trainer.table().size() * int64_t{sizeof(float)});
+      return;
+    }
+    // The products that it measures are its own; the model is there because an encoder has one.
+    model_ = std::make_unique<RandomModel>(RandomShape{1, 32, 1, 32, 16},
+                                           bf16 ? DType::kBF16 : DType::kF32, kSeed);
+    file_ = XsrFile::open_memory(model_->data(), model_->size());
+    device_.emplace(*file_,
+                    bf16                          ? XSR_COMPUTE_BF16
+                    : options.precision == "tf32" ? XSR_COMPUTE_TF32
+                                                  : XSR_COMPUTE_F32,
+                    false, 0, options.device);
+  }
+  void measure() { cpu_ ? cpu_->measure() : device_->measure(); }
+  const Roofline& roofline() const { return cpu_ ? cpu_->roofline() : device_->roofline(); }
+
+ private:
+  std::optional<RooflineMeter> cpu_;
+  std::unique_ptr<RandomModel> model_;
+  std::unique_ptr<XsrFile> file_;
+  std::optional<DeviceMeter> device_;
+};
+
+/// Steps of one size of batch.
+struct Timing {
+  int32_t pairs = 0;
+  double tokens = 0;  // of a batch, the mean
+  std::vector<double> seconds;
+  StepWork work;  // of the mean batch
+};
+
+Timing measure(const Options& options, const ModelConfig& model, Trainer& trainer, int32_t pairs) {
+  using Clock = std::chrono::steady_clock;
+  Timing timing;
+  timing.pairs = pairs;
+  std::vector<PairBatch> batches;
+  StepWork all;
+  for (int32_t i = 0; i < kBatches; ++i) {
+    batches.push_back(random_batch(model, pairs, kSeed + 1 + static_cast<uint32_t>(i)));
+    timing.tokens += static_cast<double>(batches.back().num_tokens()) / kBatches;
+    all.add(step_of(options.precision), model, trainer.table().size(), batches.back());
+  }
+  timing.work = {all.forward / kBatches, all.objectives / kBatches, all.backward / kBatches,
+                 all.update_bytes / kBatches};
+  // On a device a shape runs as it stands, then is captured, then is a graph.
+  const int32_t untimed = options.device == "cpu" ? 1 : 3 * kBatches;
+  constexpr double kLearningRate = 1e-4;
+  for (int32_t i = 0; i < untimed; ++i)
+    trainer.step(batches[static_cast<size_t>(i % kBatches)], kLearningRate);
+  const Clock::time_point begin = Clock::now();
+  for (size_t i = 0; i % kBatches != 0 || i == 0 ||
+                     std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds;
+       ++i) {
+    const Clock::time_point start = Clock::now();
+    trainer.step(batches[i % kBatches], kLearningRate);
+    timing.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return timing;
+}
+
+void run(const Options& options) {
+  const ModelConfig model = model_of(options.random);
+  const std::vector<int32_t> devices = cuda_devices_of(options.device);
+  if (devices.empty() && (options.exchange || options.precision == "tf32")) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "--exchange and --precision tf32 are for CUDA devices alone; give --device cuda");
+  }
+  ThreadPool threads(options.threads > 0 ? options.threads : usable_cpus());
+  const kernels::Isa isa = choose_isa(std::nullopt);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+  const StepConfig step = step_of(options.precision);
+  std::unique_ptr<Trainer> trainer;
+  if (devices.empty()) {
+    trainer = std::make_unique<CpuTrainer>(model, step, kernels, threads);
+  } else {
+    CudaTrainerOptions cuda;
+    cuda.devices = devices;
+    cuda.exchange = options.exchange;
+    cuda.tf32 = options.precision == "tf32";
+    trainer = make_cuda_trainer(model, step, cuda);
+  }
+  const ordered_json checked = check(options, model, *trainer, threads);
+  Meter meter(options, *trainer, isa, threads.num_threads());
+  meter.measure();
+  std::vector<Timing> timings;
+  for (const int32_t pairs : options.pairs) {
+    initialize(*trainer);
+    timings.push_back(measure(options, model, *trainer, pairs));
+    meter.measure();
+  }
+  const Roofline& roofline = meter.roofline();
+
+  std::FILE* const table = options.json == "-" ? stderr : stdout;
+  fmt::print(table,
+             "machine   {}, {}; {} threads; {}{}\nbuild     xsr {}, {}, commit {}\n"
+             "roofline  {:.1f} GFLOP/s, {:.1f} GB/s\n{:>8}{:>10}{:>8}{:>12}{:>12}{:>12}{:>8}\n",
+             trainer->device(), cpu_model(), threads.num_threads(), options.precision,
+             options.exchange ? ", talking to itself" : "", xsr_version_string(), compiler(),
+             commit(), roofline.peak_gflops, roofline.read_gb_per_s, "pairs", "tokens", "steps",
+             "ms a step", "pairs/s", "floor ms", "share");
+  ordered_json batches = ordered_json::array();
+  for (const Timing& t : timings) {
+    const double p50 = median(t.seconds), floor = t.work.floor_seconds(roofline);
+    fmt::print(table, "{:>8}{:>10.0f}{:>8}{:>12.3f}{:>12.0f}{:>12.3f}{:>8.3f}\n", t.pairs, t.tokens,
+               t.seconds.size(), 1e3 * p50, t.pairs / p50, 1e3 * floor, floor / p50);
+    batches.push_back({{"pairs", t.pairs},
+                       {"tokens", t.tokens},
+                       {"steps", t.seconds.size()},
+                       {"median_ms", 1e3 * p50},
+                       {"p10_ms", 1e3 * percentile(t.seconds, 0.1)},
+                       {"p90_ms", 1e3 * percentile(t.seconds, 0.9)},
+                       {"pairs_per_s", t.pairs / p50},
+                       {"floor_ms", 1e3 * floor},
+                       {"floor_products_ms", 1e3 * t.work.product_seconds(roofline)},
+                       {"floor_update_ms", 1e3 * t.work.update_seconds(roofline)},
+                       {"share_of_floor", floor / p50}});
+  }
+  if (options.json.empty()) return;
+  const ordered_json report = {
+      {"device", trainer->device()},
+      {"cpu", cpu_model()},
+      {"threads", threads.num_threads()},
+      {"isa", kernels::isa_name(isa)},
+      {"precision", options.precision},
+      {"exchange", options.exchange},
+      {"model", options.random},
+      {"parameters", trainer->table().size()},
+      {"objective", "xtr"},
+      {"optimizer", "adam, amsgrad"},
+      {"check", checked},
+      {"roofline",
+       {{"peak_gflop_per_s", roofline.peak_gflops}, {"gb_per_s", roofline.read_gb_per_s}}},
+      {"batches", batches},
+      {"xsr", xsr_version_string()},
+      {"compiler", compiler()},
+      {"commit", commit()}};
+  const std::string text = report.dump(2) + "\n";
+  if (options.json == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return;
+  }
+  std::ofstream file(options.json, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) throw Error(XSR_STATUS_IO, options.json + ": cannot be written");
+}
+
+}  // namespace
+}  // namespace xsr::bench
+
+int main(int argc, char** argv) {
+  xsr::bench::Options options;
+  CLI::App app(
+      "Times steps of training on made-up pairs (XTR, Adam with amsgrad, dropout), and gives their "
+      "share of the floor: the products of linear layers and vocabulary at the rate of large "
+      "products, then the update's bytes at the rate of memory, both measured in the same run. "
+      "Checks loss and gradient against plain loops first and refuses to time wrong ones.");
+  app.set_version_flag("--version", xsr_version_string());
+  app.add_option("--random", options.random,
+                 "the model: layers,hidden,heads,intermediate,vocabulary, e.g. 2,512,8,1024,50000")
+      ->delimiter(',')
+      ->expected(5)
+      ->check(CLI::PositiveNumber)
+      ->required();
+  app.add_option("--pairs", options.pairs,
+                 "of a batch, one or more sizes; sentences of log-normal lengths, 24.9 tokens in "
+                 "the mean")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--device", options.device,
+                 "cpu; cuda; or cuda:0,1 for several that share every batch")
+      ->capture_default_str();
+  app.add_option("--precision", options.precision, "what the matrix products read")
+      ->check(CLI::IsMember({"f32", "tf32", "bf16"}))
+      ->capture_default_str();
+  app.add_flag("--exchange", options.exchange,
+               "a single CUDA device goes the way of several, by NCCL, talking to itself");
+  app.add_option("--threads", options.threads, "0: all processors")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--seconds", options.seconds, "of timing for each size of batch")
+      ->check(CLI::Range(0.001, 3600.0))
+      ->capture_default_str();
+  app.add_option("--json", options.json,
+                 "write the figures to this file, - for stdout (the table then goes to stderr)");
+  try {
+    app.parse(argc, argv);
+    xsr::cuda_devices_of(options.device);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const xsr::Error& error) {
+    fmt::print(stderr, "xsr-train-bench: {}\n", error.what());
+    return 2;
+  }
+  try {
+    xsr::bench::run(options);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "xsr-train-bench: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,364 @@
+// The emulated device against kernels and callers that are wrong on purpose: what it promises to
+// end with a message, or to make as bad as it can be, it does. Without this a green run of the
+// other CUDA tests would say little.
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "kernels/cuda/device.h"
+#include "runtime/device/cuda/device.h"
+#include "runtime/device/cuda/gemm.h"
+#include "runtime/error.h"
+#include "tests/support/device_buffer.h"
+
+namespace xsr::cuda {
+namespace {
+
+using test::DeviceBuffer;
+
+class CudaEmulator : public test::DeviceTest {
+ protected:
+  ~CudaEmulator() override { emulated::set_order(0); }
+  /// One launch, to its end.
+  template <typename... P>
+  void run_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                  typename Same<P>::Type... arguments) {
+    StreamOwner own;
+    check(launch(kernel, grid, block, shared_bytes, own.get(), arguments...), "launching");
+    own.synchronize();
+  }
+};
+using CudaEmulatorDeathTest = CudaEmulator;
+
+// ---- barriers
+
+__global__ void barrier_of_some_kernel(int32_t threads) {
+  if ((int32_t)threadIdx.x < threads) __syncthreads();
+}
+
+__global__ void barrier_or_shuffle_kernel() {
+  if (threadIdx.x < kWarp) {
+    __syncthreads();
+  } else {
+    __syncwarp();
+    __shfl_sync(0x0000ffffu << 16 * (threadIdx.x % kWarp / 16), 1, 0);
+    if (threadIdx.x % kWarp == 0) __syncwarp();
+    __syncthreads();
+  }
+}
+
+TEST_F(CudaEmulatorDeathTest, ABarrierThatSomeThreadsDoNotReach) {
+  run_kernel(barrier_of_some_kernel, 2, 64, 0, 64);
+  run_kernel(barrier_of_some_kernel, 2, 64, 0, 0);
+  EXPECT_DEATH(run_kernel(barrier_of_some_kernel, 2, 64, 0, 63),
+               "block \\(0, 0, 0\\): nothing can go on: thread 0 waits at __syncthreads, thread 63 "
+               "has ended");
+  EXPECT_DEATH(run_kernel(barrier_or_shuffle_kernel, 1, 64, 0),
+               "nothing can go on: thread 0 waits at __syncthreads, thread 32 waits at syncwarp");
+}
+
+/// Thread t hands its number to thread t ^ 33, in another warp.
+__global__ void exchange_kernel(int32_t* out, bool with_barrier) {
+  int32_t* shared = shared_memory<int32_t>();
+  const int32_t t = (int32_t)threadIdx.x;
+  shared[t] = t;
+  if (with_barrier) __syncthreads();
+  out[t] = shared[t ^ 33];
+}
+
+TEST_F(CudaEmulator, AMissingBarrierChangesResults) {
+  for (const bool with_barrier : {true, false}) {
+    int wrong_orders = 0;
+    for (uint64_t order = 0; order < 4; ++order) {
+      emulated::set_order(order);
+      DeviceBuffer<int32_t> out(64);
+      run_kernel(exchange_kernel, 1, 64, 64 * sizeof(int32_t), out.device(), with_barrier);
+      download({&out});
+      int wrong = 0;
+      for (int32_t t = 0; t < 64; ++t) wrong += out[t] != (t ^ 33);
+      wrong_orders += wrong > 0;
+    }
+    EXPECT_EQ(with_barrier ? 0 : 4, wrong_orders);
+  }
+}
+
+/// Blocks have no order: this kernel takes them for one after the other.
+__global__ void blocks_in_order_kernel(int32_t* out) {
+  const int32_t b = (int32_t)blockIdx.x;
+  out[b] = b == 0 ? 0 : out[b - 1] + 1;
+}
+
+TEST_F(CudaEmulator, AnOrderOfBlocksThatIsTakenForGrantedChangesResults) {
+  std::set<int32_t> last;
+  for (uint64_t order = 0; order < 2; ++order) {
+    emulated::set_order(order);
+    DeviceBuffer<int32_t> out(8);
+    run_kernel(blocks_in_order_kernel, 8, 1, 0, out.device());
+    download({&out});
+    last.insert(out[7]);
+  }
+  EXPECT_EQ(2u, last.size());
+}
+
+// ---- what lanes do together
+
+enum class Wrong : int32_t {
+  kNothing,
+  kEnded,
+  kOperation,
+  kMask,
+  kNotNamed,
+  kNoSuchLane,
+};
+
+__global__ void shuffle_kernel(Wrong wrong) {
+  const int32_t lane = lane_id();
+  const bool odd_one = lane == 5;
+  if (wrong == Wrong::kEnded && odd_one) return;
+  if (wrong == Wrong::kOperation && odd_one) {
+    __shfl_down_sync(kAllLanes, lane, 1);
+  } else if (wrong == Wrong::kMask && odd_one) {
+    __shfl_xor_sync(0x0000ffffu, lane, 1);
+  } else if (wrong == Wrong::kNotNamed) {
+    __shfl_xor_sync(kAllLanes & ~(1u << 5), lane, 1);
+  } else {
+    __shfl_xor_sync(kAllLanes, lane, 1);
+  }
+}
+
+TEST_F(CudaEmulatorDeathTest, AShuffleWhoseLanesDoNotMeet) {
+  run_kernel(shuffle_kernel, 1, 64, 0, Wrong::kNothing);
+  EXPECT_DEATH(run_kernel(shuffle_kernel, 1, 32, 0, Wrong::kEnded),
+               "shfl_xor of thread .* waits for thread 5, which has ended");
+  EXPECT_DEATH(run_kernel(shuffle_kernel, 1, 32, 0, Wrong::kOperation),
+               "with mask ffffffff meets shfl.* of thread .* with mask ffffffff");
+  EXPECT_DEATH(run_kernel(shuffle_kernel, 1, 32, 0, Wrong::kMask), "with mask .*ffff meets");
+  EXPECT_DEATH(run_kernel(shuffle_kernel, 1, 32, 0, Wrong::kNotNamed),
+               "shfl_xor of thread 5: its mask ffffffdf does not name its own lane");
+  EXPECT_DEATH(run_kernel(shuffle_kernel, 1, 31, 0, Wrong::kNoSuchLane),
+               "its mask ffffffff names lane 31, which the block does not have");
+}
+
+// ---- copies to shared memory, ldmatrix
+
+/// out[t] ← in[t], by way of shared memory. `at`: the offset of both ends in bytes.
+__global__ void copy_kernel(const float* in, float* out, int32_t at, bool wait) {
+  float* shared = shared_memory<float>();
+  const int32_t t = (int32_t)threadIdx.x;
+  if (t % 4 == 0) {
+    copy_16_async(reinterpret_cast<char*>(shared + t) + at,
+                  reinterpret_cast<const char*>(in + t) + at, true);
+  }
+  copy_commit();
+  if (wait) copy_wait<0>();
+  __syncthreads();
+  out[t] = shared[t];
+}
+
+TEST_F(CudaEmulatorDeathTest, AnAsynchronousCopyIsThereAfterItsWaitOnly) {
+  for (const bool wait : {true, false}) {
+    DeviceBuffer<float> in(64), out(64);
+    for (int32_t i = 0; i < 64; ++i) in[i] = static_cast<float>(i);
+    upload({&in, &out});
+    run_kernel(copy_kernel, 1, 64, 64 * sizeof(float), in.device(), out.device(), 0, wait);
+    download({&out});
+    for (int32_t i = 0; i < 64; ++i)
+      ASSERT_TRUE(wait ? out[i] == in[i] : std::isnan(out[i])) << out[i];
+  }
+  DeviceBuffer<float> in(128), out(64);
+  EXPECT_DEATH(
+      run_kernel(copy_kernel, 1, 64, 128 * sizeof(float), in.device(), out.device(), 8, true),
+      "cp.async of thread 0 with an address that is not 16-byte aligned");
+}
+
+__global__ void ldmatrix_kernel(int32_t offset) {
+  uint32_t r[4];
+  load_matrix_x4(r, shared_memory<uint16_t>() + 8 * lane_id() + offset);
+}
+
+TEST_F(CudaEmulatorDeathTest, LdmatrixOffItsAlignment) {
+  run_kernel(ldmatrix_kernel, 1, 32, 1024, 0);
+  EXPECT_DEATH(run_kernel(ldmatrix_kernel, 1, 32, 1024, 1),
+               "ldmatrix of thread 0 from an address that is not 16-byte aligned");
+}
+
+// ---- launches that a device refuses
+
+__global__ void nothing_kernel() {}
+
+TEST_F(CudaEmulatorDeathTest, ALaunchThatIsTooLarge) {
+  run_kernel(nothing_kernel, dim3(1, 65535), 1, 0);
+  run_kernel(nothing_kernel, 1, 1024, 163 * 1024);
+  EXPECT_DEATH(run_kernel(nothing_kernel, 1, 1025, 0), "a block of 1025 × 1 × 1 threads");
+  EXPECT_DEATH(run_kernel(nothing_kernel, 1, dim3(32, 33), 0), "a block of 32 × 33 × 1 threads");
+  EXPECT_DEATH(run_kernel(nothing_kernel, dim3(1, 65536), 32, 0), "a grid of 1 × 65536 × 1");
+  EXPECT_DEATH(run_kernel(nothing_kernel, 1, 32, 163 * 1024 + 1), "bytes of shared memory");
+}
+
+// ---- memory
+
+__global__ void write_shared_kernel(int32_t at) { shared_memory<float>()[at] = 1; }
+__global__ void read_shared_kernel(int32_t at, float* out) { *out = shared_memory<float>()[at]; }
+
+TEST_F(CudaEmulatorDeathTest, SharedMemoryEndsWhereItWasAskedTo) {
+  run_kernel(write_shared_kernel, 1, 1, 400, 99);
+  for (const int32_t at : {-1, -20, 100, 120}) {
+    EXPECT_DEATH(run_kernel(write_shared_kernel, 1, 1, 400, at),
+                 "something wrote outside its 400 bytes of shared memory");
+  }
+  // Within: nothing was written yet.
+  for (const int32_t at : {-1, 0, 99, 100}) {
+    DeviceBuffer<float> out(1);
+    out[0] = 0;
+    upload({&out});
+    run_kernel(read_shared_kernel, 1, 1, 400, at, out.device());
+    download({&out});
+    EXPECT_TRUE(std::isnan(out[0])) << at;
+  }
+}
+
+template <typename T>
+__global__ void write_kernel(T* data, int32_t at) {
+  data[at] = T(1);
+}
+template <typename T>
+__global__ void read_kernel(const T* data, int32_t at, float* out) {
+  *out = load(data + at);
+}
+
+TEST_F(CudaEmulatorDeathTest, MemoryEndsWhereItWasAskedTo) {
+  const auto write = [&](int32_t at) {
+    const Memory memory(Place::kDevice, 101 * sizeof(float));
+    run_kernel(write_kernel<float>, 1, 1, 0, static_cast<float*>(memory.data()), at);
+  };
+  write(0);
+  write(100);
+  for (const int32_t at : {-1, -600, 101, 700})
+    EXPECT_DEATH(write(at), "something wrote outside its 404 bytes of memory");
+  const Memory wide(Place::kDevice, 101 * sizeof(float));
+  const Memory narrow(Place::kDevice, 101 * sizeof(uint16_t));
+  for (const int32_t at : {-600, -1, 0, 100, 101, 700}) {
+    DeviceBuffer<float> out(2);
+    out[0] = out[1] = 0;
+    upload({&out});
+    run_kernel(read_kernel<float>, 1, 1, 0, static_cast<const float*>(wide.data()), at,
+               out.device());
+    run_kernel(read_kernel<uint16_t>, 1, 1, 0, static_cast<const uint16_t*>(narrow.data()), at,
+               out.device() + 1);
+    download({&out});
+    EXPECT_TRUE(std::isnan(out[0]) && std::isnan(out[1])) << at;
+  }
+}
+
+TEST_F(CudaEmulatorDeathTest, CopiesAndClearingAreKeptToTheirMemory) {
+  const std::vector<float> host(20, 1.0f);
+  const auto use = [&](bool copies, size_t bytes) {
+    const Memory memory(Place::kDevice, 40);
+    if (copies) {
+      copy_to_device(memory.data(), host.data(), bytes, stream());
+    } else {
+      fill_zero(memory.data(), bytes, stream());
+    }
+    Event event;
+    event.record(stream());
+    event.wait();
+  };
+  for (const bool copies : {true, false}) {
+    use(copies, 40);
+    EXPECT_DEATH(use(copies, 44), "something wrote outside its 40 bytes of memory");
+  }
+}
+
+// ---- streams
+
+TEST_F(CudaEmulator, AStreamDoesNothingBeforeItIsWaitedFor) {
+  const Memory device(Place::kDevice, sizeof(int32_t)), pinned(Place::kPinned, sizeof(int32_t));
+  int32_t& host = *static_cast<int32_t*>(pinned.data());
+  // What is read too early is not there.
+  int32_t found = 7;
+  host = 1;
+  copy_to_device(device.data(), &host, sizeof host, stream());
+  copy_to_host(&found, device.data(), sizeof found, stream());
+  EXPECT_EQ(7, found);
+  // What is written again too early is what arrives.
+  host = 2;
+  Event event;
+  event.record(stream());
+  event.wait();
+  EXPECT_EQ(2, found);
+  // Another stream's work is not waited for.
+  StreamOwner other;
+  host = 3;
+  copy_to_device(device.data(), &host, sizeof host, other.get());
+  copy_to_host(&found, device.data(), sizeof found, stream());
+  event.record(stream());
+  event.wait();
+  EXPECT_EQ(2, found);
+  // Nor what comes behind an event.
+  copy_to_device(device.data(), &host, sizeof host, stream());
+  event.record(stream());
+  copy_to_host(&found, device.data(), sizeof found, stream());
+  event.wait();
+  EXPECT_EQ(2, found);
+  other.synchronize();
+}
+
+TEST_F(CudaEmulator, AKernelAndAProductWaitLikeCopies) {
+  DeviceBuffer<float> out(2), a(std::vector<float>{2}), b(std::vector<float>{3});
+  out[0] = out[1] = 0;
+  upload({&out, &a, &b});
+  check(launch(write_kernel<float>, 1, 1, 0, stream(), out.device(), 0), "launching");
+  Product p;
+  p.M = p.N = p.K = 1;
+  p.a = {a.device(), 1, Dtype::kF32};
+  p.b = {b.device(), 1, Dtype::kF32};
+  p.out = out.device() + 1;
+  p.out_stride = 1;
+  Gemm().run(p, stream());
+  EXPECT_EQ(0, out.device()[0]);
+  EXPECT_EQ(0, out.device()[1]);
+  download({&out});
+  EXPECT_EQ(1, out[0]);
+  EXPECT_EQ(6, out[1]);
+}
+
+TEST_F(CudaEmulator, AGraphReadsWhatIsThereWhenItRuns) {
+  const Memory device(Place::kDevice, sizeof(int32_t));
+  int32_t from = 1, to = 0;
+  const Graph graph = Graph::capture(stream(), [&] {
+    copy_to_device(device.data(), &from, sizeof from, stream());
+    copy_to_host(&to, device.data(), sizeof to, stream());
+  });
+  Event event;
+  event.record(stream());
+  event.wait();
+  EXPECT_EQ(0, to) << "capturing runs nothing";
+  for (from = 5; from < 7; ++from) {
+    graph.launch(stream());
+    event.record(stream());
+    EXPECT_NE(from, to);
+    event.wait();
+    EXPECT_EQ(from, to);
+  }
+}
+
+TEST_F(CudaEmulatorDeathTest, WaitingWhileAGraphIsCaptured) {
+  StreamOwner own;
+  EXPECT_DEATH(Graph::capture(own.get(), [&] { own.synchronize(); }),
+               "a stream that is being captured is waited for");
+}
+
+TEST_F(CudaEmulator, TimingBetweenPointsThatHaveNotPassedIsAnError) {
+  Event start, end;
+  EXPECT_THROW(end.milliseconds_since(start), Error);
+  start.record(stream());
+  end.record(stream());
+  EXPECT_THROW(end.milliseconds_since(start), Error);
+  start.wait();
+  EXPECT_THROW(end.milliseconds_since(start), Error);
+  end.wait();
+  EXPECT_GE(end.milliseconds_since(start), 0);
+}
+
+}  // namespace
+}  // namespace xsr::cuda
