@@ -213,7 +213,7 @@ void Checkpoint::read() {
             name_));
   } else if (starts_with(file_, "\x89XSR")) {
     throw Error(XSR_STATUS_UNSUPPORTED,
-                fmt::format("{}: is a .xsr file already, expected a checkpoint", name_));
+                fmt::format("{}: is a .xsr file, expected a checkpoint", name_));
   } else {
     throw Error(
         XSR_STATUS_BAD_FILE,

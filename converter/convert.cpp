@@ -17,6 +17,8 @@
 #include "converter/sha256.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/storage.h"
+#include "runtime/encoder/weights.h"
+#include "runtime/format/mapped_file.h"
 
 namespace xsr {
 
@@ -67,6 +69,15 @@ std::string index_string(uint64_t i, std::span<const uint64_t> shape) {
     i /= shape[d];
   }
   return shape_string(index);
+}
+
+std::string converter_version() {
+  return fmt::format("xsr-convert {}.{}.{}", XSR_VERSION_MAJOR, XSR_VERSION_MINOR,
+                     XSR_VERSION_PATCH);
+}
+
+std::string base_name(const std::string& path) {
+  return std::filesystem::path(path).filename().string();
 }
 
 class Conversion {
@@ -328,26 +339,19 @@ class Conversion {
   }
 
   void fill_provenance() {
-    const auto base = [](const std::string& path) {
-      return std::filesystem::path(path).filename().string();
-    };
     nlohmann::json json;  // keys come out sorted, so the bytes depend on the values alone
-    json["converter"] = "xsr-convert " + std::string(xsr_version());
+    json["converter"] = converter_version();
     json["dtype"] = to_string(options_.dtype);
     json["license"] = options_.license;
-    json["source"] = {{"file", base(checkpoint_.name())},
+    json["source"] = {{"file", base_name(checkpoint_.name())},
                       {"format", checkpoint_.format()},
                       {"sha256", sha256_hex(checkpoint_.file())}};
     if (!options_.sentencepiece.empty()) {
       const auto* data = reinterpret_cast<const unsigned char*>(options_.sentencepiece.data());
-      json["tokenizer"] = {{"file", base(options_.sentencepiece_name)},
+      json["tokenizer"] = {{"file", base_name(options_.sentencepiece_name)},
                            {"sha256", sha256_hex({data, options_.sentencepiece.size()})}};
     }
     model_.provenance = provenance_text(json);
-  }
-
-  static std::string xsr_version() {
-    return fmt::format("{}.{}.{}", XSR_VERSION_MAJOR, XSR_VERSION_MINOR, XSR_VERSION_PATCH);
   }
 
   const Checkpoint& checkpoint_;
@@ -408,6 +412,78 @@ ConvertedModel::Tensor pack_tensor(const TensorRule& rule, std::vector<uint64_t>
 
 ConvertedModel convert_checkpoint(const Checkpoint& checkpoint, const ConvertOptions& options) {
   return Conversion(checkpoint, options).run();
+}
+
+std::vector<float> row_major_values(const TensorView& t) {
+  const kernels::Storage storage = storage_of(t.dtype);
+  uint64_t count = 1;
+  for (const uint64_t d : t.dims) count *= d;
+  std::vector<float> values(count);
+  if (t.layout == Layout::kRowMajor) {
+    for (uint64_t i = 0; i < count; ++i)
+      values[i] = kernels::load_storage(t.data, storage, static_cast<int64_t>(i));
+    return values;
+  }
+  const auto N = static_cast<int32_t>(t.dims[0]), K = static_cast<int32_t>(t.dims[1]);
+  float* value = values.data();
+  for (int32_t n = 0; n < N; ++n) {
+    for (int32_t k = 0; k < K; ++k)
+      *value++ = kernels::gemm_packed_element({t.data, storage, N, K}, n, k);
+  }
+  return values;
+}
+
+bool is_xsr_file(const std::string& path) {
+  const MappedFile file(path);
+  return file.bytes().size() >= 4 && std::memcmp(file.bytes().data(), "\x89XSR", 4) == 0;
+}
+
+ConvertedModel retype_model(const std::string& path, DType dtype) {
+  storage_of(dtype);  // refuses what is no dtype before any work
+  const auto file = XsrFile::open(path);
+  file->verify();
+  bind_weights(*file);  // refuses a file whose tensors are not those of its configuration
+  ConvertedModel model;
+  model.config = file->config();
+  model.tokenizer = file->tokenizer();
+  std::unordered_set<std::string_view> known;
+  const auto rules = encoder_rules(family_table(model.config.family), model.config.num_layers);
+  for (const TensorRule& rule : rules) {
+    known.insert(rule.target);
+    const TensorView& found = *file->find(rule.target);
+    if (found.dtype == DType::kI8) {
+      throw Error(
+          XSR_STATUS_UNSUPPORTED,
+          fmt::format("{}: {} is i8, expected f32, f16 or bf16: take the file that this one "
+                      "was made from",
+                      path, rule.target));
+    }
+    const std::vector<float> values = row_major_values(found);
+    const DType wanted = rule.weight ? dtype : DType::kF32;
+    for (uint64_t i = 0; i < values.size(); ++i) {
+      if (std::isfinite(rounded(values[i], wanted))) continue;
+      throw Error(XSR_STATUS_BAD_FILE,
+                  fmt::format("{}: {} has {} at {}, which is not finite in {}", path, rule.target,
+                              values[i], index_string(i, found.dims), to_string(wanted)));
+    }
+    model.tensors.push_back(pack_tensor(rule, found.dims, values, dtype));
+  }
+  for (const TensorView& t : file->tensors()) {
+    if (known.contains(t.name)) continue;
+    throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: tensor {} is unexpected in family {}", path,
+                                                 t.name, to_string(model.config.family)));
+  }
+  auto json = nlohmann::json::parse(file->provenance(), nullptr, false);
+  if (!json.is_object()) json = {{"original", std::string(file->provenance())}};
+  json.erase("quality");
+  json["dtype"] = to_string(dtype);
+  if (!json["retyped"].is_array()) json["retyped"] = nlohmann::json::array();
+  json["retyped"].push_back(
+      {{"converter", converter_version()},
+       {"dtype", to_string(dtype)},
+       {"source", {{"file", base_name(path)}, {"sha256", sha256_hex(MappedFile(path).bytes())}}}});
+  model.provenance = provenance_text(json);
+  return model;
 }
 
 }  // namespace xsr

@@ -5,13 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <iterator>
 
 #include "converter/checkpoint.h"
+#include "converter/convert.h"
 #include "converter/sha256.h"
 #include "kernels/storage.h"
-#include "runtime/format/mapped_file.h"
 #include "runtime/format/xsr_file.h"
 
 namespace xsr {
@@ -101,10 +100,7 @@ std::string inspect_checkpoint(const std::string& path) {
 }  // namespace
 
 std::string inspect_file(const std::string& path) {
-  const MappedFile file(path);
-  const auto bytes = file.bytes();
-  if (bytes.size() >= 4 && std::memcmp(bytes.data(), "\x89XSR", 4) == 0) return inspect_xsr(path);
-  return inspect_checkpoint(path);
+  return is_xsr_file(path) ? inspect_xsr(path) : inspect_checkpoint(path);
 }
 
 std::string check_xsr_file(const std::string& path) {

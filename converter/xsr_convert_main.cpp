@@ -43,12 +43,17 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
   // meant.
   options.license = xsr::text_or_file(a.license);
 
-  const auto checkpoint = xsr::Checkpoint::open(a.in);
-  xsr::ConvertedModel model = xsr::convert_checkpoint(*checkpoint, options);
+  const bool finished = xsr::is_xsr_file(a.in);
+  const auto checkpoint = finished ? nullptr : xsr::Checkpoint::open(a.in);
+  const auto convert_to = [&](xsr::DType dtype) {
+    if (finished) return xsr::retype_model(a.in, dtype);
+    options.dtype = dtype;
+    return xsr::convert_checkpoint(*checkpoint, options);
+  };
+  xsr::ConvertedModel model = convert_to(a.dtype);
   std::string quality_line;
   if (!a.calibrate.empty() || !a.quality.empty()) {
-    options.dtype = xsr::DType::kF32;
-    const xsr::ConvertedModel wide = xsr::convert_checkpoint(*checkpoint, options);
+    const xsr::ConvertedModel wide = convert_to(xsr::DType::kF32);
     if (!a.calibrate.empty()) xsr::calibrate(wide, xsr::parse_pair_file(a.calibrate), model);
     if (!a.quality.empty()) {
       const xsr::Quality quality =
@@ -74,21 +79,22 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
     fmt::print(stderr, "xsr-convert: left out, needed for training only: {}\n",
                fmt::join(model.dropped, ", "));
   }
-  if (!checkpoint->outside().empty()) {
+  if (checkpoint != nullptr && !checkpoint->outside().empty()) {
     fmt::print(stderr, "xsr-convert: left out, not part of the model: {} tensors ({}, ...)\n",
                checkpoint->outside().size(), checkpoint->outside()[0].name);
   }
-  if (a.spm.empty())
-    fmt::print(stderr, "xsr-convert: no --spm given: the model takes token ids only, not text\n");
+  if (model.tokenizer.empty())
+    fmt::print(stderr, "xsr-convert: no tokenizer{}: the model takes token ids only, not text\n",
+               finished ? " in the file" : ", for want of --spm");
 }
 
 int run(int argc, char** argv) {
   CLI::App app{
-      "Converts a trained checkpoint (PyTorch, safetensors) to one .xsr file. Nothing in a "
-      "checkpoint is executed."};
+      "Converts a trained checkpoint (PyTorch, safetensors) to one .xsr file, or a .xsr file of "
+      "f32, f16 or bf16 to one of another --dtype. Nothing in a checkpoint is executed."};
   app.name("xsr-convert");
   Arguments a;
-  auto* in = app.add_option("IN", a.in, "the checkpoint");
+  auto* in = app.add_option("IN", a.in, "the checkpoint, or a .xsr file");
   auto* out = app.add_option("-o,--output", a.out, "the .xsr file to write");
   app.add_option("--spm", a.spm, "SentencePiece model; without it the file takes token ids only");
   app.add_option("--family", a.family, "model family (default xsr)")
@@ -149,6 +155,13 @@ int run(int argc, char** argv) {
     }
     if (*quality && a.dtype == xsr::DType::kF32) {
       throw CLI::ValidationError("--quality", "compares with f32: give --dtype bf16, f16 or int8");
+    }
+    if (*in && xsr::is_xsr_file(a.in)) {
+      for (const char* option : {"--spm", "--family", "--heads", "--activation", "--lowercase",
+                                 "--license", "--prefix"}) {
+        if (app.count(option) != 0)
+          throw CLI::ValidationError(option, "is for checkpoints: a .xsr file keeps what it has");
+      }
     }
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;

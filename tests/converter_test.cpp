@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -1154,6 +1155,86 @@ TEST(Models, the_shipped_model_is_what_its_manifest_says) {
   EXPECT_EQ(provenance["license"], read_file(kSource / "models/xsr-multi.LICENSE.txt"));
 }
 
+// ---- from one .xsr file to another ----
+
+/// Writes a model of random weights in `dtype`.
+std::string write_model_file(const Folder& folder, const std::string& name, DType dtype) {
+  ConvertOptions o = options_for_test();
+  o.dtype = dtype;
+  o.license = "CC0";
+  const ConvertedModel model = convert(xsr_tensors(), o);
+  const std::string path = folder / name;
+  write_xsr_file(path, model.config, model.sources(), model.tokenizer, model.provenance);
+  return path;
+}
+
+TEST(Retype, gives_what_converting_the_same_values_gives) {
+  const Folder folder;
+  for (const DType from : {DType::kF32, DType::kBF16, DType::kF16}) {
+    // A checkpoint whose weights are the ones that the file holds.
+    auto rounded_tensors = xsr_tensors();
+    for (NamedTensor& t : rounded_tensors) {
+      if (t.shape.size() != 2) continue;
+      std::vector<float> values(t.data.size() / sizeof(float));
+      std::memcpy(values.data(), t.data.data(), t.data.size());
+      for (float& v : values) v = rounded(v, from);
+      t.data = bytes_of(values);
+    }
+    const std::string path = write_model_file(folder, "source.xsr", from);
+    for (const DType to : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
+      ConvertOptions o = options_for_test();
+      o.dtype = to;
+      const ConvertedModel expected = convert(rounded_tensors, o), found = retype_model(path, to);
+      ASSERT_EQ(found.tensors.size(), expected.tensors.size());
+      for (size_t i = 0; i < found.tensors.size(); ++i) {
+        const auto &a = found.tensors[i], &b = expected.tensors[i];
+        EXPECT_EQ(a.name, b.name);
+        EXPECT_EQ(a.dtype, b.dtype) << a.name;
+        EXPECT_EQ(a.dims, b.dims) << a.name;
+        EXPECT_EQ(a.data, b.data) << a.name << " " << to_string(from) << " to " << to_string(to);
+        EXPECT_EQ(a.scales, b.scales) << a.name;
+      }
+      EXPECT_EQ(found.config.num_heads, 3);
+    }
+  }
+}
+
+TEST(Retype, provenance_keeps_its_history) {
+  const Folder folder;
+  const std::string path = write_model_file(folder, "first.xsr", DType::kF32);
+  const ConvertedModel narrow = retype_model(path, DType::kBF16);
+  const std::string second = folder / "second.xsr";
+  write_xsr_file(second, narrow.config, narrow.sources(), "", narrow.provenance);
+  const auto json = nlohmann::json::parse(retype_model(second, DType::kI8).provenance);
+  EXPECT_EQ(json["license"], "CC0");
+  EXPECT_EQ(json["source"]["file"], "model.safetensors");
+  EXPECT_EQ(json["dtype"], "i8");
+  ASSERT_EQ(json["retyped"].size(), 2u);
+  EXPECT_EQ(json["retyped"][0]["source"]["file"], "first.xsr");
+  EXPECT_EQ(json["retyped"][1]["source"]["sha256"], sha256_hex(as_span(read_file(second))));
+}
+
+TEST(Retype, i8_damage_and_what_does_not_fit_are_refused) {
+  const Folder folder;
+  const std::string i8 = write_model_file(folder, "i8.xsr", DType::kI8);
+  EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { retype_model(i8, DType::kF32); }),
+              HasSubstr("embedding.token is i8, expected f32, f16 or bf16: take the file that"));
+  std::string bytes = read_file(write_model_file(folder, "f32.xsr", DType::kF32));
+  bytes[bytes.size() - 65] ^= 1;
+  const std::string damaged = folder.write("damaged.xsr", bytes);
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { retype_model(damaged, DType::kI8); }),
+              HasSubstr("damaged.xsr: "));
+  for (const float value : {1e6f, std::numeric_limits<float>::quiet_NaN()}) {
+    ConvertedModel model = convert(xsr_tensors());
+    std::memcpy(model.tensors[0].data.data() + 4, &value, sizeof value);
+    const std::string path = folder / "large.xsr";
+    write_xsr_file(path, model.config, model.sources(), "", model.provenance);
+    EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { retype_model(path, DType::kF16); }),
+                HasSubstr("embedding.token has " + std::string(value == value ? "1000000" : "nan") +
+                          " at [0, 1], which is not finite in f16"));
+  }
+}
+
 // ---- the command line ----
 
 class CommandLine : public testing::Test {
@@ -1237,6 +1318,22 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
   EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
   EXPECT_THAT(err_, HasSubstr("--quality"));
   EXPECT_EQ(run(convert + ".missing --dtype int8"), 1);
+}
+
+TEST_F(CommandLine, retypes_a_finished_model) {
+  const std::string wide = folder_ / "wide.xsr", narrow = folder_ / "narrow.xsr";
+  ASSERT_EQ(run(input_ + " -o " + wide + " --heads 3"), 0) << err_;
+  EXPECT_EQ(run(wide + " -o " + narrow + " --dtype int8"), 0) << err_;
+  EXPECT_THAT(err_, HasSubstr("weights in i8"));
+  EXPECT_EQ(run("--check " + narrow), 0) << err_;
+  const std::string kept = read_file(narrow);
+  EXPECT_EQ(run(narrow + " -o " + wide + ".2 --dtype bf16"), 1);
+  EXPECT_FALSE(fs::exists(wide + ".2"));
+  EXPECT_EQ(run(wide + " -o " + wide + " --dtype int8"), 1);
+  EXPECT_THAT(err_, HasSubstr("is the input too"));
+  EXPECT_EQ(run(wide + " -o " + narrow + " --heads 3"), 2);
+  EXPECT_THAT(err_, HasSubstr("a .xsr file keeps what it has"));
+  EXPECT_EQ(read_file(narrow), kept);
 }
 
 TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {

@@ -808,7 +808,7 @@ std::vector<Broken> legacy_table() {
        kUnsupported, "asks for os.system, which is"},
       {"tar", tar, kUnsupported, "is a tar file"},
       {"an .xsr file", "\x89XSR\r\n\x1a\n" + std::string(100, '\0'), kUnsupported,
-       "is a .xsr file already"},
+       "is a .xsr file, expected a checkpoint"},
   };
 }
 

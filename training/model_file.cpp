@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "converter/checkpoint.h"
 #include "converter/family.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/storage.h"
-#include "runtime/format/mapped_file.h"
 #include "training/initialization.h"
 
 namespace xsr::training {
@@ -42,16 +40,9 @@ void widen(const std::string& path, const TensorView& found, const Parameter& p,
                 fmt::format("{}: tensor {} is {}, expected {} from the file's configuration", path,
                             p.name, shape_string(found.dims), shape_string(expected)));
   }
-  const kernels::Storage storage = storage_of(path, found.name, found.dtype);
-  if (found.layout == Layout::kRowMajor) {
-    for (int64_t i = 0; i < p.size; ++i) values[i] = kernels::load_storage(found.data, storage, i);
-    return;
-  }
-  const int32_t N = static_cast<int32_t>(p.shape[0]), K = static_cast<int32_t>(p.shape.at(1));
-  const kernels::PackedMatrix packed{found.data, storage, N, K};
-  for (int32_t n = 0; n < N; ++n) {
-    for (int32_t k = 0; k < K; ++k) *values++ = kernels::gemm_packed_element(packed, n, k);
-  }
+  storage_of(path, found.name, found.dtype);  // refuses i8
+  const std::vector<float> numbers = row_major_values(found);
+  std::copy(numbers.begin(), numbers.end(), values);
 }
 
 /// True where the file has the whole generative head, false where it has nothing of it.
@@ -101,11 +92,6 @@ void read_encoder(const XsrFile& file, const std::string& path, const ParameterT
     }
     widen(path, *tensor, p, values.at(p));
   }
-}
-
-bool is_xsr_file(const std::string& path) {
-  const MappedFile file(path);
-  return file.bytes().size() >= 4 && std::memcmp(file.bytes().data(), "\x89XSR", 4) == 0;
 }
 
 }  // namespace
