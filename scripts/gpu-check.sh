@@ -2,10 +2,10 @@
 # gpu-check.sh [--no-build] [--quick]: what only a machine with an NVIDIA GPU can tell. Needs no network.
 #   builds the preset cuda; runs every CUDA test, none of which may be skipped for want of a device; runs them again under
 #   compute-sanitizer, memcheck and racecheck; times sessions and steps of training on the device, the latter also with
-#   NCCL in between, on one rank, where NCCL is installed.
+#   NCCL in between, on one rank, where NCCL is installed, and sessions beside PyTorch where python3 has it.
 # Writes docs/results/gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench) and
-# gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench), each with the device's name. Exit status 1: something failed,
-# or there is no GPU.
+# gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench) and gpu-peers.json (gpu_peers.py), each with the device's name.
+# Exit status 1: something failed, or there is no GPU.
 #   --no-build  build/cuda is there already
 #   --quick     without racecheck, and with fewer sentences
 # XSR_GPU_CHECK_SECONDS (1200): the most that one test program may take under compute-sanitizer.
@@ -99,14 +99,22 @@ if python3 -c 'import ctypes; ctypes.CDLL("libnccl.so.2")' 2>/dev/null; then
   train_bench bf16-nccl --precision bf16 --exchange
 fi
 say "NCCL: $nccl"
+pytorch="not installed"
+if python3 -c 'import numpy, torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  pytorch="beside xsr"
+  python3 bench/peers/gpu_peers.py --build build/cuda --sentences $sentences --json "$work/gpu-peers.json" &&
+    cp "$work/gpu-peers.json" "$results/gpu-peers.json" || fail "bench peers"
+fi
+say "PyTorch: $pytorch"
 
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "$nccl" "${tests[@]##*/}" -- "${tools[@]}" <<'PYTHON' || fail "gpu-check.json"
+python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "$nccl" "$pytorch" "${tests[@]##*/}" -- "${tools[@]}" <<'PYTHON' || fail "gpu-check.json"
 import datetime, json, pathlib, sys
-work, to, device, commit, nccl, *rest = sys.argv[1:]
+work, to, device, commit, nccl, pytorch, *rest = sys.argv[1:]
 tests, tools = rest[:rest.index("--")], rest[rest.index("--") + 1:]
 name, driver = device.rsplit(", ", 1)
-report = {"device": name, "driver": driver, "date": datetime.date.today().isoformat(), "commit": commit, "nccl": nccl, "tests": {}}
+report = {"device": name, "driver": driver, "date": datetime.date.today().isoformat(), "commit": commit, "nccl": nccl,
+          "pytorch": pytorch, "tests": {}}
 for test in tests:
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     try:

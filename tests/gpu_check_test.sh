@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fail() { echo "gpu_check_test: $*" >&2; cat "$work/log" >&2; exit 1; }
 tree="$work/tree" fakes="$work/fakes"
-mkdir -p "$tree"/{scripts,docs/results,examples/data,build/cuda/{tests,bench}} "$fakes"
+mkdir -p "$tree"/{scripts,bench/peers,docs/results,examples/data,build/cuda/{tests,bench}} "$fakes"
 cp "$source/scripts/gpu-check.sh" "$tree/scripts/"
 printf 'a\tb\nc\td\n' >"$tree/examples/data/tatoeba.en-fr.tsv"
 program() { printf '#!/usr/bin/env bash\n%s\n' "$2" >"$1" && chmod +x "$1"; }
@@ -35,18 +35,24 @@ program "$tree/build/cuda/tests/cuda_kernels_emulated_test" 'exit 1'  # not to b
 bench='echo "$*" >>"$0.asked"; while [ "$1" != --json ]; do shift; done; echo "{}" >"$2"'
 program "$tree/build/cuda/bench/xsr-bench" "$bench"
 program "$tree/build/cuda/bench/xsr-train-bench" "$bench"
-# The interpreter for gpu-check.json, and whether it finds NCCL: $1, its answer.
-nccl() { program "$fakes/python3" "[ \"\$1\" != -c ] || exit $1; exec $(command -v python3) \"\$@\""; }
-nccl 1
+# The interpreter for gpu-check.json, and its answers to whether it finds NCCL and PyTorch.
+finds() { program "$fakes/python3" "[ \"\$1\" != -c ] || [[ \$2 == *torch* ]] || exit $1
+  [ \"\$1\" != -c ] || exit $2
+  exec $(command -v python3) \"\$@\""; }
+peers='import sys; open(sys.argv[-1], "w").write("{}")'
+echo "$peers" >"$tree/bench/peers/gpu_peers.py"
+finds 1 1
 run || fail "it failed where all passed"
 grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
 [ ! -e "$tree/docs/results/gpu-train-bf16-nccl.json" ] || fail "it timed what is not there"
-nccl 0
-run || fail "it failed where all passed, and NCCL is there"
+[ ! -e "$tree/docs/results/gpu-peers.json" ] || fail "it timed a PyTorch that is not there"
+finds 0 0
+run || fail "it failed where all passed, and NCCL and PyTorch are there"
+grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with PyTorch"
 grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with NCCL"
 grep -q -- '--device cuda.*--pairs 128,1024.*--exchange' "$tree/build/cuda/bench/xsr-train-bench.asked" ||
   fail "it asked xsr-train-bench for something else"
-for what in check f32 tf32 bf16 bf16-qkv-table text train-f32 train-tf32 train-bf16 train-bf16-nccl; do
+for what in check f32 tf32 bf16 bf16-qkv-table text train-f32 train-tf32 train-bf16 train-bf16-nccl peers; do
   [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
 done
 grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-check.json does not name the device"
@@ -73,8 +79,12 @@ program "$tree/build/cuda/bench/xsr-train-bench" 'exit 0'
 expect_failure "a bench of training without figures"
 program "$tree/build/cuda/bench/xsr-train-bench" '[[ "$*" != *--exchange* ]] || exit 1; '"$bench"
 expect_failure "a bench of training that fails with NCCL"
-nccl 1
+finds 1 1
 run || fail "it failed without NCCL where all else passed"
+finds 1 0
+echo 'raise SystemExit(1)' >"$tree/bench/peers/gpu_peers.py"
+expect_failure "a race with PyTorch that fails"
+echo "$peers" >"$tree/bench/peers/gpu_peers.py"
 rm "$tree/build/cuda/bench/xsr-train-bench"
 expect_failure "a missing bench of training"
 echo "gpu_check_test: refuses, fails and writes as it should"
