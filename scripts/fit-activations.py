@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fits the polynomials of kernels/simd/*.h. Needs mpmath; prints coefficients, constant term first, as float32.
+"""Fits the polynomials of kernels/. Needs mpmath; prints coefficients, constant term first, as float32.
 
 Each fit is Chebyshev interpolation at 60 digits (near-minimax), then rounded to float32. What the rounded polynomial
 costs in ULP over the whole range is measured by tests/activation_test.cpp, not here.
@@ -45,3 +45,6 @@ def erfcx_scaled(q):
 
 
 show("erfcx", erfcx_scaled, [mp.mpf(-1), mp.mpf("8.3") / mp.mpf("12.3")], 10)
+
+# 2^r of kernels/attention/attention_avx512_bf16.cpp, for results that are rounded to bf16
+show("exp2", lambda r: mp.mpf(2) ** r, [mp.mpf(-1) / 2, mp.mpf(1) / 2], 4)
