@@ -1204,11 +1204,14 @@ TEST(Retype, provenance_keeps_its_history) {
   const std::string path = write_model_file(folder, "first.xsr", DType::kF32);
   const ConvertedModel narrow = retype_model(path, DType::kBF16);
   const std::string second = folder / "second.xsr";
-  write_xsr_file(second, narrow.config, narrow.sources(), "", narrow.provenance);
+  auto measured = nlohmann::json::parse(narrow.provenance);
+  measured["quality"] = "of bf16";
+  write_xsr_file(second, narrow.config, narrow.sources(), "", measured.dump());
   const auto json = nlohmann::json::parse(retype_model(second, DType::kI8).provenance);
   EXPECT_EQ(json["license"], "CC0");
   EXPECT_EQ(json["source"]["file"], "model.safetensors");
   EXPECT_EQ(json["dtype"], "i8");
+  EXPECT_FALSE(json.contains("quality"));
   ASSERT_EQ(json["retyped"].size(), 2u);
   EXPECT_EQ(json["retyped"][0]["source"]["file"], "first.xsr");
   EXPECT_EQ(json["retyped"][1]["source"]["sha256"], sha256_hex(as_span(read_file(second))));
