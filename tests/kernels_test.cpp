@@ -2258,7 +2258,7 @@ TEST(Pack, WeightsInEightBitsAreHalfAStepAway) {
   EXPECT_EQ(0, filled) << "the padding is zero";
 }
 
-TEST(Pack, PanelsAreRoundedAsTheDenseMatrixIs) {
+TEST(Pack, PanelsAreRoundedAndWidenedAsTheDenseMatrixIs) {
   Random random(16);
   for (const Storage storage : {Storage::kF32, Storage::kBF16, Storage::kF16}) {
     for (const auto& [N, K] : {std::pair{37, 9}, {1, 1}, {32, 4}, {64, 130}, {33, 7}}) {
@@ -2277,6 +2277,13 @@ TEST(Pack, PanelsAreRoundedAsTheDenseMatrixIs) {
       gemm_quantize_panels(w, found.data(), found_scales.data());
       EXPECT_EQ(expected, found);
       EXPECT_EQ(expected_scales, found_scales);
+
+      const PackedMatrix i8{found.data(), Storage::kI8, N, K, found_scales.data(), nullptr};
+      for (int32_t i = 0; i < N * K; ++i) dense[i] = gemm_packed_element(i8, i / K, i % K);
+      std::vector<float> packed(packed_elements(N, K, Storage::kF32)), widened(packed.size(), 7);
+      gemm_pack_panels(dense.data(), N, K, Storage::kF32, packed.data());
+      gemm_widen_panels(i8, widened.data());
+      EXPECT_EQ(packed, widened);
     }
   }
 }

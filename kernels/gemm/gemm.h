@@ -219,6 +219,9 @@ void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, 
 /// The same, bit for bit, from panels of f32, bf16 or f16.
 void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales);
 
+/// Widens kI8 panels with their scales to f32 panels, `packed` [packed_elements(N, K, kF32)].
+void gemm_widen_panels(const PackedMatrix& w, float* packed);
+
 /// sums[n] = Σ_k of the integers of output n of a kI8 matrix; what w.sums of gemm_forward_i8 takes.
 void gemm_sum_panels(const PackedMatrix& w, int32_t* sums);
 

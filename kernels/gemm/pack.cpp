@@ -200,6 +200,21 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
   }
 }
 
+void gemm_widen_panels(const PackedMatrix& w, float* packed) {
+  for (int32_t p = 0; p < panel_count(w.N); ++p) {
+    const uint32_t* panel = (const uint32_t*)w.data + p * panel_words(w.K, w.storage);
+    float scales[kPanelColumns] = {};
+    for (int32_t c = 0; c < kPanelColumns && p * kPanelColumns + c < w.N; ++c)
+      scales[c] = w.scales[p * kPanelColumns + c];
+    for (int32_t k = 0; k < w.K; ++k, packed += kPanelColumns) {
+      const uint32_t* fours = panel + (int64_t)(k / 4) * kPanelColumns;
+      const int32_t shift = 8 * (k % 4);
+      for (int32_t c = 0; c < kPanelColumns; ++c)
+        packed[c] = scales[c] * (float)(int8_t)(fours[c] >> shift);
+    }
+  }
+}
+
 void gemm_sum_panels(const PackedMatrix& w, int32_t* sums) {
   for (int32_t n = 0; n < w.N; ++n) sums[n] = 0;
   const int32_t groups = (w.K + 3) / 4;

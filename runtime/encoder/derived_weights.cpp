@@ -27,14 +27,14 @@ DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute) : we
     for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {
         split(*linear);
+      } else if (compute == Compute::kInt8) {
+        quantize(*linear);
       } else {
-        derive(*linear, compute == Compute::kInt8 ? kernels::Storage::kI8 : kernels::Storage::kF32);
+        widen(*linear);
       }
     }
   }
-  // The pooler multiplies in f32 whatever the layers do.
-  if (weights_.pooler.weight.storage == kernels::Storage::kI8)
-    derive(weights_.pooler, kernels::Storage::kF32);
+  widen(weights_.pooler);  // it multiplies in f32 whatever the layers do
 }
 
 void DerivedWeights::split(LinearWeights& linear) {
@@ -44,33 +44,30 @@ void DerivedWeights::split(LinearWeights& linear) {
   linear.split = {split, w.N, w.K};
 }
 
-void DerivedWeights::derive(LinearWeights& linear, kernels::Storage storage) {
+void DerivedWeights::widen(LinearWeights& linear) {
   kernels::PackedMatrix& w = linear.weight;
-  if (w.storage != storage && storage == kernels::Storage::kI8) {
-    int8_t* packed = allocate<int8_t>(kernels::packed_elements(w.N, w.K, storage));
+  if (w.storage != kernels::Storage::kI8) return;
+  float* packed = allocate<float>(kernels::packed_elements(w.N, w.K, kernels::Storage::kF32));
+  kernels::gemm_widen_panels(w, packed);
+  w = {packed, kernels::Storage::kF32, w.N, w.K};
+}
+
+void DerivedWeights::quantize(LinearWeights& linear) {
+  kernels::PackedMatrix& w = linear.weight;
+  if (w.K > kernels::kMaxInputsI8) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                "a product of " + std::to_string(w.K) + " inputs is beyond the " +
+                    std::to_string(kernels::kMaxInputsI8) + " that int8 can sum; compute in f32");
+  }
+  if (w.storage != kernels::Storage::kI8) {
+    int8_t* packed = allocate<int8_t>(kernels::packed_elements(w.N, w.K, kernels::Storage::kI8));
     float* scales = allocate<float>(w.N);
     kernels::gemm_quantize_panels(w, packed, scales);
-    w = {packed, storage, w.N, w.K, scales, nullptr};
-  } else if (w.storage != storage) {
-    std::vector<float> dense(static_cast<size_t>(w.N) * w.K);
-    for (int32_t n = 0; n < w.N; ++n) {
-      for (int32_t k = 0; k < w.K; ++k)
-        dense[static_cast<size_t>(n) * w.K + k] = kernels::gemm_packed_element(w, n, k);
-    }
-    float* packed = allocate<float>(kernels::packed_elements(w.N, w.K, storage));
-    kernels::gemm_pack_panels(dense.data(), w.N, w.K, storage, packed);
-    w = {packed, storage, w.N, w.K};
+    w = {packed, kernels::Storage::kI8, w.N, w.K, scales, nullptr};
   }
-  if (storage == kernels::Storage::kI8) {
-    if (w.K > kernels::kMaxInputsI8) {
-      throw Error(XSR_STATUS_UNSUPPORTED,
-                  "a product of " + std::to_string(w.K) + " inputs is beyond the " +
-                      std::to_string(kernels::kMaxInputsI8) + " that int8 can sum; compute in f32");
-    }
-    int32_t* sums = allocate<int32_t>(w.N);
-    kernels::gemm_sum_panels(w, sums);
-    w.sums = sums;
-  }
+  int32_t* sums = allocate<int32_t>(w.N);
+  kernels::gemm_sum_panels(w, sums);
+  w.sums = sums;
 }
 
 }  // namespace xsr

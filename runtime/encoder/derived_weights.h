@@ -22,7 +22,8 @@ class DerivedWeights {
   size_t bytes() const { return bytes_; }
 
  private:
-  void derive(LinearWeights& linear, kernels::Storage storage);
+  void widen(LinearWeights& linear);  // i8 alone
+  void quantize(LinearWeights& linear);
   void split(LinearWeights& linear);
   template <typename T>
   T* allocate(int64_t count);
