@@ -1,9 +1,6 @@
 // Runs the built xsr-embed on the shipped model.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
@@ -14,6 +11,7 @@
 #include <sstream>
 #include <thread>
 
+#include "tests/support/tool_test.h"
 #include "xsr/xsr.h"
 
 namespace {
@@ -22,32 +20,20 @@ namespace fs = std::filesystem;
 using namespace std::string_literals;
 using testing::HasSubstr;
 using testing::Not;
+using xsr::test::Outcome;
+using xsr::test::ToolTest;
 
 const std::string kTool = XSR_BINARY_DIR "/corpus/xsr-embed";
 const std::string kModel = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
 
-struct Outcome {
-  int exit_status = -1;
-  std::string out, err;
-  long max_rss = 0;  // KiB
-};
-
-class EmbedCli : public testing::Test {
+class EmbedCli : public ToolTest {
  protected:
-  EmbedCli() {
-    std::string name = fs::temp_directory_path() / "xsr-embed-test-XXXXXX";
-    folder_ = mkdtemp(name.data());
-  }
-  ~EmbedCli() override { fs::remove_all(folder_); }
+  EmbedCli() : ToolTest(kTool) {}
   void SetUp() override {
-    ASSERT_TRUE(fs::exists(kTool)) << kTool;
+    ToolTest::SetUp();
     ASSERT_TRUE(fs::exists(kModel)) << kModel;
   }
 
-  std::string path(const std::string& name) const { return folder_ / name; }
-  void write(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path(name), std::ios::binary) << bytes;
-  }
   std::string read(const std::string& name) const {
     std::ifstream in(path(name), std::ios::binary);
     std::ostringstream bytes;
@@ -55,33 +41,9 @@ class EmbedCli : public testing::Test {
     return bytes.str();
   }
 
-  /// Starts the tool in the test's folder; the arguments go through the shell.
-  pid_t start(const std::string& arguments, const std::string& before = "") const {
-    const pid_t child = fork();
-    if (child == 0) {
-      const std::string command = before + "exec " + kTool + " " + arguments + " >out 2>err";
-      if (chdir(folder_.c_str()) == 0) execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
-      _exit(127);
-    }
-    return child;
-  }
-  Outcome wait_for(pid_t child) const {
-    Outcome outcome;
-    int status = 0;
-    rusage usage = {};
-    EXPECT_EQ(wait4(child, &status, 0, &usage), child);
-    outcome.exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    outcome.max_rss = usage.ru_maxrss;
-    outcome.out = read("out");
-    outcome.err = read("err");
-    return outcome;
-  }
-  Outcome run(const std::string& arguments) const { return wait_for(start(arguments)); }
   Outcome embed(const std::string& arguments) const {
     return run("-m " + kModel + " " + arguments);
   }
-
-  fs::path folder_;
 };
 
 /// The C API on the same model, for what the rows must be.

@@ -8,7 +8,6 @@
 
 #include "converter/checkpoint.h"
 #include "converter/family.h"
-#include "kernels/gemm/gemm.h"
 #include "kernels/storage.h"
 #include "training/initialization.h"
 

@@ -1,27 +1,18 @@
 #pragma once
 // What runs the built xsr-train on a toy corpus.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "tests/support/files.h"
+#include "tests/support/tool_test.h"
 
 namespace xsr::test {
 
 inline const std::string kTrainTool = XSR_BINARY_DIR "/training/xsr-train";
-
-struct Outcome {
-  int exit_status = -1;
-  std::string out, err;
-};
 
 /// Sentences of two invented languages: word i of one is word i of the other, so that a model can
 /// learn which belong together from a few hundred pairs.
@@ -49,16 +40,12 @@ inline std::string toy_corpus(int pairs) {
   return text;
 }
 
-class TrainCli : public testing::Test {
+class TrainCli : public ToolTest {
  protected:
-  TrainCli() {
-    std::string name = std::filesystem::temp_directory_path() / "xsr-train-test-XXXXXX";
-    folder_ = mkdtemp(name.data());
+  TrainCli() : ToolTest(kTrainTool) {
     write("toy.tsv", toy_corpus(700));
     write("toy.toml", kConfig);
   }
-  ~TrainCli() override { std::filesystem::remove_all(folder_); }
-  void SetUp() override { ASSERT_TRUE(std::filesystem::exists(kTrainTool)) << kTrainTool; }
 
   static constexpr char kConfig[] = R"(seed = 3
 threads = 2
@@ -91,32 +78,6 @@ eval_every = 20
 checkpoint_every = 7
 )";
 
-  std::string path(const std::string& name) const { return folder_ / name; }
-  void write(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path(name), std::ios::binary) << bytes;
-  }
-
-  pid_t start(const std::string& arguments, const std::string& before = "") const {
-    const pid_t child = fork();
-    if (child == 0) {
-      const std::string command = before + "exec " + kTrainTool + " " + arguments + " >out 2>err";
-      if (chdir(folder_.c_str()) == 0) execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
-      _exit(127);
-    }
-    return child;
-  }
-  Outcome wait_for(pid_t child) const {
-    Outcome outcome;
-    int status = 0;
-    EXPECT_EQ(waitpid(child, &status, 0), child);
-    outcome.exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    outcome.out = read_file(path("out"));
-    outcome.err = read_file(path("err"));
-    return outcome;
-  }
-  Outcome run(const std::string& arguments, const std::string& before = "") const {
-    return wait_for(start(arguments, before));
-  }
   Outcome train(const std::string& arguments, const std::string& before = "") const {
     return run("--config toy.toml " + arguments, before);
   }
@@ -129,8 +90,6 @@ checkpoint_every = 7
           << file << " of " << a << " and of " << b << " differ";
     }
   }
-
-  std::filesystem::path folder_;
 };
 
 inline std::vector<nlohmann::json> metrics_of(const std::string& run, const std::string& kind) {
