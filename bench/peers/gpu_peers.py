@@ -76,7 +76,6 @@ def bench_xsr(args, dtype, ids_file, folder):
     command += ["--device", args.device, "--threads", "0", "--tokens", "1", "--seconds", "0.001", "--yardstick", "none"]
     subprocess.run([*map(str, command), "--json", str(to)], check=True, stdout=subprocess.DEVNULL)
     report = json.loads(to.read_text())
-    report = report[0] if isinstance(report, list) else report
     return report["corpus"].get("resident_tokens_per_s", report["corpus"]["tokens_per_s"]), report["device"]
 
 
@@ -128,19 +127,19 @@ def main():
                     for engine in made.values():
                         engine.run()
                     best = min(made, key=lambda batch: made[batch].run()[0])
-                    forms[form] = (dtype, made[best], {"batch": best, "least_cosine": cosine})
+                    forms[form] = (made[best], {"batch": best, "least_cosine": cosine})
                 except Exception as error:  # whatever a form dies of, the others go on
                     left_out[form] = f"{type(error).__name__}: {error}".splitlines()[0]
                     print(f"gpu_peers: {form} is left out: {left_out[form]}", file=sys.stderr)
         rates = {name: [] for name in ["xsr-f32", "xsr-bf16", *forms]}
-        for turn in range(args.rounds):
+        for _ in range(args.rounds):
             for dtype in ("f32", "bf16"):
-                rate, name = bench_xsr(args, dtype, ids_file, folder)
+                rate, device_name = bench_xsr(args, dtype, ids_file, folder)
                 rates[f"xsr-{dtype}"].append(rate)
-            for form, (_, engine, _) in forms.items():
+            for form, (engine, _) in forms.items():
                 rates[form].append(tokens / engine.run()[0])
     report = {
-        "device": name,
+        "device": device_name,
         "torch": torch.__version__,
         "date": str(datetime.date.today()),
         "sentences": len(sentences),
@@ -155,7 +154,7 @@ def main():
             "tokens_per_s": statistics.median(sample),
             "xsr_over_it": statistics.median(ratios),
             "rounds": sample,
-            **(forms[form][2] if form in forms else {}),
+            **(forms[form][1] if form in forms else {}),
         }
         print(f"{form:24} {statistics.median(sample):14,.0f} tokens/s   xsr {statistics.median(ratios):6.2f} times it")
     if args.json:
