@@ -58,7 +58,7 @@ struct Recipe {
     remove_extra = m.remove_extra_whitespaces;
     escape = m.escape_whitespaces;
     charsmap = m.charsmap;
-    for (const auto& p : m.pieces) pieces.push_back({std::string(p.text), p.type, p.score});
+    for (const auto& p : m.pieces) pieces.push_back({std::string(m.text(p)), p.type, p.score});
   }
   std::string write() const {
     std::string out;

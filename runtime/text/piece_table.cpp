@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "runtime/error.h"
 #include "runtime/text/utf8.h"
@@ -37,10 +38,9 @@ int byte_of(std::string_view text) {
 
 }  // namespace
 
-bool PieceTable::insert(Slots& slots, int32_t id) {
+bool PieceTable::insert(Slots& slots, int32_t id, uint64_t h) {
   const Piece& piece = pieces_[static_cast<size_t>(id)];
   const char* text = texts_.data() + piece.begin;
-  const uint64_t h = hash(text, piece.size);
   const uint32_t tag = static_cast<uint32_t>(h >> 32);
   const size_t mask = slots.size() - 1;
   size_t i = static_cast<size_t>(h) & mask;
@@ -75,28 +75,32 @@ void PieceTable::check_text(std::string_view text) {
   }
 }
 
-PieceTable::PieceTable(const SentencePieceModel& model) {
-  size_t bytes = 0, reserved = 0;
-  for (const auto& p : model.pieces) {
-    bytes += p.text.size();
-    reserved += is_reserved(p.type);
-  }
-  // Look-ups load whole words, also behind the last text.
-  texts_.reserve(bytes + kTextPadding);
-  pieces_.reserve(model.pieces.size());
-  for (const auto& p : model.pieces) {
-    pieces_.push_back({static_cast<uint32_t>(texts_.size()), static_cast<uint16_t>(p.text.size()),
-                       p.type, p.score});
-    texts_.append(p.text);
-  }
-  texts_.append(kTextPadding, '\0');
-  pieces_by_text_.resize(slots_for(model.pieces.size() - reserved));
+PieceTable::PieceTable(SentencePieceModel&& model)
+    : texts_(std::move(model.texts)), pieces_(std::move(model.pieces)) {
+  const size_t reserved = static_cast<size_t>(std::count_if(
+      pieces_.begin(), pieces_.end(), [](const Piece& piece) { return is_reserved(piece.type); }));
+  pieces_by_text_.resize(slots_for(pieces_.size() - reserved));
   reserved_by_text_.resize(slots_for(reserved));
   if (model.byte_fallback) byte_ids_.assign(256, -1);
+  // Every place of a table is a miss of the nearest cache, and opening a model waits for them: some
+  // are fetched at once.
+  constexpr int32_t kAhead = 16;
+  uint64_t hashes[kAhead];
+  const auto slots_of = [&](int32_t id) -> Slots& {
+    return is_reserved((*this)[id].type) ? reserved_by_text_ : pieces_by_text_;
+  };
   for (int32_t id = 0; id < size(); ++id) {
+    if (id % kAhead == 0) {
+      for (int32_t next = id; next < std::min(id + kAhead, size()); ++next) {
+        const uint64_t h = hash(text(next).data(), text(next).size());
+        hashes[next - id] = h;
+        const Slots& slots = slots_of(next);
+        __builtin_prefetch(&slots[static_cast<size_t>(h) & (slots.size() - 1)], 1);
+      }
+    }
     const PieceType type = (*this)[id].type;
     check_text(text(id));
-    if (!insert(is_reserved(type) ? reserved_by_text_ : pieces_by_text_, id)) {
+    if (!insert(slots_of(id), id, hashes[id % kAhead])) {
       fail(std::string(text(id)) + " is already defined, piece " + std::to_string(id) +
            " has the same text");
     }

@@ -9,10 +9,6 @@
 
 namespace xsr {
 
-/// Texts that are looked up or segmented must be readable for this many bytes behind their end (of
-/// any value): look-ups load whole words.
-constexpr size_t kTextPadding = 8;
-
 inline uint64_t load_u64(const char* p) {
   uint64_t x;
   std::memcpy(&x, p, sizeof x);
@@ -35,16 +31,12 @@ inline uint64_t mix_u64(uint64_t a, uint64_t b) {
 /// The pieces of a vocabulary by id, and their ids by text. Immutable; owns its texts.
 class PieceTable {
  public:
-  struct Piece {
-    uint32_t begin = 0;  // into the texts
-    uint16_t size = 0;   // bytes
-    PieceType type = PieceType::kNormal;
-    float score = 0;
-  };
+  using Piece = SentencePieceModel::Piece;
 
   /// Throws Error(BAD_FILE) where SentencePiece refuses a model: no unknown piece or several, a
   /// text that two pieces have, byte pieces that are missing or wrong.
-  explicit PieceTable(const SentencePieceModel& model);
+  /// Takes the pieces and their texts out of the model.
+  explicit PieceTable(SentencePieceModel&& model);
 
   int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
   int32_t unk_id() const { return unk_id_; }
@@ -80,7 +72,8 @@ class PieceTable {
   static uint64_t hash(const char* text, size_t size);
   static bool equal(const char* a, const char* b, size_t size);
   int32_t find(const Slots& slots, const char* text, size_t size) const;
-  bool insert(Slots& slots, int32_t id);
+  /// h: the hash of the piece's text. False when another piece has that text.
+  bool insert(Slots& slots, int32_t id, uint64_t h);
 
   std::string texts_;
   std::vector<Piece> pieces_;

@@ -8,7 +8,7 @@ namespace xsr {
 
 /// The numbers of SentencePiece's ModelProto.
 enum class SentencePieceType { kUnigram = 1, kBpe = 2, kWord = 3, kChar = 4 };
-enum class PieceType {
+enum class PieceType : uint8_t {
   kNormal = 1,
   kUnknown = 2,
   kControl = 3,
@@ -17,13 +17,17 @@ enum class PieceType {
   kByte = 6
 };
 
-/// What a SentencePiece model file says, as far as encoding needs it. Views point into the file's
-/// bytes.
+/// Texts that are looked up or segmented must be readable for this many bytes behind their end (of
+/// any value): look-ups load whole words.
+constexpr size_t kTextPadding = 8;
+
+/// What a SentencePiece model file says, as far as encoding needs it.
 struct SentencePieceModel {
   struct Piece {
-    std::string_view text;
-    PieceType type = PieceType::kNormal;
+    uint32_t begin = 0;  // into texts
     float score = 0;
+    uint16_t size = 0;  // bytes
+    PieceType type = PieceType::kNormal;
   };
 
   SentencePieceType type = SentencePieceType::kUnigram;
@@ -32,8 +36,13 @@ struct SentencePieceModel {
   bool add_dummy_prefix = true;
   bool remove_extra_whitespaces = true;
   bool escape_whitespaces = true;
-  std::string_view charsmap;  // the normaliser's rules, maybe empty
+  std::string_view charsmap;  // the normaliser's rules, maybe empty; in the file's bytes
   std::vector<Piece> pieces;  // by id
+  std::string texts;          // of the pieces, next to each other, and kTextPadding zeros
+
+  std::string_view text(const Piece& piece) const {
+    return {texts.data() + piece.begin, piece.size};
+  }
 };
 
 /// Parses and checks the bytes of a SentencePiece model: every length, and what the library itself

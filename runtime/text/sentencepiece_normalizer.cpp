@@ -37,8 +37,8 @@ SentencePieceNormalizer::SentencePieceNormalizer(const SentencePieceModel& model
       space_(model.escape_whitespaces ? kSpaceSymbol : std::string_view(" ")) {
   for (const auto& p : model.pieces) {
     if (p.type != PieceType::kUserDefined) continue;
-    symbols_.emplace(p.text);
-    symbol_sizes_.push_back(p.text.size());
+    symbols_.emplace(model.text(p));
+    symbol_sizes_.push_back(p.size);
   }
   std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
   symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());

@@ -169,7 +169,7 @@ class SentencePieceTokenizer final : public Tokenizer {
     explicit Memo(size_t max_bytes) : words(max_bytes) {}
     WordMemo words;
   };
-  SentencePieceTokenizer(std::string_view blob, const SentencePieceModel& model,
+  SentencePieceTokenizer(std::string_view blob, SentencePieceModel&& model,
                          const ModelConfig& config);
   void load_library(std::string_view blob);
 
@@ -210,7 +210,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, const Mode
     : SentencePieceTokenizer(blob, parse_sentencepiece_model(blob), config) {}
 
 SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
-                                               const SentencePieceModel& model,
+                                               SentencePieceModel&& model,
                                                const ModelConfig& config)
     : type_(model.type),
       byte_fallback_(model.byte_fallback),
@@ -218,10 +218,10 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
       cls_id_(config.add_cls ? config.cls_id : -1),
       sep_id_(config.add_sep ? config.sep_id : -1),
       normalizer_(model),
-      pieces_(model) {
-  if (config.vocab_size < 0 || model.pieces.size() > static_cast<size_t>(config.vocab_size)) {
+      pieces_(std::move(model)) {
+  if (config.vocab_size < 0 || pieces_.size() > config.vocab_size) {
     throw Error(XSR_STATUS_BAD_FILE,
-                "SentencePiece model: it has " + std::to_string(model.pieces.size()) +
+                "SentencePiece model: it has " + std::to_string(pieces_.size()) +
                     " pieces, but the model's vocab_size is " + std::to_string(config.vocab_size) +
                     "; is it another model's tokenizer?");
   }

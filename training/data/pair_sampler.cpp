@@ -89,7 +89,7 @@ std::vector<uint8_t> maskable_tokens(std::string_view tokenizer_model, const Mod
     if (piece.type == PieceType::kControl || piece.type == PieceType::kUnused) continue;
     if (static_cast<int32_t>(id) == config.mask_id) continue;
     bool words = piece.type == PieceType::kUnknown || piece.type == PieceType::kByte;
-    for (std::string_view rest = piece.text; !rest.empty();)
+    for (std::string_view rest = model.text(piece); !rest.empty();)
       words |= !is_punctuation(take_character(rest));
     maskable[id] = words;
   }
