@@ -209,8 +209,7 @@ class SentencePieceTokenizer final : public Tokenizer {
 SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, const ModelConfig& config)
     : SentencePieceTokenizer(blob, parse_sentencepiece_model(blob), config) {}
 
-SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
-                                               SentencePieceModel&& model,
+SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, SentencePieceModel&& model,
                                                const ModelConfig& config)
     : type_(model.type),
       byte_fallback_(model.byte_fallback),
