@@ -115,7 +115,7 @@ class Message {
   std::string_view data_;
 };
 
-void parse_trainer(Message m, SentencePieceModel& model) {
+void parse_trainer(Message&& m, SentencePieceModel& model) {
   while (m.next()) {
     switch (m.number()) {
       case 3:
@@ -137,7 +137,7 @@ void parse_trainer(Message m, SentencePieceModel& model) {
   }
 }
 
-void parse_normalizer(Message m, SentencePieceModel& model) {
+void parse_normalizer(Message&& m, SentencePieceModel& model) {
   while (m.next()) {
     switch (m.number()) {
       case 2:
@@ -158,7 +158,7 @@ void parse_normalizer(Message m, SentencePieceModel& model) {
   }
 }
 
-void parse_piece(Message m, SentencePieceModel& model) {
+void parse_piece(Message&& m, SentencePieceModel& model) {
   SentencePieceModel::Piece piece;
   std::string_view text;
   while (m.next()) {
