@@ -6,13 +6,13 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "bench/device_meter.h"
+#include "bench/json_file.h"
 #include "bench/machine.h"
 #include "bench/measure.h"
 #include "bench/random_model.h"
@@ -170,17 +170,6 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
   return report;
 }
 
-void write_json(const std::string& path, const std::string& text) {
-  if (path == "-") {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    return;
-  }
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file) throw Error(XSR_STATUS_IO, path + ": " + std::strerror(errno));
-}
-
 int run(const Options& options) {
   std::unique_ptr<RandomModel> random;
   std::unique_ptr<Model> model;
@@ -207,7 +196,7 @@ int run(const Options& options) {
                 name + ": the model has no tokenizer, so it cannot embed the text of " +
                     options.corpus + "; give token ids with --corpus-ids");
 
-  std::FILE* const table = options.json == "-" ? stderr : stdout;
+  std::FILE* const table = table_stream(options.json);
   nlohmann::ordered_json reports = nlohmann::ordered_json::array();
   for (size_t i = 0; i < options.threads.size(); ++i) {
     const Report report = measure(options, *model, *file, shape, name, options.threads[i]);

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "bench/device_meter.h"
+#include "bench/json_file.h"
 #include "bench/machine.h"
 #include "bench/peers/step_work.h"
 #include "bench/random_model.h"
@@ -213,7 +213,7 @@ void run(const Options& options) {
   }
   const Roofline& roofline = meter.roofline();
 
-  std::FILE* const table = options.json == "-" ? stderr : stdout;
+  std::FILE* const table = table_stream(options.json);
   fmt::print(table,
              "machine   {}, {}; {} threads; {}{}\nbuild     xsr {}, {}, commit {}\n"
              "roofline  {:.1f} GFLOP/s, {:.1f} GB/s\n{:>8}{:>10}{:>8}{:>12}{:>12}{:>12}{:>8}\n",
@@ -257,15 +257,7 @@ void run(const Options& options) {
       {"xsr", xsr_version_string()},
       {"compiler", compiler()},
       {"commit", commit()}};
-  const std::string text = report.dump(2) + "\n";
-  if (options.json == "-") {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    return;
-  }
-  std::ofstream file(options.json, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file) throw Error(XSR_STATUS_IO, options.json + ": cannot be written");
+  write_json(options.json, report.dump(2) + "\n");
 }
 
 }  // namespace
