@@ -1,5 +1,6 @@
 #include "runtime/encoder/encoder.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace xsr {
@@ -49,7 +50,8 @@ class Steps {
     }
   }
 
-  void embedding(const EncoderWeights& weights) {
+  /// x ← LayerNorm(token + position), and made ready as by layernorm().
+  void embedding(const EncoderWeights& weights, const LinearWeights* next) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
       if (weights.table_storage == kernels::Storage::kI8) {
         kernels_.embedding_forward_i8(
@@ -63,7 +65,7 @@ class Steps {
                                        weights.embedding_norm.gamma, weights.embedding_norm.beta,
                                        eps(), C_, x.wide, x.wide_stride, w_.rstd);
       }
-      narrow(x, first, last);
+      if (next != nullptr) make_ready(x, first, last, *next);
     });
   }
 
@@ -76,23 +78,26 @@ class Steps {
     });
   }
 
-  /// x ← LayerNorm(x)
-  void layernorm(const NormWeights& norm) {
+  /// x ← LayerNorm(x), and made ready for the product that reads it next (null: none does), a few
+  /// rows at a time, so that they are still in the nearest cache.
+  void layernorm(const NormWeights& norm, const LinearWeights* next) {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.layernorm_forward_f32(x.wide, x.wide_stride, first, last, C_, norm.gamma, norm.beta,
-                                     eps(), x.wide, x.wide_stride);
-      narrow(x, first, last);
+      for (; first < last; first += kRowsPerTask) {
+        const int32_t end = std::min(first + kRowsPerTask, last);
+        kernels_.layernorm_forward_f32(x.wide, x.wide_stride, first, end, C_, norm.gamma, norm.beta,
+                                       eps(), x.wide, x.wide_stride);
+        if (next != nullptr) make_ready(x, first, end, *next);
+      }
     });
   }
 
-  /// out ← f(a · Wᵀ + bias) (+ residual)
+  /// out ← f(a · Wᵀ + bias) (+ residual); a has been made ready
   void gemm(const Rows& a, const LinearWeights& linear, const Rows& out, Activation activation,
             const Rows* residual = nullptr) {
     const GemmEpilogue epilogue{linear.bias, activation,
                                 residual == nullptr ? nullptr : residual->wide,
                                 residual == nullptr ? 0 : residual->wide_stride};
     if (encoder_.observer) encoder_.observer(linear, a.wide, a.wide_stride, num_tokens_);
-    if (compute_ == Compute::kInt8) quantize(a, linear);
     split(kernels::panel_count(linear.weight.N), kPanelsPerTask,
           [&](int32_t first, int32_t last, int32_t) {
             if (compute_ == Compute::kInt8) {
@@ -114,28 +119,33 @@ class Steps {
           });
   }
 
-  void attention() {
+  /// context ← attention(qkv), made ready
+  void attention(const LinearWeights& next) {
     const int32_t H = config_.num_heads, D = C_ / H;
-    if (encoder_.bf16_attention()) {
-      // Where the next product takes bf16, nobody reads the f32 rows.
-      float* const wide = context.narrow == nullptr ? context.wide : nullptr;
-      split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
+    const bool bf16 = encoder_.bf16_attention();
+    // Where the next product takes bf16, nobody reads the f32 rows.
+    const bool written = bf16 && context.narrow != nullptr;
+    float* const wide = written ? nullptr : context.wide;
+    split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
+      if (bf16) {
         kernels_.attention_forward_bf16(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
                                         first, last, H, D, wide, context.wide_stride,
                                         context.narrow, context.narrow_stride,
                                         w_.attention_scratch(thread));
-      });
-      return;
-    }
-    split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
-      kernels_.attention_forward_f32(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
-                                     first, last, H, D, context.wide, context.wide_stride, nullptr,
-                                     w_.attention_scratch(thread));
+      } else {
+        kernels_.attention_forward_f32(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
+                                       first, last, H, D, wide, context.wide_stride, nullptr,
+                                       w_.attention_scratch(thread));
+      }
     });
-    if (context.narrow != nullptr) {
-      split(num_tokens_, kRowsPerTask,
-            [&](int32_t first, int32_t last, int32_t) { narrow(context, first, last); });
-    }
+    if (!written) make_ready(context, next);
+  }
+
+  /// All rows of context or hidden.
+  void make_ready(const Rows& rows, const LinearWeights& linear) {
+    if (compute_ != Compute::kInt8 && rows.narrow == nullptr) return;  // f32 is ready
+    split(num_tokens_, kRowsPerTask,
+          [&](int32_t first, int32_t last, int32_t) { make_ready(rows, first, last, linear); });
   }
 
   void pool(float* out, int64_t out_stride) {
@@ -165,20 +175,18 @@ class Steps {
  private:
   float eps() const { return static_cast<float>(config_.layer_norm_eps); }
 
-  void narrow(const Rows& rows, int32_t first, int32_t last) {
-    if (rows.narrow == nullptr) return;
-    const auto narrow =
-        compute_ == Compute::kBf16x3 ? kernels_.split_forward_bf16x3 : kernels_.narrow_forward_bf16;
-    narrow(rows.wide, rows.wide_stride, first, last, C_, rows.narrow, rows.narrow_stride);
-  }
-
-  /// The rows of a in 8 bits: x, context and hidden take turns in the one buffer.
-  void quantize(const Rows& a, const LinearWeights& linear) {
-    split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.quantize_forward_u8(a.wide, a.wide_stride, first, last, linear.weight.K,
+  /// The f32 rows [first, last) in the numbers that the product reads.
+  void make_ready(const Rows& rows, int32_t first, int32_t last, const LinearWeights& linear) {
+    if (compute_ == Compute::kInt8) {
+      // x, context and hidden take turns in the one buffer.
+      kernels_.quantize_forward_u8(rows.wide, rows.wide_stride, first, last, linear.weight.K,
                                    linear.input_range, w_.quantized, w_.quantized_stride,
                                    w_.quantized_rows);
-    });
+    } else if (rows.narrow != nullptr) {
+      const auto narrow = compute_ == Compute::kBf16x3 ? kernels_.split_forward_bf16x3
+                                                       : kernels_.narrow_forward_bf16;
+      narrow(rows.wide, rows.wide_stride, first, last, C_, rows.narrow, rows.narrow_stride);
+    }
   }
 
   template <typename Body>
@@ -217,20 +225,25 @@ void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, T
   const ModelConfig& config = encoder.config;
   Steps s(encoder, num_sentences, w, pool);
 
-  s.embedding(weights);  // token + position, then LayerNorm: [N,C]
-  for (const LayerWeights& layer : weights.layers) {
-    if (encoder.qkv_table != nullptr && &layer == &weights.layers.front()) {
+  const std::vector<LayerWeights>& layers = weights.layers;
+  const bool from_table = encoder.qkv_table != nullptr;
+  // token + position, then LayerNorm: [N,C]
+  s.embedding(weights, from_table || layers.empty() ? nullptr : &layers.front().qkv);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerWeights& layer = layers[i];
+    if (from_table && i == 0) {
       s.qkv_from_table(*encoder.qkv_table);
     } else {
       s.gemm(s.x, layer.qkv, s.qkv, Activation::kNone);  // [N,C]·[C,3C]
     }
-    s.attention();
+    s.attention(layer.attention_output);
     s.gemm(s.context, layer.attention_output, s.sum, Activation::kNone,
            &s.sum);  // x ← x + context·W + b
-    s.layernorm(layer.attention_norm);
-    s.gemm(s.x, layer.up, s.hidden, config.activation);              // [N,C]·[C,F]
+    s.layernorm(layer.attention_norm, &layer.up);
+    s.gemm(s.x, layer.up, s.hidden, config.activation);  // [N,C]·[C,F]
+    if (encoder.compute == Compute::kInt8) s.make_ready(s.hidden, layer.down);
     s.gemm(s.hidden, layer.down, s.sum, Activation::kNone, &s.sum);  // x ← x + hidden·W + b
-    s.layernorm(layer.output_norm);
+    s.layernorm(layer.output_norm, i + 1 < layers.size() ? &layers[i + 1].qkv : nullptr);
   }
   if (config.has_pooler) {
     s.pool(w.pooled, w.pooled_stride);
