@@ -9,6 +9,7 @@
 #include "tests/support/device_buffer.h"
 #include "tests/support/golden_model.h"
 #include "tests/support/kernel_harness.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/trainer_support.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda/cuda_trainer.h"
@@ -243,7 +244,7 @@ TEST_F(CudaTrainerTest, MakingTheNextBatchReadyChangesNothing) {
 #endif
   std::string why;
   const size_t most = std::min<size_t>(cuda::devices(&why).size(), 2);
-  for (size_t count = 1; count <= most; ++count) {
+  for (size_t count = test::kSlow ? most : 1; count <= most; ++count) {
     CudaTrainerOptions options = tiles_of(32);
     options.devices.resize(count);
     for (size_t r = 0; r < count; ++r) options.devices[r] = static_cast<int32_t>(r);
@@ -371,7 +372,7 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 #endif
   std::string why;
   const int32_t most = static_cast<int32_t>(cuda::devices(&why).size());
-  for (int32_t count = 1; count <= std::min(most, 3); ++count) {
+  for (int32_t count = test::kSlow ? std::min(most, 3) : 1; count <= std::min(most, 3); ++count) {
     CudaTrainerOptions options = tiles_of(32);
     CudaTrainer one(config, step, options);
     options.exchange = true;

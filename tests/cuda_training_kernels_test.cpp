@@ -150,7 +150,8 @@ struct NormReference {
 
 TEST_F(CudaTraining, LayerNormForwardAndBackward) {
   Random random(2);
-  for (const auto& [N, C] : {std::pair{1, 4}, {65, 20}, {130, 60}, {9, 512}, {3, 132}}) {
+  for (const auto& shape : {std::pair{1, 4}, {65, 20}, {130, 60}, {9, 512}, {3, 132}}) {
+    const int32_t N = shape.first, C = shape.second;
     const Floats x = normal(random, N * C), residual = normal(random, N * C, 3),
                  gamma = normal(random, C), beta = normal(random, C), dy = normal(random, N * C);
     const NormReference<float> plain(x, residual, gamma, beta, dy, N, C, half(), 4);
@@ -246,7 +247,8 @@ TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
 
 TEST_F(CudaTraining, ColumnSums) {
   Random random(5);
-  for (const auto& [M, N] : {std::pair{1, 1}, {127, 33}, {129, 60}, {700, 5}}) {
+  for (const auto& shape : {std::pair{1, 1}, {127, 33}, {129, 60}, {700, 5}}) {
+    const int32_t M = shape.first, N = shape.second;
     const int32_t stride = N + 3;
     Floats dy(M * stride, NAN);
     for (int32_t m = 0; m < M; ++m) {
@@ -635,8 +637,8 @@ struct SimReference {
 
 TEST_F(CudaTraining, Sim) {
   Random random(12);
-  for (const auto& [argument, min_cosine] :
-       {std::pair{1.5707963267948966, 0.0}, {3.141592653589793, 0.01}}) {
+  for (const auto& settings : {std::pair{1.5707963267948966, 0.0}, {3.141592653589793, 0.01}}) {
+    const double argument = settings.first, min_cosine = settings.second;
     for (const int32_t B : {1, 5, 40, 270}) {
       const Floats a = normal(random, B * B), b = normal(random, B * B);
       const SimReference<float> plain(a, b, B, argument, min_cosine);
