@@ -6,6 +6,9 @@
 
 namespace xsr::cuda {
 
+// Pointers to floats are 16-byte aligned, those to bf16 8-byte: a thread moves four elements at
+// once.
+
 /// out[i] = f(x[i]), i < n, as activation_forward_f32; x is kept for the backward pass.
 ///
 /// out     [n]  null = not wanted
