@@ -85,6 +85,23 @@ void expect_narrow(const std::string& what, const std::vector<uint16_t>& narrow,
     ASSERT_EQ(kernels::bf16_from_f32(wide[i]), narrow[i]) << what << " element " << i;
 }
 
+float to_bf16(float value) { return kernels::f32_from_bf16(kernels::bf16_from_f32(value)); }
+Floats bf16_values(Random& random, int64_t count, float scale = 1) {
+  Floats values = normal(random, count, scale);
+  for (float& value : values) value = to_bf16(value);
+  return values;
+}
+std::vector<uint16_t> narrow(const Floats& values) {
+  std::vector<uint16_t> result;
+  for (const float value : values) result.push_back(kernels::bf16_from_f32(value));
+  return result;
+}
+Floats widened(const std::vector<uint16_t>& values) {
+  Floats result;
+  for (const uint16_t value : values) result.push_back(kernels::f32_from_bf16(value));
+  return result;
+}
+
 Dropout half() {
   Dropout dropout;
   dropout.threshold = 1u << 30;  // a quarter
@@ -266,6 +283,19 @@ TEST_F(CudaTraining, ColumnSums) {
       return column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), stream());
     });
     expect_close("column sum", kBackward, sum.host(), plain, exact, N);
+
+    // Of bf16: the same additions as of the same values in f32.
+    for (float& value : dy) value = to_bf16(value);
+    DeviceArray<float> rounded(dy), wanted(N);
+    DeviceArray<uint16_t> device_narrow(narrow(dy));
+    run([&] {
+      return column_sum_cuda(rounded.data(), stride, M, N, wanted.data(), parts.data(), stream());
+    });
+    run([&] {
+      return column_sum_bf16_cuda(device_narrow.data(), stride, M, N, sum.data(), parts.data(),
+                                  stream());
+    });
+    EXPECT_EQ(wanted.host(), sum.host());
   }
 }
 
@@ -286,20 +316,45 @@ TEST_F(CudaTraining, Activations) {
     kernels::activation_backward_ref<double>(wide_x.data(), wide_dy.data(), n, activation,
                                              exact_dx.data());
     DeviceArray<float> in(x), out(n), d(dy);
-    DeviceArray<uint16_t> narrow(n), d_narrow(n);
     run([&] {
-      return activation_forward_f32_cuda(in.data(), n, activation, out.data(), narrow.data(),
-                                         stream());
+      return activation_forward_f32_cuda(in.data(), n, activation, out.data(), stream());
     });
-    run([&] {
-      return activation_backward_f32_cuda(in.data(), n, activation, d.data(), d_narrow.data(),
-                                          stream());
-    });
+    run([&] { return activation_backward_f32_cuda(in.data(), n, activation, d.data(), stream()); });
     const std::string what = "activation " + std::to_string(static_cast<int>(activation));
     expect_close(what, kForward, out.host(), plain, exact, n);
     expect_close(what + " backward", kBackward, d.host(), plain_dx, exact_dx, n);
-    expect_narrow(what, narrow.host(), out.host());
-    expect_narrow(what + " backward", d_narrow.host(), d.host());
+  }
+}
+
+/// In bf16: what plain loops in f32 give, rounded once.
+TEST_F(CudaTraining, ActivationBackwardInBf16) {
+  Random random(16);
+  for (const auto& [rows, columns] : {std::pair{3, 700}, {5, 1}, {40, 64}, {2, 1028}, {7, 13}}) {
+    const int32_t N = rows, F = columns;
+    Floats x = bf16_values(random, N * F, 4), dy = bf16_values(random, N * F),
+           bias = normal(random, F);
+    x[0] = -80, bias[0] = -3;
+    if (F > 9) x[9] = NAN;
+    for (const auto activation : {kernels::Activation::kSwish, kernels::Activation::kGeluErf}) {
+      Floats sums = x;
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += bias[i % F];
+      Floats plain(N * F), plain_narrow(N * F);
+      Doubles exact(N * F);
+      const Doubles wide_sums = wide(sums), wide_dy = wide(dy);
+      kernels::activation_backward_ref<float>(sums.data(), dy.data(), N * F, activation,
+                                              plain.data());
+      kernels::activation_backward_ref<double>(wide_sums.data(), wide_dy.data(), N * F, activation,
+                                               exact.data());
+      for (int32_t i = 0; i < N * F; ++i) plain_narrow[i] = to_bf16(plain[i]);
+      DeviceArray<uint16_t> in(narrow(x)), d(narrow(dy));
+      DeviceArray<float> device_bias(bias);
+      run([&] {
+        return activation_backward_bf16_cuda(in.data(), device_bias.data(), N, F, activation,
+                                             d.data(), stream());
+      });
+      expect_close("activation backward in bf16, F=" + std::to_string(F), kBackward,
+                   widened(d.host()), plain_narrow, exact, F);
+    }
   }
 }
 

@@ -18,7 +18,8 @@ static constexpr int32_t kMaxTrainingHeadDim = 128;
 // dropout     on the device; stream dropout->stream + place + h is head h's
 // lse         [N, H]
 
-/// out     [N, H·D]  f32; rows that belong to no sentence become zero, here and below
+/// out     [N, H·D]  f32; null = not wanted; rows that belong to no sentence become zero, here and
+///         below
 /// narrow  [N, H·D]  the same in bf16; null = not wanted
 Status attention_training_forward_f32_cuda(const float* qkv, const int32_t* cu_seqlens, int32_t B,
                                            int32_t N, int32_t H, int32_t D,
@@ -27,7 +28,7 @@ Status attention_training_forward_f32_cuda(const float* qkv, const int32_t* cu_s
 
 /// lse     of the forward pass
 /// dout    [N, H·D]
-/// dqkv    =
+/// dqkv    [N, 3, H, D]  =; null = not wanted
 /// narrow  [N, 3, H, D]  dqkv in bf16; null = not wanted
 /// delta   [N, H]  scratch
 Status attention_backward_f32_cuda(const float* qkv, const int32_t* cu_seqlens, int32_t B,

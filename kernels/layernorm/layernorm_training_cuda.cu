@@ -144,9 +144,8 @@ __global__ void layernorm_backward_rows_kernel(const float* sum, const float* st
       const float normalized = (row[c] - mean) * rstd;
       const float value = rstd * (gradient[c] * gamma[c] - mean_g - normalized * mean_normalized);
       gradient[c] = value;
-      if (dbranch == nullptr) continue;
       const float branch = drop(value, factor[e]);
-      dbranch[(int64_t)i * C + c] = branch;
+      if (dbranch != nullptr) dbranch[(int64_t)i * C + c] = branch;
       if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(branch);
     }
   });

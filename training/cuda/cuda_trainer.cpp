@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "kernels/activation/activation_cuda.h"
 #include "kernels/activation/activation_training_cuda.h"
 #include "kernels/attention/attention_training_cuda.h"
 #include "kernels/dropout/dropout_cuda.h"
@@ -55,7 +56,7 @@ struct LayerRows {
   Rows context;
   float *attention_sum = nullptr, *attention_statistics = nullptr;
   Rows y;
-  float* up = nullptr;
+  Rows up;  // in bf16 without its bias
   Rows hidden;
   float *output_sum = nullptr, *output_statistics = nullptr;
 };
@@ -310,6 +311,10 @@ class CudaTrainer::Impl {
       plan.add(&rows->wide, N * columns);
       plan.add(&rows->narrow, bf16_ ? N * columns : 0);
     };
+    const auto operand_rows = [&](Rows* rows, size_t columns) {  // what products alone read
+      plan.add(&rows->wide, bf16_ ? 0 : N * columns);
+      plan.add(&rows->narrow, bf16_ ? N * columns : 0);
+    };
     plan.add(&embedding_sum_, N * c);
     plan.add(&embedding_statistics_, 2 * N);
     rows_.assign(encoder_.layers.size(), {});
@@ -317,12 +322,12 @@ class CudaTrainer::Impl {
       rows(&layer.x, c);
       plan.add(&layer.qkv, N * 3 * c);
       plan.add(&layer.lse, N * static_cast<size_t>(H));
-      rows(&layer.context, c);
+      operand_rows(&layer.context, c);
       plan.add(&layer.attention_sum, N * c);
       plan.add(&layer.attention_statistics, 2 * N);
       rows(&layer.y, c);
-      plan.add(&layer.up, N * f);
-      rows(&layer.hidden, f);
+      operand_rows(&layer.up, f);
+      operand_rows(&layer.hidden, f);
       plan.add(&layer.output_sum, N * c);
       plan.add(&layer.output_statistics, 2 * N);
     }
@@ -330,8 +335,8 @@ class CudaTrainer::Impl {
     plan.add(&dx_, N * c);
     plan.add(&dcontext_, N * c);
     plan.add(&delta_, N * static_cast<size_t>(H));
-    rows(&dbranch_, c);
-    rows(&dwide_, std::max(3 * c, f));
+    operand_rows(&dbranch_, c);
+    operand_rows(&dwide_, std::max(3 * c, f));
     const int32_t most = static_cast<int32_t>(std::max(N, S));
     plan.add(&parts_, static_cast<size_t>(std::max({cuda::layernorm_backward_floats_cuda(most, C),
                                                     cuda::column_sum_floats_cuda(most, 3 * C),
@@ -377,23 +382,36 @@ class CudaTrainer::Impl {
                  : f32(value(offset), columns, transposed);
   }
 
-  /// out [M, N] ← a · bᵀ (+ bias, + out)
-  void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
-               const float* bias = nullptr, bool accumulate = false, bool split_k = false) {
+  static cuda::Product plain_product(int32_t M, int32_t N, int32_t K, const Matrix& a,
+                                     const Matrix& b, void* out) {
     cuda::Product p;
     p.M = M;
     p.N = N;
     p.K = K;
     p.a = a;
     p.b = b;
-    p.bias = bias;
     p.out = out;
     p.out_stride = N;
+    return p;
+  }
+
+  /// out [M, N] ← a · bᵀ (+ bias, + out)
+  void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
+               const float* bias = nullptr, bool accumulate = false, bool split_k = false) {
+    cuda::Product p = plain_product(M, N, K, a, b, out);
+    p.bias = bias;
     p.split_k = split_k;
     if (accumulate) {
       p.c = out;
       p.c_stride = N;
     }
+    gemm_->run(p, stream());
+  }
+
+  /// out [tokens, N] bf16 ← a · bᵀ
+  void narrow_product(int32_t N, int32_t K, const Matrix& a, const Matrix& b, uint16_t* out) {
+    cuda::Product p = plain_product(batch_.tokens(), N, K, a, b, out);
+    p.out_dtype = cuda::Dtype::kBf16;
     gemm_->run(p, stream());
   }
 
@@ -435,11 +453,17 @@ class CudaTrainer::Impl {
       linear(at.context, w.attention_output, at.attention_sum);
       add_and_norm(at.attention_sum, at.x.wide, w.attention_norm, attention_output_stream(i, H),
                    at.y, at.attention_statistics);
-      linear(at.y, w.up, at.up);
-      check(cuda::activation_forward_f32_cuda(at.up, int64_t{N} * F, config_.activation,
-                                              bf16_ ? nullptr : at.hidden.wide, at.hidden.narrow,
-                                              stream()),
-            "activation");
+      if (bf16_) {
+        narrow_product(F, C, operand(at.y, C), weight(w.up.weight, C), at.up.narrow);
+        check(cuda::activation_forward_bf16_cuda(at.up.narrow, F, value(w.up.bias), N, F,
+                                                 config_.activation, at.hidden.narrow, F, stream()),
+              "activation");
+      } else {
+        linear(at.y, w.up, at.up.wide);
+        check(cuda::activation_forward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
+                                                at.hidden.wide, stream()),
+              "activation");
+      }
       linear(at.hidden, w.down, at.output_sum);
       add_and_norm(at.output_sum, at.y.wide, w.output_norm, output_stream(i, H), input(i + 1),
                    at.output_statistics);
@@ -534,7 +558,7 @@ class CudaTrainer::Impl {
     const cuda::VocabularyWords& words = batch_.words();
     product(S, C, C, f32(u_, C), f32(value(transform_.weight), C), pre_, value(transform_.bias));
     check(cuda::activation_forward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish,
-                                            activated_, nullptr, stream()),
+                                            activated_, stream()),
           "the head's activation");
     check(cuda::dropout_add_layernorm_forward_cuda(
               activated_, nullptr, S, C, value(head_norm_.gamma), value(head_norm_.beta), eps_,
@@ -580,7 +604,7 @@ class CudaTrainer::Impl {
               nullptr, gradient(head_norm_.gamma), gradient(head_norm_.beta), parts_, stream()),
           "the head's layer norm, backward");
     check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
-                                             nullptr, stream()),
+                                             stream()),
           "the head's activation, backward");
     product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight), nullptr,
             false, true);
@@ -658,8 +682,11 @@ class CudaTrainer::Impl {
     const int32_t N = batch_.tokens();
     product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
             gradient(l.weight), nullptr, false, true);
-    check(cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, gradient(l.bias), parts_,
-                                stream()),
+    float* const dbias = gradient(l.bias);
+    check(bf16_
+              ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
+                                           stream())
+              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts_, stream()),
           "a bias gradient");
   }
   /// linear: dx (+)= dout · W
@@ -690,10 +717,16 @@ class CudaTrainer::Impl {
       unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H));
       // linear(at.hidden, w.down, …)
       weight_gradient(dbranch_, at.hidden, w.down);
-      input_gradient(dbranch_, w.down, dwide_.wide, false);
+      if (bf16_) {
+        narrow_product(F, C, operand(dbranch_, C), weight(w.down.weight, F, true), dwide_.narrow);
+      } else {
+        input_gradient(dbranch_, w.down, dwide_.wide, false);
+      }
       // activation_forward
-      check(cuda::activation_backward_f32_cuda(at.up, int64_t{N} * F, config_.activation,
-                                               dwide_.wide, dwide_.narrow, stream()),
+      check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
+                                                        config_.activation, dwide_.narrow, stream())
+                  : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F,
+                                                       config_.activation, dwide_.wide, stream()),
             "activation, backward");
       // linear(at.y, w.up, …)
       weight_gradient(dwide_, at.y, w.up);
