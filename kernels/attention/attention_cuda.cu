@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- bf16: a warp a tile and head.
 
-template <int32_t kD>  // D rounded up
-__global__ void __launch_bounds__(kThreads)
+template <int32_t kD, bool kWhole>
+__global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     attention_forward_bf16_kernel(const uint16_t* qkv, int64_t qkv_stride, const float* bias,
                                   const AttentionTile* tiles, int32_t num_tiles, int32_t H,
                                   int32_t D, uint16_t* out, int64_t out_stride, float* lse) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
   const AttentionTile tile = tiles[item / H];
   if (tile.begin == tile.end) return;
   const int32_t h = item % H;
-  attend<kD>(
+  attend<kD, kWhole>(
       head_rows(qkv, qkv_stride, bias, H, D, h), tile, 1, [](float(&)[2][4], int32_t) {},
       out + h * D, out_stride, lse == nullptr ? nullptr : lse + h, H);
 }
@@ -121,10 +121,12 @@ Status attention_forward_bf16_cuda(const uint16_t* qkv, int64_t qkv_stride, cons
                                    int32_t D, uint16_t* out, int64_t out_stride, float* lse,
                                    Stream stream) {
   if (D > kMostHeadDim) return 1;
+  const bool whole = D % kEight == 0 && qkv_stride % kEight == 0 && out_stride % kEight == 0;
   return with_head_dim(D, [&](auto rounded) {
     constexpr int32_t kD = decltype(rounded)::value;
-    return launch(attention_forward_bf16_kernel<kD>,
-                  dim3((unsigned)((num_tiles * H + kWarps - 1) / kWarps)), dim3(kThreads),
+    const auto kernel =
+        whole ? attention_forward_bf16_kernel<kD, true> : attention_forward_bf16_kernel<kD, false>;
+    return launch(kernel, dim3((unsigned)((num_tiles * H + kWarps - 1) / kWarps)), dim3(kThreads),
                   tile_bytes<kD>(kWarps, kForwardTiles), stream, qkv, qkv_stride, bias, tiles,
                   num_tiles, H, D, out, out_stride, lse);
   });

@@ -37,7 +37,7 @@ Status attention_forward_f32_cuda(const float* qkv, int64_t qkv_stride, const At
                                   int64_t out_stride, float* lse, Stream stream);
 
 /// The same on the tensor cores, of bf16: the probabilities are rounded before they meet V (their
-/// sum is not), and so is the result; sums are f32. One warp a tile and head, 64 keys at a time;
+/// sum is not), and so is the result; sums are f32. One warp a tile and head, 32 keys at a time;
 /// scores never leave registers.
 ///
 /// qkv   [N, 3, H, D] bf16, row stride in elements

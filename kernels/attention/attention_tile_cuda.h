@@ -7,10 +7,14 @@
 
 namespace xsr::cuda {
 
-// kD, below, is D rounded up to 32, 64 or 128. Rows of a tile stand so far apart that eight of
+// kD, below, is D rounded up to 32, 64 or 128. kWhole: D and every row stride are multiples of 8,
+// so that columns are moved 16 bytes at a time. Rows of a tile stand so far apart that eight of
 // them, as ldmatrix reads them, fall into all banks.
 template <int32_t kD>
 struct TileShape {
+  // Blocks of four warps that a multiprocessor must hold: without it ptxas aims at more, and
+  // spills.
+  static constexpr int32_t kBlocks = kD <= 64 ? 4 : 2;
   static constexpr int32_t kStride = kD + 8, kSize = kTileRows * kStride;
 };
 
@@ -37,20 +41,19 @@ __device__ __forceinline__ uint16_t* warp_tiles(int32_t tiles) {
 
 /// tile ← 16 rows of x from `first` on, each plus bias, rounded to bf16; zeros from row `end` and
 /// column D on. bias may be null. The whole warp; the tile is there after a __syncwarp().
-template <int32_t kD>
+template <int32_t kD, bool kWhole>
 __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, const float* bias,
                                           int32_t first, int32_t end, int32_t D, uint16_t* tile) {
   constexpr int32_t kLanes = kD / kEight;  // that share a row
   const int32_t d = lane_id() % kLanes * kEight;
-  const bool whole = D % kEight == 0 && stride % kEight == 0;
   float shift[kEight] = {};
-  if (bias != nullptr && d < D) load_eight(bias + d, whole, D - d, shift);
+  if (bias != nullptr && d < D) load_eight(bias + d, kWhole, D - d, shift);
   XSR_UNROLL
   for (int32_t r = 0; r < kTileRows; r += kWarp / kLanes) {
     const int32_t row = r + lane_id() / kLanes;
     float values[kEight] = {};
     if (first + row < end && d < D) {
-      load_eight(x + (first + row) * stride + d, whole, D - d, values);
+      load_eight(x + (first + row) * stride + d, kWhole, D - d, values);
       XSR_UNROLL
       for (int32_t e = 0; e < kEight; ++e) values[e] += shift[e];
     }
@@ -118,10 +121,10 @@ struct HeadRows {
   const float* bias;
   int32_t C, D;
   /// Rows of Q, K or V (0, 1, 2) as fill_tile.
-  template <int32_t kD>
+  template <int32_t kD, bool kWhole>
   __device__ __forceinline__ void fill(int32_t which, int32_t first, int32_t end,
                                        uint16_t* tile) const {
-    fill_tile<kD>(x + which * C, stride, which == 0 ? bias : nullptr, first, end, D, tile);
+    fill_tile<kD, kWhole>(x + which * C, stride, which == 0 ? bias : nullptr, first, end, D, tile);
   }
   __device__ __forceinline__ const float* value_bias() const {
     return bias == nullptr ? nullptr : bias + 2 * C;
@@ -133,18 +136,18 @@ __device__ __forceinline__ HeadRows head_rows(const uint16_t* qkv, int64_t strid
 }
 
 /// to[0 .. D) ← this lane's columns of row g (half 0) or g + 8 (half 1) of sums, times factor, plus
-/// those of shift times shift_factor; shift may be null. pairs: to is 4-byte aligned and D even.
-template <int32_t kD>
+/// those of shift times shift_factor; shift may be null. kWhole: to is 4-byte aligned.
+template <int32_t kD, bool kWhole>
 __device__ __forceinline__ void put_row(const float (&sums)[kD / 8][4], int32_t half, float factor,
                                         const float* shift, float shift_factor, int32_t D,
-                                        bool pairs, uint16_t* to) {
+                                        uint16_t* to) {
   XSR_UNROLL
   for (int32_t n = 0; n < kD / 8; ++n) {
     const int32_t d = n * 8 + 2 * (lane_id() % 4);
     float low = sums[n][2 * half] * factor, high = sums[n][2 * half + 1] * factor;
     if (shift != nullptr && d < D) low += shift[d] * shift_factor;
     if (shift != nullptr && d + 1 < D) high += shift[d + 1] * shift_factor;
-    if (pairs) {
+    if (kWhole) {
       if (d < D) *reinterpret_cast<uint32_t*>(to + d) = f32_to_bf16_pair(low, high);
     } else {
       if (d < D) to[d] = f32_to_bf16(low);
@@ -155,23 +158,22 @@ __device__ __forceinline__ void put_row(const float (&sums)[kD / 8][4], int32_t 
 
 constexpr int32_t kForwardTiles = 2;  // that attend() takes of the shared memory
 
-/// The attention of a tile's rows to all rows of their sentence, 64 keys at a time; one warp.
+/// The attention of a tile's rows to all rows of their sentence, 32 keys at a time; one warp.
 ///
 /// drop(p, key)  may change p, probabilities (before their division by their sum, in which they
 ///               count all the same) of 16 keys from the sentence's `key` on, as two fragments
 /// factor        what the result is multiplied by
-/// out, lse      columns of this head; lse may be null; out starts at a multiple of 4 bytes where D
-///               is even
-template <int32_t kD, typename Drop>
+/// out, lse      columns of this head; lse may be null
+template <int32_t kD, bool kWhole, typename Drop>
 __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile& tile,
                                        float factor, Drop&& drop, uint16_t* out, int64_t out_stride,
                                        float* lse, int64_t lse_stride) {
-  constexpr int32_t kKeys = 64;
+  constexpr int32_t kKeys = 32;
   const int32_t g = lane_id() / 4, t = lane_id() % 4;
   uint16_t* const queries = warp_tiles<kD>(kForwardTiles);
   uint16_t* const rows = queries + TileShape<kD>::kSize;
   const float scale = 1.0f / sqrtf((float)head.D);
-  head.fill<kD>(0, tile.row, tile.end, queries);
+  head.fill<kD, kWhole>(0, tile.row, tile.end, queries);
 
   float o[kD / 8][4];
   XSR_UNROLL
@@ -188,7 +190,7 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
       for (int32_t n = 0; n < 2; ++n) p[s][n][0] = p[s][n][1] = p[s][n][2] = p[s][n][3] = 0;
       if (key + s * 16 < tile.end) {  // the same for the whole warp
         __syncwarp();
-        head.fill<kD>(1, key + s * 16, tile.end, rows);
+        head.fill<kD, kWhole>(1, key + s * 16, tile.end, rows);
         __syncwarp();
         add_dots<kD>(queries, rows, p[s]);
       }
@@ -231,7 +233,7 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
       XSR_UNROLL
       for (int32_t e = 0; e < 8; ++e) kept[e % 4 / 2] += p[s][e / 4][e % 4];
       __syncwarp();
-      head.fill<kD>(2, key + s * 16, tile.end, rows);
+      head.fill<kD, kWhole>(2, key + s * 16, tile.end, rows);
       __syncwarp();
       add_rows<kD>(p[s], rows, o);
     }
@@ -241,8 +243,8 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
     const float total = quad_sum(sum[r]), share = quad_sum(kept[r]) / total;  // 1 without drop()
     const int64_t row = tile.row + g + r * 8;
     if (row >= tile.end) continue;
-    put_row<kD>(o, r, factor / total, head.value_bias(), share * factor, head.D,
-                head.D % 2 == 0 && out_stride % 2 == 0, out + row * out_stride);
+    put_row<kD, kWhole>(o, r, factor / total, head.value_bias(), share * factor, head.D,
+                        out + row * out_stride);
     if (lse != nullptr && t == 0) lse[row * lse_stride] = largest[r] + logf(total);
   }
 }

@@ -51,8 +51,9 @@ struct Rows {
 
 /// What the backward pass needs of one layer.
 struct LayerRows {
-  Rows x;  // [N, C]
-  float *qkv = nullptr, *lse = nullptr;
+  Rows x;    // [N, C]
+  Rows qkv;  // in bf16 without its bias
+  float* lse = nullptr;
   Rows context;
   float *attention_sum = nullptr, *attention_statistics = nullptr;
   Rows y;
@@ -117,6 +118,7 @@ class CudaTrainer::Impl {
         H(config.num_heads),
         V(config.vocab_size),
         bf16_(step.precision == Precision::kBF16),
+        bf16_attention_(bf16_ && cuda::attention_bf16_takes(C / H)),
         eps_(static_cast<float>(config.layer_norm_eps)),
         values_(table.size()),
         gradients_(table.size()),
@@ -311,32 +313,32 @@ class CudaTrainer::Impl {
       plan.add(&rows->wide, N * columns);
       plan.add(&rows->narrow, bf16_ ? N * columns : 0);
     };
-    const auto operand_rows = [&](Rows* rows, size_t columns) {  // what products alone read
-      plan.add(&rows->wide, bf16_ ? 0 : N * columns);
-      plan.add(&rows->narrow, bf16_ ? N * columns : 0);
+    const auto either = [&](Rows* rows, size_t columns, bool narrow) {
+      plan.add(&rows->wide, narrow ? 0 : N * columns);
+      plan.add(&rows->narrow, narrow ? N * columns : 0);
     };
     plan.add(&embedding_sum_, N * c);
     plan.add(&embedding_statistics_, 2 * N);
     rows_.assign(encoder_.layers.size(), {});
     for (LayerRows& layer : rows_) {
       rows(&layer.x, c);
-      plan.add(&layer.qkv, N * 3 * c);
+      either(&layer.qkv, 3 * c, bf16_attention_);
       plan.add(&layer.lse, N * static_cast<size_t>(H));
-      operand_rows(&layer.context, c);
+      either(&layer.context, c, bf16_);
       plan.add(&layer.attention_sum, N * c);
       plan.add(&layer.attention_statistics, 2 * N);
       rows(&layer.y, c);
-      operand_rows(&layer.up, f);
-      operand_rows(&layer.hidden, f);
+      either(&layer.up, f, bf16_);
+      either(&layer.hidden, f, bf16_);
       plan.add(&layer.output_sum, N * c);
       plan.add(&layer.output_statistics, 2 * N);
     }
     plan.add(&output_, N * c);
     plan.add(&dx_, N * c);
-    plan.add(&dcontext_, N * c);
-    plan.add(&delta_, N * static_cast<size_t>(H));
-    operand_rows(&dbranch_, c);
-    operand_rows(&dwide_, std::max(3 * c, f));
+    either(&dcontext_, c, bf16_attention_);
+    plan.add(&delta_, 2 * N * static_cast<size_t>(H));
+    either(&dbranch_, c, bf16_);
+    either(&dwide_, std::max(3 * c, f), bf16_);
     const int32_t most = static_cast<int32_t>(std::max(N, S));
     plan.add(&parts_, static_cast<size_t>(std::max({cuda::layernorm_backward_floats_cuda(most, C),
                                                     cuda::column_sum_floats_cuda(most, 3 * C),
@@ -445,11 +447,19 @@ class CudaTrainer::Impl {
     for (int32_t i = 0; i < L; ++i) {
       const EncoderParameters::Layer& w = encoder_.layers[i];
       const LayerRows& at = rows_[i];
-      linear(at.x, w.qkv, at.qkv);
-      check(cuda::attention_training_forward_f32_cuda(
-                at.qkv, d.cu_seqlens, S, N, H, C / H, d.dropout, probabilities_stream(i, H),
-                at.context.wide, at.context.narrow, at.lse, stream()),
-            "attention");
+      if (bf16_attention_) {
+        narrow_product(3 * C, C, operand(at.x, C), weight(w.qkv.weight, C), at.qkv.narrow);
+        check(cuda::attention_training_forward_bf16_cuda(
+                  at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, d.dropout,
+                  probabilities_stream(i, H), at.context.narrow, at.lse, stream()),
+              "attention");
+      } else {
+        linear(at.x, w.qkv, at.qkv.wide);
+        check(cuda::attention_training_forward_f32_cuda(
+                  at.qkv.wide, d.cu_seqlens, S, N, H, C / H, d.dropout, probabilities_stream(i, H),
+                  at.context.wide, at.context.narrow, at.lse, stream()),
+              "attention");
+      }
       linear(at.context, w.attention_output, at.attention_sum);
       add_and_norm(at.attention_sum, at.x.wide, w.attention_norm, attention_output_stream(i, H),
                    at.y, at.attention_statistics);
@@ -736,12 +746,22 @@ class CudaTrainer::Impl {
                        attention_output_stream(i, H));
       // linear(at.context, w.attention_output, …)
       weight_gradient(dbranch_, at.context, w.attention_output);
-      input_gradient(dbranch_, w.attention_output, dcontext_, false);
       // attention_forward
-      check(cuda::attention_backward_f32_cuda(at.qkv, d.cu_seqlens, S, N, H, C / H, at.lse,
-                                              d.dropout, probabilities_stream(i, H), dcontext_,
+      if (bf16_attention_) {
+        narrow_product(C, C, operand(dbranch_, C), weight(w.attention_output.weight, C, true),
+                       dcontext_.narrow);
+        check(cuda::attention_backward_bf16_cuda(
+                  at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, at.lse, d.dropout,
+                  probabilities_stream(i, H), dcontext_.narrow, dwide_.narrow, delta_, stream()),
+              "attention, backward");
+      } else {
+        input_gradient(dbranch_, w.attention_output, dcontext_.wide, false);
+        check(
+            cuda::attention_backward_f32_cuda(at.qkv.wide, d.cu_seqlens, S, N, H, C / H, at.lse,
+                                              d.dropout, probabilities_stream(i, H), dcontext_.wide,
                                               dwide_.wide, dwide_.narrow, delta_, stream()),
             "attention, backward");
+      }
       // linear(at.x, w.qkv, …)
       weight_gradient(dwide_, at.x, w.qkv);
       input_gradient(dwide_, w.qkv, dx_, true);
@@ -786,6 +806,7 @@ class CudaTrainer::Impl {
   const std::unique_ptr<Communicator> communicator_;  // null for a single device
   const int32_t C, F, H, V;
   const bool bf16_;
+  const bool bf16_attention_;  // on the tensor cores
   const float eps_;
   std::optional<cuda::StreamOwner> stream_;
   std::optional<cuda::Gemm> gemm_;
@@ -808,7 +829,8 @@ class CudaTrainer::Impl {
   Memory memory_;
   float *embedding_sum_ = nullptr, *embedding_statistics_ = nullptr;
   std::vector<LayerRows> rows_;
-  float *output_ = nullptr, *dx_ = nullptr, *dcontext_ = nullptr, *delta_ = nullptr;
+  float *output_ = nullptr, *dx_ = nullptr, *delta_ = nullptr;
+  Rows dcontext_;
   Rows dbranch_, dwide_;
   float* parts_ = nullptr;
   float *u_ = nullptr, *du_ = nullptr;          // of the own sentences
