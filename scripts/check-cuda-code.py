@@ -3,6 +3,8 @@
 
 - Each library holds machine code for sm_80 and sm_90a, and PTX for devices to come.
 - Every attention_*bf16_kernel multiplies on the tensor cores (HMMA); each library must have some.
+- What training moves four floats at a time (the update, activations, dropout, LayerNorm) is loaded by 128 bits; the
+  second library, that of training, must have some.
 - No kernel of the first library touches local memory (LDL, STL): nothing spills. (In training cos takes some; ptxas
   warns where registers spill, and a warning ends the build.)
 
@@ -18,8 +20,12 @@ import sys
 
 ARCHITECTURES = {"sm_80", "sm_90a"}
 ON_TENSOR_CORES = re.compile(r"attention_\w*bf16_kernel")
+FOUR_AT_ONCE = re.compile(  # with the file in front, for sessions have kernels of the same names
+    r"(optimizer|dropout|training)_cuda_cu_\w*(adam_update|sum_of_squares|narrow_forward|dropout_forward"
+    r"|activation_forward|activation_backward|layernorm_forward|layernorm_backward_rows)_kernel"
+)
 HEADER = re.compile(r"^\s*(arch = |Function : )(\S+)")
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)")
 
 
 def find_cuobjdump():
@@ -42,6 +48,7 @@ def kernels(sass):
                 opcodes = found.setdefault((architecture, header.group(2)), collections.Counter())
         elif opcodes is not None and (instruction := INSTRUCTION.match(line)):
             opcodes[instruction.group(1)] += 1
+            opcodes["128 bits"] += instruction.group(1) == "LDG" and ".128" in instruction.group(2)
     return found
 
 
@@ -61,7 +68,7 @@ def main(libraries):
             wrong.append(f"{name} has no code for {', '.join(sorted(missing))}")
         if not run(cuobjdump, "-lptx", library).strip():
             wrong.append(f"{name} has no PTX")
-        tensor = 0
+        tensor = four = 0
         for (architecture, function), opcodes in found.items():
             if sum(opcodes.values()) < 2:
                 wrong.append(f"{name}: {function} for {architecture}: not understood")
@@ -72,9 +79,18 @@ def main(libraries):
                 tensor += 1
                 if not opcodes["HMMA"]:
                     wrong.append(f"{name}: {function} for {architecture}: no HMMA, so not on the tensor cores")
+            if FOUR_AT_ONCE.search(function):
+                four += 1
+                if not opcodes["128 bits"]:
+                    wrong.append(f"{name}: {function} for {architecture}: loads nothing by 128 bits")
         if tensor == 0:
             wrong.append(f"{name} has no kernel of attention on the tensor cores")
-        print(f"check-cuda-code: {name}: {len(found)} kernels, {tensor} of attention on the tensor cores")
+        if number == 1 and four == 0:
+            wrong.append(f"{name} has none of the kernels that move four floats at a time")
+        print(
+            f"check-cuda-code: {name}: {len(found)} kernels, {tensor} of attention on the tensor cores, "
+            f"{four} by four floats at a time"
+        )
     for line in wrong:
         print(f"check-cuda-code: {line}", file=sys.stderr)
     return 1 if wrong else 0

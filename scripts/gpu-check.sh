@@ -2,9 +2,10 @@
 # gpu-check.sh [--no-build] [--quick]: what only a machine with an NVIDIA GPU can tell. Needs no network.
 #   builds the preset cuda; runs every CUDA test, none of which may be skipped for want of a device; runs them again under
 #   compute-sanitizer, memcheck and racecheck; times sessions and steps of training on the device, the latter also with
-#   NCCL in between, on one rank, where NCCL is installed, and sessions beside PyTorch where python3 has it.
+#   NCCL in between, on one rank, where NCCL is installed, and both beside PyTorch where python3 has it.
 # Writes docs/results/gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench) and
-# gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench) and gpu-peers.json (gpu_peers.py), each with the device's name.
+# gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench), gpu-peers.json (gpu_peers.py) and gpu-train-peers-{128,1024}.json
+# (train_baseline.py), each with the device's name.
 # Exit status 1: something failed, or there is no GPU.
 #   --no-build  build/cuda is there already
 #   --quick     without racecheck, and with fewer sentences
@@ -104,6 +105,17 @@ if python3 -c 'import numpy, torch; assert torch.cuda.is_available()' 2>/dev/nul
   pytorch="beside xsr"
   python3 bench/peers/gpu_peers.py --build build/cuda --sentences $sentences --json "$work/gpu-peers.json" &&
     cp "$work/gpu-peers.json" "$results/gpu-peers.json" || fail "bench peers"
+  turns=7
+  [ $quick = no ] || turns=2
+  train_peers() {  # train_peers COMMAND ARGUMENTS...
+    python3 bench/peers/train_baseline.py "$1" --device cuda --build build/cuda --config presets/xsr-2layer.toml --made-up "${@:2}"
+  }
+  train_peers follow || fail "PyTorch's trainer takes other steps"
+  for pairs in 128 1024; do
+    what=train-peers-$pairs
+    train_peers speed --set data.batch_pairs=$pairs --block 32 --turns $turns --json "$work/gpu-$what.json" &&
+      cp "$work/gpu-$what.json" "$results/gpu-$what.json" || fail "bench $what"
+  done
 fi
 say "PyTorch: $pytorch"
 

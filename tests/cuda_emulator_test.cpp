@@ -1,6 +1,8 @@
 // The emulated device against kernels and callers that are wrong on purpose: what it promises to
 // end with a message, or to make as bad as it can be, it does. Without this a green run of the
 // other CUDA tests would say little.
+#include <gmock/gmock.h>
+
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -180,6 +182,26 @@ TEST_F(CudaEmulatorDeathTest, LdmatrixOffItsAlignment) {
   run_kernel(ldmatrix_kernel, 1, 32, 1024, 0);
   EXPECT_DEATH(run_kernel(ldmatrix_kernel, 1, 32, 1024, 1),
                "ldmatrix of thread 0 from an address that is not 16-byte aligned");
+}
+
+__global__ void quad_kernel(float* x, uint16_t* narrow) {
+  const Quad four = load_quad(x);
+  if (narrow == nullptr) store_quad(x, four);
+  if (narrow != nullptr) store_quad(narrow, four);
+}
+
+TEST_F(CudaEmulatorDeathTest, FourElementsAtOnceOffTheirAlignment) {
+  alignas(16) float x[8] = {1, -2, 3, 1.00390625f, 5, 6, 7, 8};
+  alignas(8) uint16_t narrow[8] = {};
+  run_kernel(quad_kernel, 1, 1, 0, x, narrow);
+  EXPECT_THAT(narrow, testing::ElementsAre(0x3f80, 0xc000, 0x4040, 0x3f80, 0, 0, 0, 0));
+  run_kernel(quad_kernel, 1, 1, 0, x + 4, nullptr);
+  for (int off = 1; off < 4; ++off) {
+    EXPECT_DEATH(run_kernel(quad_kernel, 1, 1, 0, x + off, narrow),
+                 "16 bytes at once of thread 0 with an address that is not aligned to them");
+    EXPECT_DEATH(run_kernel(quad_kernel, 1, 1, 0, x, narrow + off),
+                 "8 bytes at once of thread 0 with an address that is not aligned to them");
+  }
 }
 
 // ---- launches that a device refuses

@@ -40,7 +40,10 @@ finds() { program "$fakes/python3" "[ \"\$1\" != -c ] || [[ \$2 == *torch* ]] ||
   [ \"\$1\" != -c ] || exit $2
   exec $(command -v python3) \"\$@\""; }
 peers='import sys; open(sys.argv[-1], "w").write("{}")'
+train_peers='import sys
+if sys.argv[1] == "speed": open(sys.argv[-1], "w").write(" ".join(sys.argv))'
 echo "$peers" >"$tree/bench/peers/gpu_peers.py"
+echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
 finds 1 1
 run || fail "it failed where all passed"
 grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
@@ -52,9 +55,11 @@ grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "i
 grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with NCCL"
 grep -q -- '--device cuda.*--pairs 128,1024.*--exchange' "$tree/build/cuda/bench/xsr-train-bench.asked" ||
   fail "it asked xsr-train-bench for something else"
-for what in check f32 tf32 bf16 bf16-qkv-table text train-f32 train-tf32 train-bf16 train-bf16-nccl peers; do
+for what in check f32 tf32 bf16 bf16-qkv-table text train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
   [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
 done
+grep -q -- '--device cuda.*--made-up.*batch_pairs=1024' "$tree/docs/results/gpu-train-peers-1024.json" ||
+  fail "it asked train_baseline.py for something else"
 grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-check.json does not name the device"
 grep -q "2 tests passed, 0 failed, 0 skipped" "$work/log" || fail "it does not count the tests"
 
@@ -85,6 +90,13 @@ finds 1 0
 echo 'raise SystemExit(1)' >"$tree/bench/peers/gpu_peers.py"
 expect_failure "a race with PyTorch that fails"
 echo "$peers" >"$tree/bench/peers/gpu_peers.py"
+for command in follow speed; do
+  printf 'import sys\nif sys.argv[1] == "%s": raise SystemExit(1)\n%s\n' $command "$train_peers" >"$tree/bench/peers/train_baseline.py"
+  expect_failure "a trainer of PyTorch's that fails to $command"
+done
+echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
+finds 1 0
+run || fail "it still fails where all pass, with PyTorch"
 rm "$tree/build/cuda/bench/xsr-train-bench"
 expect_failure "a missing bench of training"
 echo "gpu_check_test: refuses, fails and writes as it should"

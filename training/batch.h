@@ -16,6 +16,7 @@ struct PairBatch {
 
   int32_t num_sentences() const { return 2 * num_pairs; }
   int32_t num_tokens() const { return cu_seqlens.empty() ? 0 : cu_seqlens.back(); }
+  bool operator==(const PairBatch&) const = default;
 };
 
 }  // namespace xsr::training

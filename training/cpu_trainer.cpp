@@ -36,7 +36,8 @@ CpuTrainer::CpuTrainer(const ModelConfig& config, const StepConfig& step,
   if (step.precision == Precision::kBF16) narrow_.resize(static_cast<size_t>(table_.size()));
 }
 
-StepResult CpuTrainer::step(const PairBatch& batch, double learning_rate) {
+StepResult CpuTrainer::take_step(const PairBatch& batch, double learning_rate,
+                                 const PairBatch* /*next*/) {
   const int64_t C = config_.hidden_size, number = steps() + 1;
   const kernels::Dropout masks = dropout(step_.dropout, number);
   embeddings_.assign(static_cast<size_t>(batch.num_sentences() * C), 0.0f);

@@ -16,7 +16,6 @@ class CpuTrainer : public Trainer {
   CpuTrainer(const ModelConfig& config, const StepConfig& step, const kernels::KernelTable& kernels,
              ThreadPool& threads);
 
-  StepResult step(const PairBatch& batch, double learning_rate) override;
   LossParts evaluate(const PairBatch& batch, bool with_dropout = false) override;
   void embed(const PairBatch& batch) override { embed(batch, 0); }
   const std::vector<float>& embeddings() const override { return embeddings_; }
@@ -26,6 +25,10 @@ class CpuTrainer : public Trainer {
   const FlatBuffer* read(State state) const override;
   FlatBuffer* write(State state) override;
   const FlatBuffer& gradients() const override { return gradients_; }
+
+ protected:
+  StepResult take_step(const PairBatch& batch, double learning_rate,
+                       const PairBatch* next) override;
 
  private:
   void embed(const PairBatch& batch, double dropout_rate);

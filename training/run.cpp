@@ -252,7 +252,7 @@ class Run {
     const double rate = schedule_.at(step() + 1, static_cast<int64_t>(epoch));
     StepResult result;
     try {
-      result = trainer_->step(batch, rate);
+      result = trainer_->step(batch, rate, stream_->peek());
     } catch (const NonFiniteError& error) {
       throw Error(
           XSR_STATUS_INTERNAL,

@@ -33,6 +33,7 @@ struct StepResult {
   LossParts loss;
   double gradient_norm = 0;  // before clipping
   double learning_rate = 0;
+  bool prepared = false;  // what a device needs of the batch was made during an earlier step
   StepSeconds seconds;
 };
 
@@ -60,7 +61,13 @@ class Trainer {
 
   /// Forward, backward, clipping, update. The dropout masks depend on the seed and the number of
   /// updates so far. Throws NonFiniteError.
-  virtual StepResult step(const PairBatch& batch, double learning_rate) = 0;
+  ///
+  /// next, when given, is the batch that will probably come in the next step: a device's trainer
+  /// makes it ready while the device works on this one. Results are the same without it, and
+  /// whatever comes instead.
+  StepResult step(const PairBatch& batch, double learning_rate, const PairBatch* next = nullptr) {
+    return take_step(batch, learning_rate, next);
+  }
   /// The losses; nothing is learned. with_dropout: under the masks of the last step. Losses that
   /// are not finite are returned as they are.
   virtual LossParts evaluate(const PairBatch& batch, bool with_dropout = false) = 0;
@@ -92,6 +99,8 @@ class Trainer {
   Trainer(const ModelConfig& config, const StepConfig& step);
   /// The masks of update number `update`, in stream 0; rate 0 drops nothing.
   kernels::Dropout dropout(double rate, int64_t update) const;
+  virtual StepResult take_step(const PairBatch& batch, double learning_rate,
+                               const PairBatch* next) = 0;
   [[noreturn]] static void not_finite(const std::string& where, int64_t update);
 
   const ModelConfig config_;

@@ -83,7 +83,7 @@ class Encoder(torch.nn.Module):
 
     def forward(self, ids, lengths):
         B, T = ids.shape
-        real = torch.arange(T)[None, :] < lengths[:, None]
+        real = torch.arange(T, device=ids.device)[None, :] < lengths[:, None]
         x = F.embedding(ids, self.p("embedding.token"))
         x = x + self.p("embedding.position")[self.position_offset : self.position_offset + T]
         x = self.drop(self.norm(x, "embedding.norm"))
@@ -102,13 +102,6 @@ class Encoder(torch.nn.Module):
         return F.linear(t, self.p("embedding.token"), self.p("head.output.bias"))
 
 
-def dense_target(bag, V, dtype):
-    target = torch.zeros(len(bag), V, dtype=dtype)
-    for row, (ids, masses) in zip(target, bag):
-        row[torch.from_numpy(ids)] = torch.from_numpy(masses).to(dtype)
-    return target
-
-
 def pad_bags(bag, dtype):
     """-> ids [2B, K], masses [2B, K] (0 where there is none), and the constant sum of p log p over all."""
     width = max(len(ids) for ids, _ in bag)
@@ -119,6 +112,11 @@ def pad_bags(bag, dtype):
     return torch.from_numpy(ids), torch.from_numpy(masses).to(dtype), entropy
 
 
+def dense_target(ids, masses, V):
+    """The labels [B, V] that pad_bags has [B, K] of."""
+    return torch.zeros(len(ids), V, dtype=masses.dtype, device=masses.device).scatter_add_(1, ids, masses)
+
+
 def sparse_kl(logits, ids, masses):
     """sum p (log p - log q), but for the sum of p log p: mass * lse(z) - sum p z."""
     z = logits.gather(1, ids).to(masses.dtype)
@@ -126,7 +124,7 @@ def sparse_kl(logits, ids, masses):
 
 
 def align(u1, u2):
-    S, diagonal = u1 @ u2.T, torch.arange(len(u1))
+    S, diagonal = u1 @ u2.T, torch.arange(len(u1), device=u1.device)
     return F.cross_entropy(S, diagonal) + F.cross_entropy(S.T, diagonal)
 
 
@@ -136,11 +134,25 @@ def sim(u1, u2, min_cosine):
 
 
 class Peer:
-    """A model in training. weights: those of LOSSES; clip: largest norm of the gradient, 0 = any."""
+    """A model in training on a device. weights: those of LOSSES; clip: largest norm of the gradient, 0 = any."""
 
-    def __init__(self, parameters, model, weights, min_cosine, clip, optimizer, dropout, tuned, bf16=False, compiled=False):
+    def __init__(
+        self,
+        parameters,
+        model,
+        weights,
+        min_cosine,
+        clip,
+        optimizer,
+        dropout,
+        tuned,
+        bf16=False,
+        compiled=False,
+        device="cpu",
+    ):
         self.tuned, self.bf16, self.weights, self.min_cosine, self.clip = tuned, bf16, weights, min_cosine, clip
-        parameters = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in parameters.items()}
+        self.device = torch.device(device)
+        parameters = {n: torch.nn.Parameter(torch.tensor(v, device=self.device)) for n, v in parameters.items()}
         self.dtype = next(iter(parameters.values())).dtype
         self.encoder = Encoder(
             parameters,
@@ -160,18 +172,25 @@ class Peer:
             fused=tuned or None,
         )
         compile_it = (lambda f: torch.compile(f, dynamic=True)) if compiled else (lambda f: f)
-        self.forward_padded, self.forward_tuned = self._padded, compile_it(self._tuned)
+        self.forward_tuned = compile_it(self._tuned)
         self.updates = 0
 
-    def _padded(self, batch):
-        """Each side by itself, labels for the whole vocabulary."""
+    def prepare(self, batch):
+        """What a step reads of a batch, on the device: padded sentences, of each side or of both at once, and the
+        targets as pad_bags gives them."""
         B = batch.pairs
-        bag, u = bags(batch), []
-        ugt = 0
-        for side in (0, 1):
-            u.append(self.encoder(*pad(batch.sentences[side * B : (side + 1) * B])))
+        sides = [batch.sentences] if self.tuned else [batch.sentences[:B], batch.sentences[B:]]
+        padded = [[tensor.to(self.device) for tensor in pad(side)] for side in sides]
+        ids, masses, entropy = pad_bags(bags(batch), self.dtype)
+        return B, padded, ids.to(self.device), masses.to(self.device), entropy
+
+    def _padded(self, padded, ids, masses):
+        """Each side by itself, labels for the whole vocabulary."""
+        u, ugt = [], 0
+        for side, own_ids, own_masses in zip(padded, ids.chunk(2), masses.chunk(2)):
+            u.append(self.encoder(*side))
             logits = self.encoder.logits(u[-1])
-            target = dense_target(bag[side * B : (side + 1) * B], logits.shape[1], self.dtype)
+            target = dense_target(own_ids, own_masses, logits.shape[1])
             ugt = ugt + F.kl_div(F.log_softmax(logits, -1), target, reduction="batchmean")
         return ugt, align(*u), sim(*u, self.min_cosine)
 
@@ -179,36 +198,36 @@ class Peer:
         u = self.encoder(ids, lengths)
         ugt = sparse_kl(self.encoder.logits(u), bag_ids, bag_masses)
         # Their products saturate in bf16.
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             u1, u2 = u.to(self.dtype).chunk(2)
             return ugt, align(u1, u2), sim(u1, u2, self.min_cosine)
 
-    def losses(self, batch):
+    def losses(self, prepared):
         """The parts in the order of LOSSES, unweighted."""
+        pairs, padded, ids, masses, entropy = prepared
         if not self.tuned:
-            return self.forward_padded(batch)
-        bag_ids, bag_masses, entropy = pad_bags(bags(batch), self.dtype)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            ugt, *others = self.forward_tuned(*pad(batch.sentences), bag_ids, bag_masses)
-        return ((ugt + entropy) / batch.pairs, *others)
+            return self._padded(padded, ids, masses)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            ugt, *others = self.forward_tuned(*padded[0], ids, masses)
+        return ((ugt + entropy) / pairs, *others)
 
-    def backward(self, batch):
-        """-> the parts as numbers; gradients are in the parameters."""
+    def backward(self, prepared):
+        """-> the parts; gradients are in the parameters."""
         self.encoder.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.losses(batch)
+        parts = self.losses(prepared)
         sum(w * part for w, part in zip(self.weights, parts)).backward()
-        return [float(part.detach()) for part in parts]
+        return [part.detach() for part in parts]
 
-    def step(self, batch, learning_rate):
-        """-> (total, parts, norm of the gradient before clipping)."""
-        parts = self.backward(batch)
+    def step(self, prepared, learning_rate):
+        """-> (total, parts, norm of the gradient before clipping), of which nobody has waited for the device."""
+        parts = self.backward(prepared)
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.clip if self.clip > 0 else math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.updates += 1
-        return sum(w * p for w, p in zip(self.weights, parts)), parts, float(norm)
+        return sum(w * p for w, p in zip(self.weights, parts)), parts, norm
 
     @torch.no_grad()
     def embed(self, sentences, block=256):
@@ -216,9 +235,11 @@ class Peer:
         self.encoder.eval()
         order = np.argsort([len(s) for s in sentences], kind="stable")
         out = torch.empty(len(sentences), self.encoder.p("embedding.token").shape[1], dtype=self.dtype)
+        out = out.to(self.device)
         for first in range(0, len(order), block):
             rows = order[first : first + block]
-            out[torch.from_numpy(rows)] = self.encoder(*pad([sentences[r] for r in rows])).to(self.dtype)
+            padded = (tensor.to(self.device) for tensor in pad([sentences[r] for r in rows]))
+            out[torch.from_numpy(rows).to(self.device)] = self.encoder(*padded).to(self.dtype)
         return out
 
     def gradients(self):
@@ -231,5 +252,5 @@ class Peer:
 def retrieval(u1, u2):
     """P@1 by cosine in double, both ways; of equals the lower index."""
     u1, u2 = (F.normalize(u.double(), dim=-1, eps=1e-300) for u in (u1, u2))
-    S, here = u1 @ u2.T, torch.arange(len(u1))
+    S, here = u1 @ u2.T, torch.arange(len(u1), device=u1.device)
     return [float((s.argmax(1) == here).double().mean()) for s in (S, S.T)]

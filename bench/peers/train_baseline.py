@@ -6,7 +6,8 @@
     bench/peers/train_baseline.py speed  --config FILE.toml --markdown FILE --json FILE
     bench/peers/train_baseline.py learn  --config FILE.toml --pairs N --every N --output FOLDER
 
-Makes its own virtual environment (.venv/train of the repository) on the first run. README.md explains.
+Makes its own virtual environment (.venv/train of the repository) on the first run; with `follow` or `speed` --device cuda it takes
+the Python it is run with. README.md explains.
 """
 
 import argparse
@@ -31,6 +32,35 @@ FORMS = {
     "tuned-bf16": dict(tuned=True, bf16=True),
     "tuned-bf16-compiled": dict(tuned=True, bf16=True, compiled=True),
 }
+
+
+FORMS_BY_DEFAULT = {"cpu": ",".join(FORMS), "cuda": "padded-f32,tuned-bf16,tuned-bf16-compiled"}
+
+
+def device_name(args):
+    import torch
+
+    return cpu_model() if args.device == "cpu" else torch.cuda.get_device_name()
+
+
+def make_up(args, folder):
+    """The settings of xsr-train for --made-up: pairs of random words, enough of them for the config's vocabulary."""
+    if not args.made_up:
+        return []
+    import numpy as np
+
+    random, words, pairs = np.random.default_rng(1), 60_000, 40_000
+    syllables = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
+    n = len(syllables)
+    text = ["".join(syllables[i // n**k % n] for k in range(3)) for i in random.choice(n**3, words, replace=False)]
+    frequency = np.arange(1, words + 1) ** -0.8
+    # Log-normal, as sentences of a corpus; a word is mostly one token.
+    lengths = np.exp(random.normal(np.log(22) - 0.5 * 0.6**2, 0.6, 2 * pairs)).round().clip(1, 90).astype(int)
+    ids = random.choice(words, lengths.sum(), p=frequency / frequency.sum())
+    sentences = [" ".join(text[i] for i in s) for s in np.split(ids, np.cumsum(lengths)[:-1])]
+    path = folder / "made-up.tsv"
+    path.write_text("".join(f"{a}\t{b}\n" for a, b in zip(sentences[::2], sentences[1::2])))
+    return [f"data.train={path}", "data.dev_pairs=100"]
 
 
 class Trace:
@@ -105,10 +135,10 @@ class Xsr:
     """xsr-train-steps: it writes the trace, then makes steps when told to and sleeps otherwise."""
 
     def __init__(self, args, folder, steps, settings=()):
-        self.trace_path = folder / "trace.safetensors"
+        self.trace_path, self.device = folder / "trace.safetensors", args.device
         command = [args.build / "bench" / "xsr-train-steps", "--steps", steps, "-o", self.trace_path]
         command += ["--config", args.config] if args.config else []
-        for setting in [f"run={folder / 'run'}", *args.set, *settings]:
+        for setting in [f"run={folder / 'run'}", f"device={args.device}", *args.set, *settings]:
             command += ["--set", setting]
         self.process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -144,22 +174,38 @@ class Xsr:
 class Torch:
     """One form of the baseline, driven as Xsr is."""
 
-    def __init__(self, trace, **form):
-        self.trace, self.peer, self.next = trace, trace.peer(**form), 0
+    def __init__(self, trace, device="cpu", **form):
+        self.trace, self.peer, self.next = trace, trace.peer(device=device, **form), 0
+        # On a device they are there beforehand: nothing but the steps is timed.
+        self.prepared = [self.peer.prepare(batch) for batch in trace.batches] if device != "cpu" else None
+
+    def synchronize(self):
+        if self.peer.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.peer.device)
 
     def step(self, count):
-        out = {"loss": [], "parts": [], "gradient_norm": [], "pairs": 0, "tokens": 0}
+        steps, pairs, tokens = [], 0, 0
+        self.synchronize()
         start = time.perf_counter()
         for _ in range(count):
             at = self.next % len(self.trace.batches)
             batch, self.next = self.trace.batches[at], self.next + 1
-            total, parts, norm = self.peer.step(batch, float(self.trace.learning_rates[at]))
-            for key, value in (("loss", total), ("parts", parts), ("gradient_norm", norm)):
-                out[key].append(value)
-            out["pairs"] += batch.pairs
-            out["tokens"] += batch.tokens
-        out["seconds"] = time.perf_counter() - start
-        return out
+            prepared = self.prepared[at] if self.prepared else self.peer.prepare(batch)
+            steps.append(self.peer.step(prepared, float(self.trace.learning_rates[at])))
+            pairs += batch.pairs
+            tokens += batch.tokens
+        self.synchronize()
+        seconds = time.perf_counter() - start
+        return {
+            "loss": [float(total) for total, _, _ in steps],
+            "parts": [[float(part) for part in parts] for _, parts, _ in steps],
+            "gradient_norm": [float(norm) for _, _, norm in steps],
+            "pairs": pairs,
+            "tokens": tokens,
+            "seconds": seconds,
+        }
 
     def evaluate(self):
         from torch_xsr import retrieval
@@ -249,7 +295,7 @@ def check(args):
                     continue
                 what = f"{file} {form} in {np.dtype(dtype).name}"
                 peer, gather = golden_peer(tensors, config, dtype, **FORMS[form])
-                parts = peer.backward(batch)
+                parts = map(float, peer.backward(peer.prepare(batch)))
                 for name, part in zip(("ugt", "align", "sim"), parts):
                     # SIM of xsr-256 is the small remainder of cosines near 1.
                     loose = bound if name != "sim" or dtype == np.float64 else 10 * bound
@@ -263,7 +309,9 @@ def check(args):
                 if "adam_amsgrad_losses" in metadata and dtype == np.float64:
                     peer, gather = golden_peer(tensors, config, dtype, **FORMS[form])
                     path = json.loads(metadata["adam_amsgrad_losses"])
-                    found = [peer.step(batch, 1e-3 * min(1, t * (1 - 0.999) / 2))[0] for t in range(1, len(path) + 1)]
+                    prepared = peer.prepare(batch)
+                    rates = [1e-3 * min(1, t * (1 - 0.999) / 2) for t in range(1, len(path) + 1)]
+                    found = [float(peer.step(prepared, rate)[0]) for rate in rates]
                     expect(f"{what}, {len(path)} steps", max(map(relative, found, path)), 1e-10)
                     after = gather("after.")
                     worst = max(np.abs(v.numpy() - after[n]).max() for n, v in peer.parameters().items())
@@ -278,10 +326,11 @@ def check(args):
 def follow(args):
     """The losses of both on the same steps, without dropout."""
     with tempfile.TemporaryDirectory(prefix="train_baseline.") as folder:
-        xsr = Xsr(args, pathlib.Path(folder), args.steps, ["model.dropout=0", "precision=f32"])
+        made_up = make_up(args, pathlib.Path(folder))
+        xsr = Xsr(args, pathlib.Path(folder), args.steps, [*made_up, "model.dropout=0", "precision=f32"])
         wanted, failed = xsr.step(args.steps), False
         for form in ("padded-f32", "tuned-f32"):
-            found = Torch(xsr.trace, **FORMS[form]).step(args.steps)
+            found = Torch(xsr.trace, args.device, **FORMS[form]).step(args.steps)
             worst = max(map(relative, wanted["loss"], found["loss"]))
             norms = max(map(relative, wanted["gradient_norm"], found["gradient_norm"]))
             failed |= not worst < args.bound
@@ -297,21 +346,34 @@ def follow(args):
 # ---- speed ----
 
 
+def warm_ups(args):
+    """Turns that are not counted. On a device xsr-train runs a shape as it stands, then captures it, then has a graph."""
+    return 1 if args.device == "cpu" else 3
+
+
 def block_rates(engines, args):
-    """pairs/s of every block of steps, the engines by turns, and the share of the roofline of each part of xsr-train's
-    steps; the first turn is not counted."""
-    rates, blocks = {name: [] for name in engines}, {}
-    for turn in range(args.turns + 1):
-        for name, engine in engines.items():
-            block = engine.step(args.block)
-            if turn > 0:
+    """pairs/s of every block of steps, the engines by turns, the share of the roofline of each part of xsr-train's steps on
+    the processor, and why a form is left out."""
+    rates, blocks, left_out = {name: [] for name in engines}, {}, {}
+    for turn in range(warm_ups(args) + args.turns):
+        counts = turn >= warm_ups(args)
+        for name, engine in list(engines.items()):
+            try:
+                block = engine.step(args.block)
+            except Exception as error:  # whatever a form dies of, the others go on
+                left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                print(f"train_baseline: {name} is left out: {left_out[name]}", file=sys.stderr)
+                del engines[name], rates[name]
+                continue
+            if counts:
                 rates[name].append(block["pairs"] / block["seconds"])
-            if isinstance(engine, Xsr):
+            if isinstance(engine, Xsr) and engine.device == "cpu":
                 engine.roofline()
-                if turn > 0:
+                if counts:
                     blocks.setdefault(name, []).append(block)
-            print(f"{name}: {block['pairs'] / block['seconds']:.1f} pairs/s{'' if turn else ' (warm-up)'}", file=sys.stderr)
-    return rates, {name: part_shares(blocks[name], engines[name].roofline()) for name in blocks}
+            rate = block["pairs"] / block["seconds"]
+            print(f"{name}: {rate:.1f} pairs/s{'' if counts else ' (warm-up)'}", file=sys.stderr)
+    return rates, {name: part_shares(blocks[name], engines[name].roofline()) for name in blocks}, left_out
 
 
 def part_shares(blocks, machine):
@@ -340,7 +402,8 @@ def speed(args):
     import torch
 
     torch.set_num_threads(threads_of(args))
-    forms = [f for f in args.forms.split(",") if f]
+    torch.backends.cuda.matmul.allow_tf32 = False
+    forms = [f for f in (args.forms or FORMS_BY_DEFAULT[args.device]).split(",") if f]
     results, about = {}, {}
     # The padded form takes the batches in the order of a shuffled corpus, as the released trainer; the tuned one pairs of
     # like length. xsr-train is timed on both.
@@ -349,20 +412,22 @@ def speed(args):
         if not here:
             continue
         with tempfile.TemporaryDirectory(prefix="train_baseline.") as folder, contextlib.ExitStack() as stack:
-            steps = args.block * (args.turns + 1)
-            engines = {}
+            # On a device the same batches come every turn, as the shapes of a long run do.
+            steps = args.block * (args.turns + 1 if args.device == "cpu" else 1)
+            made_up, engines = make_up(args, pathlib.Path(folder)), {}
             for precision in args.precisions.split(","):
                 at = pathlib.Path(folder) / precision
                 at.mkdir()
                 settings = [f"precision={precision}", f"data.pool_batches={pool}", f"threads={threads_of(args)}"]
+                settings += made_up
                 engine = Xsr(args, at, steps, settings)
                 stack.callback(engine.close)
                 engines[f"xsr-train {precision}"] = engine
                 about[f"xsr-train {precision}"] = engine.about
                 trace = engine.trace
             for form in here:
-                engines[form] = Torch(trace, **FORMS[form])
-            rates, shares = block_rates(engines, args)
+                engines[form] = Torch(trace, args.device, **FORMS[form])
+            rates, shares, left_out = block_rates(engines, args)
             tokens = sum(b.tokens for b in trace.batches) / sum(b.pairs for b in trace.batches)
             results[kind] = {
                 "pool_batches": pool,
@@ -372,6 +437,7 @@ def speed(args):
                 "hidden_size": int(trace.tensors["value.embedding.token"].shape[1]),
                 "num_layers": trace.model["num_layers"],
                 "shares": shares,
+                "left_out": left_out,
                 "engines": {
                     name: {
                         "pairs_per_second": statistics.median(sample),
@@ -388,6 +454,7 @@ def speed(args):
         args.markdown.write_text(text)
     if args.json:
         figures = {
+            "device": device_name(args),
             "cpu": cpu_model(),
             "date": str(datetime.date.today()),
             "threads": threads_of(args),
@@ -398,12 +465,14 @@ def speed(args):
             "results": results,
         }
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if not any(form in result["engines"] for form in forms for result in results.values()):
+        sys.exit("train_baseline: no form of PyTorch ran")
 
 
 def speed_as_markdown(results, args, version):
     any_kind = next(iter(results.values()))
     lines = [
-        f"{cpu_model()}, {threads_of(args)} threads, PyTorch {version}, {datetime.date.today()}. {any_kind['num_layers']} "
+        f"{device_name(args)}, {threads_of(args)} threads, PyTorch {version}, {datetime.date.today()}. {any_kind['num_layers']} "
         f"layers of {any_kind['hidden_size']}, vocabulary {any_kind['vocabulary']}, batches of {any_kind['batch_pairs']}.",
         f"Median of {args.turns} blocks of {args.block} steps by turns, lowest and highest in brackets.",
         "",
@@ -534,16 +603,23 @@ def main():
             sub.add_argument("--config", type=pathlib.Path, help="of xsr-train (TOML)")
             sub.add_argument("--set", action="append", default=[], help="KEY=VALUE over the config, any number of them")
             sub.add_argument("--threads", type=int, default=0, help="of either; 0: the processors allowed")
+            sub.set_defaults(device="cpu", made_up=False)
         return sub
 
     sub = command(check, "check", with_xsr=False)
     sub.add_argument("--golden", type=pathlib.Path, default=ROOT.parent / "shared/golden")
     sub.add_argument("--compiled", action="store_true", help="the compiled form too, which takes minutes")
+    def on_a_device(sub):
+        sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: of this Python's PyTorch")
+        sub.add_argument("--made-up", action="store_true", help="train on made-up pairs in place of the config's")
+
     sub = command(follow, "follow")
+    on_a_device(sub)
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--bound", type=float, default=1e-4, help="largest relative difference of a step's loss")
     sub = command(speed, "speed")
-    sub.add_argument("--forms", default=",".join(FORMS))
+    on_a_device(sub)
+    sub.add_argument("--forms", help="default: all on the processor, padded-f32 and the tuned-bf16 ones on a device")
     sub.add_argument("--precisions", default="f32,bf16", help="of xsr-train")
     sub.add_argument("--pool-batches", type=int, default=64, help="for the tuned forms: sorted by length within so many")
     sub.add_argument("--block", type=int, default=4, help="steps of one trainer before the next has its turn")
@@ -558,9 +634,16 @@ def main():
     sub.add_argument("--form", default="tuned-f32", choices=list(FORMS))
     sub.add_argument("--output", type=pathlib.Path, required=True, help="folder for curve.json and curve.svg")
     args = parser.parse_args()
+    # A GPU machine may have no network, and has a PyTorch for its driver.
+    if getattr(args, "device", "cpu") == "cpu":
+        enter_venv(ROOT / ".venv/train", HERE / "requirements-train.txt", pathlib.Path(__file__).resolve())
+    else:
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit("train_baseline: PyTorch sees no CUDA device here")
     args.function(args)
 
 
 if __name__ == "__main__":
-    enter_venv(ROOT / ".venv/train", HERE / "requirements-train.txt", pathlib.Path(__file__).resolve())
     main()

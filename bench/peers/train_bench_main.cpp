@@ -166,16 +166,18 @@ Timing measure(const Options& options, const ModelConfig& model, Trainer& traine
   timing.work = {all.forward / kBatches, all.objectives / kBatches, all.backward / kBatches,
                  all.update_bytes / kBatches};
   // On a device a shape runs as it stands, then is captured, then is a graph.
-  const int32_t untimed = options.device == "cpu" ? 1 : 3 * kBatches;
+  const size_t untimed = options.device == "cpu" ? 1 : 3 * kBatches;
   constexpr double kLearningRate = 1e-4;
-  for (int32_t i = 0; i < untimed; ++i)
-    trainer.step(batches[static_cast<size_t>(i % kBatches)], kLearningRate);
+  const auto step = [&](size_t i) {
+    trainer.step(batches[i % kBatches], kLearningRate, &batches[(i + 1) % kBatches]);
+  };
+  for (size_t i = 0; i < untimed; ++i) step(i);
   const Clock::time_point begin = Clock::now();
   for (size_t i = 0; i % kBatches != 0 || i == 0 ||
                      std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds;
        ++i) {
     const Clock::time_point start = Clock::now();
-    trainer.step(batches[i % kBatches], kLearningRate);
+    step(i);
     timing.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }
   return timing;

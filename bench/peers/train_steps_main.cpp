@@ -202,7 +202,8 @@ class StepServer {
     const Clock::time_point begin = Clock::now();
     for (int64_t i = 0; i < count; ++i) {
       const size_t at = next_++ % trace_.batches.size();
-      const StepResult result = trainer_.step(trace_.batches[at], trace_.learning_rates[at]);
+      const StepResult result = trainer_.step(trace_.batches[at], trace_.learning_rates[at],
+                                              &trace_.batches[next_ % trace_.batches.size()]);
       took.forward += result.seconds.forward;
       took.objectives += result.seconds.objectives;
       took.backward += result.seconds.backward;

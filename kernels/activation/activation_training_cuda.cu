@@ -15,16 +15,24 @@ constexpr int32_t kThreads = 256;
 
 __global__ void activation_forward_kernel(const float* x, int64_t n, Activation activation,
                                           float* out) {
-  const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
+  const int64_t i = quad_of_thread();
   if (i >= n) return;
-  out[i] = kernels::activate_ref(x[i], activation);
+  Quad four = load_quad(x, i, n);
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e) four.value[e] = kernels::activate_ref(four.value[e], activation);
+  store_quad(out, i, n, four);
 }
 
 __global__ void activation_backward_kernel(const float* x, int64_t n, Activation activation,
                                            float* d) {
-  const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
+  const int64_t i = quad_of_thread();
   if (i >= n) return;
-  d[i] *= kernels::activation_slope_ref(x[i], activation);
+  const Quad at = load_quad(x, i, n);
+  Quad four = load_quad(d, i, n);
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e)
+    four.value[e] *= kernels::activation_slope_ref(at.value[e], activation);
+  store_quad(d, i, n, four);
 }
 
 __global__ void activation_backward_bf16_kernel(const uint16_t* x, const float* bias, int64_t N,
@@ -49,13 +57,13 @@ __global__ void activation_backward_bf16_kernel(const uint16_t* x, const float* 
 
 Status activation_forward_f32_cuda(const float* x, int64_t n, Activation activation, float* out,
                                    Stream stream) {
-  return launch(activation_forward_kernel, blocks_of(n, kThreads), kThreads, 0, stream, x, n,
+  return launch(activation_forward_kernel, quad_blocks(n), kQuadThreads, 0, stream, x, n,
                 activation, out);
 }
 
 Status activation_backward_f32_cuda(const float* x, int64_t n, Activation activation, float* d,
                                     Stream stream) {
-  return launch(activation_backward_kernel, blocks_of(n, kThreads), kThreads, 0, stream, x, n,
+  return launch(activation_backward_kernel, quad_blocks(n), kQuadThreads, 0, stream, x, n,
                 activation, d);
 }
 

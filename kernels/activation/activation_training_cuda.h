@@ -6,6 +6,8 @@
 
 namespace xsr::cuda {
 
+// Pointers are 16-byte aligned: a thread moves 16 bytes at once.
+
 /// out[i] = f(x[i]), i < n, as activation_forward_f32; x is kept for the backward pass.
 Status activation_forward_f32_cuda(const float* x, int64_t n, kernels::Activation activation,
                                    float* out, Stream stream);
@@ -18,8 +20,7 @@ Status activation_backward_f32_cuda(const float* x, int64_t n, kernels::Activati
 /// d[i, c] ← d[i, c] · f'(x[i, c] + bias[c]) in f32, rounded once.
 ///
 /// x     [N, F] bf16, of the forward pass   bias [F] f32
-/// d     [N, F] bf16, read and written; all three start at multiples of 16 bytes, rows next to
-///       each other
+/// d     [N, F] bf16, read and written; rows next to each other
 Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                      kernels::Activation activation, uint16_t* d, Stream stream);
 

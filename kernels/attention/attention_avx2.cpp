@@ -107,8 +107,8 @@ void weigh_values(const float* p, int64_t row_step, int64_t column_step, const f
       acc[m][0] = _mm256_div_ps(acc[m][0], sums);
       acc[m][1] = _mm256_div_ps(acc[m][1], sums);
     }
-    _mm256_maskstore_ps(out + m * out_stride, mask0, acc[m][0]);
-    _mm256_maskstore_ps(out + m * out_stride + 8, mask1, acc[m][1]);
+    store_up_to_8(out + m * out_stride, count, acc[m][0]);
+    store_up_to_8(out + m * out_stride + 8, count - 8, acc[m][1]);
   }
 }
 

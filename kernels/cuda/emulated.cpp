@@ -355,6 +355,13 @@ const unsigned char* meet_bytes(uint32_t mask, const char* operation, const void
   return fiber.meeting->slots[0];
 }
 
+void expect_aligned(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    fail("%zu bytes at once of thread %u with an address that is not aligned to them", bytes,
+         current->index);
+  }
+}
+
 void load_matrix_x4(uint32_t (&r)[4], const uint16_t* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
     fail("ldmatrix of thread %u from an address that is not 16-byte aligned", current->index);

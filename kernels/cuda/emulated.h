@@ -116,6 +116,8 @@ Lanes<T> meet(uint32_t mask, const char* operation, const T& value) {
   return Lanes<T>(meet_bytes(mask, operation, &value, sizeof value));
 }
 
+/// For a load or store of so many bytes at once.
+void expect_aligned(const void* address, size_t bytes);
 void load_matrix_x4(uint32_t (&r)[4], const uint16_t* row, bool transposed);
 void copy_16_async(void* shared, const void* global, bool wanted);
 void copy_commit();

@@ -18,11 +18,33 @@ __device__ inline int32_t warp_row() {
   return (int32_t)(blockIdx.x * kRowWarps + threadIdx.x / kWarp);
 }
 
-/// Calls body(first, count) for the columns [first, first + count), count ≤ 4, of this lane.
+/// Calls body(first) for the columns [first, first + 4) of this lane; 4 divides C.
 template <typename Body>
 __device__ inline void for_quads(int32_t C, Body&& body) {
-  for (int32_t first = 4 * lane_id(); first < C; first += 4 * kWarp)
-    body(first, C - first < 4 ? C - first : 4);
+  for (int32_t first = 4 * lane_id(); first < C; first += 4 * kWarp) body(first);
+}
+
+// The elements [i, i + 4) of x [n], i a multiple of 4: those behind the end are 0, and not written.
+static constexpr int32_t kQuadThreads = 256;
+static constexpr int32_t quad_blocks(int64_t n) { return blocks_of(n, 4 * kQuadThreads); }
+/// That of this thread in a launch of quad_blocks(n) blocks of kQuadThreads; may be beyond n.
+__device__ inline int64_t quad_of_thread() {
+  return 4 * ((int64_t)blockIdx.x * kQuadThreads + threadIdx.x);
+}
+__device__ inline Quad load_quad(const float* x, int64_t i, int64_t n) {
+  if (i + 4 <= n) return load_quad(x + i);
+  Quad four = {};
+  XSR_UNROLL
+  for (int32_t e = 0; e < 3; ++e) four.value[e] = i + e < n ? x[i + e] : 0.0f;
+  return four;
+}
+template <typename T>
+__device__ inline void store_quad(T* x, int64_t i, int64_t n, const Quad& four) {
+  if (i + 4 <= n) return store_quad(x + i, four);
+  XSR_UNROLL
+  for (int32_t e = 0; e < 3; ++e) {
+    if (i + e < n) store(x + i + e, four.value[e]);
+  }
 }
 
 /// The multipliers of columns [first, first + 4), first a multiple of 4: 0, scale, or 1 where
@@ -41,8 +63,11 @@ __device__ inline void dropout_multipliers(const kernels::Dropout* dropout, uint
     factor[e] = words[e] >= dropout->threshold ? dropout->scale : 0.0f;
 }
 
-/// A dropped element counts as 0 even where it is NaN.
-__device__ inline float drop(float x, float factor) { return factor == 0 ? 0.0f : x * factor; }
+/// x ← x · factor; a dropped element counts as 0 even where it is NaN.
+__device__ inline void drop(Quad& x, const float factor[4]) {
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e) x.value[e] = factor[e] == 0 ? 0.0f : x.value[e] * factor[e];
+}
 
 /// As block_sum, the largest; NaNs are passed over.
 __device__ inline float block_max(float value, float* scratch) {

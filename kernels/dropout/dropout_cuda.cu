@@ -10,13 +10,13 @@ __global__ void dropout_forward_kernel(float* x, int32_t N, int32_t C,
                                        const kernels::Dropout* dropout, uint32_t place) {
   const int32_t i = warp_row();
   if (i >= N) return;
-  for_quads(C, [&](int32_t first, int32_t count) {
+  for_quads(C, [&](int32_t first) {
+    float* at = x + (int64_t)i * C + first;
     float factor[4];
     dropout_multipliers(dropout, place, i, first, factor);
-    for (int32_t e = 0; e < count; ++e) {
-      float& value = x[(int64_t)i * C + first + e];
-      value = drop(value, factor[e]);
-    }
+    Quad four = load_quad(at);
+    drop(four, factor);
+    store_quad(at, four);
   });
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/embedding/embedding.h"
 
+#include "kernels/embedding/prefetch_rows.h"
 #include "kernels/layernorm/layernorm_avx2.h"
 
 namespace xsr::kernels {
@@ -9,16 +10,16 @@ void embedding_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
                                 Storage storage, const float* token_type, const float* gamma,
                                 const float* beta, float eps, int32_t C, float* out,
                                 int64_t out_stride, float* rstd) {
+  const RowPrefetch rows(token, C * storage_size(storage), token_ids, first, last);
   for (int32_t i = first; i < last; ++i) {
+    rows.reach(i);
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
     float* row = out + i * out_stride;
     for (int32_t c = 0; c < C; c += 8) {
-      const __m256i mask = tail_mask8(C - c);
       __m256 value = _mm256_add_ps(load_f32(token, storage, t + c, C - c),
                                    load_f32(position, storage, p + c, C - c));
-      if (token_type != nullptr)
-        value = _mm256_add_ps(value, _mm256_maskload_ps(token_type + c, mask));
-      _mm256_maskstore_ps(row + c, mask, value);
+      if (token_type != nullptr) value = _mm256_add_ps(value, load_up_to_8(token_type + c, C - c));
+      store_up_to_8(row + c, C - c, value);
     }
     if (gamma == nullptr) continue;
     const float inverse = layernorm_row_avx2(row, C, gamma, beta, eps, row);
@@ -31,18 +32,18 @@ void embedding_forward_i8_avx2(const int32_t* token_ids, const int32_t* position
                                const int8_t* position, const float* position_scales,
                                const float* token_type, const float* gamma, const float* beta,
                                float eps, int32_t C, float* out, int64_t out_stride, float* rstd) {
+  const RowPrefetch rows(token, C * (int64_t)sizeof *token, token_ids, first, last);
   for (int32_t i = first; i < last; ++i) {
+    rows.reach(i);
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
     const __m256 token_scale = _mm256_set1_ps(token_scales[token_ids[i]]);
     const __m256 position_scale = _mm256_set1_ps(position_scales[positions[i]]);
     float* row = out + i * out_stride;
     for (int32_t c = 0; c < C; c += 8) {
-      const __m256i mask = tail_mask8(C - c);
       __m256 value = _mm256_add_ps(_mm256_mul_ps(load_i8(token + t + c, C - c), token_scale),
                                    _mm256_mul_ps(load_i8(position + p + c, C - c), position_scale));
-      if (token_type != nullptr)
-        value = _mm256_add_ps(value, _mm256_maskload_ps(token_type + c, mask));
-      _mm256_maskstore_ps(row + c, mask, value);
+      if (token_type != nullptr) value = _mm256_add_ps(value, load_up_to_8(token_type + c, C - c));
+      store_up_to_8(row + c, C - c, value);
     }
     const float inverse = layernorm_row_avx2(row, C, gamma, beta, eps, row);
     if (rstd != nullptr) rstd[i] = inverse;
@@ -56,13 +57,15 @@ void qkv_table_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
   for (int32_t i = first; i < last; ++i) {
     const float* token = token_table + (int64_t)token_ids[i] * N;
     const float* position = position_table + (int64_t)positions[i] * N;
+    // The next row comes from DRAM: its lines are asked for while this one is worked on.
+    const float* next = i + 1 < last ? token_table + (int64_t)token_ids[i + 1] * N : token;
     const __m256 scale = _mm256_set1_ps(rstd[i]);
     for (int32_t n = 0; n < N; n += 8) {
-      const __m256i mask = tail_mask8(N - n);
-      const __m256 sum = _mm256_add_ps(_mm256_maskload_ps(token + n, mask),
-                                       _mm256_maskload_ps(position + n, mask));
-      _mm256_maskstore_ps(out + i * out_stride + n, mask,
-                          _mm256_fmadd_ps(sum, scale, _mm256_maskload_ps(bias + n, mask)));
+      _mm_prefetch((const char*)(next + n), _MM_HINT_T0);
+      const __m256 sum =
+          _mm256_add_ps(load_up_to_8(token + n, N - n), load_up_to_8(position + n, N - n));
+      store_up_to_8(out + i * out_stride + n, N - n,
+                    _mm256_fmadd_ps(sum, scale, load_up_to_8(bias + n, N - n)));
     }
   }
 }

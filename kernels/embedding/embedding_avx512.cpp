@@ -1,5 +1,6 @@
 #include "kernels/embedding/embedding.h"
 
+#include "kernels/embedding/prefetch_rows.h"
 #include "kernels/layernorm/layernorm_avx512.h"
 
 namespace xsr::kernels {
@@ -9,13 +10,10 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
                                   Storage storage, const float* token_type, const float* gamma,
                                   const float* beta, float eps, int32_t C, float* out,
                                   int64_t out_stride, float* rstd) {
+  const RowPrefetch rows(token, C * storage_size(storage), token_ids, first, last);
   for (int32_t i = first; i < last; ++i) {
+    rows.reach(i);
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
-    if (i + 1 < last) {  // the next row of a table of many megabytes comes from DRAM
-      const char* next = (const char*)token + (int64_t)token_ids[i + 1] * C * storage_size(storage);
-      for (int64_t byte = 0; byte < (int64_t)C * storage_size(storage); byte += 64)
-        _mm_prefetch(next + byte, _MM_HINT_T0);
-    }
     float* row = out + i * out_stride;
     for (int32_t c = 0; c < C; c += 16) {
       const __mmask16 mask = tail_mask(C - c);
@@ -37,12 +35,10 @@ void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positi
                                  const float* token_type, const float* gamma, const float* beta,
                                  float eps, int32_t C, float* out, int64_t out_stride,
                                  float* rstd) {
+  const RowPrefetch rows(token, C * (int64_t)sizeof *token, token_ids, first, last);
   for (int32_t i = first; i < last; ++i) {
+    rows.reach(i);
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
-    if (i + 1 < last) {  // as in embedding_forward_f32_avx512
-      const int8_t* next = token + (int64_t)token_ids[i + 1] * C;
-      for (int32_t c = 0; c < C; c += 64) _mm_prefetch((const char*)next + c, _MM_HINT_T0);
-    }
     const __m512 token_scale = _mm512_set1_ps(token_scales[token_ids[i]]);
     const __m512 position_scale = _mm512_set1_ps(position_scales[positions[i]]);
     float* row = out + i * out_stride;

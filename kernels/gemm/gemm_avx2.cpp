@@ -250,7 +250,7 @@ void gemm_tile(const Tile<A>& tile) {
             _mm256_maskload_ps(tile.residual + m * epilogue.residual_stride + 8 * j, mask[j]));
       }
       if (sizeof(A) != sizeof(uint16_t) || tile.out != nullptr) {
-        _mm256_maskstore_ps(tile.out + m * tile.out_stride + 8 * j, mask[j], value);
+        store_up_to_8(tile.out + m * tile.out_stride + 8 * j, tile.count - 8 * j, value);
       }
       if (sizeof(A) == sizeof(uint16_t) && tile.narrow != nullptr) {
         uint16_t* narrow = tile.narrow + m * tile.narrow_stride + 8 * j;

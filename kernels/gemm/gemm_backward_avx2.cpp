@@ -158,7 +158,7 @@ void column_sum_f32_avx2(const float* dy, int64_t dy_stride, int32_t M, int32_t 
     for (int v = 0; v < kVectors; ++v) {
       float* out = sum + n + 8 * v;
       if (accumulate) acc[v] = _mm256_add_ps(_mm256_maskload_ps(out, mask[v]), acc[v]);
-      _mm256_maskstore_ps(out, mask[v], acc[v]);
+      store_up_to_8(out, last - n - 8 * v, acc[v]);
     }
   }
 }

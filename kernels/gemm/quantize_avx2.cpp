@@ -24,7 +24,7 @@ void quantize_forward_u8_avx2(const float* x, int64_t x_stride, int32_t first, i
     uint8_t* codes = out + i * out_stride;
     __m256 lows = _mm256_setzero_ps(), highs = lows, poison = lows;
     for (int32_t k = 0; k < K; k += 8) {
-      const __m256 value = _mm256_maskload_ps(row + k, tail_mask8(K - k));
+      const __m256 value = load_up_to_8(row + k, K - k);
       lows = _mm256_min_ps(value, lows);  // a NaN leaves lows as it is, and shows in poison
       highs = _mm256_max_ps(value, highs);
       poison = _mm256_add_ps(poison, _mm256_sub_ps(value, value));

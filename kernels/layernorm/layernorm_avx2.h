@@ -47,12 +47,11 @@ static inline float layernorm_row_avx2(const float* x, int32_t C, const float* g
   const __m256 means = _mm256_set1_ps(mean);
   const __m256 scale = _mm256_set1_ps(inverse);
   for (int32_t c = 0; c < C; c += 8) {
-    const __m256i mask = tail_mask8(C - c);
-    const __m256 centred = _mm256_sub_ps(_mm256_maskload_ps(x + c, mask), means);
+    const __m256 centred = _mm256_sub_ps(load_up_to_8(x + c, C - c), means);
     const __m256 value =
-        _mm256_fmadd_ps(_mm256_mul_ps(centred, scale), _mm256_maskload_ps(gamma + c, mask),
-                        _mm256_maskload_ps(beta + c, mask));
-    _mm256_maskstore_ps(out + c, mask, value);
+        _mm256_fmadd_ps(_mm256_mul_ps(centred, scale), load_up_to_8(gamma + c, C - c),
+                        load_up_to_8(beta + c, C - c));
+    store_up_to_8(out + c, C - c, value);
   }
   return inverse;
 }

@@ -17,13 +17,25 @@ __device__ inline void row_statistics(const float* row, int32_t C, float sum, fl
                                       float* mean, float* rstd) {
   *mean = warp_sum(sum) / (float)C;
   float squares = 0;
-  for_quads(C, [&](int32_t first, int32_t count) {
-    for (int32_t e = 0; e < count; ++e) {
-      const float x = row[first + e] - *mean;
+  for_quads(C, [&](int32_t first) {
+    const Quad x4 = load_quad(row + first);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      const float x = x4.value[e] - *mean;
       squares += x * x;
     }
   });
   *rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
+}
+
+/// (x − mean) · rstd · gamma + beta, of four columns.
+__device__ inline Quad normalize(const Quad& x, float mean, float rstd, const Quad& gamma,
+                                 const Quad& beta) {
+  Quad out;
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e)
+    out.value[e] = (x.value[e] - mean) * rstd * gamma.value[e] + beta.value[e];
+  return out;
 }
 
 __global__ void embedding_layernorm_dropout_forward_kernel(
@@ -36,22 +48,25 @@ __global__ void embedding_layernorm_dropout_forward_kernel(
   const float* position_row = position + (int64_t)positions[i] * C;
   float* row = sum + (int64_t)i * C;
   float total = 0, mean, rstd;
-  for_quads(C, [&](int32_t first, int32_t count) {
-    for (int32_t c = first; c < first + count; ++c) {
-      row[c] = token_row[c] + position_row[c];
-      total += row[c];
+  for_quads(C, [&](int32_t first) {
+    Quad four = load_quad(token_row + first);
+    const Quad other = load_quad(position_row + first);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      four.value[e] += other.value[e];
+      total += four.value[e];
     }
+    store_quad(row + first, four);
   });
   row_statistics(row, C, total, eps, &mean, &rstd);
-  for_quads(C, [&](int32_t first, int32_t count) {
+  for_quads(C, [&](int32_t first) {
     float factor[4];
     dropout_multipliers(dropout, place, i, first, factor);
-    for (int32_t e = 0; e < count; ++e) {
-      const int32_t c = first + e;
-      const float value = drop((row[c] - mean) * rstd * gamma[c] + beta[c], factor[e]);
-      out[(int64_t)i * C + c] = value;
-      if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(value);
-    }
+    Quad four = normalize(load_quad(row + first), mean, rstd, load_quad(gamma + first),
+                          load_quad(beta + first));
+    drop(four, factor);
+    store_quad(out + (int64_t)i * C + first, four);
+    if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
   if (lane_id() == 0) {
     statistics[2 * (int64_t)i] = mean;
@@ -69,24 +84,26 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   if (i >= N) return;
   float* row = sum + (int64_t)i * C;
   float total = 0, mean, rstd;
-  for_quads(C, [&](int32_t first, int32_t count) {
+  for_quads(C, [&](int32_t first) {
     float factor[4];
     dropout_multipliers(dropout, place, i, first, factor);
-    for (int32_t e = 0; e < count; ++e) {
-      const int32_t c = first + e;
-      float value = drop(row[c], factor[e]);
-      if (residual != nullptr) value += residual[(int64_t)i * C + c];
-      if (dropout != nullptr || residual != nullptr) row[c] = value;
-      total += value;
+    Quad four = load_quad(row + first);
+    drop(four, factor);
+    if (residual != nullptr) {
+      const Quad other = load_quad(residual + (int64_t)i * C + first);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) four.value[e] += other.value[e];
     }
+    if (dropout != nullptr || residual != nullptr) store_quad(row + first, four);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) total += four.value[e];
   });
   row_statistics(row, C, total, eps, &mean, &rstd);
-  for_quads(C, [&](int32_t first, int32_t count) {
-    for (int32_t c = first; c < first + count; ++c) {
-      const float value = (row[c] - mean) * rstd * gamma[c] + beta[c];
-      out[(int64_t)i * C + c] = value;
-      if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(value);
-    }
+  for_quads(C, [&](int32_t first) {
+    const Quad four = normalize(load_quad(row + first), mean, rstd, load_quad(gamma + first),
+                                load_quad(beta + first));
+    store_quad(out + (int64_t)i * C + first, four);
+    if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
   if (lane_id() == 0) {
     statistics[2 * (int64_t)i] = mean;
@@ -127,27 +144,34 @@ __global__ void layernorm_backward_rows_kernel(const float* sum, const float* st
   float* gradient = dx + (int64_t)i * C;
   const float mean = statistics[2 * (int64_t)i], rstd = statistics[2 * (int64_t)i + 1];
   float total = 0, total_normalized = 0;  // of g and of g · x̂
-  for_quads(C, [&](int32_t first, int32_t count) {
-    for (int32_t c = first; c < first + count; ++c) {
-      const float g = gradient[c] * gamma[c];
+  for_quads(C, [&](int32_t first) {
+    const Quad x = load_quad(row + first), dy = load_quad(gradient + first),
+               scale = load_quad(gamma + first);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      const float g = dy.value[e] * scale.value[e];
       total += g;
-      total_normalized += g * ((row[c] - mean) * rstd);
+      total_normalized += g * ((x.value[e] - mean) * rstd);
     }
   });
   const float mean_g = warp_sum(total) / (float)C;
   const float mean_normalized = warp_sum(total_normalized) / (float)C;
-  for_quads(C, [&](int32_t first, int32_t count) {
+  for_quads(C, [&](int32_t first) {
+    const Quad x = load_quad(row + first), scale = load_quad(gamma + first);
+    Quad four = load_quad(gradient + first);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      const float normalized = (x.value[e] - mean) * rstd;
+      four.value[e] =
+          rstd * (four.value[e] * scale.value[e] - mean_g - normalized * mean_normalized);
+    }
+    store_quad(gradient + first, four);
+    if (dbranch == nullptr && narrow == nullptr) return;
     float factor[4];
     dropout_multipliers(dropout, place, i, first, factor);
-    for (int32_t e = 0; e < count; ++e) {
-      const int32_t c = first + e;
-      const float normalized = (row[c] - mean) * rstd;
-      const float value = rstd * (gradient[c] * gamma[c] - mean_g - normalized * mean_normalized);
-      gradient[c] = value;
-      const float branch = drop(value, factor[e]);
-      if (dbranch != nullptr) dbranch[(int64_t)i * C + c] = branch;
-      if (narrow != nullptr) narrow[(int64_t)i * C + c] = f32_to_bf16(branch);
-    }
+    drop(four, factor);
+    if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
+    if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
 }
 

@@ -8,7 +8,8 @@ namespace xsr::cuda {
 
 // LayerNorm of training on the device, with what stands beside it there. In all of them:
 //
-// N          rows, next to each other: every row stride is C
+// N          rows, next to each other: every row stride is C, a multiple of 4; f32 matrices and
+//            vectors are 16-byte aligned, bf16 ones 8-byte
 // dropout    on the device, so that a captured step draws new masks; `place` is added to its stream
 // statistics [N, 2]  mean and 1 / sqrt(var + eps) of every row, for the backward pass
 // narrow     [N, C]  bf16, to nearest even, of the f32 output beside it; null = not wanted

@@ -9,14 +9,18 @@ using kernels::AdamStep;
 
 namespace {
 
-constexpr int32_t kThreads = 256;
+constexpr int32_t kThreads = kQuadThreads;
 
 __global__ void sum_of_squares_kernel(const float* x, int64_t n, double* parts) {
   __shared__ double scratch[kWarp];
   const int64_t first = (int64_t)blockIdx.x * kNormBlock;
   const int64_t last = first + kNormBlock < n ? first + kNormBlock : n;
   double sum = 0;
-  for (int64_t i = first + threadIdx.x; i < last; i += kThreads) sum += (double)x[i] * (double)x[i];
+  for (int64_t i = first + 4 * threadIdx.x; i < last; i += 4 * kThreads) {
+    const Quad four = load_quad(x, i, last);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) sum += (double)four.value[e] * (double)four.value[e];
+  }
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
@@ -40,28 +44,37 @@ __global__ void gradient_norm_kernel(const double* parts, int32_t count, double 
 __global__ void adam_update_kernel(float* value, const float* gradient, float* first_moment,
                                    float* second_moment, float* max_second_moment, uint16_t* narrow,
                                    int64_t n, const AdamStep* step, const StepOutcome* outcome) {
-  const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
+  const int64_t i = quad_of_thread();
   if (i >= n || outcome->finite == 0) return;
-  const float x = value[i];
-  const float g = gradient[i] * outcome->gradient_scale + step->l2 * x;
-  const float m = step->beta1 * first_moment[i] + step->one_minus_beta1 * g;
-  const float v = step->beta2 * second_moment[i] + step->one_minus_beta2 * g * g;
-  float w = v;
-  if (max_second_moment != nullptr) {
-    w = max_second_moment[i] > v ? max_second_moment[i] : v;
-    max_second_moment[i] = w;
+  const AdamStep s = *step;
+  const float scale = outcome->gradient_scale;
+  const bool amsgrad = max_second_moment != nullptr;
+  const Quad g4 = load_quad(gradient, i, n);
+  Quad x4 = load_quad(value, i, n), m4 = load_quad(first_moment, i, n),
+       v4 = load_quad(second_moment, i, n), w4 = {};
+  if (amsgrad) w4 = load_quad(max_second_moment, i, n);
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e) {
+    const float x = x4.value[e];
+    const float g = g4.value[e] * scale + s.l2 * x;
+    const float m = s.beta1 * m4.value[e] + s.one_minus_beta1 * g;
+    const float v = s.beta2 * v4.value[e] + s.one_minus_beta2 * g * g;
+    const float w = amsgrad && w4.value[e] > v ? w4.value[e] : v;
+    m4.value[e] = m;
+    v4.value[e] = v;
+    w4.value[e] = w;
+    x4.value[e] = x - (s.shrink * x + s.step_size * m / (sqrtf(w) * s.inverse_correction2 + s.eps));
   }
-  first_moment[i] = m;
-  second_moment[i] = v;
-  const float next = x - (step->shrink * x +
-                          step->step_size * m / (sqrtf(w) * step->inverse_correction2 + step->eps));
-  value[i] = next;
-  if (narrow != nullptr) narrow[i] = f32_to_bf16(next);
+  store_quad(first_moment, i, n, m4);
+  store_quad(second_moment, i, n, v4);
+  if (amsgrad) store_quad(max_second_moment, i, n, w4);
+  store_quad(value, i, n, x4);
+  if (narrow != nullptr) store_quad(narrow, i, n, x4);
 }
 
 __global__ void narrow_forward_kernel(const float* x, int64_t n, uint16_t* narrow) {
-  const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-  if (i < n) narrow[i] = f32_to_bf16(x[i]);
+  const int64_t i = quad_of_thread();
+  if (i < n) store_quad(narrow, i, n, load_quad(x, i, n));
 }
 
 }  // namespace
@@ -79,12 +92,12 @@ Status adam_update_f32_cuda(float* value, const float* gradient, float* first_mo
                             float* second_moment, float* max_second_moment, uint16_t* narrow,
                             int64_t n, const AdamStep* step, const StepOutcome* outcome,
                             Stream stream) {
-  return launch(adam_update_kernel, blocks_of(n, kThreads), kThreads, 0, stream, value, gradient,
+  return launch(adam_update_kernel, quad_blocks(n), kThreads, 0, stream, value, gradient,
                 first_moment, second_moment, max_second_moment, narrow, n, step, outcome);
 }
 
 Status narrow_forward_bf16_cuda(const float* x, int64_t n, uint16_t* narrow, Stream stream) {
-  return launch(narrow_forward_kernel, blocks_of(n, kThreads), kThreads, 0, stream, x, n, narrow);
+  return launch(narrow_forward_kernel, quad_blocks(n), kThreads, 0, stream, x, n, narrow);
 }
 
 }  // namespace xsr::cuda

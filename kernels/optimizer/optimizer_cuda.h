@@ -15,6 +15,9 @@ struct StepOutcome {
   int32_t finite = 0;        // 1: losses and norm are; else the update does nothing
 };
 
+// Pointers to floats are 16-byte aligned, those to bf16 8-byte: a thread moves four elements at
+// once.
+
 /// Sums of squares of kNormBlock elements each, which gradient_norm_cuda adds up.
 static constexpr int64_t kNormBlock = 1 << 15;
 static constexpr int64_t norm_parts_cuda(int64_t n) { return (n + kNormBlock - 1) / kNormBlock; }

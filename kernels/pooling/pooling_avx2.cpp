@@ -3,29 +3,51 @@
 #include "kernels/simd/avx2.h"
 
 namespace xsr::kernels {
+namespace {
+
+/// 8 · kVectors columns of rows [begin, end), of which `count` exist; all where there are several
+/// vectors.
+template <int kVectors>
+inline void pool_columns(const float* x, int64_t x_stride, int32_t begin, int32_t end,
+                         Pooling pooling, int64_t count, float* out) {
+  const auto load = [&](int32_t row, int j) {
+    const float* at = x + row * x_stride + 8 * j;
+    return kVectors > 1 ? _mm256_loadu_ps(at) : load_up_to_8(at, count);
+  };
+  __m256 value[kVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) value[j] = begin < end ? load(begin, j) : _mm256_setzero_ps();
+  if (pooling == Pooling::kMean && begin < end) {
+    for (int32_t i = begin + 1; i < end; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) value[j] = _mm256_add_ps(value[j], load(i, j));
+    }
+    const __m256 rows = _mm256_set1_ps((float)(end - begin));
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) value[j] = _mm256_div_ps(value[j], rows);
+  } else if (pooling == Pooling::kMax) {
+    for (int32_t i = begin + 1; i < end; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) value[j] = _mm256_max_ps(load(i, j), value[j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    kVectors > 1 ? _mm256_storeu_ps(out + 8 * j, value[j]) : store_up_to_8(out, count, value[j]);
+  }
+}
+
+}  // namespace
 
 void pooling_forward_f32_avx2(const float* x, int64_t x_stride, const int32_t* cu_seqlens,
                               int32_t first, int32_t last, int32_t C, Pooling pooling, float* out,
                               int64_t out_stride) {
   for (int32_t b = first; b < last; ++b) {
     const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
-    const __m256 count = _mm256_set1_ps((float)(end - begin));
-    for (int32_t c = 0; c < C; c += 8) {
-      const __m256i mask = tail_mask8(C - c);
-      __m256 value =
-          begin < end ? _mm256_maskload_ps(x + begin * x_stride + c, mask) : _mm256_setzero_ps();
-      if (pooling == Pooling::kMean && begin < end) {
-        for (int32_t i = begin + 1; i < end; ++i) {
-          value = _mm256_add_ps(value, _mm256_maskload_ps(x + i * x_stride + c, mask));
-        }
-        value = _mm256_div_ps(value, count);
-      } else if (pooling == Pooling::kMax) {
-        for (int32_t i = begin + 1; i < end; ++i) {
-          value = _mm256_max_ps(_mm256_maskload_ps(x + i * x_stride + c, mask), value);
-        }
-      }
-      _mm256_maskstore_ps(out + b * out_stride + c, mask, value);
-    }
+    float* row = out + b * out_stride;
+    int32_t c = 0;
+    for (; c + 32 <= C; c += 32) pool_columns<4>(x + c, x_stride, begin, end, pooling, 32, row + c);
+    for (; c < C; c += 8) pool_columns<1>(x + c, x_stride, begin, end, pooling, C - c, row + c);
   }
 }
 
@@ -46,13 +68,12 @@ void l2_normalize_forward_f32_avx2(float* x, int64_t stride, int32_t first, int3
     const __m256d scale =
         _mm256_set1_pd(1.0 / _mm_cvtsd_f64(_mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(squares))));
     for (int32_t c = 0; c < C; c += 8) {
-      const __m256i mask = tail_mask8(C - c);
-      const __m256 value = _mm256_maskload_ps(row + c, mask);
+      const __m256 value = load_up_to_8(row + c, C - c);
       const __m128 low =
           _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(value)), scale));
       const __m128 high =
           _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(value, 1)), scale));
-      _mm256_maskstore_ps(row + c, mask, _mm256_set_m128(high, low));
+      store_up_to_8(row + c, C - c, _mm256_set_m128(high, low));
     }
   }
 }

@@ -23,7 +23,7 @@ static inline __m256 load_up_to_8(const float* x, int64_t count) {
 static inline void store_up_to_8(float* x, int64_t count, __m256 value) {
   if (count >= 8)
     _mm256_storeu_ps(x, value);
-  else
+  else if (count > 0)
     _mm256_maskstore_ps(x, tail_mask8(count), value);
 }
 

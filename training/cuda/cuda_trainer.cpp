@@ -124,7 +124,8 @@ class CudaTrainer::Impl {
         gradients_(table.size()),
         first_moment_(table.size()),
         second_moment_(table.size()),
-        encoder_(table, config.num_layers) {
+        encoder_(table, config.num_layers),
+        batch_(config, step.objectives) {
     select_device();
     stream_.emplace();
     gemm_.emplace(options.tf32);
@@ -193,28 +194,41 @@ class CudaTrainer::Impl {
 
   // ---- one batch ----
 
-  /// Makes room for a share of a batch of total_pairs, the pairs from `first` on, and brings it
-  /// into the order of the device.
-  void take(const PairBatch& share, int32_t first, int32_t total_pairs, Dropout dropout,
+  /// Makes room for this device's share of a batch and brings it into the order of the device, or
+  /// takes it as prepare() made it, which is then said by the result.
+  bool take(const PairBatch& batch, bool is_prepared, Dropout dropout,
             const kernels::AdamStep& adam) {
     select_device();
-    first_ = first;
+    first_ = share_of(batch.num_pairs, rank(), ranks());
     // No two devices share a mask; a model has far fewer streams.
-    if (communicator_ != nullptr)
-      dropout.stream += static_cast<uint32_t>(communicator_->rank()) << 20;
-    if (batch_.build(share, config_, step_.objectives,
-                     cuda::token_bucket(share.num_tokens(), kLeastBucket), total_pairs, dropout,
-                     adam)) {
-      reserve();
-      graphs_.clear();
+    dropout.stream += static_cast<uint32_t>(rank()) << 20;
+    const bool taken = is_prepared && batch_.take_prepared();
+    if (!taken) {
+      PairBatch slice;
+      const PairBatch& share = own_share(batch, slice);
+      if (batch_.build(share, tokens_of(share), batch.num_pairs)) {
+        reserve();
+        graphs_.clear();
+      }
     }
+    batch_.set_coefficients(dropout, adam);
+    return taken;
   }
 
-  /// A step on what take() took.
-  void step() {
+  /// Makes this device's share of a batch ready, while the device may work on another.
+  void prepare(const PairBatch& batch) {
+    PairBatch slice;
+    const PairBatch& share = own_share(batch, slice);
+    batch_.prepare(share, tokens_of(share), batch.num_pairs);
+  }
+
+  /// A step on what take() took; meanwhile() runs while the device works.
+  template <typename Meanwhile>
+  void step(Meanwhile&& meanwhile) {
     select_device();
+    // Not in the graph: what was prepared lies elsewhere on the host.
+    batch_.upload(stream());
     const auto enqueue = [&] {
-      batch_.upload(stream());
       forward();
       losses(true);
       backward();
@@ -231,6 +245,7 @@ class CudaTrainer::Impl {
       if (!at->second) at->second = cuda::Graph::capture(stream(), enqueue);
       at->second.launch(stream());
     }
+    meanwhile();
     stream_->synchronize();
     gradients_.newer = Mirror::kDevice;
     embeddings_current_ = false;
@@ -280,6 +295,18 @@ class CudaTrainer::Impl {
 
  private:
   cuda::Stream stream() const { return stream_->get(); }
+  int32_t rank() const { return communicator_ == nullptr ? 0 : communicator_->rank(); }
+  int32_t ranks() const { return static_cast<int32_t>(options_.devices.size()); }
+  static int32_t tokens_of(const PairBatch& share) {
+    return cuda::token_bucket(share.num_tokens(), kLeastBucket);
+  }
+  /// This device's share of a batch: all of it, or what is then put into `slice`.
+  const PairBatch& own_share(const PairBatch& batch, PairBatch& slice) const {
+    if (ranks() == 1) return batch;
+    const int32_t B = batch.num_pairs;
+    slice = slice_pairs(batch, share_of(B, rank(), ranks()), share_of(B, rank() + 1, ranks()));
+    return slice;
+  }
   size_t bytes() const { return sizeof(float) * static_cast<size_t>(table_.size()); }
   void select_device() const { cuda::select_device(device_); }
   std::vector<Mirror*> mirrors() {
@@ -499,11 +526,10 @@ class CudaTrainer::Impl {
       cuda::copy_on_device(u_all_ + all, u_ + own, sizeof(float) * static_cast<size_t>(count),
                            stream());
     });
-    const int32_t ranks = static_cast<int32_t>(options_.devices.size());
     for (int32_t side = 0; side < 2; ++side) {
       std::vector<int64_t> starts;
-      for (int32_t r = 0; r <= ranks; ++r)
-        starts.push_back(int64_t{share_of(batch_.total_pairs(), r, ranks)} * C);
+      for (int32_t r = 0; r <= ranks(); ++r)
+        starts.push_back(int64_t{share_of(batch_.total_pairs(), r, ranks())} * C);
       communicator_->gather(u_all_ + int64_t{side} * batch_.total_pairs() * C, starts, stream());
     }
   }
@@ -923,6 +949,25 @@ class CudaTrainer::Crew {
 
   Impl& first() { return *ranks_.front(); }
 
+  /// A step; `next`, when given, is made ready meanwhile.
+  const StepOutcome& step(const PairBatch& batch, const Dropout& dropout,
+                          const kernels::AdamStep& adam, const PairBatch* next) {
+    return run(batch, dropout, adam, [this, next](Impl& device) {
+      device.step([this, next, &device] {
+        if (next == nullptr) return;
+        const bool is_first = &device == &first();
+        if (is_first) next_.reset();
+        try {
+          device.prepare(*next);
+          if (is_first) next_.emplace(*next);
+        } catch (const std::exception&) {  // said when the batch's own step builds it
+        }
+      });
+    });
+  }
+  /// Whether every device had its share of the last batch ready beforehand.
+  bool took_prepared() const { return took_prepared_; }
+
   /// Gives every device its share of the batch and runs body(Impl&) on each.
   template <typename Body>
   const StepOutcome& run(const PairBatch& batch, const Dropout& dropout,
@@ -933,18 +978,15 @@ class CudaTrainer::Crew {
       if (mirror == nullptr || mirror->newer != Mirror::kHost) continue;
       for (const auto& rank : ranks_) rank->upload(state, mirror->host);
     }
-    const int32_t B = batch.num_pairs, ranks = static_cast<int32_t>(ranks_.size());
-    if (ranks == 1) {
-      first().take(batch, 0, B, dropout, adam);
+    // Memory is got before any device waits for another.
+    const bool is_next = next_ && *next_ == batch;
+    took_prepared_ = is_next;
+    for (const auto& rank : ranks_) took_prepared_ &= rank->take(batch, is_next, dropout, adam);
+    if (workers_.empty()) {
       body(first());
       return first().outcome();
     }
-    // Memory is got before any device waits for another.
-    for (int32_t r = 0; r < ranks; ++r) {
-      const int32_t begin = share_of(B, r, ranks), end = share_of(B, r + 1, ranks);
-      ranks_[r]->take(slice_pairs(batch, begin, end), begin, B, dropout, adam);
-    }
-    for (int32_t r = 0; r < ranks; ++r) {
+    for (size_t r = 0; r < ranks_.size(); ++r) {
       workers_[r].start([this, r, &body] {
         try {
           body(*ranks_[r]);
@@ -969,6 +1011,8 @@ class CudaTrainer::Crew {
  private:
   std::vector<std::unique_ptr<Impl>> ranks_;
   std::vector<Worker> workers_;
+  std::optional<PairBatch> next_;  // that the devices prepared last
+  bool took_prepared_ = false;
 };
 
 CudaTrainer::CudaTrainer(const ModelConfig& config, const StepConfig& step,
@@ -998,13 +1042,14 @@ CudaTrainer::CudaTrainer(const ModelConfig& config, const StepConfig& step,
 
 CudaTrainer::~CudaTrainer() = default;
 
-StepResult CudaTrainer::step(const PairBatch& batch, double learning_rate) {
+StepResult CudaTrainer::take_step(const PairBatch& batch, double learning_rate,
+                                  const PairBatch* next) {
   const int64_t number = steps_ + 1;
-  const StepOutcome& outcome = crew_->run(batch, dropout(step_.dropout, number),
-                                          adam_step(step_.optimizer, number, learning_rate),
-                                          [](Impl& device) { device.step(); });
+  const StepOutcome& outcome = crew_->step(batch, dropout(step_.dropout, number),
+                                           adam_step(step_.optimizer, number, learning_rate), next);
   StepResult result;
   result.learning_rate = learning_rate;
+  result.prepared = crew_->took_prepared();
   result.loss = crew_->first().parts(outcome);
   result.gradient_norm = outcome.gradient_norm;
   for (const LossPart& part : result.loss.parts) {

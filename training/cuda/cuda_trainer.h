@@ -16,7 +16,9 @@ namespace xsr::training {
 ///
 /// A step is one upload (tokens, targets and coefficients, made on the host), the kernels, and one
 /// download of the losses; from its second use a shape of batch (pairs, tokens rounded up) is a
-/// captured graph. Tokens that fill a batch up belong to no sentence and take part in nothing.
+/// captured graph. The host makes the upload of the next step while the device works, unless that
+/// is larger than all before. Tokens that fill a batch up belong to no sentence and take part in
+/// nothing.
 ///
 /// Several devices train together: each has the model, a share of every batch and a thread, and
 /// they exchange sentence embeddings (so that negatives are those of the whole batch), losses and
@@ -33,7 +35,6 @@ class CudaTrainer : public Trainer {
               const CudaTrainerOptions& options = {});
   ~CudaTrainer() override;
 
-  StepResult step(const PairBatch& batch, double learning_rate) override;
   LossParts evaluate(const PairBatch& batch, bool with_dropout = false) override;
   void embed(const PairBatch& batch) override;
   const std::vector<float>& embeddings() const override;
@@ -43,6 +44,10 @@ class CudaTrainer : public Trainer {
   const FlatBuffer* read(State state) const override;
   FlatBuffer* write(State state) override;
   const FlatBuffer& gradients() const override;
+
+ protected:
+  StepResult take_step(const PairBatch& batch, double learning_rate,
+                       const PairBatch* next) override;
 
  private:
   class Impl;

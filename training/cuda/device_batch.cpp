@@ -1,6 +1,7 @@
 #include "training/cuda/device_batch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/embedding/embedding.h"
 
@@ -15,7 +16,13 @@ constexpr int32_t kMaxTargets = 3;  // XTR, UGT, SMLM
 
 }  // namespace
 
-void DeviceBatch::reserve(int32_t tokens, int32_t sentences, const ModelConfig& config) {
+DeviceBatch::DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objectives)
+    : config_(config), objectives_(objectives) {
+  for (const double weight : {objectives.xtr_weight, objectives.ugt_weight, objectives.smlm_weight})
+    words_.num_targets += weight != 0;
+}
+
+void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
   max_tokens_ = tokens;
   max_sentences_ = sentences;
   // A sentence's bags hold the words of the other side and one that was masked.
@@ -34,8 +41,8 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences, const ModelConfig& 
     plan.add(&a.token_ids, N);
     plan.add(&a.positions, N);
     plan.add(&a.cu_seqlens, S + 1);
-    buckets(a.tokens, config.vocab_size);
-    buckets(a.rows_of_positions, config.num_positions);
+    buckets(a.tokens, config_.vocab_size);
+    buckets(a.rows_of_positions, config_.num_positions);
     plan.add(&a.word_offsets, S + 1);
     plan.add(&a.word_ids, W);
     plan.add(&a.coefficients, W);
@@ -45,10 +52,10 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences, const ModelConfig& 
     plan.add(&a.adam, 1);
     return plan.allocate(place);
   };
-  host_memory_ = Memory();
-  device_memory_ = Memory();
-  logits_memory_ = Memory();
-  host_memory_ = allocate(host_, Place::kPinned);
+  prepared_ = false;
+  for (Memory* memory : {&current_.memory, &next_.memory, &device_memory_, &logits_memory_})
+    *memory = Memory();
+  for (Made* made : {&current_, &next_}) made->memory = allocate(made->arrays, Place::kPinned);
   device_memory_ = allocate(device_, Place::kDevice);
   Plan logits;
   logits.add(&logits_, W);
@@ -73,8 +80,9 @@ void DeviceBatch::take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, i
   std::copy_n(buckets.rows, buckets.starts[buckets.count], out.rows);
 }
 
-void DeviceBatch::take_words(const PairBatch& batch, const ObjectiveConfig& objectives) {
-  const ObjectiveConfig& o = objectives;
+void DeviceBatch::take_words(const PairBatch& batch, Made& to) {
+  const ObjectiveConfig& o = objectives_;
+  const Arrays& host = to.arrays;
   std::vector<SparseTarget> targets;
   std::vector<double> weights;
   const auto add = [&](double weight, auto&& make) {
@@ -92,64 +100,86 @@ void DeviceBatch::take_words(const PairBatch& batch, const ObjectiveConfig& obje
   };
   std::vector<Word> words;  // of one sentence
   int32_t count = 0;
-  host_.word_offsets[0] = 0;
-  for (int32_t b = 0; b < sentences(); ++b) {
+  host.word_offsets[0] = 0;
+  for (int32_t b = 0; b < 2 * to.pairs; ++b) {
     words.clear();
     double sum = 0;
     for (int32_t k = 0; k < static_cast<int32_t>(targets.size()); ++k) {
       for (int32_t i = targets[k].offsets[b]; i < targets[k].offsets[b + 1]; ++i) {
         words.push_back({targets[k].token_ids[i], k, targets[k].masses[i]});
-        sum += weights[k] * targets[k].masses[i] / total_pairs_;
+        sum += weights[k] * targets[k].masses[i] / to.total_pairs;
       }
     }
-    std::stable_sort(words.begin(), words.end(), [](Word x, Word y) { return x.id < y.id; });
+    if (targets.size() > 1)  // a target's own words are sorted
+      std::stable_sort(words.begin(), words.end(), [](Word x, Word y) { return x.id < y.id; });
     for (size_t i = 0; i < words.size(); ++count) {
       const int32_t id = words[i].id;
       double coefficient = 0;
-      host_.word_ids[count] = id;
-      for (int32_t k = 0; k < kMaxTargets; ++k) host_.masses[k * max_words_ + count] = 0;
+      host.word_ids[count] = id;
+      for (int32_t k = 0; k < kMaxTargets; ++k) host.masses[k * max_words_ + count] = 0;
       for (; i < words.size() && words[i].id == id; ++i) {
-        coefficient += weights[words[i].target] * words[i].mass / total_pairs_;
-        host_.masses[words[i].target * max_words_ + count] = words[i].mass;
+        coefficient += weights[words[i].target] * words[i].mass / to.total_pairs;
+        host.masses[words[i].target * max_words_ + count] = words[i].mass;
       }
-      host_.coefficients[count] = static_cast<float>(coefficient);
+      host.coefficients[count] = static_cast<float>(coefficient);
     }
-    host_.word_offsets[b + 1] = count;
-    host_.coefficient_sums[b] = sum;
+    host.word_offsets[b + 1] = count;
+    host.coefficient_sums[b] = sum;
   }
-  words_.num_targets = static_cast<int32_t>(targets.size());
 }
 
-bool DeviceBatch::build(const PairBatch& batch, const ModelConfig& config,
-                        const ObjectiveConfig& objectives, int32_t tokens, int32_t total_pairs,
-                        const kernels::Dropout& dropout, const kernels::AdamStep& adam) {
-  pairs_ = batch.num_pairs;
-  tokens_ = tokens;
-  total_pairs_ = total_pairs;
-  const bool moved = tokens > max_tokens_ || sentences() > max_sentences_;
+bool DeviceBatch::build(const PairBatch& batch, int32_t tokens, int32_t total_pairs) {
+  const bool moved = !fits(batch, tokens);
   const bool grown = moved || total_pairs > max_total_pairs_;
   max_total_pairs_ = std::max(total_pairs, max_total_pairs_);
-  if (moved) reserve(std::max(tokens, max_tokens_), std::max(sentences(), max_sentences_), config);
-  const int32_t N = batch.num_tokens();
-  std::copy_n(batch.token_ids.data(), N, host_.token_ids);
-  std::fill(host_.token_ids + N, host_.token_ids + tokens, 0);
-  std::copy(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), host_.cu_seqlens);
-  for (int32_t b = 0; b < sentences(); ++b) {
-    const int32_t begin = batch.cu_seqlens[b];
-    for (int32_t i = begin; i < batch.cu_seqlens[b + 1]; ++i)
-      host_.positions[i] = config.position_offset + i - begin;
-  }
-  std::fill(host_.positions + N, host_.positions + tokens, 0);
-  take_buckets(host_.token_ids, N, config.vocab_size, config.pad_id, host_.tokens);
-  take_buckets(host_.positions, N, config.num_positions, -1, host_.rows_of_positions);
-  take_words(batch, objectives);
-  *host_.dropout = dropout;
-  *host_.adam = adam;
+  if (moved)
+    reserve(std::max(tokens, max_tokens_), std::max(batch.num_sentences(), max_sentences_));
+  make(batch, tokens, total_pairs, current_);
   return grown;
 }
 
+void DeviceBatch::prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs) {
+  prepared_ = false;
+  if (!fits(batch, tokens) || total_pairs > max_total_pairs_) return;
+  make(batch, tokens, total_pairs, next_);
+  prepared_ = true;
+}
+
+bool DeviceBatch::take_prepared() {
+  if (!prepared_) return false;
+  std::swap(current_, next_);
+  prepared_ = false;
+  return true;
+}
+
+void DeviceBatch::make(const PairBatch& batch, int32_t tokens, int32_t total_pairs, Made& to) {
+  const Arrays& host = to.arrays;
+  to.pairs = batch.num_pairs;
+  to.total_pairs = total_pairs;
+  to.tokens = tokens;
+  const int32_t N = batch.num_tokens();
+  std::copy_n(batch.token_ids.data(), N, host.token_ids);
+  std::fill(host.token_ids + N, host.token_ids + tokens, 0);
+  std::copy(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), host.cu_seqlens);
+  for (int32_t b = 0; b < batch.num_sentences(); ++b) {
+    const int32_t begin = batch.cu_seqlens[b];
+    for (int32_t i = begin; i < batch.cu_seqlens[b + 1]; ++i)
+      host.positions[i] = config_.position_offset + i - begin;
+  }
+  std::fill(host.positions + N, host.positions + tokens, 0);
+  take_buckets(host.token_ids, N, config_.vocab_size, config_.pad_id, host.tokens);
+  take_buckets(host.positions, N, config_.num_positions, -1, host.rows_of_positions);
+  take_words(batch, to);
+}
+
+void DeviceBatch::set_coefficients(const kernels::Dropout& dropout, const kernels::AdamStep& adam) {
+  *current_.arrays.dropout = dropout;
+  *current_.arrays.adam = adam;
+}
+
 void DeviceBatch::upload(cuda::Stream stream) const {
-  cuda::copy_to_device(device_memory_.data(), host_memory_.data(), host_memory_.size(), stream);
+  cuda::copy_to_device(device_memory_.data(), current_.memory.data(), current_.memory.size(),
+                       stream);
 }
 
 }  // namespace xsr::training

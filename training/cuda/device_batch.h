@@ -14,7 +14,8 @@ namespace xsr::training {
 
 /// What one step reads on the device beside the model: the batch, its targets and buckets, and the
 /// numbers that change from step to step. Made in pinned memory, which a single copy brings over:
-/// the addresses stay while no larger batch comes, so that a captured step reads the next batch.
+/// the device's addresses stay while no larger batch comes, so that a captured step reads the next
+/// batch. There is pinned memory for two, so that one can be made while the device reads the other.
 class DeviceBatch {
  public:
   /// Rows that look up the same id (kernels/embedding/embedding.h).
@@ -32,18 +33,27 @@ class DeviceBatch {
     kernels::AdamStep* adam = nullptr;
   };
 
+  /// Keeps references.
+  DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objectives);
+
   /// Takes a batch over, filled up to `tokens` ≥ its number with tokens that belong to no sentence.
   /// `total_pairs`, which losses are a mean over, counts other devices' shares too. True when
-  /// something has moved or must grow, for one of the sizes is larger than all before.
-  bool build(const PairBatch& batch, const ModelConfig& config, const ObjectiveConfig& objectives,
-             int32_t tokens, int32_t total_pairs, const kernels::Dropout& dropout,
-             const kernels::AdamStep& adam);
+  /// something has moved or must grow, for one of the sizes is larger than all before; what was
+  /// prepared is then gone.
+  bool build(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
+  /// Makes another batch ready beside the one taken over, which the device may be reading, in place
+  /// of what was prepared before. A batch that is larger than all before is left to build().
+  void prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
+  /// Takes over what was prepared; false when there is nothing.
+  bool take_prepared();
+  /// Of the step that comes.
+  void set_coefficients(const kernels::Dropout& dropout, const kernels::AdamStep& adam);
   void upload(cuda::Stream stream) const;
 
-  int32_t pairs() const { return pairs_; }
-  int32_t total_pairs() const { return total_pairs_; }
-  int32_t sentences() const { return 2 * pairs_; }
-  int32_t tokens() const { return tokens_; }
+  int32_t pairs() const { return current_.pairs; }
+  int32_t total_pairs() const { return current_.total_pairs; }
+  int32_t sentences() const { return 2 * current_.pairs; }
+  int32_t tokens() const { return current_.tokens; }
   int32_t max_tokens() const { return max_tokens_; }
   int32_t max_sentences() const { return max_sentences_; }
   int32_t max_total_pairs() const { return max_total_pairs_; }
@@ -52,17 +62,30 @@ class DeviceBatch {
   const cuda::VocabularyWords& words() const { return words_; }
 
  private:
-  void reserve(int32_t tokens, int32_t sentences, const ModelConfig& config);
-  void take_words(const PairBatch& batch, const ObjectiveConfig& objectives);
+  /// A batch on the host.
+  struct Made {
+    int32_t pairs = 0, total_pairs = 0, tokens = 0;
+    Arrays arrays;
+    cuda::Memory memory;
+  };
+  bool fits(const PairBatch& batch, int32_t tokens) const {
+    return tokens <= max_tokens_ && batch.num_sentences() <= max_sentences_;
+  }
+  void reserve(int32_t tokens, int32_t sentences);
+  void make(const PairBatch& batch, int32_t tokens, int32_t total_pairs, Made& to);
+  void take_words(const PairBatch& batch, Made& to);
   void take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
                     const Buckets& out);
 
-  int32_t pairs_ = 0, total_pairs_ = 0, tokens_ = 0;
+  const ModelConfig& config_;
+  const ObjectiveConfig& objectives_;
   int32_t max_tokens_ = 0, max_sentences_ = 0, max_total_pairs_ = 0;
   int64_t max_words_ = 0;
-  Arrays host_, device_;
+  Made current_, next_;
+  bool prepared_ = false;  // next_ is whole
+  Arrays device_;
   float* logits_ = nullptr;
-  cuda::Memory host_memory_, device_memory_, logits_memory_;
+  cuda::Memory device_memory_, logits_memory_;
   cuda::VocabularyWords words_;
   std::vector<int32_t> bucket_memory_;
 };

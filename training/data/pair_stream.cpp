@@ -46,6 +46,11 @@ void PairStream::work(DataPosition position) {
   }
 }
 
+const PairBatch* PairStream::peek() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return made_.empty() ? nullptr : &made_.front().batch;  // which push_back does not move
+}
+
 void PairStream::next(PairBatch& batch) {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [&] { return !made_.empty() || error_; });

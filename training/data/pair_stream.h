@@ -21,6 +21,8 @@ class PairStream {
 
   /// Swaps the next batch into batch. Throws what the sampler threw.
   void next(PairBatch& batch);
+  /// The batch that next() will give, where it is made already, else null. Valid until next().
+  const PairBatch* peek();
   /// Of the batch that next() will give: what a checkpoint keeps.
   const DataPosition& position() const { return position_; }
 

@@ -17,7 +17,8 @@ class TargetBuilder {
       ids_[row - begin] = batch.masked_id[b % batch.num_pairs];
     std::sort(ids_.begin(), ids_.end());
     for (auto first = ids_.begin(); first != ids_.end();) {
-      const auto next = std::upper_bound(first, ids_.end(), *first);
+      auto next = first + 1;  // most words come once
+      while (next != ids_.end() && *next == *first) ++next;
       const double count = settings.count_weighted ? static_cast<double>(next - first) : 1;
       bag_.push_back({*first, mass * count / (end - begin)});
       first = next;
