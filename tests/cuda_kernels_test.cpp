@@ -17,6 +17,7 @@
 #include "kernels/pooling/pooling_ref.h"
 #include "runtime/device/cuda/device.h"
 #include "runtime/device/cuda/gemm.h"
+#include "runtime/error.h"
 #include "tests/support/device_buffer.h"
 #include "tests/support/kernel_harness.h"
 
@@ -191,18 +192,22 @@ TEST_F(CudaKernels, QkvTable) {
     kernels::qkv_table_forward_ref<double>(ids.host(), positions.host(), 0, rows, wide_token.data(),
                                            wide_position.data(), wide_rstd.data(), wide_bias.data(),
                                            N, exact.data(), N + 1);
-    upload({&token, &position, &rstd, &bias, &out, &ids, &positions});
+    DeviceBuffer<uint16_t> narrow(rows * (N + 1));
+    upload({&token, &position, &rstd, &bias, &out, &narrow, &ids, &positions});
     run([&] {
       return qkv_table_forward_cuda(ids.device(), positions.device(), rows, token.device(),
                                     position.device(), rstd.device(), bias.device(), N,
-                                    out.device(), N + 1, stream());
+                                    out.device(), narrow.device(), N + 1, stream());
     });
-    download({&out});
+    download({&out, &narrow});
     ErrorBudget budget;
     for (int32_t i = 0; i < rows; ++i) {
-      for (int32_t n = 0; n < N; ++n)
-        budget.add(out[i * (N + 1) + n], plain[i * (N + 1) + n], exact[i * (N + 1) + n], i, n);
-      ASSERT_TRUE(out.untouched(i * (N + 1) + N));
+      for (int32_t n = 0; n < N; ++n) {
+        const int64_t at = i * (N + 1) + n;
+        budget.add(out[at], plain[at], exact[at], i, n);
+        ASSERT_EQ(narrow[at], bf16_from_f32(out[at]));
+      }
+      ASSERT_TRUE(out.untouched(i * (N + 1) + N) && narrow.untouched(i * (N + 1) + N));
     }
     EXPECT_TRUE(budget.check("qkv_table_forward_cuda" + shape({{"N", N}}), filter()));
   }
@@ -216,32 +221,76 @@ TEST_F(CudaKernels, Activation) {
       const int32_t N = 3;
       const int64_t stride = F + 2;
       DeviceBuffer<float> x(N * stride), out(N * stride);
-      DeviceBuffer<uint16_t> narrow(N * stride);
       for (int32_t i = 0; i < N; ++i) {
         for (int32_t c = 0; c < F; ++c) x[i * stride + c] = random.normal(3);
       }
       x[0] = -120;  // exp overflows
-      upload({&x, &out, &narrow});
+      upload({&x, &out});
       run([&] {
         return activation_forward_cuda(x.device(), stride, N, F, activation, out.device(), stride,
-                                       narrow.device(), stride, stream());
+                                       stream());
       });
-      download({&out, &narrow});
+      download({&out});
       ErrorBudget budget;
       for (int32_t i = 0; i < N; ++i) {
         for (int32_t c = 0; c < stride; ++c) {
           const int64_t at = i * stride + c;
           if (c >= F) {
-            ASSERT_TRUE(out.untouched(at) && narrow.untouched(at));
+            ASSERT_TRUE(out.untouched(at));
             continue;
           }
           budget.add(out[at], kernels::activate_ref<float>(x[at], activation),
                      kernels::activate_ref<double>(x[at], activation), i, c);
-          ASSERT_EQ(narrow[at], bf16_from_f32(out[at]));
         }
       }
       EXPECT_TRUE(
           budget.check("activation_forward_cuda" + shape({{"kind", kind}, {"F", F}}), filter()));
+    }
+  }
+}
+
+TEST_F(CudaKernels, ActivationInBf16AddsTheBiasFirst) {
+  Random random(114);
+  for (int32_t kind = 0; kind <= 5; ++kind) {
+    const Activation activation = static_cast<Activation>(kind);
+    for (const int32_t F : {1, 7, 33, 256, 1023, 1024, 1032}) {
+      for (const bool in_place : {false, true}) {
+        const int32_t N = 3;
+        const int64_t stride = (F + 7) / 8 * 8 + (F % 2 == 0 ? 8 : 3);
+        DeviceBuffer<uint16_t> x(N * stride), out(N * stride);
+        DeviceBuffer<float> bias(F);
+        for (int32_t i = 0; i < N; ++i) {
+          for (int32_t c = 0; c < F; ++c) x[i * stride + c] = bf16_from_f32(random.normal(3));
+        }
+        for (float& value : bias) value = random.normal();
+        x[0] = bf16_from_f32(-120);  // exp overflows
+        x[stride] = 0x7fc1;          // NaN
+        upload({&x, &out, &bias});
+        run([&] {
+          return activation_forward_bf16_cuda(x.device(), stride, bias.device(), N, F, activation,
+                                              in_place ? x.device() : out.device(), stride,
+                                              stream());
+        });
+        const std::vector<uint16_t> before(x.begin(), x.end());
+        DeviceBuffer<uint16_t>& found = in_place ? x : out;
+        download({&found});
+        ErrorBudget budget;
+        for (int32_t i = 0; i < N; ++i) {
+          for (int32_t c = 0; c < stride; ++c) {
+            const int64_t at = i * stride + c;
+            if (c >= F) {
+              ASSERT_TRUE(found.untouched(at));
+              continue;
+            }
+            const float sum = f32_from_bf16(before[at]) + bias[c];
+            budget.add(f32_from_bf16(found[at]),
+                       to_bf16(kernels::activate_ref<float>(sum, activation)),
+                       kernels::activate_ref<double>(sum, activation), i, c);
+          }
+        }
+        EXPECT_TRUE(budget.check("activation_forward_bf16_cuda" + shape({{"kind", kind}, {"F", F}}),
+                                 filter()));
+      }
     }
   }
 }
@@ -349,15 +398,28 @@ TEST_F(CudaKernels, Attention) {
   std::vector<Shape> shapes = {{{20, 7, 1}, 8, 64}, {{1, 17, 0, 5}, 3, 20}, {{65, 2}, 2, 128},
                                {{200}, 1, 64},      {{16, 32, 33}, 2, 32},  {{3, 4}, 1, 1},
                                {{5, 64}, 2, 7},     {{130}, 1, 96}};
+  int variant = 0;
   for (const Shape& s : shapes) {
     const std::vector<int32_t> bounds = ragged(s.lengths);
     const int32_t B = static_cast<int32_t>(s.lengths.size()), N = bounds.back(), H = s.H, D = s.D;
-    const int64_t stride = 3 * H * D + 3, out_stride = H * D + 1;
-    DeviceBuffer<float> qkv(N * stride), out(N * out_stride), lse(N * H), lse_narrow(N * H);
-    DeviceBuffer<uint16_t> narrow(N * out_stride);
+    // Rows that are whole groups of eight, and rows that are not; with a bias and without one.
+    const bool has_bias = ++variant % 2 == 0;
+    const int64_t extra = variant % 4 < 2 ? 8 : 3, stride = 3 * H * D + extra,
+                  out_stride = H * D + extra;
+    DeviceBuffer<float> qkv(N * stride), out(N * out_stride), lse(N * H), lse_narrow(N * H),
+        bias(3 * H * D);
+    // The rows behind the last sentence hold NaN.
+    DeviceBuffer<uint16_t> narrow(N * out_stride), narrow_qkv((N + 16) * stride);
+    for (float& value : bias) value = has_bias ? random.normal() : 0;
     for (int32_t i = 0; i < N; ++i) {
-      for (int32_t c = 0; c < 3 * H * D; ++c)
-        qkv[i * stride + c] = to_bf16(random.normal(c < H * D ? 2.0f : 1.0f));
+      for (int32_t c = 0; c < 3 * H * D; ++c) {
+        const int64_t at = i * stride + c;
+        narrow_qkv[at] = bf16_from_f32(random.normal(c < H * D ? 2.0f : 1.0f));
+        // K's bias changes nothing but lse, which is without it.
+        const float value = f32_from_bf16(narrow_qkv[at]);
+        const int32_t which = c / (H * D);
+        qkv[at] = which == 0 ? to_bf16(value + bias[c]) : which == 1 ? value : value + bias[c];
+      }
     }
     std::vector<AttentionTile> list(attention_tile_count(N, B) + 1);
     const int32_t count = attention_tiles(bounds.data(), B, list.data());
@@ -376,15 +438,16 @@ TEST_F(CudaKernels, Attention) {
                                           plain.data(), H * D, plain_lse.data(), scores.data());
     attention_plain_bf16(qkv.host(), stride, bounds, H, D, plain_narrow.data(),
                          plain_lse_narrow.data());
-    upload({&qkv, &out, &lse, &lse_narrow, &narrow, &tiles});
+    upload({&qkv, &narrow_qkv, &bias, &out, &lse, &lse_narrow, &narrow, &tiles});
+    const float* const added = has_bias ? bias.device() : nullptr;
     run([&] {
       return attention_forward_f32_cuda(qkv.device(), stride, tiles.device(), count + 1, H, D,
                                         out.device(), out_stride, lse.device(), stream());
     });
     run([&] {
-      return attention_forward_bf16_cuda(qkv.device(), stride, tiles.device(), count + 1, H, D,
-                                         narrow.device(), out_stride, lse_narrow.device(),
-                                         stream());
+      return attention_forward_bf16_cuda(narrow_qkv.device(), stride, added, tiles.device(),
+                                         count + 1, H, D, narrow.device(), out_stride,
+                                         lse_narrow.device(), stream());
     });
     download({&out, &lse, &lse_narrow, &narrow});
     ErrorBudget budget, logs, narrow_budget, narrow_logs;
@@ -395,8 +458,8 @@ TEST_F(CudaKernels, Attention) {
         narrow_budget.add(f32_from_bf16(narrow[i * out_stride + c]), plain_narrow[at], exact[at], i,
                           c);
       }
-      ASSERT_TRUE(out.untouched(i * out_stride + H * D) &&
-                  narrow.untouched(i * out_stride + H * D));
+      for (int64_t c = H * D; c < out_stride; ++c)
+        ASSERT_TRUE(out.untouched(i * out_stride + c) && narrow.untouched(i * out_stride + c));
       for (int32_t h = 0; h < H; ++h) {
         logs.add(lse[i * H + h], plain_lse[i * H + h], exact_lse[i * H + h], i, h);
         narrow_logs.add(lse_narrow[i * H + h], plain_lse_narrow[i * H + h], exact_lse[i * H + h], i,
@@ -417,7 +480,10 @@ TEST_F(CudaKernels, Attention) {
     DeviceBuffer<AttentionTile> tiles_alone(alone);
     DeviceBuffer<float> out_alone(length * out_stride);
     DeviceBuffer<uint16_t> narrow_alone(length * out_stride);
-    upload({&tiles_alone, &out_alone, &narrow_alone});
+    // From a row of its own: a row within a buffer need not start at a multiple of 16 bytes.
+    DeviceBuffer<uint16_t> aligned((length + 16) * stride);
+    std::copy_n(narrow_qkv.begin() + begin * stride, length * stride, aligned.begin());
+    upload({&tiles_alone, &out_alone, &narrow_alone, &aligned});
     const int32_t count_alone = static_cast<int32_t>(alone.size());
     run([&] {
       return attention_forward_f32_cuda(qkv.device() + begin * stride, stride, tiles_alone.device(),
@@ -425,9 +491,9 @@ TEST_F(CudaKernels, Attention) {
                                         stream());
     });
     run([&] {
-      return attention_forward_bf16_cuda(qkv.device() + begin * stride, stride,
-                                         tiles_alone.device(), count_alone, H, D,
-                                         narrow_alone.device(), out_stride, nullptr, stream());
+      return attention_forward_bf16_cuda(aligned.device(), stride, added, tiles_alone.device(),
+                                         count_alone, H, D, narrow_alone.device(), out_stride,
+                                         nullptr, stream());
     });
     download({&out_alone, &narrow_alone});
     for (int32_t i = 0; i < length; ++i) {
@@ -498,6 +564,47 @@ TEST_F(CudaKernels, Product) {
   }
 }
 
+TEST_F(CudaKernels, ProductIntoBf16) {
+  Random random(115);
+  Gemm gemm;
+  for (const auto& [M, N, K, transposed] :
+       {std::tuple(20, 96, 64, false), {1, 64, 128, true}, {33, 40, 24, false}}) {
+    const int64_t out_stride = N + 8;
+    DeviceBuffer<uint16_t> a(M * K), b(N * K), out(M * out_stride);
+    for (uint16_t& x : a) x = bf16_from_f32(random.normal());
+    for (uint16_t& x : b) x = bf16_from_f32(random.normal());
+    upload({&a, &b, &out});
+    Product product;
+    product.M = M, product.N = N, product.K = K;
+    product.a = {a.device(), K, Dtype::kBf16};
+    product.b = {b.device(), transposed ? N : K, Dtype::kBf16, transposed};
+    product.out = out.device(), product.out_stride = out_stride;
+    product.out_dtype = Dtype::kBf16;
+    gemm.run(product, stream());
+    download({&out});
+    ErrorBudget budget;
+    for (int32_t m = 0; m < M; ++m) {
+      for (int32_t n = 0; n < N; ++n) {
+        float plain = 0;
+        double exact = 0;
+        for (int32_t k = 0; k < K; ++k) {
+          const float x = f32_from_bf16(a[m * K + k]),
+                      w = f32_from_bf16(b[transposed ? k * N + n : n * K + k]);
+          plain += x * w, exact += static_cast<double>(x) * w;
+        }
+        budget.add(f32_from_bf16(out[m * out_stride + n]), to_bf16(plain), exact, m, n);
+      }
+      for (int64_t n = N; n < out_stride; ++n) ASSERT_TRUE(out.untouched(m * out_stride + n));
+    }
+    EXPECT_TRUE(budget.check("Gemm into bf16" + shape({{"M", M}, {"N", N}, {"K", K}}), filter()));
+#ifdef XSR_EMULATED
+    const float bias[1] = {};
+    product.bias = bias;  // would have to be bf16
+    EXPECT_THROW(gemm.run(product, stream()), Error);
+#endif
+  }
+}
+
 TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
   Random random(108);
   const int32_t M = 300, N = 96, K = 64;
@@ -506,20 +613,28 @@ TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
   for (uint16_t& x : a) x = bf16_from_f32(random.normal());
   for (uint16_t& x : b) x = bf16_from_f32(random.normal());
   DeviceBuffer<float> out(M * N), part(M * N);
-  upload({&a, &b, &out, &part});
+  DeviceBuffer<uint16_t> narrow(M * N), narrow_part(M * N);
+  upload({&a, &b, &out, &part, &narrow, &narrow_part});
   Product product;
   product.M = M, product.N = N, product.K = K;
   product.a = {a.device(), K, Dtype::kBf16, false};
   product.b = {b.device(), K, Dtype::kBf16, false};
   product.out = out.device(), product.out_stride = N;
+  Product into_bf16 = product;
+  into_bf16.out = narrow.device(), into_bf16.out_dtype = Dtype::kBf16;
   gemm.run(product, stream());
-  download({&out});
+  gemm.run(into_bf16, stream());
+  download({&out, &narrow});
   for (const int32_t rows : {1, 7, 20, 128, 129}) {
-    product.M = rows;
+    product.M = into_bf16.M = rows;
     product.out = part.device();
+    into_bf16.out = narrow_part.device();
     gemm.run(product, stream());
-    download({&part});
+    gemm.run(into_bf16, stream());
+    download({&part, &narrow_part});
     ASSERT_EQ(0, std::memcmp(part.host(), out.host(), sizeof(float) * rows * N)) << rows << " rows";
+    ASSERT_EQ(0, std::memcmp(narrow_part.host(), narrow.host(), sizeof(uint16_t) * rows * N))
+        << rows << " rows into bf16";
   }
 }
 

@@ -215,8 +215,9 @@ TEST_F(CudaSession, F32StaysWithinTheBudgetOfPlainLoops) {
   }
 }
 
-/// bf16 on the device also rounds Q, K, V and probabilities: at most twice as far from double as
-/// bf16 on the processor, which rounds the products' inputs alone.
+/// bf16 on the device also rounds the products Q, K, V and up, and probabilities: its vectors turn
+/// from those in double by at most twice the angle of bf16 on the processor, which rounds the
+/// products' inputs alone. 1 - cosine is half of the angle's square.
 TEST_F(CudaSession, Bf16IsAsCloseAsOnTheProcessor) {
   const TestModel model({2, 256, 4, 512, 500}, DType::kBF16);
   const Sentences sentences = random_sentences(5, 16, 500);
@@ -227,15 +228,21 @@ TEST_F(CudaSession, Bf16IsAsCloseAsOnTheProcessor) {
   EXPECT_NE(wide, found) << "bf16 was not computed with";
   options.device = XSR_DEVICE_CPU;
   const auto on_cpu = embed(make_session(model, options).get(), sentences, model.columns());
-  double worst = 0, worst_on_cpu = 0;
+  double worst = 0, worst_on_cpu = 0, mean = 0, mean_on_cpu = 0;
   for (size_t i = 0; i < sentences.size(); ++i) {
     if (sentences[i].empty()) continue;
     const size_t at = i * model.columns();
-    worst = std::max(worst, 1 - cosine(&found[at], &exact[at], model.columns()));
-    worst_on_cpu = std::max(worst_on_cpu, 1 - cosine(&on_cpu[at], &exact[at], model.columns()));
+    const double distance = 1 - cosine(&found[at], &exact[at], model.columns());
+    const double on_cpu_distance = 1 - cosine(&on_cpu[at], &exact[at], model.columns());
+    worst = std::max(worst, distance);
+    worst_on_cpu = std::max(worst_on_cpu, on_cpu_distance);
+    mean += distance / static_cast<double>(sentences.size());
+    mean_on_cpu += on_cpu_distance / static_cast<double>(sentences.size());
   }
-  std::printf("  largest 1 - cosine to double: %.3g, on the processor %.3g\n", worst, worst_on_cpu);
-  EXPECT_LE(worst, 2 * worst_on_cpu);
+  std::printf("  1 - cosine to double: largest %.3g, on the processor %.3g; mean %.3g and %.3g\n",
+              worst, worst_on_cpu, mean, mean_on_cpu);
+  EXPECT_LE(worst, 4 * worst_on_cpu);
+  EXPECT_LE(mean, 4 * mean_on_cpu);
   // Its storage, and what the processor alone computes in.
   const TestModel f32({1, 8, 1, 8, 5}, DType::kF32);
   SessionPointer none;

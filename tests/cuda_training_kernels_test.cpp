@@ -85,6 +85,23 @@ void expect_narrow(const std::string& what, const std::vector<uint16_t>& narrow,
     ASSERT_EQ(kernels::bf16_from_f32(wide[i]), narrow[i]) << what << " element " << i;
 }
 
+float to_bf16(float value) { return kernels::f32_from_bf16(kernels::bf16_from_f32(value)); }
+Floats bf16_values(Random& random, int64_t count, float scale = 1) {
+  Floats values = normal(random, count, scale);
+  for (float& value : values) value = to_bf16(value);
+  return values;
+}
+std::vector<uint16_t> narrow(const Floats& values) {
+  std::vector<uint16_t> result;
+  for (const float value : values) result.push_back(kernels::bf16_from_f32(value));
+  return result;
+}
+Floats widened(const std::vector<uint16_t>& values) {
+  Floats result;
+  for (const uint16_t value : values) result.push_back(kernels::f32_from_bf16(value));
+  return result;
+}
+
 Dropout half() {
   Dropout dropout;
   dropout.threshold = 1u << 30;  // a quarter
@@ -264,6 +281,19 @@ TEST_F(CudaTraining, ColumnSums) {
       return column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), stream());
     });
     expect_close("column sum", kBackward, sum.host(), plain, exact, N);
+
+    // Of bf16: the same additions as of the same values in f32.
+    for (float& value : dy) value = to_bf16(value);
+    DeviceArray<float> rounded(dy), wanted(N);
+    DeviceArray<uint16_t> device_narrow(narrow(dy));
+    run([&] {
+      return column_sum_cuda(rounded.data(), stride, M, N, wanted.data(), parts.data(), stream());
+    });
+    run([&] {
+      return column_sum_bf16_cuda(device_narrow.data(), stride, M, N, sum.data(), parts.data(),
+                                  stream());
+    });
+    EXPECT_EQ(wanted.host(), sum.host());
   }
 }
 
@@ -284,20 +314,45 @@ TEST_F(CudaTraining, Activations) {
     kernels::activation_backward_ref<double>(wide_x.data(), wide_dy.data(), n, activation,
                                              exact_dx.data());
     DeviceArray<float> in(x), out(n), d(dy);
-    DeviceArray<uint16_t> narrow(n), d_narrow(n);
     run([&] {
-      return activation_forward_f32_cuda(in.data(), n, activation, out.data(), narrow.data(),
-                                         stream());
+      return activation_forward_f32_cuda(in.data(), n, activation, out.data(), stream());
     });
-    run([&] {
-      return activation_backward_f32_cuda(in.data(), n, activation, d.data(), d_narrow.data(),
-                                          stream());
-    });
+    run([&] { return activation_backward_f32_cuda(in.data(), n, activation, d.data(), stream()); });
     const std::string what = "activation " + std::to_string(static_cast<int>(activation));
     expect_close(what, kForward, out.host(), plain, exact, n);
     expect_close(what + " backward", kBackward, d.host(), plain_dx, exact_dx, n);
-    expect_narrow(what, narrow.host(), out.host());
-    expect_narrow(what + " backward", d_narrow.host(), d.host());
+  }
+}
+
+/// In bf16: what plain loops in f32 give, rounded once.
+TEST_F(CudaTraining, ActivationBackwardInBf16) {
+  Random random(16);
+  for (const auto& [rows, columns] : {std::pair{3, 700}, {5, 1}, {40, 64}, {2, 1028}, {7, 13}}) {
+    const int32_t N = rows, F = columns;
+    Floats x = bf16_values(random, N * F, 4), dy = bf16_values(random, N * F),
+           bias = normal(random, F);
+    x[0] = -80, bias[0] = -3;
+    if (F > 9) x[9] = NAN;
+    for (const auto activation : {kernels::Activation::kSwish, kernels::Activation::kGeluErf}) {
+      Floats sums = x;
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += bias[i % F];
+      Floats plain(N * F), plain_narrow(N * F);
+      Doubles exact(N * F);
+      const Doubles wide_sums = wide(sums), wide_dy = wide(dy);
+      kernels::activation_backward_ref<float>(sums.data(), dy.data(), N * F, activation,
+                                              plain.data());
+      kernels::activation_backward_ref<double>(wide_sums.data(), wide_dy.data(), N * F, activation,
+                                               exact.data());
+      for (int32_t i = 0; i < N * F; ++i) plain_narrow[i] = to_bf16(plain[i]);
+      DeviceArray<uint16_t> in(narrow(x)), d(narrow(dy));
+      DeviceArray<float> device_bias(bias);
+      run([&] {
+        return activation_backward_bf16_cuda(in.data(), device_bias.data(), N, F, activation,
+                                             d.data(), stream());
+      });
+      expect_close("activation backward in bf16, F=" + std::to_string(F), kBackward,
+                   widened(d.host()), plain_narrow, exact, F);
+    }
   }
 }
 
@@ -444,6 +499,141 @@ TEST_F(CudaTraining, AttentionForwardAndBackward) {
     expect_close(what + " lse", kForward, found_lse, plain.lse, exact.lse, H);
     expect_close(what + " backward", kBackward, found_dqkv, plain.dqkv, exact.dqkv, 3 * C);
   }
+}
+
+/// Attention by plain loops in f32 that round where the kernels of bf16 do; x and dout are bf16
+/// already.
+struct Bf16Attention {
+  Floats out, lse, dqkv;
+  Bf16Attention(const Floats& x, const Floats& bias, const Floats& dout,
+                const std::vector<int32_t>& cu, int32_t H, int32_t D, Dropout dropout,
+                uint32_t place)
+      : out(dout.size()), lse(dout.size() / D), dqkv(x.size()) {
+    dropout.stream += place;
+    const float factor = dropout.threshold == 0 ? 1 : dropout.scale;
+    const int64_t C = H * D;
+    const float scale = 1 / std::sqrt(static_cast<float>(D));
+    for (size_t b = 0; b + 1 < cu.size(); ++b) {
+      for (int32_t h = 0; h < H; ++h) {
+        const float* value_bias = &bias[2 * C + h * D];
+        for (int32_t i = cu[b]; i < cu[b + 1]; ++i) {
+          const int32_t length = cu[b + 1] - cu[b];
+          const auto at = [&](int32_t row, int32_t which) {
+            return row * 3 * C + which * C + h * D;
+          };
+          Floats q(D), scores(length), kept(length), dp(length);
+          for (int32_t d = 0; d < D; ++d) q[d] = to_bf16(x[at(i, 0) + d] + bias[h * D + d]);
+          const float* gradient = &dout[i * C + h * D];
+          float largest = -INFINITY, sum = 0, share = 0, delta = 0, shift = 0;
+          for (int32_t j = 0; j < length; ++j) {
+            for (int32_t d = 0; d < D; ++d) scores[j] += q[d] * x[at(cu[b] + j, 1) + d];
+            scores[j] *= scale;
+            largest = std::max(largest, scores[j]);
+            kept[j] = kernels::attention_multiplier_ref(dropout, h, i, j) != 0;
+          }
+          for (const float score : scores) sum += std::exp(score - largest);
+          for (int32_t j = 0; j < length; ++j)
+            share += kept[j] * std::exp(scores[j] - largest) / sum * factor;
+          lse[i * H + h] = largest + std::log(sum);
+          for (int32_t d = 0; d < D; ++d) {
+            float value = 0;
+            for (int32_t j = 0; j < length; ++j)
+              value += kept[j] * to_bf16(std::exp(scores[j] - largest)) * x[at(cu[b] + j, 2) + d];
+            out[i * C + h * D + d] = to_bf16(value * factor / sum + value_bias[d] * share);
+            shift += gradient[d] * value_bias[d];
+          }
+          if (dropout.threshold == 0) shift = 0;
+          for (int32_t j = 0; j < length; ++j) {
+            scores[j] = std::exp(scores[j] - lse[i * H + h]);
+            for (int32_t d = 0; d < D; ++d) dp[j] += gradient[d] * x[at(cu[b] + j, 2) + d];
+            dp[j] = kept[j] * (dp[j] + shift) * factor;
+            delta += scores[j] * dp[j];
+          }
+          for (int32_t j = 0; j < length; ++j) {
+            const float ds = to_bf16(scores[j] * (dp[j] - delta));
+            for (int32_t d = 0; d < D; ++d) {
+              dqkv[at(i, 0) + d] += ds * x[at(cu[b] + j, 1) + d] * scale;
+              dqkv[at(cu[b] + j, 1) + d] += ds * q[d] * scale;
+              dqkv[at(cu[b] + j, 2) + d] += kept[j] * to_bf16(scores[j]) * gradient[d] * factor;
+            }
+          }
+        }
+      }
+    }
+    for (float& value : dqkv) value = to_bf16(value);
+  }
+};
+
+TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
+  Random random(19);
+  struct Case {
+    std::vector<int32_t> lengths;
+    int32_t H, D;
+    bool drops;
+    float scale;
+  };
+  const Case cases[] = {{{1, 17, 0, 32, 5, 16}, 3, 16, true, 1},
+                        {{33, 70, 2}, 2, 64, false, 1},
+                        {{31, 0, 0, 40, 1}, 1, 128, true, 1},
+                        {{15, 1, 1, 1, 1, 1, 1, 1, 64}, 2, 48, true, 1},
+                        {{300}, 1, 32, true, 1},
+                        {{0, 0}, 2, 16, true, 1},
+                        {{9}, 1, 112, false, 1},
+                        {{6, 6}, 2, 16, false, 30}};  // scores far beyond what exp takes
+  for (const Case& c : cases) {
+    const std::vector<int32_t> cu = cumulate(c.lengths);
+    const int32_t B = static_cast<int32_t>(c.lengths.size()), N = cu[B], H = c.H, D = c.D,
+                  padded = N + 19, C = H * D;
+    const Dropout masks = c.drops ? half() : Dropout();
+    const Floats x = bf16_values(random, N * 3 * C, c.scale), dout = bf16_values(random, N * C),
+                 bias = normal(random, 3 * C);
+    const Bf16Attention plain(x, bias, dout, cu, H, D, masks, 7);
+    Doubles qkv = wide(x), without_key_bias = qkv;
+    for (int64_t i = 0; i < N * 3 * C; ++i) {
+      const int64_t column = i % (3 * C);
+      qkv[i] += bias[column];
+      if (column / C != 1) without_key_bias[i] += bias[column];
+    }
+    const AttentionReference<double> exact(qkv, wide(dout), cu, H, D, masks, 7),
+        exact_lse(without_key_bias, wide(dout), cu, H, D, masks, 7);
+    Floats padded_x = x, padded_dout = dout;
+    padded_x.resize(padded * 3 * C, NAN);
+    padded_dout.resize(padded * C, NAN);
+    DeviceArray<uint16_t> in(narrow(padded_x)), gradient(narrow(padded_dout)), out(padded * C),
+        dqkv(padded * 3 * C);
+    DeviceArray<float> device_bias(bias), lse(padded * H), delta(2 * padded * H);
+    DeviceArray<int32_t> device_cu(cu);
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{masks});
+    const auto both = [&] {
+      run([&] {
+        return attention_training_forward_bf16_cuda(in.data(), device_bias.data(), device_cu.data(),
+                                                    B, padded, H, D, dropout.data(), 7, out.data(),
+                                                    lse.data(), stream());
+      });
+      run([&] {
+        return attention_backward_bf16_cuda(in.data(), device_bias.data(), device_cu.data(), B,
+                                            padded, H, D, lse.data(), dropout.data(), 7,
+                                            gradient.data(), dqkv.data(), delta.data(), stream());
+      });
+    };
+    both();
+    const std::string what = "attention in bf16, H=" + std::to_string(H) +
+                             " D=" + std::to_string(D) + " N=" + std::to_string(N);
+    const std::vector<uint16_t> first = out.host(), first_dqkv = dqkv.host();
+    Floats found = widened(first), found_lse = lse.host(), found_dqkv = widened(first_dqkv);
+    for (size_t i = N * C; i < found.size(); ++i) ASSERT_EQ(0, first[i]) << what;
+    for (size_t i = N * 3 * C; i < found_dqkv.size(); ++i) ASSERT_EQ(0, first_dqkv[i]) << what;
+    found.resize(N * C);
+    found_lse.resize(N * H);
+    found_dqkv.resize(N * 3 * C);
+    expect_close(what, kForward, found, plain.out, exact.out, C);
+    expect_close(what + " lse", kForward, found_lse, plain.lse, exact_lse.lse, H);
+    expect_close(what + " backward", kBackward, found_dqkv, plain.dqkv, exact.dqkv, 3 * C);
+    both();  // threads in another order
+    EXPECT_EQ(first, out.host()) << what;
+    EXPECT_EQ(first_dqkv, dqkv.host()) << what;
+  }
+  for (const int32_t D : {0, 8, 20, 144}) EXPECT_FALSE(attention_bf16_takes(D));
 }
 
 /// The loss over a vocabulary in T, from logits without their bias.

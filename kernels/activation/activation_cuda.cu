@@ -1,5 +1,6 @@
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/eight.h"
 
 namespace xsr::cuda {
 namespace {
@@ -28,24 +29,47 @@ __device__ __forceinline__ float activate(float x, Activation activation) {
 
 __global__ void __launch_bounds__(256)
     activation_forward_kernel(const float* x, int64_t x_stride, int32_t F, Activation activation,
-                              float* out, int64_t out_stride, uint16_t* narrow,
-                              int64_t narrow_stride) {
+                              float* out, int64_t out_stride) {
   const int64_t i = blockIdx.x;
   const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
   if (c >= F) return;
-  const float y = activate(x[i * x_stride + c], activation);
-  if (out != nullptr) out[i * out_stride + c] = y;
-  if (narrow != nullptr) narrow[i * narrow_stride + c] = f32_to_bf16(y);
+  out[i * out_stride + c] = activate(x[i * x_stride + c], activation);
+}
+
+constexpr int32_t kThreads = 128;
+
+__global__ void __launch_bounds__(kThreads)
+    activation_forward_bf16_kernel(const uint16_t* x, int64_t x_stride, const float* bias,
+                                   int32_t F, Activation activation, uint16_t* out,
+                                   int64_t out_stride) {
+  const int64_t i = blockIdx.x;
+  const int32_t c = (int32_t)(blockIdx.y * kThreads + threadIdx.x) * kEight;
+  if (c >= F) return;
+  const bool whole = c + kEight <= F && x_stride % kEight == 0 && out_stride % kEight == 0;
+  float values[kEight], shift[kEight];
+  load_eight(x + i * x_stride + c, whole, F - c, values);
+  load_eight(bias + c, whole, F - c, shift);
+  XSR_UNROLL
+  for (int32_t e = 0; e < kEight; ++e) values[e] = activate(values[e] + shift[e], activation);
+  store_eight(out + i * out_stride + c, whole, F - c, values);
 }
 
 }  // namespace
 
 Status activation_forward_cuda(const float* x, int64_t x_stride, int32_t N, int32_t F,
                                Activation activation, float* out, int64_t out_stride,
-                               uint16_t* narrow, int64_t narrow_stride, Stream stream) {
+                               Stream stream) {
   return launch(activation_forward_kernel, dim3((unsigned)N, (unsigned)((F + 255) / 256)),
-                dim3(256), 0, stream, x, x_stride, F, activation, out, out_stride, narrow,
-                narrow_stride);
+                dim3(256), 0, stream, x, x_stride, F, activation, out, out_stride);
+}
+
+Status activation_forward_bf16_cuda(const uint16_t* x, int64_t x_stride, const float* bias,
+                                    int32_t N, int32_t F, Activation activation, uint16_t* out,
+                                    int64_t out_stride, Stream stream) {
+  constexpr int32_t kColumns = kThreads * kEight;
+  return launch(activation_forward_bf16_kernel,
+                dim3((unsigned)N, (unsigned)((F + kColumns - 1) / kColumns)), dim3(kThreads), 0,
+                stream, x, x_stride, bias, F, activation, out, out_stride);
 }
 
 }  // namespace xsr::cuda

@@ -36,13 +36,21 @@ Status attention_forward_f32_cuda(const float* qkv, int64_t qkv_stride, const At
                                   int32_t num_tiles, int32_t H, int32_t D, float* out,
                                   int64_t out_stride, float* lse, Stream stream);
 
-/// The same on the tensor cores: Q, K and V are rounded to bf16, so are the probabilities before
-/// they meet V (their sum is not), and the result; sums are f32. One warp a tile and head, 64 keys
-/// at a time; scores never leave registers.
+/// The same on the tensor cores, of bf16: the probabilities are rounded before they meet V (their
+/// sum is not), and so is the result; sums are f32. One warp a tile and head, 32 keys at a time;
+/// scores never leave registers.
 ///
-/// out  [N, H·D] bf16, row stride in elements
-Status attention_forward_bf16_cuda(const float* qkv, int64_t qkv_stride, const AttentionTile* tiles,
-                                   int32_t num_tiles, int32_t H, int32_t D, uint16_t* out,
-                                   int64_t out_stride, float* lse, Stream stream);
+/// qkv   [N, 3, H, D] bf16, row stride in elements
+/// bias  [3, H, D] f32, of Q, K and V; null = it is in qkv. Q plus its bias is rounded again; V's
+/// is
+///       added behind the probabilities; of K's no probability depends, so it is not read
+/// out   [N, H·D] bf16, row stride in elements
+/// lse   of scores without K's bias
+///
+/// qkv and bias start at multiples of 16 bytes.
+Status attention_forward_bf16_cuda(const uint16_t* qkv, int64_t qkv_stride, const float* bias,
+                                   const AttentionTile* tiles, int32_t num_tiles, int32_t H,
+                                   int32_t D, uint16_t* out, int64_t out_stride, float* lse,
+                                   Stream stream);
 
 }  // namespace xsr::cuda

@@ -84,7 +84,7 @@ __device__ inline void put(const float (&values)[kPerLane], float factor, int32_
     const int32_t d = lane_id() + k * kWarp;
     if (d >= D) break;
     const float value = values[k] * factor;
-    out[at + d] = value;
+    if (out != nullptr) out[at + d] = value;
     if (narrow != nullptr) narrow[at + d] = f32_to_bf16(value);
   }
 }
@@ -100,13 +100,13 @@ __device__ inline float multiplier(const Dropout* dropout, uint32_t stream, int3
   return words[column % 4] >= dropout->threshold ? dropout->scale : 0.0f;
 }
 
-/// Zeros into columns of rows [first, last), of `count` places next to each other.
-__device__ inline void clear_rows(int32_t first, int32_t last, int64_t stride, int32_t count,
-                                  float* out, uint16_t* narrow) {
+/// Zeros into columns [at, at + count) of rows [first, last).
+__device__ inline void clear_rows(int32_t first, int32_t last, int64_t stride, int64_t at,
+                                  int32_t count, float* out, uint16_t* narrow) {
   for (int32_t i = first; i < last; ++i) {
     for (int32_t d = (int32_t)threadIdx.x; d < count; d += kThreads) {
-      out[i * stride + d] = 0;
-      if (narrow != nullptr) narrow[i * stride + d] = 0;
+      if (out != nullptr) out[i * stride + at + d] = 0;
+      if (narrow != nullptr) narrow[i * stride + at + d] = 0;
     }
   }
 }
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t b = (int32_t)blockIdx.x, h = (int32_t)blockIdx.y;
   const int64_t C = (int64_t)H * D;
   if (b == B) {
-    clear_rows(cu_seqlens[B], N, C, D, out + h * D, narrow == nullptr ? nullptr : narrow + h * D);
+    clear_rows(cu_seqlens[B], N, C, h * D, D, out, narrow);
     return;
   }
   const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
@@ -168,10 +168,8 @@ __global__ void __launch_bounds__(kThreads,
   const int32_t b = (int32_t)blockIdx.x, h = (int32_t)blockIdx.y;
   const int64_t C = (int64_t)H * D;
   if (b == B) {
-    for (int32_t part = 0; part < 3; ++part) {
-      const int64_t at = part * C + h * D;
-      clear_rows(cu_seqlens[B], N, 3 * C, D, dqkv + at, narrow == nullptr ? nullptr : narrow + at);
-    }
+    for (int32_t part = 0; part < 3; ++part)
+      clear_rows(cu_seqlens[B], N, 3 * C, part * C + h * D, D, dqkv, narrow);
     return;
   }
   const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];

@@ -52,13 +52,16 @@ __global__ void __launch_bounds__(256)
     qkv_table_forward_kernel(const int32_t* token_ids, const int32_t* positions,
                              const float* token_table, const float* position_table,
                              const float* rstd, const float* bias, int32_t N, float* out,
-                             int64_t out_stride) {
+                             uint16_t* narrow, int64_t out_stride) {
   const int64_t i = blockIdx.x;
   const float* token = token_table + (int64_t)token_ids[i] * N;
   const float* position = position_table + (int64_t)positions[i] * N;
   const float scale = rstd[i];
-  for (int32_t n = (int32_t)threadIdx.x; n < N; n += (int32_t)blockDim.x)
-    out[i * out_stride + n] = (token[n] + position[n]) * scale + bias[n];
+  for (int32_t n = (int32_t)threadIdx.x; n < N; n += (int32_t)blockDim.x) {
+    const float value = (token[n] + position[n]) * scale + bias[n];
+    if (out != nullptr) out[i * out_stride + n] = value;
+    if (narrow != nullptr) narrow[i * out_stride + n] = f32_to_bf16(value);
+  }
 }
 
 }  // namespace
@@ -78,9 +81,9 @@ Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions
 Status qkv_table_forward_cuda(const int32_t* token_ids, const int32_t* positions, int32_t rows,
                               const float* token_table, const float* position_table,
                               const float* rstd, const float* bias, int32_t N, float* out,
-                              int64_t out_stride, Stream stream) {
+                              uint16_t* narrow, int64_t out_stride, Stream stream) {
   return launch(qkv_table_forward_kernel, dim3((unsigned)rows), dim3(256), 0, stream, token_ids,
-                positions, token_table, position_table, rstd, bias, N, out, out_stride);
+                positions, token_table, position_table, rstd, bias, N, out, narrow, out_stride);
 }
 
 }  // namespace xsr::cuda

@@ -17,10 +17,12 @@ Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions
                               float eps, int32_t C, float* out, int64_t out_stride,
                               uint16_t* narrow, int64_t narrow_stride, float* rstd, Stream stream);
 
-/// qkv_table_forward_f32 on the device, rows [0, rows): tables without gaps, out [rows, N].
+/// qkv_table_forward_f32 on the device, rows [0, rows), with the result in f32, in bf16, or both:
+/// tables without gaps; out [rows, N] f32 or null; narrow [rows, N] bf16 or null, rounded once,
+/// with the bias in it, unlike a product into bf16; both of row stride out_stride.
 Status qkv_table_forward_cuda(const int32_t* token_ids, const int32_t* positions, int32_t rows,
                               const float* token_table, const float* position_table,
                               const float* rstd, const float* bias, int32_t N, float* out,
-                              int64_t out_stride, Stream stream);
+                              uint16_t* narrow, int64_t out_stride, Stream stream);
 
 }  // namespace xsr::cuda

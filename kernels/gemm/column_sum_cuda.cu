@@ -9,34 +9,45 @@ namespace {
 constexpr int32_t kBlockRows = 128;
 
 /// out[block, c] ← the sum of the block's rows.
-__global__ void sum_rows_kernel(const float* x, int64_t stride, int32_t rows, int32_t C,
+template <typename T>
+__global__ void sum_rows_kernel(const T* x, int64_t stride, int32_t rows, int32_t C,
                                 int32_t block_rows, float* out) {
   const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
   const int32_t first = (int32_t)blockIdx.y * block_rows;
   const int32_t last = first + block_rows < rows ? first + block_rows : rows;
   float sum = 0;
   for (int32_t i = first + (int32_t)threadIdx.y; i < last && c < C; i += kLanes)
-    sum += x[i * stride + c];
+    sum += load(x + i * stride + c);
   sum = sum_of_lanes(sum);
   if (threadIdx.y == 0 && c < C) out[(int64_t)blockIdx.y * C + c] = sum;
+}
+
+template <typename T>
+Status column_sum(const T* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum, float* parts,
+                  Stream stream) {
+  const int32_t blocks = blocks_of(M, kBlockRows);
+  const Status status =
+      launch(sum_rows_kernel<T>, dim3(blocks_of(N, kColumns), blocks), dim3(kColumns, kLanes), 0,
+             stream, dy, dy_stride, M, N, kBlockRows, parts);
+  if (status != 0) return status;
+  return sum_rows_cuda(parts, N, blocks, N, sum, stream);
 }
 
 }  // namespace
 
 Status sum_rows_cuda(const float* x, int64_t stride, int32_t rows, int32_t C, float* out,
                      Stream stream) {
-  return launch(sum_rows_kernel, dim3(blocks_of(C, kColumns)), dim3(kColumns, kLanes), 0, stream, x,
-                stride, rows, C, rows, out);
+  return launch(sum_rows_kernel<float>, dim3(blocks_of(C, kColumns)), dim3(kColumns, kLanes), 0,
+                stream, x, stride, rows, C, rows, out);
 }
 
 Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                        float* parts, Stream stream) {
-  const int32_t blocks = blocks_of(M, kBlockRows);
-  const Status status =
-      launch(sum_rows_kernel, dim3(blocks_of(N, kColumns), blocks), dim3(kColumns, kLanes), 0,
-             stream, dy, dy_stride, M, N, kBlockRows, parts);
-  if (status != 0) return status;
-  return sum_rows_cuda(parts, N, blocks, N, sum, stream);
+  return column_sum(dy, dy_stride, M, N, sum, parts, stream);
+}
+Status column_sum_bf16_cuda(const uint16_t* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
+                            float* parts, Stream stream) {
+  return column_sum(dy, dy_stride, M, N, sum, parts, stream);
 }
 
 }  // namespace xsr::cuda

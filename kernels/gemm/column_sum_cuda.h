@@ -26,5 +26,8 @@ static constexpr int64_t column_sum_floats_cuda(int32_t M, int32_t N) {
 /// Error against the double reference ≤ 3× that of the f32 reference of column_sum_f32.
 Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                        float* parts, Stream stream);
+/// The same of bf16, added in f32.
+Status column_sum_bf16_cuda(const uint16_t* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
+                            float* parts, Stream stream);
 
 }  // namespace xsr::cuda

@@ -166,11 +166,11 @@ __global__ void layernorm_backward_rows_kernel(const float* sum, const float* st
           rstd * (four.value[e] * scale.value[e] - mean_g - normalized * mean_normalized);
     }
     store_quad(gradient + first, four);
-    if (dbranch == nullptr) return;
+    if (dbranch == nullptr && narrow == nullptr) return;
     float factor[4];
     dropout_multipliers(dropout, place, i, first, factor);
     drop(four, factor);
-    store_quad(dbranch + (int64_t)i * C + first, four);
+    if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
     if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
 }

@@ -50,7 +50,7 @@ static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
 ///
 /// sum, statistics  of the forward pass
 /// dx      [N, C]  read and written
-/// dbranch [N, C]  null = not wanted, and dropout is not looked at; narrow is of dbranch
+/// dbranch [N, C]  null = not wanted
 /// dgamma, dbeta [C]  =, rows added by blocks of 64, in order
 /// parts   [layernorm_backward_floats_cuda(N, C)]
 Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,

@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "kernels/activation/activation_cuda.h"
 #include "kernels/activation/activation_training_cuda.h"
 #include "kernels/attention/attention_training_cuda.h"
 #include "kernels/dropout/dropout_cuda.h"
@@ -50,12 +51,13 @@ struct Rows {
 
 /// What the backward pass needs of one layer.
 struct LayerRows {
-  Rows x;  // [N, C]
-  float *qkv = nullptr, *lse = nullptr;
+  Rows x;    // [N, C]
+  Rows qkv;  // in bf16 without its bias
+  float* lse = nullptr;
   Rows context;
   float *attention_sum = nullptr, *attention_statistics = nullptr;
   Rows y;
-  float* up = nullptr;
+  Rows up;  // in bf16 without its bias
   Rows hidden;
   float *output_sum = nullptr, *output_statistics = nullptr;
 };
@@ -116,6 +118,7 @@ class CudaTrainer::Impl {
         H(config.num_heads),
         V(config.vocab_size),
         bf16_(step.precision == Precision::kBF16),
+        bf16_attention_(bf16_ && cuda::attention_bf16_takes(C / H)),
         eps_(static_cast<float>(config.layer_norm_eps)),
         values_(table.size()),
         gradients_(table.size()),
@@ -337,28 +340,32 @@ class CudaTrainer::Impl {
       plan.add(&rows->wide, N * columns);
       plan.add(&rows->narrow, bf16_ ? N * columns : 0);
     };
+    const auto either = [&](Rows* rows, size_t columns, bool narrow) {
+      plan.add(&rows->wide, narrow ? 0 : N * columns);
+      plan.add(&rows->narrow, narrow ? N * columns : 0);
+    };
     plan.add(&embedding_sum_, N * c);
     plan.add(&embedding_statistics_, 2 * N);
     rows_.assign(encoder_.layers.size(), {});
     for (LayerRows& layer : rows_) {
       rows(&layer.x, c);
-      plan.add(&layer.qkv, N * 3 * c);
+      either(&layer.qkv, 3 * c, bf16_attention_);
       plan.add(&layer.lse, N * static_cast<size_t>(H));
-      rows(&layer.context, c);
+      either(&layer.context, c, bf16_);
       plan.add(&layer.attention_sum, N * c);
       plan.add(&layer.attention_statistics, 2 * N);
       rows(&layer.y, c);
-      plan.add(&layer.up, N * f);
-      rows(&layer.hidden, f);
+      either(&layer.up, f, bf16_);
+      either(&layer.hidden, f, bf16_);
       plan.add(&layer.output_sum, N * c);
       plan.add(&layer.output_statistics, 2 * N);
     }
     plan.add(&output_, N * c);
     plan.add(&dx_, N * c);
-    plan.add(&dcontext_, N * c);
-    plan.add(&delta_, N * static_cast<size_t>(H));
-    rows(&dbranch_, c);
-    rows(&dwide_, std::max(3 * c, f));
+    either(&dcontext_, c, bf16_attention_);
+    plan.add(&delta_, 2 * N * static_cast<size_t>(H));
+    either(&dbranch_, c, bf16_);
+    either(&dwide_, std::max(3 * c, f), bf16_);
     const int32_t most = static_cast<int32_t>(std::max(N, S));
     plan.add(&parts_, static_cast<size_t>(std::max({cuda::layernorm_backward_floats_cuda(most, C),
                                                     cuda::column_sum_floats_cuda(most, 3 * C),
@@ -404,23 +411,36 @@ class CudaTrainer::Impl {
                  : f32(value(offset), columns, transposed);
   }
 
-  /// out [M, N] ← a · bᵀ (+ bias, + out)
-  void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
-               const float* bias = nullptr, bool accumulate = false, bool split_k = false) {
+  static cuda::Product plain_product(int32_t M, int32_t N, int32_t K, const Matrix& a,
+                                     const Matrix& b, void* out) {
     cuda::Product p;
     p.M = M;
     p.N = N;
     p.K = K;
     p.a = a;
     p.b = b;
-    p.bias = bias;
     p.out = out;
     p.out_stride = N;
+    return p;
+  }
+
+  /// out [M, N] ← a · bᵀ (+ bias, + out)
+  void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
+               const float* bias = nullptr, bool accumulate = false, bool split_k = false) {
+    cuda::Product p = plain_product(M, N, K, a, b, out);
+    p.bias = bias;
     p.split_k = split_k;
     if (accumulate) {
       p.c = out;
       p.c_stride = N;
     }
+    gemm_->run(p, stream());
+  }
+
+  /// out [tokens, N] bf16 ← a · bᵀ
+  void narrow_product(int32_t N, int32_t K, const Matrix& a, const Matrix& b, uint16_t* out) {
+    cuda::Product p = plain_product(batch_.tokens(), N, K, a, b, out);
+    p.out_dtype = cuda::Dtype::kBf16;
     gemm_->run(p, stream());
   }
 
@@ -454,19 +474,33 @@ class CudaTrainer::Impl {
     for (int32_t i = 0; i < L; ++i) {
       const EncoderParameters::Layer& w = encoder_.layers[i];
       const LayerRows& at = rows_[i];
-      linear(at.x, w.qkv, at.qkv);
-      check(cuda::attention_training_forward_f32_cuda(
-                at.qkv, d.cu_seqlens, S, N, H, C / H, d.dropout, probabilities_stream(i, H),
-                at.context.wide, at.context.narrow, at.lse, stream()),
-            "attention");
+      if (bf16_attention_) {
+        narrow_product(3 * C, C, operand(at.x, C), weight(w.qkv.weight, C), at.qkv.narrow);
+        check(cuda::attention_training_forward_bf16_cuda(
+                  at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, d.dropout,
+                  probabilities_stream(i, H), at.context.narrow, at.lse, stream()),
+              "attention");
+      } else {
+        linear(at.x, w.qkv, at.qkv.wide);
+        check(cuda::attention_training_forward_f32_cuda(
+                  at.qkv.wide, d.cu_seqlens, S, N, H, C / H, d.dropout, probabilities_stream(i, H),
+                  at.context.wide, at.context.narrow, at.lse, stream()),
+              "attention");
+      }
       linear(at.context, w.attention_output, at.attention_sum);
       add_and_norm(at.attention_sum, at.x.wide, w.attention_norm, attention_output_stream(i, H),
                    at.y, at.attention_statistics);
-      linear(at.y, w.up, at.up);
-      check(cuda::activation_forward_f32_cuda(at.up, int64_t{N} * F, config_.activation,
-                                              bf16_ ? nullptr : at.hidden.wide, at.hidden.narrow,
-                                              stream()),
-            "activation");
+      if (bf16_) {
+        narrow_product(F, C, operand(at.y, C), weight(w.up.weight, C), at.up.narrow);
+        check(cuda::activation_forward_bf16_cuda(at.up.narrow, F, value(w.up.bias), N, F,
+                                                 config_.activation, at.hidden.narrow, F, stream()),
+              "activation");
+      } else {
+        linear(at.y, w.up, at.up.wide);
+        check(cuda::activation_forward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
+                                                at.hidden.wide, stream()),
+              "activation");
+      }
       linear(at.hidden, w.down, at.output_sum);
       add_and_norm(at.output_sum, at.y.wide, w.output_norm, output_stream(i, H), input(i + 1),
                    at.output_statistics);
@@ -560,7 +594,7 @@ class CudaTrainer::Impl {
     const cuda::VocabularyWords& words = batch_.words();
     product(S, C, C, f32(u_, C), f32(value(transform_.weight), C), pre_, value(transform_.bias));
     check(cuda::activation_forward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish,
-                                            activated_, nullptr, stream()),
+                                            activated_, stream()),
           "the head's activation");
     check(cuda::dropout_add_layernorm_forward_cuda(
               activated_, nullptr, S, C, value(head_norm_.gamma), value(head_norm_.beta), eps_,
@@ -606,7 +640,7 @@ class CudaTrainer::Impl {
               nullptr, gradient(head_norm_.gamma), gradient(head_norm_.beta), parts_, stream()),
           "the head's layer norm, backward");
     check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
-                                             nullptr, stream()),
+                                             stream()),
           "the head's activation, backward");
     product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight), nullptr,
             false, true);
@@ -684,8 +718,11 @@ class CudaTrainer::Impl {
     const int32_t N = batch_.tokens();
     product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
             gradient(l.weight), nullptr, false, true);
-    check(cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, gradient(l.bias), parts_,
-                                stream()),
+    float* const dbias = gradient(l.bias);
+    check(bf16_
+              ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
+                                           stream())
+              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts_, stream()),
           "a bias gradient");
   }
   /// linear: dx (+)= dout · W
@@ -716,10 +753,16 @@ class CudaTrainer::Impl {
       unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H));
       // linear(at.hidden, w.down, …)
       weight_gradient(dbranch_, at.hidden, w.down);
-      input_gradient(dbranch_, w.down, dwide_.wide, false);
+      if (bf16_) {
+        narrow_product(F, C, operand(dbranch_, C), weight(w.down.weight, F, true), dwide_.narrow);
+      } else {
+        input_gradient(dbranch_, w.down, dwide_.wide, false);
+      }
       // activation_forward
-      check(cuda::activation_backward_f32_cuda(at.up, int64_t{N} * F, config_.activation,
-                                               dwide_.wide, dwide_.narrow, stream()),
+      check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
+                                                        config_.activation, dwide_.narrow, stream())
+                  : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F,
+                                                       config_.activation, dwide_.wide, stream()),
             "activation, backward");
       // linear(at.y, w.up, …)
       weight_gradient(dwide_, at.y, w.up);
@@ -729,12 +772,22 @@ class CudaTrainer::Impl {
                        attention_output_stream(i, H));
       // linear(at.context, w.attention_output, …)
       weight_gradient(dbranch_, at.context, w.attention_output);
-      input_gradient(dbranch_, w.attention_output, dcontext_, false);
       // attention_forward
-      check(cuda::attention_backward_f32_cuda(at.qkv, d.cu_seqlens, S, N, H, C / H, at.lse,
-                                              d.dropout, probabilities_stream(i, H), dcontext_,
+      if (bf16_attention_) {
+        narrow_product(C, C, operand(dbranch_, C), weight(w.attention_output.weight, C, true),
+                       dcontext_.narrow);
+        check(cuda::attention_backward_bf16_cuda(
+                  at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, at.lse, d.dropout,
+                  probabilities_stream(i, H), dcontext_.narrow, dwide_.narrow, delta_, stream()),
+              "attention, backward");
+      } else {
+        input_gradient(dbranch_, w.attention_output, dcontext_.wide, false);
+        check(
+            cuda::attention_backward_f32_cuda(at.qkv.wide, d.cu_seqlens, S, N, H, C / H, at.lse,
+                                              d.dropout, probabilities_stream(i, H), dcontext_.wide,
                                               dwide_.wide, dwide_.narrow, delta_, stream()),
             "attention, backward");
+      }
       // linear(at.x, w.qkv, …)
       weight_gradient(dwide_, at.x, w.qkv);
       input_gradient(dwide_, w.qkv, dx_, true);
@@ -779,6 +832,7 @@ class CudaTrainer::Impl {
   const std::unique_ptr<Communicator> communicator_;  // null for a single device
   const int32_t C, F, H, V;
   const bool bf16_;
+  const bool bf16_attention_;  // on the tensor cores
   const float eps_;
   std::optional<cuda::StreamOwner> stream_;
   std::optional<cuda::Gemm> gemm_;
@@ -801,7 +855,8 @@ class CudaTrainer::Impl {
   Memory memory_;
   float *embedding_sum_ = nullptr, *embedding_statistics_ = nullptr;
   std::vector<LayerRows> rows_;
-  float *output_ = nullptr, *dx_ = nullptr, *dcontext_ = nullptr, *delta_ = nullptr;
+  float *output_ = nullptr, *dx_ = nullptr, *delta_ = nullptr;
+  Rows dcontext_;
   Rows dbranch_, dwide_;
   float* parts_ = nullptr;
   float *u_ = nullptr, *du_ = nullptr;          // of the own sentences

@@ -23,7 +23,10 @@ struct Matrix {
 /// b     [N, K]; where transposed, [K, N] in memory; a.dtype
 /// bias  [N] f32; null = none
 /// c     [M, N] f32, row stride c_stride; null = none; may be out itself
-/// out   [M, N] f32, row stride out_stride
+/// out   [M, N] in out_dtype, row stride out_stride
+///
+/// A product into bf16 has neither bias nor c: cuBLASLt takes both in the type of out only, and
+/// what reads such a product next adds an f32 bias at no cost. Its operands are bf16.
 ///
 /// Sums in f32. Rows beyond M are neither read nor written. Data starts at multiples of 16 bytes.
 struct Product {
@@ -32,8 +35,9 @@ struct Product {
   const float* bias = nullptr;
   const float* c = nullptr;
   int64_t c_stride = 0;
-  float* out = nullptr;
+  void* out = nullptr;
   int64_t out_stride = 0;
+  Dtype out_dtype = Dtype::kF32;
   bool split_k = false;  // K may be summed in parts, whose number depends on M, N and K
 };
 
@@ -46,7 +50,7 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  /// One algorithm for each (N, K, dtypes, layout, bias, c), chosen at the first product of the
+  /// One algorithm for each (N, K, dtypes, layouts, bias, c), chosen at the first product of the
   /// kind and kept for every M, without splitting K: a row's bits do not depend on the other rows,
   /// nor on how many they are. With split_k one for each M too: two runs give the same bits, no
   /// more. Throws Error(CUDA).

@@ -58,13 +58,14 @@ struct Layouts {
     };
     operand(b, p.b, p.N, p.K);
     operand(a, p.a, M, p.K);
-    make_layout(c, CUDA_R_32F, p.N, M, p.c == nullptr ? p.out_stride : p.c_stride);
-    make_layout(out, CUDA_R_32F, p.N, M, p.out_stride);
+    const cudaDataType_t out_type = type_of(p.out_dtype);
+    make_layout(c, out_type, p.N, M, p.c == nullptr ? p.out_stride : p.c_stride);
+    make_layout(out, out_type, p.N, M, p.out_stride);
   }
 };
 
-using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int32_t, bool,
-                       bool, bool, bool>;
+using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, Dtype, Dtype,
+                       bool, bool, bool, bool>;
 
 }  // namespace
 
@@ -151,7 +152,8 @@ void Gemm::run(const Product& p, Stream stream) {
                 p.b.stride,
                 p.c_stride,
                 p.out_stride,
-                static_cast<int32_t>(p.a.dtype),
+                p.a.dtype,
+                p.out_dtype,
                 p.a.transposed,
                 p.b.transposed,
                 p.bias != nullptr,

@@ -1,9 +1,11 @@
 #include <vector>
 
 #include "kernels/cuda/emulated.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/storage.h"
 #include "runtime/device/cuda/device.h"
 #include "runtime/device/cuda/gemm.h"
+#include "runtime/error.h"
 
 namespace xsr::cuda {
 namespace {
@@ -32,7 +34,12 @@ void multiply(const Product& p) {
       for (int32_t k = 0; k < p.K; ++k) sum += x[k] * w[k];
       if (p.bias != nullptr) sum += p.bias[n];
       if (p.c != nullptr) sum += p.c[m * p.c_stride + n];
-      p.out[m * p.out_stride + n] = sum;
+      const int64_t at = m * p.out_stride + n;
+      if (p.out_dtype == Dtype::kBf16) {
+        static_cast<uint16_t*>(p.out)[at] = kernels::bf16_from_f32(sum);
+      } else {
+        static_cast<float*>(p.out)[at] = sum;
+      }
     }
   }
 }
@@ -43,6 +50,10 @@ struct Gemm::Impl {};
 Gemm::Gemm(bool) : impl_(nullptr) {}
 Gemm::~Gemm() = default;
 void Gemm::run(const Product& product, Stream stream) {
+  if (product.out_dtype == Dtype::kBf16 &&
+      (product.bias != nullptr || product.c != nullptr || product.a.dtype != Dtype::kBf16)) {
+    throw Error(XSR_STATUS_INTERNAL, "a product into bf16 with a bias, a c or operands of f32");
+  }
   if (product.M == 0 || product.N == 0) return;
   check(emulated::submit(stream, [product] { multiply(product); }), "multiplying");
 }

@@ -18,6 +18,20 @@ constexpr uint32_t kLeastBucket = 16;  // a tile of attention
 // Shapes of chunks whose work is kept as a graph; a corpus comes to some dozens.
 constexpr size_t kMostGraphs = 256;
 
+/// out ← a · Wᵀ, all of a product that its two kinds share.
+Product plain_product(int32_t M, const Matrix& a, const DeviceLinear& linear, void* out,
+                      int64_t out_stride) {
+  Product p;
+  p.M = M;
+  p.N = linear.N;
+  p.K = linear.K;
+  p.a = a;
+  p.b = linear.matrix();
+  p.out = out;
+  p.out_stride = out_stride;
+  return p;
+}
+
 }  // namespace
 
 int32_t Shape::tiles() const { return attention_tile_count(tokens, sentences); }
@@ -58,9 +72,10 @@ Lane::Lane(const ModelConfig& config, const DeviceWeights& weights,
   plan.add(&input_, most.input_size());
   plan.add(&x_, floats(N, C_));
   plan.add(&narrow_, bf16_ ? floats(N, C_) : 0);
-  plan.add(&qkv_, floats(N, 3 * C_));
+  plan.add(&qkv_, bf16_ ? 0 : floats(N, 3 * C_));
   plan.add(&context_, bf16_ ? 0 : floats(N, C_));
-  plan.add(&hidden_, floats(N, F_));
+  plan.add(&hidden_, bf16_ ? 0 : floats(N, F_));
+  plan.add(&qkv_narrow_, bf16_ ? floats(N, 3 * C_) : 0);
   plan.add(&hidden_narrow_, bf16_ ? floats(N, F_) : 0);
   plan.add(&rstd_, N);
   plan.add(&pooled_, config.has_pooler ? floats(B, C_) : 0);
@@ -181,18 +196,22 @@ void Lane::forward(const Shape& shape) {
           "layer norm");
   };
   for (const DeviceLayer& layer : weights_.layers) {
+    const float* qkv_bias = layer.qkv.bias;  // which a product into bf16 leaves to the attention
     if (weights_.table_token != nullptr && &layer == &weights_.layers.front()) {
       check(qkv_table_forward_cuda(at.token_ids, at.positions, N, weights_.table_token,
                                    weights_.table_position, rstd_, weights_.table_bias, 3 * C_,
-                                   qkv_, qkv_stride, stream()),
+                                   qkv_, qkv_narrow_, qkv_stride, stream()),
             "looking up Q, K and V");
+      qkv_bias = nullptr;
+    } else if (bf16_) {
+      product_without_bias(N, x, layer.qkv, qkv_narrow_, qkv_stride);
     } else {
       product(N, x, layer.qkv, qkv_, qkv_stride);
     }
     // x and its bf16 copy wait for no product here, so context takes that copy's place.
     if (bf16_) {
-      check(attention_forward_bf16_cuda(qkv_, qkv_stride, at.tiles, shape.tiles(), H, C_ / H,
-                                        narrow_, x_stride, nullptr, stream()),
+      check(attention_forward_bf16_cuda(qkv_narrow_, qkv_stride, qkv_bias, at.tiles, shape.tiles(),
+                                        H, C_ / H, narrow_, x_stride, nullptr, stream()),
             "attention");
     } else {
       check(attention_forward_f32_cuda(qkv_, qkv_stride, at.tiles, shape.tiles(), H, C_ / H,
@@ -201,11 +220,18 @@ void Lane::forward(const Shape& shape) {
     }
     product(N, context, layer.attention_output, x_, x_stride, x_);
     normalise(layer.attention_norm);
-    product(N, x, layer.up, hidden_, hidden_stride);
-    check(activation_forward_cuda(hidden_, hidden_stride, N, F_, config_.activation,
-                                  bf16_ ? nullptr : hidden_, hidden_stride, hidden_narrow_,
-                                  hidden_stride, stream()),
+    if (bf16_) {
+      product_without_bias(N, x, layer.up, hidden_narrow_, hidden_stride);
+      check(
+          activation_forward_bf16_cuda(hidden_narrow_, hidden_stride, layer.up.bias, N, F_,
+                                       config_.activation, hidden_narrow_, hidden_stride, stream()),
           "activation");
+    } else {
+      product(N, x, layer.up, hidden_, hidden_stride);
+      check(activation_forward_cuda(hidden_, hidden_stride, N, F_, config_.activation, hidden_,
+                                    hidden_stride, stream()),
+            "activation");
+    }
     product(N, hidden, layer.down, x_, x_stride, x_);
     normalise(layer.output_norm);
   }
@@ -217,8 +243,7 @@ void Lane::forward(const Shape& shape) {
   if (config_.has_pooler) {
     product(B, {pooled_, pooled_stride, Dtype::kF32}, weights_.pooler, out_, E_);
     if (config_.pooler_activation != Activation::kNone) {
-      check(activation_forward_cuda(out_, E_, B, E_, config_.pooler_activation, out_, E_, nullptr,
-                                    0, stream()),
+      check(activation_forward_cuda(out_, E_, B, E_, config_.pooler_activation, out_, E_, stream()),
             "activation");
     }
   }
@@ -227,17 +252,17 @@ void Lane::forward(const Shape& shape) {
 
 void Lane::product(int32_t M, const Matrix& a, const DeviceLinear& linear, float* out,
                    int64_t out_stride, const float* residual) {
-  Product p;
-  p.M = M;
-  p.N = linear.N;
-  p.K = linear.K;
-  p.a = a;
-  p.b = linear.matrix();
+  Product p = plain_product(M, a, linear, out, out_stride);
   p.bias = linear.bias;
   p.c = residual;
   p.c_stride = residual == nullptr ? 0 : out_stride;
-  p.out = out;
-  p.out_stride = out_stride;
+  gemm_.run(p, stream());
+}
+
+void Lane::product_without_bias(int32_t M, const Matrix& a, const DeviceLinear& linear,
+                                uint16_t* out, int64_t out_stride) {
+  Product p = plain_product(M, a, linear, out, out_stride);
+  p.out_dtype = Dtype::kBf16;
   gemm_.run(p, stream());
 }
 

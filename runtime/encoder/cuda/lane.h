@@ -67,6 +67,9 @@ class Lane {
   /// out [M, N] ← a · Wᵀ + bias (+ residual, which may be out)
   void product(int32_t M, const Matrix& a, const DeviceLinear& linear, float* out,
                int64_t out_stride, const float* residual = nullptr);
+  /// out [M, N] bf16 ← a · Wᵀ; what reads it adds the bias
+  void product_without_bias(int32_t M, const Matrix& a, const DeviceLinear& linear, uint16_t* out,
+                            int64_t out_stride);
 
   const ModelConfig& config_;
   const DeviceWeights& weights_;
@@ -78,9 +81,10 @@ class Lane {
   int32_t *input_ = nullptr, *host_input_ = nullptr;
   float* x_ = nullptr;                 // [N, C]
   uint16_t* narrow_ = nullptr;         // [N, C] bf16: of x or of context, whichever is multiplied
-  float* qkv_ = nullptr;               // [N, 3C]
+  float* qkv_ = nullptr;               // [N, 3C], in f32 and TF32, as the next two
   float* context_ = nullptr;           // [N, C]
   float* hidden_ = nullptr;            // [N, F]
+  uint16_t* qkv_narrow_ = nullptr;     // [N, 3C] bf16
   uint16_t* hidden_narrow_ = nullptr;  // [N, F] bf16
   float* rstd_ = nullptr;              // [N]
   float* pooled_ = nullptr;            // [B, C]
