@@ -445,20 +445,21 @@ struct AttentionReference {
   }
 };
 
+struct AttentionCase {
+  std::vector<int32_t> lengths;
+  int32_t H, D;
+  bool drops;
+  float scale;  // of Q, K and V
+};
+
 TEST_F(CudaTraining, AttentionForwardAndBackward) {
   Random random(9);
-  struct Case {
-    std::vector<int32_t> lengths;
-    int32_t H, D;
-    bool drops;
-    float scale;
-  };
-  const Case cases[] = {{{1, 17, 0, 32, 5}, 3, 20, true, 1},
-                        {{33, 70, 2}, 2, 64, false, 1},
-                        {{31, 0, 40}, 1, 128, true, 1},
-                        {{130}, 1, 33, true, 1},
-                        {{6, 6}, 2, 8, false, 30}};  // scores far beyond what exp takes
-  for (const Case& c : cases) {
+  const AttentionCase cases[] = {{{1, 17, 0, 32, 5}, 3, 20, true, 1},
+                                 {{33, 70, 2}, 2, 64, false, 1},
+                                 {{31, 0, 40}, 1, 128, true, 1},
+                                 {{130}, 1, 33, true, 1},
+                                 {{6, 6}, 2, 8, false, 30}};  // scores far beyond what exp takes
+  for (const AttentionCase& c : cases) {
     const std::vector<int32_t> cu = cumulate(c.lengths);
     const int32_t B = static_cast<int32_t>(c.lengths.size()), N = cu[B], H = c.H, D = c.D,
                   padded = N + 3, C = H * D;
@@ -566,21 +567,15 @@ struct Bf16Attention {
 
 TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
   Random random(19);
-  struct Case {
-    std::vector<int32_t> lengths;
-    int32_t H, D;
-    bool drops;
-    float scale;
-  };
-  const Case cases[] = {{{1, 17, 0, 32, 5, 16}, 3, 16, true, 1},
-                        {{33, 70, 2}, 2, 64, false, 1},
-                        {{31, 0, 0, 40, 1}, 1, 128, true, 1},
-                        {{15, 1, 1, 1, 1, 1, 1, 1, 64}, 2, 48, true, 1},
-                        {{300}, 1, 32, true, 1},
-                        {{0, 0}, 2, 16, true, 1},
-                        {{9}, 1, 112, false, 1},
-                        {{6, 6}, 2, 16, false, 30}};  // scores far beyond what exp takes
-  for (const Case& c : cases) {
+  const AttentionCase cases[] = {{{1, 17, 0, 32, 5, 16}, 3, 16, true, 1},
+                                 {{33, 70, 2}, 2, 64, false, 1},
+                                 {{31, 0, 0, 40, 1}, 1, 128, true, 1},
+                                 {{15, 1, 1, 1, 1, 1, 1, 1, 64}, 2, 48, true, 1},
+                                 {{300}, 1, 32, true, 1},
+                                 {{0, 0}, 2, 16, true, 1},
+                                 {{9}, 1, 112, false, 1},
+                                 {{6, 6}, 2, 16, false, 30}};  // scores far beyond what exp takes
+  for (const AttentionCase& c : cases) {
     const std::vector<int32_t> cu = cumulate(c.lengths);
     const int32_t B = static_cast<int32_t>(c.lengths.size()), N = cu[B], H = c.H, D = c.D,
                   padded = N + 19, C = H * D;
