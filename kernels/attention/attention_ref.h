@@ -65,6 +65,7 @@ void attention_backward_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_
   const T scale = T(1) / sqrt(T(D));
   for (int32_t b = first; b < last; ++b) {
     const int32_t begin = cu_seqlens[b], length = cu_seqlens[b + 1] - begin;
+    if (length == 0) continue;  // the pointers may be null
     T *p = scratch, *dp = scratch + length, *dropped = scratch + 2 * length;
     for (int32_t h = first_head; h < last_head; ++h) {
       const T* q = qkv + begin * qkv_stride + h * D;
