@@ -54,6 +54,7 @@ std::string inspect_xsr(const std::string& path) {
   line("normalize", c.normalize);
   line("lowercase", c.lowercase);
   line("tokenizer", fmt::format("{}, {} bytes", to_string(c.tokenizer), file->tokenizer().size()));
+  line("tokenizer tables", fmt::format("{} bytes", file->tokenizer_tables().size()));
   line("special ids",
        fmt::format("pad {}, unk {}, mask {}, cls {}{}, sep {}{}", c.pad_id, c.unk_id, c.mask_id,
                    c.cls_id, c.add_cls ? " (added)" : "", c.sep_id, c.add_sep ? " (added)" : ""));

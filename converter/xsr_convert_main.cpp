@@ -12,6 +12,7 @@
 #include "converter/quality.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
+#include "runtime/text/tokenizer_tables.h"
 
 namespace {
 
@@ -63,7 +64,8 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
     }
   }
   const auto sources = model.sources();
-  xsr::write_xsr_file(a.out, model.config, sources, model.tokenizer, model.provenance);
+  xsr::write_xsr_file(a.out, model.config, sources, model.tokenizer, model.provenance,
+                      xsr::tokenizer_tables_for_file(model.tokenizer));
 
   const auto& c = model.config;
   fmt::print(stderr,

@@ -618,7 +618,7 @@ TEST(TokenizerModel, BrokenOnesAreNamed) {
   testing::internal::CaptureStdout();
   for (const auto& [blob, message] : cases) {
     try {
-      xsr::make_sentencepiece_tokenizer(blob, config_for(1000, false));
+      xsr::make_tokenizer(blob, config_for(1000, false));
       ADD_FAILURE() << "accepted: " << hex(blob) << " (" << message << ")";
     } catch (const xsr::Error& e) {
       EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE) << message;
@@ -632,8 +632,8 @@ TEST(TokenizerModel, BrokenOnesAreNamed) {
 // SentencePiece refuses such texts; found by tokenizer_model_fuzz.
 TEST(TokenizerModel, AControlPieceInTheWayOfTextIsTheFilesFault) {
   const std::string chars = field(2, number_field(3, 4));
-  const auto tokenizer = xsr::make_sentencepiece_tokenizer(
-      piece("<unk>", 2) + piece("a") + piece("l", 3) + chars, config_for(1000, false));
+  const std::string blob = piece("<unk>", 2) + piece("a") + piece("l", 3) + chars;
+  const auto tokenizer = xsr::make_tokenizer(blob, config_for(1000, false));
   std::vector<int32_t> ids;
   tokenizer->encode("a", kUnlimited, ids);
   EXPECT_FALSE(ids.empty());
@@ -655,7 +655,7 @@ TEST(TokenizerModel, DamagedOnesNeverCrash) {
     const std::string whole = read_file(kData / name);
     const auto attempt = [&](const std::string& blob) {
       try {
-        const auto tokenizer = xsr::make_sentencepiece_tokenizer(blob, config_for(1000, true));
+        const auto tokenizer = xsr::make_tokenizer(blob, config_for(1000, true));
         std::vector<int32_t> ids;
         tokenizer->encode(text, kUnlimited, ids);
         for (int32_t id : ids)

@@ -418,7 +418,7 @@ TEST_F(TrainingData, TheCacheHoldsTheTokenizersIds) {
   EXPECT_EQ(made->parts()[1].name, "a-c");
   EXPECT_EQ(made->parts()[1].first_pair, 300u);
   EXPECT_EQ(made->parts()[2].num_pairs, 50u);
-  const auto reference = make_sentencepiece_tokenizer(tokenizer(), config_);
+  const auto reference = make_tokenizer(tokenizer(), config_);
   uint64_t pair = 0, tokens = 0;
   for (const LanguagePair& language : languages) {
     uint64_t line = 0;

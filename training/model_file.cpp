@@ -9,6 +9,7 @@
 #include "converter/checkpoint.h"
 #include "converter/family.h"
 #include "kernels/storage.h"
+#include "runtime/text/tokenizer_tables.h"
 #include "training/initialization.h"
 
 namespace xsr::training {
@@ -186,7 +187,8 @@ void write_model(const std::string& path, const ModelConfig& config, const FlatB
   std::vector<TensorSource> sources;
   for (const ConvertedModel::Tensor& t : tensors)
     sources.push_back({t.name, t.dtype, t.layout, t.dims, t.data.data(), nullptr});
-  write_xsr_file(path, config, sources, tokenizer, provenance_json);
+  write_xsr_file(path, config, sources, tokenizer, provenance_json,
+                 tokenizer_tables_for_file(tokenizer));
 }
 
 }  // namespace xsr::training

@@ -10,6 +10,7 @@
 #include "runtime/format/mapped_file.h"
 #include "runtime/format/named_values.h"
 #include "runtime/format/xsr_layout.h"
+#include "runtime/text/tokenizer_tables.h"
 #include "runtime/text/utf8.h"
 
 namespace xsr {
@@ -423,19 +424,32 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
     bad_at(offsetof(FileHeader, file_size),
            "file_size is " + number(size) + ", expected a multiple of 64");
   }
+  check_reserved(file, offsetof(FileHeader, reserved0), offsetof(FileHeader, tokenizer_tables),
+                 "the header");
   check_reserved(file, offsetof(FileHeader, reserved), sizeof(FileHeader), "the header");
   static constexpr const char* kSectionNames[kNumSections] = {
       "the config section",     "the tensor table",      "the names section",
       "the provenance section", "the tokenizer section", "the data section"};
-  uint64_t expected = sizeof(FileHeader);
+  struct Placed {
+    Section section;
+    uint64_t field;  // where the header says so
+    const char* name;
+  };
+  std::vector<Placed> placed;
   for (uint32_t i = 0; i < kNumSections; ++i) {
-    const Section& section = header.sections[i];
-    const uint64_t field = offsetof(FileHeader, sections) + i * sizeof(Section);
-    expected = check_range(section, expected, size, field, kSectionNames[i]);
+    const Section& tables = header.tokenizer_tables;
+    if (i == kDataSection && (tables.offset != 0 || tables.size != 0)) {
+      placed.push_back({tables, offsetof(FileHeader, tokenizer_tables), "the tokenizer tables"});
+    }
+    placed.push_back({header.sections[i], offsetof(FileHeader, sections) + i * sizeof(Section),
+                      kSectionNames[i]});
   }
-  for (uint32_t i = 0; i < kDataSection; ++i) {
-    check_zero(file, header.sections[i].offset + header.sections[i].size,
-               header.sections[i + 1].offset, std::string("padding after ") + kSectionNames[i]);
+  uint64_t expected = sizeof(FileHeader);
+  for (const Placed& p : placed)
+    expected = check_range(p.section, expected, size, p.field, p.name);
+  for (size_t i = 0; i + 1 < placed.size(); ++i) {
+    check_zero(file, placed[i].section.offset + placed[i].section.size,
+               placed[i + 1].section.offset, std::string("padding after ") + placed[i].name);
   }
   if (expected != size || data.size % kAlignment != 0) {
     bad_at(data_field + sizeof(uint64_t), "the data section has " + number(data.size) +
@@ -479,6 +493,13 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
     bad_at(config.offset + offsetof(ConfigRecord, tokenizer),
            std::string("the config's tokenizer is ") + to_string(metadata.config.tokenizer) +
                ", but the tokenizer section has " + number(tokenizer.size) + " bytes");
+  }
+  const Section& tables = header.tokenizer_tables;
+  metadata.tokenizer_tables = {file + tables.offset, tables.size};
+  if (tables.offset != 0 && (tables.size == 0 || metadata.tokenizer.empty())) {
+    bad_at(offsetof(FileHeader, tokenizer_tables),
+           "the tokenizer tables have " + number(tables.size) + " bytes beside a tokenizer of " +
+               number(tokenizer.size) + ", expected some of both");
   }
 
   metadata.tensors.reserve(header.tensor_count);
@@ -557,6 +578,7 @@ void XsrFile::parse() {
     config_ = metadata.config;
     tensors_ = std::move(metadata.tensors);
     tokenizer_ = metadata.tokenizer;
+    tokenizer_tables_ = metadata.tokenizer_tables;
     provenance_ = metadata.provenance;
     header_checksum_ = metadata.header_checksum;
     for (size_t i = 0; i < tensors_.size(); ++i) {
@@ -582,6 +604,11 @@ const TensorView* XsrFile::find(std::string_view name) const {
 }
 
 void XsrFile::verify() const {
+  try {
+    verify_tokenizer_tables(tokenizer_, tokenizer_tables_);
+  } catch (const Error& error) {
+    throw Error(error.status(), name_ + ": " + error.what());
+  }
   for (const TensorView& tensor : tensors_) {
     const std::string what = name_ + ": offset " + number(tensor.offset) + ": tensor '" +
                              std::string(tensor.name) + "': ";

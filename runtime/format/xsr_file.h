@@ -58,14 +58,18 @@ class XsrFile {
   std::string_view tokenizer() const {
     return tokenizer_;
   }  // the tokenizer model's bytes, maybe empty
+  /// What runtime/text/tokenizer_tables.h makes of the tokenizer model, maybe empty; 64-byte
+  /// aligned.
+  std::span<const unsigned char> tokenizer_tables() const { return tokenizer_tables_; }
   std::string_view provenance() const {
     return provenance_;
   }                                                  // JSON, NUL-terminated just past its end
   const std::string& name() const { return name_; }  // path, for messages
   uint64_t size() const { return size_; }
   uint64_t header_checksum() const { return header_checksum_; }
-  /// Checks every tensor's checksum and that the padding behind and inside it is zero; reads the
-  /// whole file. Throws Error(BAD_FILE) naming the first damaged tensor.
+  /// Checks every tensor's checksum, that the padding behind and inside it is zero, and that the
+  /// tokenizer tables are those of the tokenizer; reads the whole file. Throws Error(BAD_FILE)
+  /// naming the first damaged tensor.
   void verify() const;
 
  private:
@@ -79,6 +83,7 @@ class XsrFile {
   ModelConfig config_;
   std::vector<TensorView> tensors_;
   std::string_view tokenizer_, provenance_;
+  std::span<const unsigned char> tokenizer_tables_;
   uint64_t header_checksum_ = 0;
 };
 
@@ -99,12 +104,14 @@ struct TensorSource {
 /// instead of the signal.
 void write_xsr_file(const std::string& path, const ModelConfig& config,
                     std::span<const TensorSource> tensors, std::string_view tokenizer,
-                    std::string_view provenance_json);
+                    std::string_view provenance_json,
+                    std::span<const unsigned char> tokenizer_tables = {});
 /// The same into memory (for tests and for models that live in memory only). 64-byte aligned
 /// buffer.
 std::shared_ptr<unsigned char[]> write_xsr_memory(const ModelConfig& config,
                                                   std::span<const TensorSource> tensors,
                                                   std::string_view tokenizer,
-                                                  std::string_view provenance_json, size_t* size);
+                                                  std::string_view provenance_json, size_t* size,
+                                                  std::span<const unsigned char> tokenizer_tables = {});
 
 }  // namespace xsr

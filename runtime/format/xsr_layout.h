@@ -2,6 +2,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -37,7 +38,8 @@ struct Section {
   uint64_t size;
 };
 
-/// The sections in the order in which they stand in the header and in the file.
+/// The sections in the order in which they stand in the header and in the file. One more,
+/// FileHeader::tokenizer_tables, may stand before the data.
 enum SectionIndex : uint32_t {
   kConfigSection = 0,
   kTensorTableSection = 1,
@@ -57,13 +59,17 @@ struct FileHeader {
   uint64_t header_checksum;  // see header_checksum() below
   Section sections[kNumSections];
   uint32_t tensor_count;
-  unsigned char reserved[60];  // zero
+  uint32_t reserved0;         // zero
+  Section tokenizer_tables;   // between tokenizer and data; {0, 0} where there are none
+  unsigned char reserved[40];  // zero
 };
 static_assert(sizeof(FileHeader) == 192 && sizeof(FileHeader) % kAlignment == 0);
 static_assert(offsetof(FileHeader, version) == 8 && offsetof(FileHeader, endian_mark) == 12);
 static_assert(offsetof(FileHeader, file_size) == 16);
 static_assert(offsetof(FileHeader, header_checksum) == 24 && offsetof(FileHeader, sections) == 32);
-static_assert(offsetof(FileHeader, tensor_count) == 128 && offsetof(FileHeader, reserved) == 132);
+static_assert(offsetof(FileHeader, tensor_count) == 128 && offsetof(FileHeader, reserved0) == 132);
+static_assert(offsetof(FileHeader, tokenizer_tables) == 136 &&
+              offsetof(FileHeader, reserved) == 152);
 static_assert(std::is_trivially_copyable_v<FileHeader>);
 
 /// Bits of ConfigRecord::flags.
@@ -151,6 +157,7 @@ struct Metadata {
   std::vector<TensorView> tensors;  // data and scales are null: only offsets are known here
   std::vector<Section> scales;      // one per tensor, {0, 0} where it has none
   std::string_view tokenizer, provenance;
+  std::span<const unsigned char> tokenizer_tables;
   uint64_t header_checksum = 0;
 };
 

@@ -107,7 +107,8 @@ TensorEntry place_tensor(const TensorSource& source, uint64_t* end, std::vector<
 }
 
 Plan make_plan(const ModelConfig& config, std::span<const TensorSource> tensors,
-               std::string_view tokenizer, std::string_view provenance) {
+               std::string_view tokenizer, std::string_view provenance,
+               std::span<const unsigned char> tokenizer_tables) {
   if (tensors.size() > UINT32_MAX) invalid("a file holds at most 2^32 - 1 tensors");
   std::string names;
   std::vector<TensorEntry> table(tensors.size());
@@ -129,6 +130,7 @@ Plan make_plan(const ModelConfig& config, std::span<const TensorSource> tensors,
   sections[kNamesSection] = place(&end, names.size());
   sections[kProvenanceSection] = place(&end, provenance.size() + 1);  // with a NUL, for C
   sections[kTokenizerSection] = place(&end, tokenizer.size());
+  if (!tokenizer_tables.empty()) header.tokenizer_tables = place(&end, tokenizer_tables.size());
   sections[kDataSection].offset = end;
 
   Plan plan;
@@ -148,14 +150,15 @@ Plan make_plan(const ModelConfig& config, std::span<const TensorSource> tensors,
   const ConfigRecord record = to_record(config);
   plan.metadata.assign(sections[kDataSection].offset, 0);
   unsigned char* const bytes = plan.metadata.data();
-  const auto put = [&](SectionIndex index, const void* data, size_t size) {
-    if (size > 0) std::memcpy(bytes + sections[index].offset, data, size);
+  const auto put = [&](const Section& section, const void* data, size_t size) {
+    if (size > 0) std::memcpy(bytes + section.offset, data, size);
   };
-  put(kConfigSection, &record, sizeof record);
-  put(kTensorTableSection, table.data(), table.size() * sizeof(TensorEntry));
-  put(kNamesSection, names.data(), names.size());
-  put(kProvenanceSection, provenance.data(), provenance.size());
-  put(kTokenizerSection, tokenizer.data(), tokenizer.size());
+  put(sections[kConfigSection], &record, sizeof record);
+  put(sections[kTensorTableSection], table.data(), table.size() * sizeof(TensorEntry));
+  put(sections[kNamesSection], names.data(), names.size());
+  put(sections[kProvenanceSection], provenance.data(), provenance.size());
+  put(sections[kTokenizerSection], tokenizer.data(), tokenizer.size());
+  put(header.tokenizer_tables, tokenizer_tables.data(), tokenizer_tables.size());
   std::memcpy(bytes, &header, sizeof header);
   header.header_checksum = header_checksum(bytes, plan.metadata.size());
   std::memcpy(bytes, &header, sizeof header);
@@ -167,9 +170,10 @@ Plan make_plan(const ModelConfig& config, std::span<const TensorSource> tensors,
 
 Plan make_plan_or_invalid(const std::string& name, const ModelConfig& config,
                           std::span<const TensorSource> tensors, std::string_view tokenizer,
-                          std::string_view provenance) {
+                          std::string_view provenance,
+                          std::span<const unsigned char> tokenizer_tables) {
   try {
-    return make_plan(config, tensors, tokenizer, provenance);
+    return make_plan(config, tensors, tokenizer, provenance, tokenizer_tables);
   } catch (const Error& error) {
     invalid(name + ": not written, the reader would refuse it: " + error.what());
   }
@@ -179,8 +183,10 @@ Plan make_plan_or_invalid(const std::string& name, const ModelConfig& config,
 
 void write_xsr_file(const std::string& path, const ModelConfig& config,
                     std::span<const TensorSource> tensors, std::string_view tokenizer,
-                    std::string_view provenance_json) {
-  const Plan plan = make_plan_or_invalid(path, config, tensors, tokenizer, provenance_json);
+                    std::string_view provenance_json,
+                    std::span<const unsigned char> tokenizer_tables) {
+  const Plan plan =
+      make_plan_or_invalid(path, config, tensors, tokenizer, provenance_json, tokenizer_tables);
   PartialFile file(path, plan.file_size);
   file.write(plan.metadata.data(), plan.metadata.size());
   for (const Chunk& chunk : plan.chunks) {
@@ -194,8 +200,10 @@ void write_xsr_file(const std::string& path, const ModelConfig& config,
 std::shared_ptr<unsigned char[]> write_xsr_memory(const ModelConfig& config,
                                                   std::span<const TensorSource> tensors,
                                                   std::string_view tokenizer,
-                                                  std::string_view provenance_json, size_t* size) {
-  const Plan plan = make_plan_or_invalid("memory", config, tensors, tokenizer, provenance_json);
+                                                  std::string_view provenance_json, size_t* size,
+                                                  std::span<const unsigned char> tokenizer_tables) {
+  const Plan plan =
+      make_plan_or_invalid("memory", config, tensors, tokenizer, provenance_json, tokenizer_tables);
   constexpr std::align_val_t kAlign{kAlignment};
   std::shared_ptr<unsigned char[]> memory(
       static_cast<unsigned char*>(::operator new[](plan.file_size, kAlign)),

@@ -2,27 +2,24 @@
 
 #include <algorithm>
 #include <bit>
-#include <utility>
+#include <cfloat>
+#include <cmath>
+#include <string>
 
 #include "runtime/error.h"
-#include "runtime/text/utf8.h"
 
 namespace xsr {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "keep_bytes counts from the low byte");
 
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
-
 [[noreturn]] void fail(const std::string& what) {
   throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
 }
 
-bool is_reserved(PieceType type) {
-  return type == PieceType::kUnknown || type == PieceType::kControl || type == PieceType::kByte;
+[[noreturn]] void fail_tables(const std::string& what) {
+  throw Error(XSR_STATUS_BAD_FILE, "tokenizer tables: " + what + ". Convert the model again.");
 }
-
-size_t slots_for(size_t pieces) { return std::bit_ceil(2 * pieces + 2); }
 
 /// The byte that a piece of the form <0x3F> stands for; -1 when it has another form.
 int byte_of(std::string_view text) {
@@ -36,92 +33,103 @@ int byte_of(std::string_view text) {
   return value;
 }
 
+/// Checks that every place holds the id of a piece or none, and that a search comes to an end.
+void check_slots(std::span<const PieceSlot> slots, size_t num_pieces) {
+  uint32_t highest = 0, empty = 0;  // of id + 1: no branch, so that opening does not wait
+  for (const PieceSlot& slot : slots) {
+    const uint32_t next = static_cast<uint32_t>(slot.id) + 1;
+    highest = std::max(highest, next);
+    empty += next == 0;
+  }
+  if (highest > num_pieces) {
+    fail_tables("a place holds piece " + std::to_string(static_cast<int32_t>(highest - 1)) +
+                ", expected -1 to " + std::to_string(num_pieces - 1));
+  }
+  if (empty == 0) fail_tables("no place is empty, expected half of them or more");
+}
+
 }  // namespace
 
-bool PieceTable::insert(Slots& slots, int32_t id, uint64_t h) {
-  const Piece& piece = pieces_[static_cast<size_t>(id)];
-  const char* text = texts_.data() + piece.begin;
-  const uint32_t tag = static_cast<uint32_t>(h >> 32);
-  const size_t mask = slots.size() - 1;
-  size_t i = static_cast<size_t>(h) & mask;
-  for (; slots[i].id >= 0; i = (i + 1) & mask) {
-    if (slots[i].tag != tag) continue;
-    const Piece& other = pieces_[static_cast<size_t>(slots[i].id)];
-    if (other.size == piece.size && equal(texts_.data() + other.begin, text, piece.size)) {
-      return false;
-    }
+PieceTable::PieceTable(std::string_view blob, std::span<const unsigned char> tables) {
+  TokenizerTablesHead head;
+  if (tables.size() < sizeof head) {
+    fail_tables("they have " + std::to_string(tables.size()) + " bytes, expected a head of " +
+                std::to_string(sizeof head));
   }
-  slots[i] = {tag, id};
-  return true;
+  std::memcpy(&head, tables.data(), sizeof head);
+  const TokenizerTablesLayout at(head);
+  if (head.num_pieces < 1 || head.num_pieces > INT32_MAX || !std::has_single_bit(head.num_slots) ||
+      !std::has_single_bit(head.num_reserved_slots) || at.size != tables.size()) {
+    fail_tables(std::to_string(head.num_pieces) + " pieces, " + std::to_string(head.num_slots) +
+                " and " + std::to_string(head.num_reserved_slots) + " places and " +
+                std::to_string(head.text_bytes) + " bytes of text do not go with their " +
+                std::to_string(tables.size()) + " bytes");
+  }
+  if (head.type < 1 || head.type > 4 || (head.flags & ~kKnownTablesFlags) != 0) {
+    fail_tables("type " + std::to_string(head.type) + " with flags " + std::to_string(head.flags) +
+                ", expected 1 to 4 with 0 to " + std::to_string(kKnownTablesFlags));
+  }
+  if (head.charsmap_begin > blob.size() || head.charsmap_size > blob.size() - head.charsmap_begin) {
+    fail_tables("the rules of the normaliser, bytes " + std::to_string(head.charsmap_begin) +
+                " and the " + std::to_string(head.charsmap_size) +
+                " that follow, reach beyond the SentencePiece model of " +
+                std::to_string(blob.size()) + " bytes");
+  }
+  settings_.type = static_cast<SentencePieceType>(head.type);
+  settings_.byte_fallback = (head.flags & kTablesByteFallback) != 0;
+  settings_.treat_whitespace_as_suffix = (head.flags & kTablesWhitespaceAsSuffix) != 0;
+  settings_.add_dummy_prefix = (head.flags & kTablesDummyPrefix) != 0;
+  settings_.remove_extra_whitespaces = (head.flags & kTablesRemoveExtraWhitespaces) != 0;
+  settings_.escape_whitespaces = (head.flags & kTablesEscapeWhitespaces) != 0;
+  settings_.charsmap = blob.substr(head.charsmap_begin, head.charsmap_size);
+  all_utf8_ = (head.flags & kTablesAllUtf8) != 0;
+  space_inside_ = (head.flags & kTablesSpaceInside) != 0;
+
+  const unsigned char* const bytes = tables.data();
+  pieces_ = {reinterpret_cast<const Piece*>(bytes + at.pieces), head.num_pieces};
+  slots_ = {reinterpret_cast<const PieceSlot*>(bytes + at.slots), head.num_slots};
+  reserved_slots_ = {reinterpret_cast<const PieceSlot*>(bytes + at.reserved_slots),
+                     head.num_reserved_slots};
+  texts_ = reinterpret_cast<const char*>(bytes + at.texts);
+  check_slots(slots_, pieces_.size());
+  check_slots(reserved_slots_, pieces_.size());
+  read_pieces(head.text_bytes);
 }
 
-/// Notes what is unusual about a piece (padded). Opening a model waits for this: most pieces are
-/// ASCII behind the space symbol, which is seen at a glance.
-void PieceTable::check_text(std::string_view text) {
-  constexpr uint64_t kHighBits = 0x8080808080808080u;
-  const size_t begin = text.starts_with(kSpaceSymbol) ? kSpaceSymbol.size() : 0;
-  uint64_t high = 0;
-  for (size_t i = begin; i < text.size(); i += 8) {
-    high |= keep_bytes(load_u64(text.data() + i), std::min<size_t>(8, text.size() - i)) & kHighBits;
-  }
-  if (high == 0) return;
-  if (!is_valid_utf8(text)) all_utf8_ = false;
-  for (size_t at = text.find(kSpaceSymbol, 1); at != std::string_view::npos;
-       at = text.find(kSpaceSymbol, at + 1)) {
-    if (at < kSpaceSymbol.size() ||
-        text.substr(at - kSpaceSymbol.size(), kSpaceSymbol.size()) != kSpaceSymbol) {
-      space_inside_ = true;
-    }
-  }
-}
-
-PieceTable::PieceTable(SentencePieceModel&& model)
-    : texts_(std::move(model.texts)), pieces_(std::move(model.pieces)) {
-  const size_t reserved = static_cast<size_t>(std::count_if(
-      pieces_.begin(), pieces_.end(), [](const Piece& piece) { return is_reserved(piece.type); }));
-  pieces_by_text_.resize(slots_for(pieces_.size() - reserved));
-  reserved_by_text_.resize(slots_for(reserved));
-  if (model.byte_fallback) byte_ids_.assign(256, -1);
-  // Every place of a table is a miss of the nearest cache, and opening a model waits for them: some
-  // are fetched at once.
-  constexpr int32_t kAhead = 16;
-  uint64_t hashes[kAhead];
-  const auto slots_of = [&](int32_t id) -> Slots& {
-    return is_reserved((*this)[id].type) ? reserved_by_text_ : pieces_by_text_;
-  };
+/// Checks that the pieces' texts are there, and collects what their users ask of all of them.
+void PieceTable::read_pieces(uint32_t text_bytes) {
+  if (settings_.byte_fallback) byte_ids_.assign(256, -1);
+  facts_.min_score = FLT_MAX;
+  facts_.max_score = FLT_MIN;  // as in the library, where it was meant to be the lowest number
   for (int32_t id = 0; id < size(); ++id) {
-    if (id % kAhead == 0) {
-      for (int32_t next = id; next < std::min(id + kAhead, size()); ++next) {
-        const uint64_t h = hash(text(next).data(), text(next).size());
-        hashes[next - id] = h;
-        const Slots& slots = slots_of(next);
-        __builtin_prefetch(&slots[static_cast<size_t>(h) & (slots.size() - 1)], 1);
-      }
+    const Piece& piece = (*this)[id];
+    if (piece.size == 0 || uint64_t{piece.begin} + piece.size + kTextPadding > text_bytes) {
+      fail_tables("piece " + std::to_string(id) + " has " + std::to_string(piece.size) +
+                  " bytes from " + std::to_string(piece.begin) + " on, of " +
+                  std::to_string(text_bytes) + " bytes of text");
     }
-    const PieceType type = (*this)[id].type;
-    check_text(text(id));
-    if (!insert(slots_of(id), id, hashes[id % kAhead])) {
-      fail(std::string(text(id)) + " is already defined, piece " + std::to_string(id) +
-           " has the same text");
-    }
-    if (is_reserved(type)) reserved_ids_.push_back(id);
-    if (type == PieceType::kUnknown) {
-      if (unk_id_ >= 0) {
-        fail("unk is already defined, pieces " + std::to_string(unk_id_) + " and " +
-             std::to_string(id) + " are both of the type unknown");
-      }
-      unk_id_ = id;
-    }
-    if (type == PieceType::kByte) {
-      if (!model.byte_fallback) {
-        fail("byte piece " + std::string(text(id)) + " is found although byte_fallback is off");
-      }
-      const int byte = byte_of(text(id));
-      if (byte < 0) {
-        fail("byte piece " + std::to_string(id) + " is \"" + std::string(text(id)) +
-             "\", expected <0x00> to <0xFF>");
-      }
-      byte_ids_[static_cast<size_t>(byte)] = id;
+    facts_.longest = std::max<size_t>(facts_.longest, piece.size);
+    if (!(std::fabs(piece.score) < 1e30f)) facts_.scores_bounded = false;
+    switch (piece.type) {
+      case PieceType::kNormal:
+        facts_.any_normal = true;
+        facts_.min_score = std::min(facts_.min_score, piece.score);
+        facts_.max_score = std::max(facts_.max_score, piece.score);
+        break;
+      case PieceType::kUnused:
+        facts_.any_unused = true;
+        break;
+      case PieceType::kUserDefined:
+        user_defined_ids_.push_back(id);
+        break;
+      case PieceType::kUnknown:
+      case PieceType::kControl:
+      case PieceType::kByte:
+        note_reserved(id);
+        break;
+      default:
+        fail_tables("piece " + std::to_string(id) + " has type " +
+                    std::to_string(static_cast<int>(piece.type)) + ", expected 1 to 6");
     }
   }
   if (unk_id_ < 0) fail("unk is not defined: no piece is of the type unknown");
@@ -130,6 +138,29 @@ PieceTable::PieceTable(SentencePieceModel&& model)
       fail("byte_fallback is on, but there is no byte piece for byte " + std::to_string(byte) +
            ", expected all 256");
     }
+  }
+}
+
+void PieceTable::note_reserved(int32_t id) {
+  reserved_ids_.push_back(id);
+  const PieceType type = (*this)[id].type;
+  if (type == PieceType::kUnknown) {
+    if (unk_id_ >= 0) {
+      fail("unk is already defined, pieces " + std::to_string(unk_id_) + " and " +
+           std::to_string(id) + " are both of the type unknown");
+    }
+    unk_id_ = id;
+  }
+  if (type == PieceType::kByte) {
+    if (!settings_.byte_fallback) {
+      fail("byte piece " + std::string(text(id)) + " is found although byte_fallback is off");
+    }
+    const int byte = byte_of(text(id));
+    if (byte < 0) {
+      fail("byte piece " + std::to_string(id) + " is \"" + std::string(text(id)) +
+           "\", expected <0x00> to <0xFF>");
+    }
+    byte_ids_[static_cast<size_t>(byte)] = id;
   }
 }
 

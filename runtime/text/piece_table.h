@@ -1,11 +1,12 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <string>
+#include <span>
 #include <string_view>
 #include <vector>
 
 #include "runtime/text/sentencepiece_model.h"
+#include "runtime/text/tokenizer_tables.h"
 
 namespace xsr {
 
@@ -28,57 +29,64 @@ inline uint64_t mix_u64(uint64_t a, uint64_t b) {
 #endif
 }
 
-/// The pieces of a vocabulary by id, and their ids by text. Immutable; owns its texts.
+/// The pieces of a vocabulary by id, and their ids by text: a view of tokenizer tables. Immutable.
 class PieceTable {
  public:
   using Piece = SentencePieceModel::Piece;
 
-  /// Throws Error(BAD_FILE) where SentencePiece refuses a model: no unknown piece or several, a
-  /// text that two pieces have, byte pieces that are missing or wrong.
-  /// Takes the pieces and their texts out of the model.
-  explicit PieceTable(SentencePieceModel&& model);
+  /// What all pieces together say.
+  struct Facts {
+    size_t longest = 0;  // bytes
+    float min_score = 0, max_score = 0;  // of the normal pieces, as the library has them
+    bool any_normal = false, any_unused = false;
+    bool scores_bounded = true;  // each below 1e30: 2^20 of them add up to a finite number
+  };
 
+  /// tables: of this build's revision, 64-byte aligned. Both must outlive the object. Trusts
+  /// nothing that could lead out of the tables or of the model's bytes; throws Error(BAD_FILE) there
+  /// and where SentencePiece refuses a model: no unknown piece or several, byte pieces that are
+  /// missing or wrong.
+  PieceTable(std::string_view blob, std::span<const unsigned char> tables);
+
+  const SentencePieceSettings& settings() const { return settings_; }
+  const Facts& facts() const { return facts_; }
   int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
   int32_t unk_id() const { return unk_id_; }
   const Piece& operator[](int32_t id) const { return pieces_[static_cast<size_t>(id)]; }
   std::string_view text(int32_t id) const {
     const Piece& piece = (*this)[id];
-    return {texts_.data() + piece.begin, piece.size};
+    return {texts_ + piece.begin, piece.size};
   }
   /// The id of the normal, user-defined or unused piece with this text (padded, not empty); -1 when
   /// there is none.
-  int32_t find(const char* text, size_t size) const { return find(pieces_by_text_, text, size); }
+  int32_t find(const char* text, size_t size) const { return find(slots_, text, size); }
   /// The same among the other pieces: unknown, control and byte.
   int32_t find_reserved(const char* text, size_t size) const {
-    return find(reserved_by_text_, text, size);
+    return find(reserved_slots_, text, size);
   }
   /// The pieces that stand for the bytes 0 to 255; empty unless the model has byte_fallback.
   const std::vector<int32_t>& byte_ids() const { return byte_ids_; }
   const std::vector<int32_t>& reserved_ids() const { return reserved_ids_; }
+  const std::vector<int32_t>& user_defined_ids() const { return user_defined_ids_; }
   bool all_utf8() const { return all_utf8_; }
   /// True when some piece has U+2581 behind another character.
   bool space_inside() const { return space_inside_; }
 
- private:
-  void check_text(std::string_view text);
-
-  struct Slot {
-    uint32_t tag = 0;
-    int32_t id = -1;  // -1: empty
-  };
-  /// Open addressing with linear probing; a power of two of slots, at most half of them taken.
-  using Slots = std::vector<Slot>;
-
   static uint64_t hash(const char* text, size_t size);
   static bool equal(const char* a, const char* b, size_t size);
-  int32_t find(const Slots& slots, const char* text, size_t size) const;
-  /// h: the hash of the piece's text. False when another piece has that text.
-  bool insert(Slots& slots, int32_t id, uint64_t h);
 
-  std::string texts_;
-  std::vector<Piece> pieces_;
-  Slots pieces_by_text_, reserved_by_text_;
-  std::vector<int32_t> reserved_ids_, byte_ids_;
+ private:
+  void read_pieces(uint32_t text_bytes);
+  void note_reserved(int32_t id);
+
+  int32_t find(std::span<const PieceSlot> slots, const char* text, size_t size) const;
+
+  SentencePieceSettings settings_;
+  Facts facts_;
+  std::span<const Piece> pieces_;
+  std::span<const PieceSlot> slots_, reserved_slots_;
+  const char* texts_ = nullptr;
+  std::vector<int32_t> reserved_ids_, user_defined_ids_, byte_ids_;
   int32_t unk_id_ = -1;
   bool all_utf8_ = true, space_inside_ = false;
 };
@@ -102,16 +110,17 @@ inline bool PieceTable::equal(const char* a, const char* b, size_t size) {
   return std::memcmp(a, b, size) == 0;
 }
 
-inline int32_t PieceTable::find(const Slots& slots, const char* text, size_t size) const {
+inline int32_t PieceTable::find(std::span<const PieceSlot> slots, const char* text,
+                                size_t size) const {
   const uint64_t h = hash(text, size);
   const uint32_t tag = static_cast<uint32_t>(h >> 32);
   const size_t mask = slots.size() - 1;
   for (size_t i = static_cast<size_t>(h) & mask;; i = (i + 1) & mask) {
-    const Slot& slot = slots[i];
+    const PieceSlot& slot = slots[i];
     if (slot.id < 0) return -1;
     if (slot.tag != tag) continue;
     const Piece& piece = pieces_[static_cast<size_t>(slot.id)];
-    if (piece.size == size && equal(texts_.data() + piece.begin, text, size)) return slot.id;
+    if (piece.size == size && equal(texts_ + piece.begin, text, size)) return slot.id;
   }
 }
 

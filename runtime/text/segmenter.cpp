@@ -47,19 +47,14 @@ void Segmenter::Scratch::shrink() {
   shrink_vector(path);
 }
 
-std::unique_ptr<Segmenter> Segmenter::make(const SentencePieceModel& model,
-                                           const PieceTable& pieces) {
-  if (model.type != SentencePieceType::kBpe && model.type != SentencePieceType::kUnigram) {
+std::unique_ptr<Segmenter> Segmenter::make(const PieceTable& pieces) {
+  const SentencePieceType type = pieces.settings().type;
+  if (type != SentencePieceType::kBpe && type != SentencePieceType::kUnigram) return nullptr;
+  // A score of which 2^20 add up to no finite number is none that a training gave.
+  if (!pieces.facts().any_normal || !pieces.facts().scores_bounded || !pieces.all_utf8()) {
     return nullptr;
   }
-  bool any_normal = false;
-  for (int32_t id = 0; id < pieces.size(); ++id) {
-    any_normal |= pieces[id].type == PieceType::kNormal;
-    // A score of which 2^20 add up to no finite number is none that a training gave.
-    if (!(std::fabs(pieces[id].score) < 1e30f)) return nullptr;
-  }
-  if (!any_normal || !pieces.all_utf8()) return nullptr;
-  if (model.type == SentencePieceType::kBpe) {
+  if (type == SentencePieceType::kBpe) {
     // The library looks for the ids of BPE symbols among the reserved pieces first.
     for (int32_t id : pieces.reserved_ids()) {
       const std::string_view text = pieces.text(id);
@@ -68,29 +63,33 @@ std::unique_ptr<Segmenter> Segmenter::make(const SentencePieceModel& model,
       }
     }
   }
-  return std::unique_ptr<Segmenter>(new Segmenter(model, pieces));
+  return std::unique_ptr<Segmenter>(new Segmenter(pieces));
 }
 
-Segmenter::Segmenter(const SentencePieceModel& model, const PieceTable& pieces)
-    : pieces_(pieces), type_(model.type), byte_fallback_(model.byte_fallback) {
-  const bool unigram = type_ == SentencePieceType::kUnigram;
-  if (unigram) long_sizes_.resize(kLongSizeBuckets);
-  min_score_ = FLT_MAX;
-  max_score_ = FLT_MIN;  // as in the library, where it was meant to be the lowest number
-  for (int32_t id = 0; id < pieces.size(); ++id) {
-    const PieceTable::Piece& piece = pieces[id];
+Segmenter::Segmenter(const PieceTable& pieces)
+    : pieces_(pieces),
+      type_(pieces.settings().type),
+      byte_fallback_(pieces.settings().byte_fallback),
+      has_unused_(pieces.facts().any_unused),
+      min_score_(pieces.facts().min_score),
+      max_score_(pieces.facts().max_score) {
+  for (int32_t id : pieces.user_defined_ids()) {
     const std::string_view text = pieces.text(id);
-    if (piece.type == PieceType::kNormal) {
-      min_score_ = std::min(min_score_, piece.score);
-      max_score_ = std::max(max_score_, piece.score);
-    }
-    if (piece.type == PieceType::kUnused) has_unused_ = true;
-    if (piece.type == PieceType::kUserDefined) {
-      begins_symbol_[static_cast<unsigned char>(text[0])] = true;
-      symbol_sizes_.push_back(text.size());
-    }
-    const bool in_text = piece.type == PieceType::kNormal || piece.type == PieceType::kUserDefined;
-    if (!unigram || !in_text) continue;
+    begins_symbol_[static_cast<unsigned char>(text[0])] = true;
+    symbol_sizes_.push_back(text.size());
+  }
+  if (type_ == SentencePieceType::kUnigram) note_sizes();
+  std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
+  symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
+}
+
+/// Notes which sizes of pieces begin with which bytes, for the unigram model.
+void Segmenter::note_sizes() {
+  long_sizes_.resize(kLongSizeBuckets);
+  for (int32_t id = 0; id < pieces_.size(); ++id) {
+    const PieceType type = pieces_[id].type;
+    if (type != PieceType::kNormal && type != PieceType::kUserDefined) continue;
+    const std::string_view text = pieces_.text(id);
     if (text.size() < kShortPiece) {
       short_sizes_[static_cast<unsigned char>(text[0])] |= static_cast<uint8_t>(1 << text.size());
     } else {
@@ -98,8 +97,6 @@ Segmenter::Segmenter(const SentencePieceModel& model, const PieceTable& pieces)
       if (text.size() >= kVeryLongPiece) very_long_sizes_.push_back(text.size());
     }
   }
-  std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
-  symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
   std::sort(very_long_sizes_.begin(), very_long_sizes_.end());
   very_long_sizes_.erase(std::unique(very_long_sizes_.begin(), very_long_sizes_.end()),
                          very_long_sizes_.end());

@@ -64,7 +64,7 @@ class Segmenter {
   /// Null when the model has what this does not do, and the library is needed: word and character
   /// models, pieces that are not UTF-8, reserved pieces that text could be taken for, scores that
   /// are no finite numbers. pieces must outlive the result.
-  static std::unique_ptr<Segmenter> make(const SentencePieceModel& model, const PieceTable& pieces);
+  static std::unique_ptr<Segmenter> make(const PieceTable& pieces);
 
   /// Appends the ids of a text (padded as kTextPadding says). Of unknown characters in a run
   /// together one id, of each byte one with byte_fallback.
@@ -73,7 +73,8 @@ class Segmenter {
   Word segment_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
  private:
-  Segmenter(const SentencePieceModel& model, const PieceTable& pieces);
+  explicit Segmenter(const PieceTable& pieces);
+  void note_sizes();
 
   size_t symbol_at(std::string_view text, size_t at, bool* user_defined) const;
   void append_id(int32_t id, std::string_view text, size_t first, std::vector<int32_t>& ids) const;
@@ -91,7 +92,8 @@ class Segmenter {
   const PieceTable& pieces_;
   SentencePieceType type_;
   bool byte_fallback_;
-  bool has_unused_ = false;
+  bool has_unused_;
+  float min_score_, max_score_;
   std::array<bool, 256> begins_symbol_ = {};  // user-defined ones, by first byte
   std::vector<size_t> symbol_sizes_;          // their different sizes, longest first
   // Unigram: which sizes pieces have that begin with these bytes; bit n: n bytes, the highest bit:
@@ -100,7 +102,6 @@ class Segmenter {
   std::array<uint8_t, 256> short_sizes_ = {};
   std::vector<uint64_t> long_sizes_;
   std::vector<size_t> very_long_sizes_;  // 63 bytes and more, in order
-  float min_score_ = 0, max_score_ = 0;
 };
 
 }  // namespace xsr

@@ -21,15 +21,8 @@ enum class PieceType : uint8_t {
 /// any value): look-ups load whole words.
 constexpr size_t kTextPadding = 8;
 
-/// What a SentencePiece model file says, as far as encoding needs it.
-struct SentencePieceModel {
-  struct Piece {
-    uint32_t begin = 0;  // into texts
-    float score = 0;
-    uint16_t size = 0;  // bytes
-    PieceType type = PieceType::kNormal;
-  };
-
+/// What a SentencePiece model file says beside its pieces, as far as encoding needs it.
+struct SentencePieceSettings {
   SentencePieceType type = SentencePieceType::kUnigram;
   bool byte_fallback = false;
   bool treat_whitespace_as_suffix = false;
@@ -37,6 +30,17 @@ struct SentencePieceModel {
   bool remove_extra_whitespaces = true;
   bool escape_whitespaces = true;
   std::string_view charsmap;  // the normaliser's rules, maybe empty; in the file's bytes
+};
+
+struct SentencePieceModel : SentencePieceSettings {
+  struct Piece {
+    uint32_t begin = 0;  // into texts
+    float score = 0;
+    uint16_t size = 0;  // bytes
+    PieceType type = PieceType::kNormal;
+    uint8_t zero = 0;
+  };
+
   std::vector<Piece> pieces;  // by id
   std::string texts;          // of the pieces, next to each other, and kTextPadding zeros
 

@@ -30,20 +30,19 @@ size_t character_size(std::string_view text) {
 
 }  // namespace
 
-SentencePieceNormalizer::SentencePieceNormalizer(const SentencePieceModel& model)
-    : treat_whitespace_as_suffix_(model.treat_whitespace_as_suffix),
-      add_dummy_prefix_(model.add_dummy_prefix),
-      remove_extra_whitespaces_(model.remove_extra_whitespaces),
-      space_(model.escape_whitespaces ? kSpaceSymbol : std::string_view(" ")) {
-  for (const auto& p : model.pieces) {
-    if (p.type != PieceType::kUserDefined) continue;
-    symbols_.emplace(model.text(p));
-    symbol_sizes_.push_back(p.size);
+SentencePieceNormalizer::SentencePieceNormalizer(const PieceTable& pieces)
+    : treat_whitespace_as_suffix_(pieces.settings().treat_whitespace_as_suffix),
+      add_dummy_prefix_(pieces.settings().add_dummy_prefix),
+      remove_extra_whitespaces_(pieces.settings().remove_extra_whitespaces),
+      space_(pieces.settings().escape_whitespaces ? kSpaceSymbol : std::string_view(" ")) {
+  for (const int32_t id : pieces.user_defined_ids()) {
+    symbols_.emplace(pieces.text(id));
+    symbol_sizes_.push_back(pieces[id].size);
   }
   std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
   symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
 
-  const std::string_view map = model.charsmap;
+  const std::string_view map = pieces.settings().charsmap;
   if (!map.empty()) {
     uint32_t trie_bytes = 0;
     if (map.size() >= sizeof trie_bytes) std::memcpy(&trie_bytes, map.data(), sizeof trie_bytes);
@@ -56,9 +55,9 @@ SentencePieceNormalizer::SentencePieceNormalizer(const SentencePieceModel& model
               " bytes with a trie of " + std::to_string(trie_bytes) +
               ", expected the trie's size (a multiple of 4), the trie and NUL-terminated text");
     }
-    trie_.resize(trie_bytes / sizeof(uint32_t));
-    std::memcpy(trie_.data(), map.data() + sizeof trie_bytes, trie_bytes);
-    replacements_.assign(map.substr(sizeof trie_bytes + trie_bytes));
+    trie_ = map.substr(sizeof trie_bytes, trie_bytes);
+    trie_size_ = trie_bytes / static_cast<uint32_t>(sizeof(uint32_t));
+    replacements_ = map.substr(sizeof trie_bytes + trie_bytes);
   }
 
   bool begins_symbol[256] = {};
@@ -72,35 +71,37 @@ SentencePieceNormalizer::SentencePieceNormalizer(const SentencePieceModel& model
     size_t consumed, seen;
     if (begins_symbol[c]) return false;
     if (prefix({&text, 1}, &consumed, &seen) != std::string_view(&text, 1)) return false;
-    for (unsigned char next = 0; next < 0x80; ++next) {
-      if (has_rule_path(c, next)) return false;
-    }
-    return true;
+    return !has_rule_path(c, 0, 0x80);
   };
   for (unsigned char c = 0; c < 0x80; ++c) plain_[c] = is_plain(c);
   words_apart_ = remove_extra_whitespaces_ && !treat_whitespace_as_suffix_ &&
                  space_ == kSpaceSymbol && !space_in_symbol && plain_[' '] &&
                  replacements_.find(kSpaceSymbol) == std::string::npos &&
-                 is_valid_utf8(replacements_);
-  for (unsigned next = 0x80; next < 0x100; ++next) {
-    if (has_rule_path(' ', static_cast<unsigned char>(next))) words_apart_ = false;
-  }
+                 is_valid_utf8(replacements_) && !has_rule_path(' ', 0x80, 0x100);
 }
 
-/// True when a rule may begin with these two bytes.
-bool SentencePieceNormalizer::has_rule_path(unsigned char first, unsigned char second) const {
-  if (trie_.empty()) return false;
-  uint32_t node = offset(trie_[0]);
-  for (uint32_t byte : {uint32_t{first}, uint32_t{second}}) {
-    node ^= byte;
-    if (node >= trie_.size() || label(trie_[node]) != byte) return false;
-    node ^= offset(trie_[node]);
-    if (node >= trie_.size()) return false;
-  }
+bool SentencePieceNormalizer::step(uint32_t byte, uint32_t* node, uint32_t* unit_at) const {
+  uint32_t next = *node ^ byte;
+  if (next >= trie_size_) return false;
+  *unit_at = unit(next);
+  if (label(*unit_at) != byte) return false;
+  *node = next ^ offset(*unit_at);
   return true;
 }
 
-/// Every step into the trie is checked here: nothing is assumed of its contents.
+/// True when a rule may begin with `first` and then a byte of [begin, end).
+bool SentencePieceNormalizer::has_rule_path(unsigned char first, unsigned begin,
+                                            unsigned end) const {
+  if (trie_size_ == 0) return false;
+  uint32_t node = offset(unit(0)), unit_at;
+  if (!step(first, &node, &unit_at) || node >= trie_size_) return false;
+  for (unsigned second = begin; second < end; ++second) {
+    uint32_t behind = node;
+    if (step(second, &behind, &unit_at) && behind < trie_size_) return true;
+  }
+  return false;
+}
+
 std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* consumed,
                                                  size_t* seen) const {
   *seen = 0;
@@ -112,20 +113,15 @@ std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* 
   }
   size_t longest = 0;
   uint32_t value = 0;
-  if (!trie_.empty()) {
-    uint32_t node = offset(trie_[0]);
+  if (trie_size_ > 0) {
+    uint32_t node = offset(unit(0)), unit_at;
     for (size_t i = 0; i < text.size(); ++i) {
-      const uint32_t byte = static_cast<unsigned char>(text[i]);
-      node ^= byte;
-      if (node >= trie_.size()) break;
-      const uint32_t unit = trie_[node];
-      if (label(unit) != byte) break;
+      if (!step(static_cast<unsigned char>(text[i]), &node, &unit_at)) break;
       *seen = i + 1;
-      node ^= offset(unit);
-      if (node >= trie_.size()) break;
-      if (has_value(unit)) {
+      if (node >= trie_size_) break;
+      if (has_value(unit_at)) {
         longest = i + 1;
-        value = trie_[node] & 0x7FFFFFFFu;
+        value = unit(node) & 0x7FFFFFFFu;
       }
     }
   }
@@ -135,7 +131,7 @@ std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* 
   }
   *consumed = longest;
   if (value >= replacements_.size()) return {};
-  return std::string_view(replacements_.c_str() + value);
+  return std::string_view(replacements_.data() + value);  // the last byte is a NUL
 }
 
 void SentencePieceNormalizer::append_escaped(std::string_view piece, std::string& out) const {

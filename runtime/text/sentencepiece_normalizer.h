@@ -1,13 +1,14 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "runtime/text/sentencepiece_model.h"
+#include "runtime/text/piece_table.h"
 
 namespace xsr {
 
@@ -17,8 +18,9 @@ namespace xsr {
 /// memory for the whole text where a piece would do.
 class SentencePieceNormalizer {
  public:
-  /// Throws Error(BAD_FILE) when the rules are no such table.
-  explicit SentencePieceNormalizer(const SentencePieceModel& model);
+  /// Throws Error(BAD_FILE) when the rules are no such table. They are used where they are: the
+  /// model's bytes must outlive the object.
+  explicit SentencePieceNormalizer(const PieceTable& pieces);
 
   /// One text, from front to back.
   class Stream {
@@ -48,13 +50,22 @@ class SentencePieceNormalizer {
   bool words_apart() const { return words_apart_; }
 
  private:
-  bool has_rule_path(unsigned char first, unsigned char second) const;
+  /// The trie behind one more byte; false when no rule goes on like that. Every step is checked:
+  /// nothing is assumed of the trie's contents.
+  bool step(uint32_t byte, uint32_t* node, uint32_t* unit) const;
+  bool has_rule_path(unsigned char first, unsigned begin, unsigned end) const;
+  uint32_t unit(uint32_t node) const {
+    uint32_t value;
+    std::memcpy(&value, trie_.data() + sizeof value * node, sizeof value);
+    return value;
+  }
   void append_escaped(std::string_view piece, std::string& out) const;
 
   bool treat_whitespace_as_suffix_, add_dummy_prefix_, remove_extra_whitespaces_;
   std::string_view space_;      // what a space becomes
-  std::vector<uint32_t> trie_;  // double array, as precompiled_charsmap holds it
-  std::string replacements_;    // NUL-terminated strings, the trie's values are offsets
+  std::string_view trie_;       // double array of u32, as precompiled_charsmap holds it
+  uint32_t trie_size_ = 0;      // units
+  std::string_view replacements_;  // NUL-terminated strings, the trie's values are offsets
   std::set<std::string, std::less<>> symbols_;  // user-defined symbols: kept as they are
   std::vector<size_t> symbol_sizes_;            // their different sizes, longest first
   std::array<bool, 256> plain_ = {};

@@ -5,6 +5,7 @@
 #include <bit>
 #include <exception>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_set>
 
@@ -156,7 +157,12 @@ class WordReader {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  SentencePieceTokenizer(std::string_view blob, const ModelConfig& config);
+  /// tables: the file's, or null and then they are made from the model.
+  SentencePieceTokenizer(std::string_view blob, const std::span<const unsigned char>* tables,
+                         const ModelConfig& config);
+  /// False when the file's tables are of a model that needs the library, which only a model that
+  /// was parsed may be given to.
+  bool usable() const { return segmenter_ != nullptr || processor_ != nullptr; }
 
   using Tokenizer::encode;
   Result encode(std::string_view text, size_t max_tokens, std::vector<int32_t>& ids,
@@ -169,8 +175,6 @@ class SentencePieceTokenizer final : public Tokenizer {
     explicit Memo(size_t max_bytes) : words(max_bytes) {}
     WordMemo words;
   };
-  SentencePieceTokenizer(std::string_view blob, SentencePieceModel&& model,
-                         const ModelConfig& config);
   void load_library(std::string_view blob);
 
   // Text as a whole.
@@ -192,32 +196,33 @@ class SentencePieceTokenizer final : public Tokenizer {
                     ThreadScratch& scratch, bool* truncated) const;
   bool normalize_word(std::string_view word, ThreadScratch& scratch) const;
 
+  const std::vector<unsigned char> own_tables_;  // where the file has none
+  PieceTable pieces_;
   SentencePieceType type_;
-  bool byte_fallback_, lowercase_, cuts_allowed_ = true;
+  bool byte_fallback_, lowercase_, cuts_allowed_;
   bool words_apart_ = false;
   int32_t cls_id_, sep_id_;   // -1: none is added
-  size_t longest_piece_ = 0;  // bytes
+  size_t longest_piece_;      // bytes
   SentencePieceNormalizer normalizer_;
   std::array<bool, 256> plain_ = {};  // letters that only lower-casing changes in a word of such
-  PieceTable pieces_;
   std::unique_ptr<Segmenter> segmenter_;                              // or
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;  // where that cannot do it
   mutable std::once_flag pairs_once_;
   mutable std::unordered_set<uint64_t> pairs_;  // neighbouring characters inside some piece
 };
 
-SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, const ModelConfig& config)
-    : SentencePieceTokenizer(blob, parse_sentencepiece_model(blob), config) {}
-
-SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, SentencePieceModel&& model,
+SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
+                                               const std::span<const unsigned char>* tables,
                                                const ModelConfig& config)
-    : type_(model.type),
-      byte_fallback_(model.byte_fallback),
+    : own_tables_(tables == nullptr ? make_tokenizer_tables(blob) : std::vector<unsigned char>()),
+      pieces_(blob, tables == nullptr ? std::span(own_tables_) : *tables),
+      type_(pieces_.settings().type),
+      byte_fallback_(pieces_.settings().byte_fallback),
       lowercase_(config.lowercase),
       cls_id_(config.add_cls ? config.cls_id : -1),
       sep_id_(config.add_sep ? config.sep_id : -1),
-      normalizer_(model),
-      pieces_(std::move(model)) {
+      longest_piece_(pieces_.facts().longest),
+      normalizer_(pieces_) {
   if (config.vocab_size < 0 || pieces_.size() > config.vocab_size) {
     throw Error(XSR_STATUS_BAD_FILE,
                 "SentencePiece model: it has " + std::to_string(pieces_.size()) +
@@ -226,18 +231,13 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob, SentencePi
   }
   // A piece that is not text could begin inside a character; a piece that is there only to be taken
   // apart again is taken apart as it was last put together, wherever in the text that was.
-  cuts_allowed_ = pieces_.all_utf8();
-  for (int32_t id = 0; id < pieces_.size(); ++id) {
-    longest_piece_ = std::max<size_t>(longest_piece_, pieces_[id].size);
-    if (pieces_[id].type == PieceType::kUnused && type_ == SentencePieceType::kBpe) {
-      cuts_allowed_ = false;
-    }
-  }
-  segmenter_ = Segmenter::make(model, pieces_);
-  if (segmenter_ == nullptr) load_library(blob);
+  cuts_allowed_ = pieces_.all_utf8() &&
+                  !(pieces_.facts().any_unused && type_ == SentencePieceType::kBpe);
+  segmenter_ = Segmenter::make(pieces_);
+  if (segmenter_ == nullptr && tables == nullptr) load_library(blob);
   // With the dummy prefix all words begin alike, with U+2581.
   words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !pieces_.space_inside() &&
-                 model.add_dummy_prefix && normalizer_.words_apart();
+                 pieces_.settings().add_dummy_prefix && normalizer_.words_apart();
   for (unsigned char c = 0; c < 0x80; ++c) {
     const bool upper = lowercase_ && c >= 'A' && c <= 'Z';
     plain_[c] = normalizer_.is_plain(upper ? static_cast<unsigned char>(c + ('a' - 'A')) : c);
@@ -554,8 +554,13 @@ Tokenizer::Result SentencePieceTokenizer::encode(std::string_view text, size_t m
 }  // namespace
 
 std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string_view blob,
+                                                        std::span<const unsigned char> tables,
                                                         const ModelConfig& config) {
-  return std::make_unique<SentencePieceTokenizer>(blob, config);
+  if (has_tokenizer_tables(tables)) {
+    auto tokenizer = std::make_unique<SentencePieceTokenizer>(blob, &tables, config);
+    if (tokenizer->usable()) return tokenizer;
+  }
+  return std::make_unique<SentencePieceTokenizer>(blob, nullptr, config);
 }
 
 }  // namespace xsr

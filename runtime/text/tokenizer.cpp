@@ -6,12 +6,14 @@
 
 namespace xsr {
 
-std::unique_ptr<Tokenizer> make_tokenizer(std::string_view blob, const ModelConfig& config) {
+std::unique_ptr<Tokenizer> make_tokenizer(std::string_view blob,
+                                          std::span<const unsigned char> tables,
+                                          const ModelConfig& config) {
   switch (config.tokenizer) {
     case TokenizerKind::kNone:
       return nullptr;
     case TokenizerKind::kSentencePiece:
-      return make_sentencepiece_tokenizer(blob, config);
+      return make_sentencepiece_tokenizer(blob, tables, config);
     default:
       throw Error(
           XSR_STATUS_UNSUPPORTED,

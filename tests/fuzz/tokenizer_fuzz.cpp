@@ -30,12 +30,16 @@ xsr::ModelConfig config() {
   return c;
 }
 
-std::unique_ptr<xsr::Tokenizer> load(const char* name) {
-  std::ifstream in(std::string(XSR_SOURCE_DIR "/tests/data/") + name, std::ios::binary);
-  REQUIRE(in);
-  return xsr::make_sentencepiece_tokenizer(
-      std::string(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()), config());
-}
+struct Model {
+  explicit Model(const char* name) {
+    std::ifstream in(std::string(XSR_SOURCE_DIR "/tests/data/") + name, std::ios::binary);
+    REQUIRE(in);
+    blob.assign(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+    tokenizer = xsr::make_tokenizer(blob, config());
+  }
+  std::string blob;
+  std::unique_ptr<xsr::Tokenizer> tokenizer;
+};
 
 void check(const xsr::Tokenizer& tokenizer, std::string_view text) {
   std::vector<int32_t> all, some;
@@ -52,8 +56,7 @@ void check(const xsr::Tokenizer& tokenizer, std::string_view text) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
-  static const std::unique_ptr<xsr::Tokenizer> models[] = {load("tiny-bpe.spm.model"),
-                                                           load("tiny-unigram.spm.model")};
+  static const Model models[] = {Model("tiny-bpe.spm.model"), Model("tiny-unigram.spm.model")};
   if (size == 0) return 0;
   const unsigned char mode = data[0];
   const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
@@ -70,6 +73,6 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
   std::string text(bytes);
   const size_t length = mode >> 1 == 1 ? 1500 : 0;
   while (!bytes.empty() && text.size() < length) text += bytes;
-  check(*models[mode & 1], text);
+  check(*models[mode & 1].tokenizer, text);
   return 0;
 }

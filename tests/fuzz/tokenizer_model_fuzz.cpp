@@ -14,7 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
   config.lowercase = true;
   config.tokenizer = xsr::TokenizerKind::kSentencePiece;
   try {
-    const auto tokenizer = xsr::make_sentencepiece_tokenizer(bytes, config);
+    const auto tokenizer = xsr::make_tokenizer(bytes, config);
     std::vector<int32_t> ids;
     tokenizer->encode("The miller\u2026 e\u0301 \uFB01n\u00A0 <sep>x & the lake \u6F22\u5B57", 1000,
                       ids);
