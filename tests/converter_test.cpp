@@ -25,6 +25,7 @@
 #include "kernels/storage.h"
 #include "runtime/evaluation/retrieval.h"
 #include "runtime/format/xsr_file.h"
+#include "runtime/text/tokenizer_tables.h"
 #include "tests/support/checkpoint_builder.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
@@ -1149,6 +1150,8 @@ TEST(Models, the_shipped_model_is_what_its_manifest_says) {
   EXPECT_EQ(c.max_seq_len, manifest["max_seq_len"]);
   EXPECT_TRUE(c.lowercase);
   EXPECT_EQ(c.tokenizer, TokenizerKind::kSentencePiece);
+  EXPECT_THAT(file->tokenizer_tables(),
+              testing::ElementsAreArray(make_tokenizer_tables(file->tokenizer())));
   const auto provenance = nlohmann::json::parse(file->provenance());
   EXPECT_EQ(provenance["inputs"], manifest["inputs"]);
   EXPECT_EQ(provenance["steps"], manifest["stages"].back()["steps"]);

@@ -36,6 +36,12 @@ constexpr char kProvenance[] = R"({"source":"made by format_test","license":"non
 constexpr char kTokenizer[] =
     "these bytes stand for a SentencePiece model of some length, not a multiple of 64";
 
+/// Of no revision that a build uses, so that nothing looks into them.
+constexpr char kTables[] = "and these for tables made of it, of some other length";
+std::span<const unsigned char> tables() {
+  return {reinterpret_cast<const unsigned char*>(kTables), sizeof kTables - 1};
+}
+
 ModelConfig make_config() {
   ModelConfig c;
   c.num_layers = 2;
@@ -119,8 +125,8 @@ class Image {
     static const Image image = [] {
       const SampleTensors tensors;
       size_t size = 0;
-      const auto bytes =
-          write_xsr_memory(make_config(), tensors.sources(), kTokenizer, kProvenance, &size);
+      const auto bytes = write_xsr_memory(make_config(), tensors.sources(), kTokenizer, kProvenance,
+                                          &size, tables());
       return Image(bytes.get(), size);
     }();
     return image;
@@ -189,6 +195,7 @@ class BrokenFiles {
     add_magic();
     add_header();
     add_sections();
+    add_tables();
     add_config();
     add_entries();
     add_names_and_blobs();
@@ -265,7 +272,7 @@ class BrokenFiles {
                           offsetof(FileHeader, tensor_count), value,
                           "offset 128: tensor_count is " + std::to_string(value));
     }
-    for (const uint64_t i : {132, 133, 160, 191}) {
+    for (const uint64_t i : {132, 135, 152, 160, 191}) {
       add_value<uint8_t>(
           "header reserved byte " + std::to_string(i), i, 1,
           "offset " + std::to_string(i) + ": reserved byte of the header is 1, expected 0",
@@ -371,6 +378,46 @@ class BrokenFiles {
                 " section holds byte 7, expected 0");
       }
     }
+  }
+
+  void add_tables() {
+    const Section section = Image::sample().header().tokenizer_tables;
+    constexpr uint64_t kField = offsetof(FileHeader, tokenizer_tables);
+    const auto place = [&](uint64_t offset, uint64_t size, const std::string& message) {
+      add({"tokenizer tables at " + std::to_string(offset) + " of " + std::to_string(size),
+           [=](Image& image) {
+             image.put<uint64_t>(kField, offset);
+             image.put<uint64_t>(kField + 8, size);
+           },
+           XSR_STATUS_BAD_FILE, message});
+    };
+    place(0, 0,
+          "the data section begins at " + std::to_string(section.offset + 64) +
+              " and leaves a hole before it");
+    place(0, section.size, "the tokenizer tables section begins at 0 and overlaps");
+    place(section.offset, 0, "leaves a hole before it");
+    place(section.offset + 1, section.size, "expected a multiple of 64");
+    place(section.offset - 64, section.size, "overlaps what stands before it");
+    place(section.offset + 64, section.size, "leaves a hole before it");
+    place(section.offset, section.size - 1, "padding after the tokenizer tables section holds byte");
+    place(section.offset, section.size + 64, "overlaps what stands before it");
+    place(section.offset, kTwoTo60, "beyond the end of the file");
+    place(section.offset, UINT64_MAX - section.offset + 1, "beyond the end of the file");
+    place(UINT64_MAX - 63, 64, "beyond the end of the file");
+    add({"tokenizer tables of no bytes",
+         [=](Image& image) {  // everything behind them moves up
+           std::memmove(image.data() + section.offset, image.data() + section.offset + 64,
+                        image.size() - section.offset - 64);
+           image.resize(image.size() - 64);
+           FileHeader header = image.header();
+           header.file_size -= 64;
+           header.tokenizer_tables.size = 0;
+           header.sections[kDataSection].offset -= 64;
+           image.put(0, header);
+         },
+         XSR_STATUS_BAD_FILE, "the tokenizer tables section has 0 bytes beside a tokenizer of"});
+    add_value<uint8_t>("padding of the tokenizer tables", section.offset + section.size, 7,
+                       "padding after the tokenizer tables section holds byte 7, expected 0");
   }
 
   void add_config() {
@@ -691,6 +738,7 @@ class BrokenFiles {
            header.file_size -= lost;
            header.sections[kProvenanceSection].size = 0;
            header.sections[kTokenizerSection].offset -= lost;
+           header.tokenizer_tables.offset -= lost;
            header.sections[kDataSection].offset -= lost;
            image.put(0, header);
          },
@@ -838,12 +886,14 @@ TEST(Format, RoundTripInMemory) {
   const SampleTensors tensors;
   size_t size = 0;
   const auto bytes =
-      write_xsr_memory(make_config(), tensors.sources(), kTokenizer, kProvenance, &size);
+      write_xsr_memory(make_config(), tensors.sources(), kTokenizer, kProvenance, &size, tables());
   const auto file = XsrFile::open_memory(bytes.get(), size, "sample");
   expect_same(*file, make_config(), tensors.sources());
   EXPECT_EQ(file->name(), "sample");
   EXPECT_EQ(file->size(), size);
   EXPECT_EQ(file->tokenizer(), kTokenizer);
+  EXPECT_THAT(file->tokenizer_tables(), testing::ElementsAreArray(tables()));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(file->tokenizer_tables().data()) % kAlignment, 0u);
   EXPECT_EQ(file->provenance(), kProvenance);
   EXPECT_STREQ(file->provenance().data(), kProvenance);  // NUL-terminated
   EXPECT_EQ(file->find("layer.0.up"), nullptr);
@@ -875,6 +925,7 @@ TEST(Format, EveryConfigFieldKeepsItsValue) {
   const auto file = XsrFile::open_memory(bytes.get(), size);
   expect_same(*file, plain, {});
   EXPECT_EQ(file->tokenizer(), "");
+  EXPECT_TRUE(file->tokenizer_tables().empty());
   EXPECT_STREQ(file->provenance().data(), "");
   // One field at a time, so that two that were exchanged show.
   const std::vector<std::function<void(ModelConfig&)>> changes = {
@@ -1054,6 +1105,7 @@ TEST(Format, EveryShorterFileIsRefused) {
 /// Reads every byte that an opened file offers; what is wrong shows under ASan.
 uint64_t read_everything(const XsrFile& file) {
   uint64_t sum = file.provenance().size() + file.tokenizer().size();
+  for (const unsigned char c : file.tokenizer_tables()) sum += c;
   for (const char c : file.provenance()) sum += static_cast<unsigned char>(c);
   for (const char c : file.tokenizer()) sum += static_cast<unsigned char>(c);
   for (const TensorView& tensor : file.tensors()) {

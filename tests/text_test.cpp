@@ -8,16 +8,19 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <list>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <span>
 #include <sstream>
 #include <thread>
 
 #include "runtime/error.h"
 #include "runtime/text/lowercase.h"
 #include "runtime/text/tokenizer.h"
+#include "runtime/text/tokenizer_tables.h"
 #include "runtime/text/utf8.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
@@ -674,6 +677,163 @@ TEST(TokenizerModel, DamagedOnesNeverCrash) {
     }
   }
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+// ---- Tables ready-made in a file ----
+
+/// Tables of a model, to be spoiled; 64-byte aligned as in a file, and exactly as long, so that
+/// ASan sees a read beyond them.
+class Tables {
+ public:
+  explicit Tables(const std::vector<unsigned char>& bytes)
+      : size_(bytes.size()),
+        bytes_(static_cast<unsigned char*>(::operator new[](size_, std::align_val_t{64}))) {
+    std::copy(bytes.begin(), bytes.end(), bytes_.get());
+  }
+  explicit Tables(std::string_view model) : Tables(xsr::make_tokenizer_tables(model)) {}
+
+  std::span<const unsigned char> span() const { return {bytes_.get(), size_}; }
+  unsigned char& operator[](size_t at) { return bytes_.get()[at]; }
+  size_t size() const { return size_; }
+  xsr::TokenizerTablesHead& head() {
+    return *reinterpret_cast<xsr::TokenizerTablesHead*>(bytes_.get());
+  }
+  xsr::SentencePieceModel::Piece* pieces() {
+    return reinterpret_cast<xsr::SentencePieceModel::Piece*>(bytes_.get() + layout().pieces);
+  }
+  xsr::PieceSlot* slots() {
+    return reinterpret_cast<xsr::PieceSlot*>(bytes_.get() + layout().slots);
+  }
+
+ private:
+  struct Delete {
+    void operator()(unsigned char* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  };
+  xsr::TokenizerTablesLayout layout() { return xsr::TokenizerTablesLayout(head()); }
+  size_t size_;
+  std::unique_ptr<unsigned char, Delete> bytes_;
+};
+
+std::vector<int32_t> ids_of(const xsr::Tokenizer& tokenizer, std::string_view text) {
+  std::vector<int32_t> ids;
+  tokenizer.encode(text, kUnlimited, ids);
+  return ids;
+}
+
+TEST(TokenizerTables, AreUsedWhereTheyAreOfThisRevision) {
+  const Subject subject = tiny_bpe();
+  const xsr::ModelConfig config = config_for(400, true);
+  Tables tables(subject.blob);
+  const std::string text = "The miller's cat sleeps by the mill.";
+  const std::vector<int32_t> wanted = ids_of(*subject.ours, text);
+  EXPECT_EQ(ids_of(*xsr::make_tokenizer(subject.blob, tables.span(), config), text), wanted);
+  EXPECT_NO_THROW(xsr::verify_tokenizer_tables(subject.blob, tables.span()));
+  // Every place that holds the second id now holds the first.
+  for (uint32_t i = 0; i < tables.head().num_slots; ++i) {
+    if (tables.slots()[i].id == wanted[1]) tables.slots()[i].id = wanted[0];
+  }
+  EXPECT_NE(ids_of(*xsr::make_tokenizer(subject.blob, tables.span(), config), text), wanted);
+  EXPECT_THROW(xsr::verify_tokenizer_tables(subject.blob, tables.span()), xsr::Error);
+  ++tables.head().revision;
+  EXPECT_EQ(ids_of(*xsr::make_tokenizer(subject.blob, tables.span(), config), text), wanted);
+  EXPECT_NO_THROW(xsr::verify_tokenizer_tables(subject.blob, tables.span()));
+}
+
+TEST(TokenizerTables, AFunctionOfTheModelAlone) {
+  for (const char* name : {"tiny-bpe", "tiny-unigram", "tiny-rules", "tiny-space-rule"}) {
+    const std::string blob = read_file(kData / (std::string(name) + ".spm.model"));
+    const std::vector<unsigned char> tables = xsr::make_tokenizer_tables(blob);
+    EXPECT_EQ(xsr::make_tokenizer_tables(std::string(blob)), tables) << name;
+    EXPECT_EQ(xsr::tokenizer_tables_for_file(blob), tables) << name;
+  }
+  EXPECT_THAT(xsr::tokenizer_tables_for_file("no model at all"), testing::IsEmpty());
+}
+
+// A char model is the library's to encode; it may see only what was parsed.
+TEST(TokenizerTables, ModelsForTheLibraryHaveNone) {
+  const std::string blob =
+      piece("<unk>", 2) + piece("a") + piece("b") + field(2, number_field(3, 4));
+  EXPECT_THAT(xsr::tokenizer_tables_for_file(blob), testing::IsEmpty());
+  const Tables forced(blob);
+  const xsr::ModelConfig config = config_for(3, false);
+  const auto wanted = ids_of(*xsr::make_tokenizer(blob, config), "abba");
+  EXPECT_EQ(ids_of(*xsr::make_tokenizer(blob, forced.span(), config), "abba"), wanted);
+  EXPECT_EQ(wanted.size(), 5u);
+  // Tables of another model lead to the parser too.
+  EXPECT_THROW(xsr::make_tokenizer("not a model", forced.span(), config), xsr::Error);
+}
+
+TEST(TokenizerTables, BrokenOnesAreNamed) {
+  const Subject subject = tiny_bpe();
+  const auto expect_error = [&](const std::function<void(Tables&)>& spoil, const char* message) {
+    Tables tables(subject.blob);
+    spoil(tables);
+    try {
+      xsr::make_tokenizer(subject.blob, tables.span(), config_for(400, true));
+      ADD_FAILURE() << "accepted: " << message;
+    } catch (const xsr::Error& e) {
+      EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE);
+      EXPECT_THAT(e.what(), HasSubstr(message));
+    }
+  };
+  const auto cut = [&](size_t size) {
+    return [size](Tables& t) {
+      t = Tables(std::vector<unsigned char>(t.span().begin(),
+                                            t.span().begin() + static_cast<ptrdiff_t>(size)));
+    };
+  };
+  expect_error(cut(4), "4 bytes, expected a head of 64");
+  expect_error(cut(Tables(subject.blob).size() - 1), "do not go with their");
+  expect_error([](Tables& t) { t.head().num_pieces = 0; }, "0 pieces");
+  expect_error([](Tables& t) { t.head().num_pieces = 0xFFFFFFFF; }, "4294967295 pieces");
+  expect_error([](Tables& t) { t.head().num_slots = 0; }, "0 and");
+  expect_error([](Tables& t) { t.head().num_slots -= 8; }, "do not go with their");
+  expect_error([](Tables& t) { t.head().text_bytes += 1; }, "do not go with their");
+  expect_error([](Tables& t) { t.head().type = 5; }, "type 5");
+  expect_error([](Tables& t) { t.head().flags |= 1u << 31; }, "flags");
+  expect_error([](Tables& t) { t.head().charsmap_size = 0x7FFFFFFF; }, "reach beyond");
+  expect_error([](Tables& t) { t.head().charsmap_begin = 0xFFFFFFFF; }, "reach beyond");
+  expect_error([](Tables& t) { t.slots()[5].id = 400; }, "a place holds piece 400, expected -1 to");
+  expect_error([](Tables& t) { t.slots()[5].id = -2; }, "a place holds piece -2");
+  expect_error(
+      [](Tables& t) {
+        for (uint32_t i = 0; i < t.head().num_slots; ++i) t.slots()[i].id = 7;
+      },
+      "no place is empty");
+  expect_error([](Tables& t) { t.pieces()[9].size = 0; }, "piece 9 has 0 bytes");
+  expect_error([](Tables& t) { t.pieces()[9].begin = 0xFFFFFFFF; }, "from 4294967295 on");
+  expect_error([](Tables& t) { t.pieces()[399].size += 1; }, "piece 399 has");
+  expect_error([](Tables& t) { t.pieces()[9].type = static_cast<xsr::PieceType>(9); },
+               "piece 9 has type 9");
+  expect_error([](Tables& t) { t.pieces()[9].type = xsr::PieceType::kUnknown; },
+               "unk is already defined");
+  expect_error([](Tables& t) { t.head().flags |= xsr::kTablesByteFallback; }, "no byte piece");
+}
+
+TEST(TokenizerTables, DamagedOnesNeverCrash) {
+  const std::string text =
+      "The miller\u2026 e\u0301 \uFB01n\u00A0 <sep>x & the lake \u6F22\u5B57 " +
+      std::string(300, 'a');
+  for (const char* name : {"tiny-bpe.spm.model", "tiny-unigram.spm.model"}) {
+    const std::string blob = read_file(kData / name);
+    const std::vector<unsigned char> whole = xsr::make_tokenizer_tables(blob);
+    std::mt19937 rng(17);
+    for (int i = 0; i < 3000; ++i) {
+      Tables damaged(whole);
+      const bool in_head = i % 3 == 0;
+      for (uint32_t n = 1 + rng() % 3; n > 0; --n) {
+        const size_t at = in_head ? 4 + rng() % 60 : 4 + rng() % (damaged.size() - 4);
+        damaged[at] ^= static_cast<unsigned char>(1 + rng() % 255);
+      }
+      try {
+        const auto tokenizer = xsr::make_tokenizer(blob, damaged.span(), config_for(1000, true));
+        for (int32_t id : ids_of(*tokenizer, text))
+          ASSERT_LT(static_cast<uint32_t>(id), static_cast<uint32_t>(tokenizer->vocab_size()));
+      } catch (const xsr::Error& e) {
+        ASSERT_EQ(e.status(), XSR_STATUS_BAD_FILE) << e.what();
+      }
+    }
+  }
 }
 
 TEST(TokenizerModel, VocabularyAndKind) {

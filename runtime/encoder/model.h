@@ -20,7 +20,8 @@ class Model {
   explicit Model(std::unique_ptr<XsrFile> file)
       : file_(std::move(file)),
         weights_(bind_weights(*file_)),
-        tokenizer_(make_tokenizer(file_->tokenizer(), file_->tokenizer_tables(), file_->config())) {}
+        tokenizer_(make_tokenizer(file_->tokenizer(), file_->tokenizer_tables(), file_->config())) {
+  }
 
   const ModelConfig& config() const { return file_->config(); }
   const EncoderWeights& weights() const { return weights_; }

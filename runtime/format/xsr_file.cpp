@@ -439,14 +439,13 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
   for (uint32_t i = 0; i < kNumSections; ++i) {
     const Section& tables = header.tokenizer_tables;
     if (i == kDataSection && (tables.offset != 0 || tables.size != 0)) {
-      placed.push_back({tables, offsetof(FileHeader, tokenizer_tables), "the tokenizer tables"});
+      placed.push_back({tables, offsetof(FileHeader, tokenizer_tables), "the tokenizer tables section"});
     }
     placed.push_back({header.sections[i], offsetof(FileHeader, sections) + i * sizeof(Section),
                       kSectionNames[i]});
   }
   uint64_t expected = sizeof(FileHeader);
-  for (const Placed& p : placed)
-    expected = check_range(p.section, expected, size, p.field, p.name);
+  for (const Placed& p : placed) expected = check_range(p.section, expected, size, p.field, p.name);
   for (size_t i = 0; i + 1 < placed.size(); ++i) {
     check_zero(file, placed[i].section.offset + placed[i].section.size,
                placed[i + 1].section.offset, std::string("padding after ") + placed[i].name);
@@ -498,7 +497,7 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
   metadata.tokenizer_tables = {file + tables.offset, tables.size};
   if (tables.offset != 0 && (tables.size == 0 || metadata.tokenizer.empty())) {
     bad_at(offsetof(FileHeader, tokenizer_tables),
-           "the tokenizer tables have " + number(tables.size) + " bytes beside a tokenizer of " +
+           "the tokenizer tables section has " + number(tables.size) + " bytes beside a tokenizer of " +
                number(tokenizer.size) + ", expected some of both");
   }
 

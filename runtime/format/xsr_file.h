@@ -108,10 +108,9 @@ void write_xsr_file(const std::string& path, const ModelConfig& config,
                     std::span<const unsigned char> tokenizer_tables = {});
 /// The same into memory (for tests and for models that live in memory only). 64-byte aligned
 /// buffer.
-std::shared_ptr<unsigned char[]> write_xsr_memory(const ModelConfig& config,
-                                                  std::span<const TensorSource> tensors,
-                                                  std::string_view tokenizer,
-                                                  std::string_view provenance_json, size_t* size,
-                                                  std::span<const unsigned char> tokenizer_tables = {});
+std::shared_ptr<unsigned char[]> write_xsr_memory(
+    const ModelConfig& config, std::span<const TensorSource> tensors, std::string_view tokenizer,
+    std::string_view provenance_json, size_t* size,
+    std::span<const unsigned char> tokenizer_tables = {});
 
 }  // namespace xsr

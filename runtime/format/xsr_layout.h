@@ -59,8 +59,8 @@ struct FileHeader {
   uint64_t header_checksum;  // see header_checksum() below
   Section sections[kNumSections];
   uint32_t tensor_count;
-  uint32_t reserved0;         // zero
-  Section tokenizer_tables;   // between tokenizer and data; {0, 0} where there are none
+  uint32_t reserved0;          // zero
+  Section tokenizer_tables;    // between tokenizer and data; {0, 0} where there are none
   unsigned char reserved[40];  // zero
 };
 static_assert(sizeof(FileHeader) == 192 && sizeof(FileHeader) % kAlignment == 0);

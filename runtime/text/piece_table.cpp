@@ -84,6 +84,7 @@ PieceTable::PieceTable(std::string_view blob, std::span<const unsigned char> tab
   settings_.charsmap = blob.substr(head.charsmap_begin, head.charsmap_size);
   all_utf8_ = (head.flags & kTablesAllUtf8) != 0;
   space_inside_ = (head.flags & kTablesSpaceInside) != 0;
+  plain_rules_ = (head.flags & kTablesPlainRules) != 0;
 
   const unsigned char* const bytes = tables.data();
   pieces_ = {reinterpret_cast<const Piece*>(bytes + at.pieces), head.num_pieces};

@@ -36,16 +36,16 @@ class PieceTable {
 
   /// What all pieces together say.
   struct Facts {
-    size_t longest = 0;  // bytes
+    size_t longest = 0;                  // bytes
     float min_score = 0, max_score = 0;  // of the normal pieces, as the library has them
     bool any_normal = false, any_unused = false;
     bool scores_bounded = true;  // each below 1e30: 2^20 of them add up to a finite number
   };
 
   /// tables: of this build's revision, 64-byte aligned. Both must outlive the object. Trusts
-  /// nothing that could lead out of the tables or of the model's bytes; throws Error(BAD_FILE) there
-  /// and where SentencePiece refuses a model: no unknown piece or several, byte pieces that are
-  /// missing or wrong.
+  /// nothing that could lead out of the tables or of the model's bytes; throws Error(BAD_FILE)
+  /// there and where SentencePiece refuses a model: no unknown piece or several, byte pieces that
+  /// are missing or wrong.
   PieceTable(std::string_view blob, std::span<const unsigned char> tables);
 
   const SentencePieceSettings& settings() const { return settings_; }
@@ -71,6 +71,8 @@ class PieceTable {
   bool all_utf8() const { return all_utf8_; }
   /// True when some piece has U+2581 behind another character.
   bool space_inside() const { return space_inside_; }
+  /// SentencePieceRules::replacements_are_plain() of the model's rules.
+  bool plain_rules() const { return plain_rules_; }
 
   static uint64_t hash(const char* text, size_t size);
   static bool equal(const char* a, const char* b, size_t size);
@@ -88,7 +90,7 @@ class PieceTable {
   const char* texts_ = nullptr;
   std::vector<int32_t> reserved_ids_, user_defined_ids_, byte_ids_;
   int32_t unk_id_ = -1;
-  bool all_utf8_ = true, space_inside_ = false;
+  bool all_utf8_, space_inside_, plain_rules_;
 };
 
 /// The first `size` bytes (1 to 8) of a word loaded from memory, the others 0.

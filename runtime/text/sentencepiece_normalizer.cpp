@@ -30,35 +30,43 @@ size_t character_size(std::string_view text) {
 
 }  // namespace
 
+SentencePieceRules::SentencePieceRules(std::string_view charsmap) {
+  if (charsmap.empty()) return;
+  uint32_t trie_bytes = 0;
+  if (charsmap.size() >= sizeof trie_bytes) {
+    std::memcpy(&trie_bytes, charsmap.data(), sizeof trie_bytes);
+  }
+  // The table: uint32 size of the trie in bytes, the trie, the replacements.
+  if (charsmap.size() <= sizeof trie_bytes || trie_bytes == 0 ||
+      trie_bytes % sizeof(uint32_t) != 0 || trie_bytes >= charsmap.size() - sizeof trie_bytes ||
+      charsmap.back() != '\0') {
+    throw Error(XSR_STATUS_BAD_FILE,
+                "SentencePiece model: precompiled_charsmap has " + std::to_string(charsmap.size()) +
+                    " bytes with a trie of " + std::to_string(trie_bytes) +
+                    ", expected the trie's size (a multiple of 4), the trie and NUL-terminated "
+                    "text");
+  }
+  trie = charsmap.substr(sizeof trie_bytes, trie_bytes);
+  replacements = charsmap.substr(sizeof trie_bytes + trie_bytes);
+}
+
+bool SentencePieceRules::replacements_are_plain() const {
+  return replacements.find(kSpaceSymbol) == std::string_view::npos && is_valid_utf8(replacements);
+}
+
 SentencePieceNormalizer::SentencePieceNormalizer(const PieceTable& pieces)
     : treat_whitespace_as_suffix_(pieces.settings().treat_whitespace_as_suffix),
       add_dummy_prefix_(pieces.settings().add_dummy_prefix),
       remove_extra_whitespaces_(pieces.settings().remove_extra_whitespaces),
-      space_(pieces.settings().escape_whitespaces ? kSpaceSymbol : std::string_view(" ")) {
+      space_(pieces.settings().escape_whitespaces ? kSpaceSymbol : std::string_view(" ")),
+      rules_(pieces.settings().charsmap),
+      trie_size_(static_cast<uint32_t>(rules_.trie.size() / sizeof(uint32_t))) {
   for (const int32_t id : pieces.user_defined_ids()) {
     symbols_.emplace(pieces.text(id));
     symbol_sizes_.push_back(pieces[id].size);
   }
   std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
   symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
-
-  const std::string_view map = pieces.settings().charsmap;
-  if (!map.empty()) {
-    uint32_t trie_bytes = 0;
-    if (map.size() >= sizeof trie_bytes) std::memcpy(&trie_bytes, map.data(), sizeof trie_bytes);
-    // The table: uint32 size of the trie in bytes, the trie, the replacements.
-    if (map.size() <= sizeof trie_bytes || trie_bytes == 0 || trie_bytes % sizeof(uint32_t) != 0 ||
-        trie_bytes >= map.size() - sizeof trie_bytes || map.back() != '\0') {
-      throw Error(
-          XSR_STATUS_BAD_FILE,
-          "SentencePiece model: precompiled_charsmap has " + std::to_string(map.size()) +
-              " bytes with a trie of " + std::to_string(trie_bytes) +
-              ", expected the trie's size (a multiple of 4), the trie and NUL-terminated text");
-    }
-    trie_ = map.substr(sizeof trie_bytes, trie_bytes);
-    trie_size_ = trie_bytes / static_cast<uint32_t>(sizeof(uint32_t));
-    replacements_ = map.substr(sizeof trie_bytes + trie_bytes);
-  }
 
   bool begins_symbol[256] = {};
   bool space_in_symbol = false;
@@ -76,8 +84,7 @@ SentencePieceNormalizer::SentencePieceNormalizer(const PieceTable& pieces)
   for (unsigned char c = 0; c < 0x80; ++c) plain_[c] = is_plain(c);
   words_apart_ = remove_extra_whitespaces_ && !treat_whitespace_as_suffix_ &&
                  space_ == kSpaceSymbol && !space_in_symbol && plain_[' '] &&
-                 replacements_.find(kSpaceSymbol) == std::string::npos &&
-                 is_valid_utf8(replacements_) && !has_rule_path(' ', 0x80, 0x100);
+                 pieces.plain_rules() && !has_rule_path(' ', 0x80, 0x100);
 }
 
 bool SentencePieceNormalizer::step(uint32_t byte, uint32_t* node, uint32_t* unit_at) const {
@@ -130,8 +137,8 @@ std::string_view SentencePieceNormalizer::prefix(std::string_view text, size_t* 
     return text.substr(0, *consumed);
   }
   *consumed = longest;
-  if (value >= replacements_.size()) return {};
-  return std::string_view(replacements_.data() + value);  // the last byte is a NUL
+  if (value >= rules_.replacements.size()) return {};
+  return std::string_view(rules_.replacements.data() + value);  // the last byte is a NUL
 }
 
 void SentencePieceNormalizer::append_escaped(std::string_view piece, std::string& out) const {

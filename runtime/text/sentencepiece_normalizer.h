@@ -12,14 +12,25 @@
 
 namespace xsr {
 
+/// The parts of a model's precompiled_charsmap; views of it.
+struct SentencePieceRules {
+  /// Empty: no rules. Throws Error(BAD_FILE) where the sizes do not fit.
+  explicit SentencePieceRules(std::string_view charsmap);
+  /// True when they are UTF-8 without U+2581.
+  bool replacements_are_plain() const;
+
+  std::string_view trie;          // double array of u32
+  std::string_view replacements;  // NUL-terminated strings, the trie's values are offsets
+};
+
 /// SentencePiece's text normalisation: the model's character rules (longest match first, left to
 /// right), white space made one U+2581 each or one a run, the prefix in front. Immutable. It exists
 /// beside the library's own because that one takes the rules of a damaged model on trust, and needs
 /// memory for the whole text where a piece would do.
 class SentencePieceNormalizer {
  public:
-  /// Throws Error(BAD_FILE) when the rules are no such table. They are used where they are: the
-  /// model's bytes must outlive the object.
+  /// The rules are used where they are: the model's bytes must outlive the object. Throws
+  /// Error(BAD_FILE) as SentencePieceRules does.
   explicit SentencePieceNormalizer(const PieceTable& pieces);
 
   /// One text, from front to back.
@@ -56,16 +67,15 @@ class SentencePieceNormalizer {
   bool has_rule_path(unsigned char first, unsigned begin, unsigned end) const;
   uint32_t unit(uint32_t node) const {
     uint32_t value;
-    std::memcpy(&value, trie_.data() + sizeof value * node, sizeof value);
+    std::memcpy(&value, rules_.trie.data() + sizeof value * node, sizeof value);
     return value;
   }
   void append_escaped(std::string_view piece, std::string& out) const;
 
   bool treat_whitespace_as_suffix_, add_dummy_prefix_, remove_extra_whitespaces_;
-  std::string_view space_;      // what a space becomes
-  std::string_view trie_;       // double array of u32, as precompiled_charsmap holds it
-  uint32_t trie_size_ = 0;      // units
-  std::string_view replacements_;  // NUL-terminated strings, the trie's values are offsets
+  std::string_view space_;  // what a space becomes
+  SentencePieceRules rules_;
+  uint32_t trie_size_;                          // units
   std::set<std::string, std::less<>> symbols_;  // user-defined symbols: kept as they are
   std::vector<size_t> symbol_sizes_;            // their different sizes, longest first
   std::array<bool, 256> plain_ = {};

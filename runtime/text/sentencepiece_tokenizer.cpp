@@ -201,8 +201,8 @@ class SentencePieceTokenizer final : public Tokenizer {
   SentencePieceType type_;
   bool byte_fallback_, lowercase_, cuts_allowed_;
   bool words_apart_ = false;
-  int32_t cls_id_, sep_id_;   // -1: none is added
-  size_t longest_piece_;      // bytes
+  int32_t cls_id_, sep_id_;  // -1: none is added
+  size_t longest_piece_;     // bytes
   SentencePieceNormalizer normalizer_;
   std::array<bool, 256> plain_ = {};  // letters that only lower-casing changes in a word of such
   std::unique_ptr<Segmenter> segmenter_;                              // or
@@ -231,8 +231,8 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
   }
   // A piece that is not text could begin inside a character; a piece that is there only to be taken
   // apart again is taken apart as it was last put together, wherever in the text that was.
-  cuts_allowed_ = pieces_.all_utf8() &&
-                  !(pieces_.facts().any_unused && type_ == SentencePieceType::kBpe);
+  cuts_allowed_ =
+      pieces_.all_utf8() && !(pieces_.facts().any_unused && type_ == SentencePieceType::kBpe);
   segmenter_ = Segmenter::make(pieces_);
   if (segmenter_ == nullptr && tables == nullptr) load_library(blob);
   // With the dummy prefix all words begin alike, with U+2581.

@@ -50,10 +50,10 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;
 };
 
-/// blob: the bytes of a SentencePiece model. tables: what make_tokenizer_tables() made of it, 64-byte
-/// aligned; empty or of another revision: they are made here, which takes some milliseconds. Both
-/// must outlive the tokenizer. Throws Error(BAD_FILE) when either is wrong or the vocabulary is
-/// larger than config.vocab_size.
+/// blob: the bytes of a SentencePiece model. tables: what make_tokenizer_tables() made of it,
+/// 64-byte aligned; empty or of another revision: they are made here, which takes some
+/// milliseconds. Both must outlive the tokenizer. Throws Error(BAD_FILE) when either is wrong or
+/// the vocabulary is larger than config.vocab_size.
 std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string_view blob,
                                                         std::span<const unsigned char> tables,
                                                         const ModelConfig& config);

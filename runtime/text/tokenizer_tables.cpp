@@ -8,6 +8,7 @@
 #include "runtime/error.h"
 #include "runtime/text/piece_table.h"
 #include "runtime/text/segmenter.h"
+#include "runtime/text/sentencepiece_normalizer.h"
 #include "runtime/text/utf8.h"
 
 namespace xsr {
@@ -129,13 +130,14 @@ std::vector<unsigned char> make_tokenizer_tables(std::string_view blob) {
                                            " has the same text");
     }
   }
-  head.flags = (model.byte_fallback ? kTablesByteFallback : 0u) |
-               (model.treat_whitespace_as_suffix ? kTablesWhitespaceAsSuffix : 0u) |
-               (model.add_dummy_prefix ? kTablesDummyPrefix : 0u) |
-               (model.remove_extra_whitespaces ? kTablesRemoveExtraWhitespaces : 0u) |
-               (model.escape_whitespaces ? kTablesEscapeWhitespaces : 0u) |
-               (check.all_utf8 ? kTablesAllUtf8 : 0u) |
-               (check.space_inside ? kTablesSpaceInside : 0u);
+  head.flags =
+      (model.byte_fallback ? kTablesByteFallback : 0u) |
+      (model.treat_whitespace_as_suffix ? kTablesWhitespaceAsSuffix : 0u) |
+      (model.add_dummy_prefix ? kTablesDummyPrefix : 0u) |
+      (model.remove_extra_whitespaces ? kTablesRemoveExtraWhitespaces : 0u) |
+      (model.escape_whitespaces ? kTablesEscapeWhitespaces : 0u) |
+      (check.all_utf8 ? kTablesAllUtf8 : 0u) | (check.space_inside ? kTablesSpaceInside : 0u) |
+      (SentencePieceRules(model.charsmap).replacements_are_plain() ? kTablesPlainRules : 0u);
   std::memcpy(tables.data(), &head, sizeof head);
   return tables;
 }

@@ -26,7 +26,8 @@ enum TokenizerTablesFlag : uint32_t {
   kTablesEscapeWhitespaces = 1u << 4,
   kTablesAllUtf8 = 1u << 5,      // every piece is UTF-8
   kTablesSpaceInside = 1u << 6,  // some piece has U+2581 behind another character
-  kKnownTablesFlags = (1u << 7) - 1
+  kTablesPlainRules = 1u << 7,   // the normaliser's replacements are UTF-8 without U+2581
+  kKnownTablesFlags = (1u << 8) - 1
 };
 
 /// Then pieces, slots, reserved slots, texts, each from the next multiple of 64 bytes on.
@@ -62,7 +63,7 @@ inline bool is_reserved(PieceType type) {
 }
 
 /// The tables of a SentencePiece model; a function of its bytes alone. Throws Error(BAD_FILE) where
-/// parse_sentencepiece_model() does and where two pieces have the same text.
+/// parse_sentencepiece_model() and SentencePieceRules do and where two pieces have the same text.
 std::vector<unsigned char> make_tokenizer_tables(std::string_view blob);
 
 /// The same for a model file: empty where the tables would not be used, since the tokenizer needs
