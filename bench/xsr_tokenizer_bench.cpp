@@ -14,6 +14,7 @@
 #include <fstream>
 #include <list>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -119,9 +120,12 @@ void time_ours(benchmark::State& run, const Subject& subject, const Text& text, 
   report(run, text);
 }
 
-void time_open(benchmark::State& run, const Subject& subject) {
+/// tables: the file's, or none, and then they are made from the model.
+void time_open(benchmark::State& run, const Subject& subject,
+               std::span<const unsigned char> tables) {
   for (auto _ : run) {
-    benchmark::DoNotOptimize(make_tokenizer(subject.file->tokenizer(), subject.file->config()));
+    benchmark::DoNotOptimize(
+        make_tokenizer(subject.file->tokenizer(), tables, subject.file->config()));
   }
 }
 
@@ -155,7 +159,9 @@ int run(int argc, char** argv) {
     benchmark::RegisterBenchmark(name.c_str(), function)->Unit(benchmark::kMicrosecond);
   };
   add("open/library", [&](benchmark::State& s) { time_open_library(s, subject); });
-  add("open/xsr", [&](benchmark::State& s) { time_open(s, subject); });
+  add("open/xsr",
+      [&](benchmark::State& s) { time_open(s, subject, subject.file->tokenizer_tables()); });
+  add("open/xsr_without_tables", [&](benchmark::State& s) { time_open(s, subject, {}); });
   for (const Text& text : subject.texts) {
     const std::string name = "encode/" + text.name + "/";
     add(name + "library", [&](benchmark::State& s) { time_library(s, subject, text); });
