@@ -399,7 +399,8 @@ class BrokenFiles {
     place(section.offset + 1, section.size, "expected a multiple of 64");
     place(section.offset - 64, section.size, "overlaps what stands before it");
     place(section.offset + 64, section.size, "leaves a hole before it");
-    place(section.offset, section.size - 1, "padding after the tokenizer tables section holds byte");
+    place(section.offset, section.size - 1,
+          "padding after the tokenizer tables section holds byte");
     place(section.offset, section.size + 64, "overlaps what stands before it");
     place(section.offset, kTwoTo60, "beyond the end of the file");
     place(section.offset, UINT64_MAX - section.offset + 1, "beyond the end of the file");

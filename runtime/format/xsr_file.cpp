@@ -439,7 +439,8 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
   for (uint32_t i = 0; i < kNumSections; ++i) {
     const Section& tables = header.tokenizer_tables;
     if (i == kDataSection && (tables.offset != 0 || tables.size != 0)) {
-      placed.push_back({tables, offsetof(FileHeader, tokenizer_tables), "the tokenizer tables section"});
+      placed.push_back(
+          {tables, offsetof(FileHeader, tokenizer_tables), "the tokenizer tables section"});
     }
     placed.push_back({header.sections[i], offsetof(FileHeader, sections) + i * sizeof(Section),
                       kSectionNames[i]});
@@ -497,8 +498,9 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
   metadata.tokenizer_tables = {file + tables.offset, tables.size};
   if (tables.offset != 0 && (tables.size == 0 || metadata.tokenizer.empty())) {
     bad_at(offsetof(FileHeader, tokenizer_tables),
-           "the tokenizer tables section has " + number(tables.size) + " bytes beside a tokenizer of " +
-               number(tokenizer.size) + ", expected some of both");
+           "the tokenizer tables section has " + number(tables.size) +
+               " bytes beside a tokenizer of " + number(tokenizer.size) +
+               ", expected some of both");
   }
 
   metadata.tensors.reserve(header.tensor_count);
