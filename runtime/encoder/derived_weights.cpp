@@ -22,13 +22,14 @@ T* DerivedWeights::allocate(int64_t count) {
   return static_cast<T*>(memory_.back().get());
 }
 
-DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute) : weights_(file) {
+DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps)
+    : weights_(file) {
   for (LayerWeights& layer : weights_.layers) {
     for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {
         split(*linear);
       } else if (compute == Compute::kInt8) {
-        quantize(*linear);
+        quantize(*linear, in_steps);
       } else {
         widen(*linear);
       }
@@ -52,15 +53,18 @@ void DerivedWeights::widen(LinearWeights& linear) {
   w = {packed, kernels::Storage::kF32, w.N, w.K};
 }
 
-void DerivedWeights::quantize(LinearWeights& linear) {
+void DerivedWeights::quantize(LinearWeights& linear, bool in_steps) {
   kernels::PackedMatrix& w = linear.weight;
   if (w.K > kernels::kMaxInputsI8) {
     throw Error(XSR_STATUS_UNSUPPORTED,
                 "a product of " + std::to_string(w.K) + " inputs is beyond the " +
                     std::to_string(kernels::kMaxInputsI8) + " that int8 can sum; compute in f32");
   }
+  std::unique_ptr<void, Free> panels;  // where nothing but the steps is made of them
   if (w.storage != kernels::Storage::kI8) {
-    int8_t* packed = allocate<int8_t>(kernels::packed_elements(w.N, w.K, kernels::Storage::kI8));
+    const int64_t elements = kernels::packed_elements(w.N, w.K, kernels::Storage::kI8);
+    if (in_steps) panels.reset(::operator new(static_cast<size_t>(elements), kAlign));
+    int8_t* packed = in_steps ? static_cast<int8_t*>(panels.get()) : allocate<int8_t>(elements);
     float* scales = allocate<float>(w.N);
     kernels::gemm_quantize_panels(w, packed, scales);
     w = {packed, kernels::Storage::kI8, w.N, w.K, scales, nullptr};
@@ -68,6 +72,11 @@ void DerivedWeights::quantize(LinearWeights& linear) {
   int32_t* sums = allocate<int32_t>(w.N);
   kernels::gemm_sum_panels(w, sums);
   w.sums = sums;
+  if (!in_steps) return;
+  void* steps = allocate<char>(kernels::gemm_pack_steps_i8_avx2(w, nullptr));
+  kernels::gemm_pack_steps_i8_avx2(w, steps);
+  w.steps = steps;
+  w.data = nullptr;
 }
 
 }  // namespace xsr
