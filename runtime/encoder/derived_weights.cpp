@@ -1,5 +1,6 @@
 #include "runtime/encoder/derived_weights.h"
 
+#include <algorithm>
 #include <new>
 #include <string>
 
@@ -24,12 +25,23 @@ T* DerivedWeights::allocate(int64_t count) {
 
 DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps)
     : weights_(file) {
+  // Where only the steps stay, one matrix after the other is rounded into the same memory.
+  int64_t largest = 0;
+  for (LayerWeights& layer : weights_.layers) {
+    for (const LinearWeights* linear : products(layer)) {
+      const kernels::PackedMatrix& w = linear->weight;
+      if (in_steps && w.storage != kernels::Storage::kI8)
+        largest = std::max(largest, kernels::packed_elements(w.N, w.K, kernels::Storage::kI8));
+    }
+  }
+  const std::unique_ptr<void, Free> panels(
+      largest == 0 ? nullptr : ::operator new(static_cast<size_t>(largest), kAlign));
   for (LayerWeights& layer : weights_.layers) {
     for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {
         split(*linear);
       } else if (compute == Compute::kInt8) {
-        quantize(*linear, in_steps);
+        quantize(*linear, in_steps, static_cast<int8_t*>(panels.get()));
       } else {
         widen(*linear);
       }
@@ -53,18 +65,16 @@ void DerivedWeights::widen(LinearWeights& linear) {
   w = {packed, kernels::Storage::kF32, w.N, w.K};
 }
 
-void DerivedWeights::quantize(LinearWeights& linear, bool in_steps) {
+void DerivedWeights::quantize(LinearWeights& linear, bool in_steps, int8_t* panels) {
   kernels::PackedMatrix& w = linear.weight;
   if (w.K > kernels::kMaxInputsI8) {
     throw Error(XSR_STATUS_UNSUPPORTED,
                 "a product of " + std::to_string(w.K) + " inputs is beyond the " +
                     std::to_string(kernels::kMaxInputsI8) + " that int8 can sum; compute in f32");
   }
-  std::unique_ptr<void, Free> panels;  // where nothing but the steps is made of them
   if (w.storage != kernels::Storage::kI8) {
     const int64_t elements = kernels::packed_elements(w.N, w.K, kernels::Storage::kI8);
-    if (in_steps) panels.reset(::operator new(static_cast<size_t>(elements), kAlign));
-    int8_t* packed = in_steps ? static_cast<int8_t*>(panels.get()) : allocate<int8_t>(elements);
+    int8_t* packed = in_steps ? panels : allocate<int8_t>(elements);
     float* scales = allocate<float>(w.N);
     kernels::gemm_quantize_panels(w, packed, scales);
     w = {packed, kernels::Storage::kI8, w.N, w.K, scales, nullptr};

@@ -10,9 +10,8 @@ namespace xsr {
 /// The weight matrices of a model as a session computes with them where the file's own do not do,
 /// made once and shared by the model's sessions. int8: 8 bits (from f32, f16 or bf16 rounded as
 /// xsr-convert does; to i8 only the sums of the outputs are added), or the steps that AVX2 reads
-/// instead, 1 to 3 bytes a weight. bf16x3: split in two bf16, 4
-/// bytes a weight. f32 of an i8 file: widened and multiplied by their scales. Everything else stays
-/// in the file. Immutable.
+/// instead, 1 to 3 bytes a weight. bf16x3: split in two bf16, 4 bytes a weight. f32 of an i8 file:
+/// widened and multiplied by their scales. Everything else stays in the file. Immutable.
 class DerivedWeights {
  public:
   /// Reads every matrix. Throws std::bad_alloc; Error(UNSUPPORTED) where a matrix has more inputs
@@ -24,7 +23,8 @@ class DerivedWeights {
 
  private:
   void widen(LinearWeights& linear);  // i8 alone
-  void quantize(LinearWeights& linear, bool in_steps);
+  /// panels: memory for the integers where they are not kept, of every matrix that is rounded.
+  void quantize(LinearWeights& linear, bool in_steps, int8_t* panels);
   void split(LinearWeights& linear);
   template <typename T>
   T* allocate(int64_t count);
