@@ -276,42 +276,54 @@ void bench_split_forward_bf16x3(const std::string& name, Isa, split_forward_bf16
 }
 
 void bench_gemm_forward_i8(const std::string& name, Isa isa, gemm_forward_i8_t* gemm) {
-  add_gemm_shapes(name, isa, [gemm](benchmark::State& state, const GemmShape& shape, int32_t M) {
-    const int64_t elements = packed_elements(shape.N, shape.K, Storage::kI8);
-    const size_t copies = (kWeightBytes + elements - 1) / elements;
-    const HugeBuffer weights(copies * elements);
-    const std::vector<float> dense =
-        normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
-    std::vector<float> scales(shape.N);
-    std::vector<int32_t> sums(shape.N);
-    int8_t* data = static_cast<int8_t*>(weights.data());
-    gemm_quantize_panels(dense.data(), shape.N, shape.K, data, scales.data());
-    for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * elements, data, elements);
-    PackedMatrix w{data, Storage::kI8, shape.N, shape.K, scales.data(), sums.data()};
-    gemm_sum_panels(w, sums.data());
-    const int64_t x_stride = padded_stride(shape.K), a_stride = shape.K + 64,
-                  out_stride = padded_stride(shape.N);
-    const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
-                             bias = normal_floats(shape.N, 1, 3);
-    std::vector<uint8_t> a(M * a_stride);
-    std::vector<QuantizedRow> rows(M);
-    quantize_forward_u8_ref(x.data(), x_stride, 0, M, shape.K, nullptr, a.data(), a_stride,
-                            rows.data());
-    const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
-    std::vector<float> out(M * out_stride), expected(M * out_stride);
-    const auto call = [&](gemm_forward_i8_t* f, int32_t count, float* to) {
-      f(a.data(), a_stride, count, rows.data(), w, 0, panel_count(shape.N), epilogue, to,
-        out_stride);
-    };
-    const int32_t checked = std::min(M, kRefRows);
-    call(gemm, checked, out.data());
-    call(gemm_forward_i8_ref, checked, expected.data());
-    const bool right = agrees(out, expected);
-    run_over_copies(state, right, shape, M, copies, [&](size_t copy) {
-      w.data = data + copy * elements;
-      call(gemm, M, out.data());
-    });
-  });
+  add_gemm_shapes(
+      name, isa, [isa, gemm](benchmark::State& state, const GemmShape& shape, int32_t M) {
+        const HugeBuffer panels(packed_elements(shape.N, shape.K, Storage::kI8));
+        const std::vector<float> dense =
+            normal_floats(size_t(shape.N) * shape.K, 1 / std::sqrt(float(shape.K)), 1);
+        std::vector<float> scales(shape.N);
+        std::vector<int32_t> sums(shape.N);
+        int8_t* packed = static_cast<int8_t*>(panels.data());
+        gemm_quantize_panels(dense.data(), shape.N, shape.K, packed, scales.data());
+        PackedMatrix w{packed, Storage::kI8, shape.N, shape.K, scales.data(), sums.data()};
+        gemm_sum_panels(w, sums.data());
+        // What the kernel reads: the panels, or on AVX2 the steps.
+        const bool in_steps = isa == Isa::kAvx2;
+        const size_t bytes = in_steps ? size_t(gemm_pack_steps_i8_avx2(w, nullptr))
+                                      : size_t(packed_elements(shape.N, shape.K, Storage::kI8));
+        const size_t copies = (kWeightBytes + bytes - 1) / bytes;
+        const HugeBuffer weights(copies * bytes);
+        char* data = static_cast<char*>(weights.data());
+        if (in_steps) {
+          gemm_pack_steps_i8_avx2(w, data);
+        } else {
+          std::memcpy(data, packed, bytes);
+        }
+        for (size_t i = 1; i < copies; ++i) std::memcpy(data + i * bytes, data, bytes);
+        w.steps = in_steps ? data : nullptr;
+        const int64_t x_stride = padded_stride(shape.K), a_stride = shape.K + 64,
+                      out_stride = padded_stride(shape.N);
+        const std::vector<float> x = normal_floats(M * x_stride, 1, 2),
+                                 bias = normal_floats(shape.N, 1, 3);
+        std::vector<uint8_t> a(M * a_stride);
+        std::vector<QuantizedRow> rows(M);
+        quantize_forward_u8_ref(x.data(), x_stride, 0, M, shape.K, nullptr, a.data(), a_stride,
+                                rows.data());
+        const GemmEpilogue epilogue{bias.data(), shape.activation, nullptr, 0};
+        std::vector<float> out(M * out_stride), expected(M * out_stride);
+        const auto call = [&](gemm_forward_i8_t* f, int32_t count, float* to) {
+          f(a.data(), a_stride, count, rows.data(), w, 0, panel_count(shape.N), epilogue, to,
+            out_stride);
+        };
+        const int32_t checked = std::min(M, kRefRows);
+        call(gemm, checked, out.data());
+        call(gemm_forward_i8_ref, checked, expected.data());
+        const bool right = agrees(out, expected);
+        run_over_copies(state, right, shape, M, copies, [&](size_t copy) {
+          (in_steps ? w.steps : w.data) = data + copy * bytes;
+          call(gemm, M, out.data());
+        });
+      });
 }
 
 void bench_quantize_forward_u8(const std::string& name, Isa, quantize_forward_u8_t* quantize) {

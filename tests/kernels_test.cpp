@@ -78,11 +78,16 @@ void expect_same_rows(Guarded& a, Guarded& b, int64_t rows, int64_t columns, int
   }
 }
 
+/// The first multiple of 64 bytes in memory that has 63 to spare.
+unsigned char* aligned64(std::vector<unsigned char>& bytes) {
+  return bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+}
+
 /// A table in a narrow storage, 64-byte aligned, with one spare vector of 0xff (NaN) behind it.
 struct Table {
   Table(Random& random, int64_t elements, Storage storage, float scale = 1) : storage(storage) {
     bytes.resize(elements * storage_size(storage) + 128, 0xff);
-    data = bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+    data = aligned64(bytes);
     for (int64_t i = 0; i < elements; ++i) {
       const float value = random.normal(scale);
       if (storage == Storage::kF32) {
@@ -346,7 +351,7 @@ void check_gemm_case(const KernelRow& row, const std::string& filter, Random& ra
   std::vector<unsigned char> bytes(packed_elements(c.N, c.K, c.storage) * storage_size(c.storage) +
                                    64);
   PackedMatrix w;
-  w.data = bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+  w.data = aligned64(bytes);
   w.storage = c.storage;
   w.N = c.N;
   w.K = c.K;
@@ -467,7 +472,7 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
   for (float& value : dense) value = random.normal(1 / std::sqrt(static_cast<float>(c.K)));
   std::vector<unsigned char> bytes(packed_elements(c.N, c.K, Storage::kBF16) * 2 + 64);
   PackedMatrix w;
-  w.data = bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+  w.data = aligned64(bytes);
   w.storage = Storage::kBF16;
   w.N = c.N;
   w.K = c.K;
@@ -705,38 +710,61 @@ void check_narrow_bf16(const KernelRow& row, const std::string&) {
   }
 }
 
-/// A kI8 matrix of random integers, both ends of their range among them, with scales and sums.
+/// Memory of its own for the steps of a kI8 matrix, where this CPU has a kernel that reads them.
+class Steps {
+ public:
+  void pack(PackedMatrix& w) {
+    if (!isa_supported(Isa::kAvx2)) return;
+    const int64_t bytes = gemm_pack_steps_i8_avx2(w, nullptr);
+    memory_.assign(bytes + 128, 0xa5);
+    unsigned char* steps = aligned64(memory_);
+    EXPECT_EQ(bytes, gemm_pack_steps_i8_avx2(w, steps));
+    for (unsigned char* guard = steps + bytes; guard < steps + bytes + 64; ++guard)
+      EXPECT_EQ(0xa5, *guard) << "wrote beyond the steps";
+    w.steps = steps;
+  }
+
+ private:
+  std::vector<unsigned char> memory_;
+};
+
+/// A kI8 matrix of random integers, both ends of their range among them (or, at the limits, nothing
+/// else), with scales and sums.
 struct MatrixI8 {
-  MatrixI8(Random& random, int32_t N, int32_t K)
+  MatrixI8(Random& random, int32_t N, int32_t K, bool limits)
       : bytes(packed_elements(N, K, Storage::kI8) + 64), scales(N), sums(N) {
-    int8_t* data = reinterpret_cast<int8_t*>(bytes.data()) +
-                   (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+    int8_t* data = reinterpret_cast<int8_t*>(aligned64(bytes));
     for (int32_t n = 0; n < N; ++n) {
       scales[n] = std::fabs(random.normal(0.01f));
       for (int32_t k = 0; k < K; ++k) {
-        const int32_t kind = random.range(0, 9);
+        const int32_t kind = random.range(0, limits ? 2 : 9);
         data[packed_index(n, k, K, 4)] = static_cast<int8_t>(kind == 0   ? -128
                                                              : kind == 1 ? 127
+                                                             : limits    ? -127
                                                                          : random.range(-128, 127));
       }
     }
     w = {data, Storage::kI8, N, K, scales.data(), sums.data()};
     gemm_sum_panels(w, sums.data());
+    steps.pack(w);
   }
   std::vector<unsigned char> bytes;
   std::vector<float> scales;
   std::vector<int32_t> sums;
+  Steps steps;
   PackedMatrix w;
 };
 
 void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random& random,
-                        const GemmCase& c, int shift) {
+                        const GemmCase& c, int shift, bool limits = false) {
   auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);
   const int64_t a_stride = (c.K + 3) / 4 * 4 + 4, out_stride = c.N + 2;
-  const MatrixI8 matrix(random, c.N, c.K);
+  const MatrixI8 matrix(random, c.N, c.K, limits);
   std::vector<uint8_t> a(c.M * a_stride + 64);  // anything in the padding
-  for (uint8_t& q : a)
-    q = static_cast<uint8_t>(random.range(0, 3) == 0 ? 255 : random.range(0, 255));
+  for (uint8_t& q : a) {
+    const bool full = random.range(0, limits ? 1 : 3) == 0;
+    q = static_cast<uint8_t>(full ? 255 : limits ? 0 : random.range(0, 255));
+  }
   std::vector<QuantizedRow> rows(c.M + 1);
   for (QuantizedRow& r : rows) r = {std::fabs(random.normal(0.02f)), random.range(0, 255)};
   Guarded bias = random_rows(random, 1, c.N, c.N, shift),
@@ -782,6 +810,39 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
                           });
 }
 
+/// Every pair of neighbouring weights with the least and the largest codes, whose products are sums
+/// that no other codes go beyond.
+void check_gemm_i8_pairs(const KernelRow& row) {
+  auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);
+  constexpr int32_t kOutputs = 256, kCodes = 4;
+  constexpr uint8_t kRows[kCodes][4] = {{0, 0, 0, 0}, {255, 0, 0, 0}, {0, 255, 0, 0}, {255, 255}};
+  const std::vector<float> scales(kOutputs, 1);
+  const std::vector<QuantizedRow> quantized(kCodes, {1, 0});
+  std::vector<int32_t> sums(kOutputs);
+  std::vector<unsigned char> bytes(packed_elements(kOutputs, 4, Storage::kI8) + 64);
+  std::vector<float> out(kCodes * kOutputs);
+  int8_t* data = reinterpret_cast<int8_t*>(aligned64(bytes));
+  for (int32_t first = -128; first < 128; ++first) {
+    for (int32_t n = 0; n < kOutputs; ++n) {
+      data[packed_index(n, 0, 4, 4)] = static_cast<int8_t>(first);
+      data[packed_index(n, 1, 4, 4)] = static_cast<int8_t>(n - 128);
+    }
+    PackedMatrix w{data, Storage::kI8, kOutputs, 4, scales.data(), sums.data()};
+    gemm_sum_panels(w, sums.data());
+    Steps steps;
+    steps.pack(w);
+    kernel(kRows[0], 4, kCodes, quantized.data(), w, 0, panel_count(kOutputs), {}, out.data(),
+           kOutputs);
+    for (int32_t m = 0; m < kCodes; ++m) {
+      for (int32_t n = 0; n < kOutputs; ++n) {
+        ASSERT_EQ(static_cast<float>(kRows[m][0] * first + kRows[m][1] * (n - 128)),
+                  out[m * kOutputs + n])
+            << row.name << ": weights " << first << " and " << n - 128 << ", codes " << m;
+      }
+    }
+  }
+}
+
 void check_gemm_i8(const KernelRow& row, const std::string& filter) {
   Random random(12);
   for (int32_t M = 0; M <= 26; ++M) {
@@ -807,19 +868,26 @@ void check_gemm_i8(const KernelRow& row, const std::string& filter) {
   check_gemm_i8_case(row, filter, random,
                      {13, 512, 1024, Storage::kI8, Activation::kNone, true, true, 0, 16}, 0);
 
+  for (int32_t K = 1; K <= 67; K += 3) {
+    check_gemm_i8_case(row, filter, random,
+                       {7, 70, K, Storage::kI8, Activation::kNone, true, false, 0, 3}, K % 4, true);
+  }
+  check_gemm_i8_pairs(row);
+
   // The largest sums there are: one more input of this kind and 32 bits would not hold them.
   auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);
   const int32_t K = kMaxInputsI8;
   std::vector<unsigned char> bytes(packed_elements(1, K, Storage::kI8) + 64);
-  int8_t* data = reinterpret_cast<int8_t*>(bytes.data()) +
-                 (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64;
+  int8_t* data = reinterpret_cast<int8_t*>(aligned64(bytes));
   const std::vector<uint8_t> a(K, 255);
   for (const int8_t weight : {int8_t{-128}, int8_t{127}}) {
     for (int32_t k = 0; k < K; ++k) data[packed_index(0, k, K, 4)] = weight;
     const float scale = 1, nan = NAN;
     int32_t sum = 0;
-    const PackedMatrix w{data, Storage::kI8, 1, K, &scale, &sum};
+    PackedMatrix w{data, Storage::kI8, 1, K, &scale, &sum};
     gemm_sum_panels(w, &sum);
+    Steps steps;
+    steps.pack(w);
     EXPECT_EQ(weight * K, sum);
     for (const QuantizedRow& quantized : {QuantizedRow{1, 0}, QuantizedRow{1, 255}}) {
       float out = NAN;
@@ -2256,6 +2324,46 @@ TEST(Pack, WeightsInEightBitsAreHalfAStepAway) {
     EXPECT_EQ(n == 3 || n == 4 ? 0 : largest / 127, scales[n]);
   }
   EXPECT_EQ(0, filled) << "the padding is zero";
+}
+
+TEST(Pack, StepsHaveMasksOnlyWhereAPairCouldSaturate) {
+  if (!isa_supported(Isa::kAvx2)) GTEST_SKIP() << "needs AVX2";
+  const int32_t K = 12;
+  std::vector<unsigned char> bytes(packed_elements(32, K, Storage::kI8) + 64);
+  int8_t* data = reinterpret_cast<int8_t*>(aligned64(bytes));
+  for (int32_t n = 0; n < 32; ++n) {
+    for (int32_t k = 0; k < K; ++k) data[packed_index(n, k, K, 4)] = n % 2 == 0 ? 64 : -64;
+  }
+  const auto pair = [&](int32_t n, int32_t k, int8_t first, int8_t second) {
+    data[packed_index(n, k, K, 4)] = first;
+    data[packed_index(n, k + 1, K, 4)] = second;
+  };
+  const auto expect_steps = [&](int32_t plain, int32_t flipped, int32_t offset) {
+    PackedMatrix w{data, Storage::kI8, 32, K};
+    Steps steps;
+    steps.pack(w);
+    const char* begin = static_cast<const char*>(w.steps);
+    StepsI8 half[2];
+    for (int32_t i = 0; i < 2; ++i) {
+      int64_t offset_of_half;
+      std::memcpy(&offset_of_half, begin + 8 * i, 8);
+      std::memcpy(&half[i], begin + offset_of_half, sizeof half[i]);
+    }
+    EXPECT_EQ(3, half[0].plain);
+    EXPECT_EQ(0, half[0].flipped);
+    EXPECT_EQ(plain, half[1].plain);
+    EXPECT_EQ(flipped, half[1].flipped);
+    EXPECT_EQ(offset, half[1].offsets[5]);
+  };
+  expect_steps(3, 0, 0);
+  pair(21, 4, 127, 2);  // 129
+  expect_steps(2, 1, 255 * 2);
+  pair(21, 4, 127, 1);
+  expect_steps(3, 0, 0);
+  pair(21, 6, -1, -128);
+  expect_steps(2, 1, 255 * -1);  // -128 itself cannot be flipped
+  pair(21, 6, -128, -128);
+  expect_steps(4, 0, 0);
 }
 
 TEST(Pack, PanelsAreRoundedAndWidenedAsTheDenseMatrixIs) {

@@ -87,7 +87,8 @@ typedef enum xsr_compute XSR_ENUM_TYPE {
             layers' matrices, 4 bytes a weight, shared by the model's sessions; any file */
   XSR_COMPUTE_INT8 = 3, /* each row of activations in 8 bits by its own range, weights in 8 bits
                            with a scale an output, exact sums. A session of a file that stores other
-                           than i8 rounds the weight matrices, 1 byte a weight, shared likewise */
+                           than i8 rounds the weight matrices, 1 byte a weight, shared likewise; on
+                           AVX2 any file's are kept anew, about 1.6 bytes a weight, 3 at worst */
   XSR_COMPUTE_TF32 = 4  /* CUDA devices only: as F32, but products may round their operands to TF32,
                            10 bits of mantissa */
 } xsr_compute;

@@ -20,6 +20,7 @@ struct PackedMatrix {
   // kI8 only: a weight is scales[n] · its integer.
   const float* scales = nullptr;  // [N]
   const int32_t* sums = nullptr;  // [N] Σ_k of the integers of output n; gemm_forward_i8 needs them
+  const void* steps = nullptr;    // what gemm_forward_i8_avx2 reads instead of data, and it alone
 };
 
 static constexpr int32_t panel_count(int32_t N) { return (N + kPanelColumns - 1) / kPanelColumns; }
@@ -161,7 +162,8 @@ static constexpr int32_t kMaxInputsI8 = 65536;
 /// a     [M, K]  u8, row stride `a_stride` bytes, a multiple of 4; columns up to the next multiple
 ///               of 4 beyond K are read and count nothing, as the weights there are 0
 /// rows  [M]     scale and zero of a's rows
-/// w             packed kI8 panels with their scales and sums; K ≤ kMaxInputsI8
+/// w             packed kI8 panels with their scales and sums; K ≤ kMaxInputsI8. avx2 reads its
+///               steps (gemm_pack_steps_i8_avx2) instead of the panels, which may be missing
 /// out   [M, N]  f32, row stride `out_stride`
 ///
 /// The sum is taken as Σ a·W - zero · Σ W, whose second half is w.sums: the zero point costs one
@@ -176,6 +178,33 @@ using gemm_forward_i8_t = void(const uint8_t* a, int64_t a_stride, int32_t M,
 
 gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx512_vnni,
     gemm_forward_i8_amx;
+
+/// The integers of a kI8 matrix for vpmaddubsw, which multiplies u8 by s8 but saturates the sum of
+/// two products at 16 bits. A step is a group of four neighbouring inputs of 16 outputs, in which
+/// no pair of neighbours can saturate: two weights of one sign whose sum is beyond 128 are kept
+/// apart by flipping one, w · a = -w · (255 - a) + 255 · w. 255 - a is a XOR 255, so that a mask
+/// beside the weights flips, and the sum of 255 · w is a number an output. -128 cannot be flipped:
+/// the second of two becomes a step of its own. Sums stay exact.
+///
+/// [2 · ceil(N/32)] int64, bytes from the beginning of steps to the half panel. A half begins at a
+/// multiple of 64 bytes with StepsI8, then come the groups of its steps, uint16, filled up to 64
+/// bytes, its plain steps ([16][4] s8), and its steps with flips ([16][4] s8 and the same of
+/// masks).
+struct StepsI8 {
+  int32_t plain;
+  int32_t flipped;
+  int32_t padding[14];
+  int32_t offsets[16];  // 255 · the sum of the flipped weights of an output
+};
+/// Of the groups of a half panel's steps.
+static constexpr int64_t step_groups_bytes(int32_t steps) {
+  return (sizeof(uint16_t) * (int64_t)steps + 63) / 64 * 64;
+}
+
+/// Writes the steps of the integers of w (its scales and sums are not read) to `steps`, 64-byte
+/// aligned; null = counts only. Returns their bytes: 1 to 3 times those of the panels, 2 a step and
+/// less than 200 a half. K ≤ kMaxInputsI8.
+int64_t gemm_pack_steps_i8_avx2(const PackedMatrix& w, void* steps);
 
 /// The range a row is quantised over where that does not come from the row itself; low ≤ 0 ≤ high.
 struct InputRange {

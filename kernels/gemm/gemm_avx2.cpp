@@ -13,8 +13,8 @@ constexpr int32_t kColumns = 16;
 // comes soon, and half of every line pair is a stream that the hardware follows badly (20 rows: 74
 // to 85 GFLOP/s on a Zen 4).
 constexpr int64_t kPrefetchBytes = 4096;
-// A product of 16-bit halves is added by a second instruction and needs a register meanwhile.
-constexpr int32_t kMaxRowsI8 = 4;
+// Beside the sums: ones, two weights, the broadcast and a product.
+constexpr int32_t kMaxRowsI8 = 5;
 
 /// An element of split rows, in bf16.
 struct Split {
@@ -30,7 +30,7 @@ template <typename A>
 struct Tile {
   const A* a;
   int64_t a_stride;
-  const void* panel;  // of the half: first of its 16 columns
+  const void* panel;  // of the half: first of its 16 columns; kI8: its StepsI8
   int32_t K;
   const GemmEpilogue* epilogue;
   int32_t column;
@@ -153,46 +153,52 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
   }
 }
 
-/// sum + Σ of two products of 16-bit halves in each 32-bit lane. The barrier keeps the compiler
-/// from adding even and odd products first, which would hold all of them in registers.
-static inline __attribute__((always_inline)) void madd(__m256i& sum, __m256i x, __m256i w) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
+/// sum + Σ of four products of bytes in each 32-bit lane, where no pair of them saturates. The
+/// barrier keeps the compiler from holding many products at once.
+static inline __attribute__((always_inline)) void madd(__m256i& sum, __m256i x, __m256i w,
+                                                       __m256i ones) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), ones));
   __asm__("" : "+x"(sum));
 }
 
-/// A 32-bit lane holds inputs k to k + 3 of one output in s8, a broadcast the same four of one row
-/// in u8. vpmaddubsw would saturate sums of two products, so bytes become 16-bit halves, even ones
-/// and odd ones, which vpmaddwd multiplies and adds in 32 bits without loss.
+/// A 32-bit lane holds four inputs of one output in s8, a broadcast the same four of one row in
+/// u8. The half panel's steps are those of gemm_pack_steps_i8_avx2.
 template <int MR>
 static inline __attribute__((always_inline)) void accumulate_i8(const Tile<uint8_t>& tile,
                                                                 __m256 (&acc)[MR][2]) {
-  const __m256i low_bytes = _mm256_set1_epi16(0xff);
+  const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[MR][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int m = 0; m < MR; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
-  const int8_t* w = (const int8_t*)tile.panel;
-  const uint8_t* a = tile.a;
-  for (int32_t k = 0; k < tile.K; k += 4, w += 4 * kPanelColumns) {
+  const StepsI8* steps = (const StepsI8*)tile.panel;
+  const uint16_t* group = (const uint16_t*)(steps + 1);
+  const uint16_t* const plain_end = group + steps->plain;
+  const uint16_t* const end = plain_end + steps->flipped;
+  const __m256i* w =
+      (const __m256i*)((const char*)group + step_groups_bytes(steps->plain + steps->flipped));
+  for (; group < plain_end; ++group, w += 2) {
+    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
+    const uint8_t* a = tile.a + 4 * *group;
+    const __m256i w0 = _mm256_load_si256(w), w1 = _mm256_load_si256(w + 1);
+#pragma GCC unroll 5
+    for (int m = 0; m < MR; ++m) {
+      const __m256i x = broadcast4(a + m * tile.a_stride);
+      madd(sum[m][0], x, w0, ones);
+      madd(sum[m][1], x, w1, ones);
+    }
+  }
+  for (; group < end; ++group, w += 4) {
     _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
     _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
-    const __m256i* four = (const __m256i*)w;
-    const __m256i even0 = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_load_si256(four), 8), 8);
-    const __m256i even1 = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_load_si256(four + 1), 8), 8);
-#pragma GCC unroll 4
+    const uint8_t* a = tile.a + 4 * *group;
+    const __m256i w0 = _mm256_load_si256(w), w1 = _mm256_load_si256(w + 1);
+#pragma GCC unroll 5
     for (int m = 0; m < MR; ++m) {
-      const __m256i x = _mm256_and_si256(broadcast4(a + m * tile.a_stride + k), low_bytes);
-      madd(sum[m][0], x, even0);
-      madd(sum[m][1], x, even1);
-    }
-    const uint8_t* again = a;
-    __asm__("" : "+r"(four), "+r"(again));  // both are read again rather than kept, as above
-    const __m256i odd0 = _mm256_srai_epi16(_mm256_load_si256(four), 8);
-    const __m256i odd1 = _mm256_srai_epi16(_mm256_load_si256(four + 1), 8);
-#pragma GCC unroll 4
-    for (int m = 0; m < MR; ++m) {
-      const __m256i x = _mm256_srli_epi16(broadcast4(again + m * tile.a_stride + k), 8);
-      madd(sum[m][0], x, odd0);
-      madd(sum[m][1], x, odd1);
+      const __m256i x = broadcast4(a + m * tile.a_stride);
+      const __m256i* mask = w + 2;
+      __asm__("" : "+r"(mask));  // read again for every row: there are no registers to keep it
+      madd(sum[m][0], _mm256_xor_si256(x, _mm256_load_si256(mask)), w0, ones);
+      madd(sum[m][1], _mm256_xor_si256(x, _mm256_load_si256(mask + 1)), w1, ones);
     }
   }
 #pragma GCC unroll 2
@@ -200,10 +206,12 @@ static inline __attribute__((always_inline)) void accumulate_i8(const Tile<uint8
     const __m256i mask = tail_mask8(tile.count - 8 * j);
     const __m256i sums = _mm256_maskload_epi32(tile.sums + 8 * j, mask);
     const __m256 scales = _mm256_maskload_ps(tile.scales + 8 * j, mask);
-#pragma GCC unroll 4
+    const __m256i offsets = _mm256_load_si256((const __m256i*)steps->offsets + j);
+#pragma GCC unroll 5
     for (int m = 0; m < MR; ++m) {
       const __m256i zero = _mm256_mullo_epi32(_mm256_set1_epi32(tile.rows[m].zero), sums);
-      const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum[m][j], zero));
+      const __m256i whole = _mm256_add_epi32(sum[m][j], offsets);
+      const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(whole, zero));
       acc[m][j] = _mm256_mul_ps(_mm256_mul_ps(exact, _mm256_set1_ps(tile.rows[m].scale)), scales);
     }
   }
@@ -277,8 +285,7 @@ void gemm_tile_rows(int32_t rows, const Tile<A>& tile) {
     case 4:
       return gemm_tile<4, S, A>(tile);
     case 5:
-      if constexpr (S != Storage::kI8) gemm_tile<5, S, A>(tile);
-      return;
+      return gemm_tile<5, S, A>(tile);
     case 6:
       if constexpr (S != Storage::kI8) gemm_tile<6, S, A>(tile);
       return;
@@ -303,8 +310,12 @@ void gemm_forward(const A* a, int64_t a_stride, int32_t M, const Matrix& w, int3
       tile.count = w.N - tile.column;
       if (tile.count <= 0 && !kIsSplit<A>) break;  // split rows get their zeros
       tile.a_stride = a_stride;
-      tile.panel =
-          (const char*)w.data + panel * panel_bytes + half * kColumns * kp * storage_size(S);
+      if constexpr (S == Storage::kI8) {
+        tile.panel = (const char*)w.steps + ((const int64_t*)w.steps)[2 * panel + half];
+      } else {
+        tile.panel =
+            (const char*)w.data + panel * panel_bytes + half * kColumns * kp * storage_size(S);
+      }
       tile.K = w.K;
       tile.epilogue = &epilogue;
       tile.out_stride = out_stride;

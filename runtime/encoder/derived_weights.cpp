@@ -1,5 +1,6 @@
 #include "runtime/encoder/derived_weights.h"
 
+#include <algorithm>
 #include <new>
 #include <string>
 
@@ -22,13 +23,25 @@ T* DerivedWeights::allocate(int64_t count) {
   return static_cast<T*>(memory_.back().get());
 }
 
-DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute) : weights_(file) {
+DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps)
+    : weights_(file) {
+  // Where only the steps stay, one matrix after the other is rounded into the same memory.
+  int64_t largest = 0;
+  for (LayerWeights& layer : weights_.layers) {
+    for (const LinearWeights* linear : products(layer)) {
+      const kernels::PackedMatrix& w = linear->weight;
+      if (in_steps && w.storage != kernels::Storage::kI8)
+        largest = std::max(largest, kernels::packed_elements(w.N, w.K, kernels::Storage::kI8));
+    }
+  }
+  const std::unique_ptr<void, Free> panels(
+      largest == 0 ? nullptr : ::operator new(static_cast<size_t>(largest), kAlign));
   for (LayerWeights& layer : weights_.layers) {
     for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {
         split(*linear);
       } else if (compute == Compute::kInt8) {
-        quantize(*linear);
+        quantize(*linear, in_steps, static_cast<int8_t*>(panels.get()));
       } else {
         widen(*linear);
       }
@@ -52,7 +65,7 @@ void DerivedWeights::widen(LinearWeights& linear) {
   w = {packed, kernels::Storage::kF32, w.N, w.K};
 }
 
-void DerivedWeights::quantize(LinearWeights& linear) {
+void DerivedWeights::quantize(LinearWeights& linear, bool in_steps, int8_t* panels) {
   kernels::PackedMatrix& w = linear.weight;
   if (w.K > kernels::kMaxInputsI8) {
     throw Error(XSR_STATUS_UNSUPPORTED,
@@ -60,7 +73,8 @@ void DerivedWeights::quantize(LinearWeights& linear) {
                     std::to_string(kernels::kMaxInputsI8) + " that int8 can sum; compute in f32");
   }
   if (w.storage != kernels::Storage::kI8) {
-    int8_t* packed = allocate<int8_t>(kernels::packed_elements(w.N, w.K, kernels::Storage::kI8));
+    const int64_t elements = kernels::packed_elements(w.N, w.K, kernels::Storage::kI8);
+    int8_t* packed = in_steps ? panels : allocate<int8_t>(elements);
     float* scales = allocate<float>(w.N);
     kernels::gemm_quantize_panels(w, packed, scales);
     w = {packed, kernels::Storage::kI8, w.N, w.K, scales, nullptr};
@@ -68,6 +82,11 @@ void DerivedWeights::quantize(LinearWeights& linear) {
   int32_t* sums = allocate<int32_t>(w.N);
   kernels::gemm_sum_panels(w, sums);
   w.sums = sums;
+  if (!in_steps) return;
+  void* steps = allocate<char>(kernels::gemm_pack_steps_i8_avx2(w, nullptr));
+  kernels::gemm_pack_steps_i8_avx2(w, steps);
+  w.steps = steps;
+  w.data = nullptr;
 }
 
 }  // namespace xsr

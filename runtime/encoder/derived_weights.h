@@ -9,21 +9,22 @@ namespace xsr {
 
 /// The weight matrices of a model as a session computes with them where the file's own do not do,
 /// made once and shared by the model's sessions. int8: 8 bits (from f32, f16 or bf16 rounded as
-/// xsr-convert does; to i8 only the sums of the outputs are added). bf16x3: split in two bf16, 4
-/// bytes a weight. f32 of an i8 file: widened and multiplied by their scales. Everything else stays
-/// in the file. Immutable.
+/// xsr-convert does; to i8 only the sums of the outputs are added), or the steps that AVX2 reads
+/// instead, 1 to 3 bytes a weight. bf16x3: split in two bf16, 4 bytes a weight. f32 of an i8 file:
+/// widened and multiplied by their scales. Everything else stays in the file. Immutable.
 class DerivedWeights {
  public:
   /// Reads every matrix. Throws std::bad_alloc; Error(UNSUPPORTED) where a matrix has more inputs
-  /// than gemm_forward_i8 takes.
-  DerivedWeights(const EncoderWeights& file, Compute compute);
+  /// than gemm_forward_i8 takes. in_steps: of kInt8, for gemm_forward_i8_avx2, which the CPU runs.
+  DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps);
 
   const EncoderWeights& weights() const { return weights_; }
   size_t bytes() const { return bytes_; }
 
  private:
   void widen(LinearWeights& linear);  // i8 alone
-  void quantize(LinearWeights& linear);
+  /// panels: memory for the integers where they are not kept, of every matrix that is rounded.
+  void quantize(LinearWeights& linear, bool in_steps, int8_t* panels);
   void split(LinearWeights& linear);
   template <typename T>
   T* allocate(int64_t count);

@@ -3,6 +3,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "runtime/encoder/derived_weights.h"
 #include "runtime/encoder/qkv_table.h"
@@ -42,13 +43,16 @@ class Model {
     return table;
   }
 
-  /// The matrices for `compute`, made unless a session that lives has them already.
-  std::shared_ptr<const DerivedWeights> derived_weights(Compute compute) const {
+  /// The matrices for `compute`, and for the ISA of its int8 products where it is int8, made
+  /// unless a session that lives has them already.
+  std::shared_ptr<const DerivedWeights> derived_weights(
+      Compute compute, kernels::Isa int8 = kernels::Isa::kRef) const {
     const std::lock_guard<std::mutex> lock(derived_mutex_);
-    std::weak_ptr<const DerivedWeights>& kept = derived_[compute];
+    const bool in_steps = compute == Compute::kInt8 && int8 == kernels::Isa::kAvx2;
+    std::weak_ptr<const DerivedWeights>& kept = derived_[{compute, in_steps}];
     std::shared_ptr<const DerivedWeights> derived = kept.lock();
     if (derived == nullptr) {
-      derived = std::make_shared<const DerivedWeights>(weights_, compute);
+      derived = std::make_shared<const DerivedWeights>(weights_, compute, in_steps);
       kept = derived;
     }
     return derived;
@@ -59,7 +63,7 @@ class Model {
   EncoderWeights weights_;
   std::unique_ptr<Tokenizer> tokenizer_;
   mutable std::mutex derived_mutex_;
-  mutable std::map<Compute, std::weak_ptr<const DerivedWeights>> derived_;
+  mutable std::map<std::pair<Compute, bool>, std::weak_ptr<const DerivedWeights>> derived_;
   mutable std::mutex qkv_mutex_;
   mutable std::map<kernels::Isa, std::weak_ptr<const QkvTable>> qkv_tables_;
 };

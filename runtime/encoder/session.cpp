@@ -108,8 +108,11 @@ std::shared_ptr<const DerivedWeights> choose_weights(const Model& model,
                                                      const xsr_session_options& options) {
   const Compute compute = choose_compute(options, model);
   if (wants_cuda(options.device)) return nullptr;
-  if (compute == Compute::kInt8 || compute == Compute::kBf16x3)
-    return model.derived_weights(compute);
+  if (compute == Compute::kInt8) {
+    const kernels::KernelTable kernels = kernels::resolve_kernels(isa_wanted(options.isa));
+    return model.derived_weights(compute, kernels.gemm_forward_i8_isa);
+  }
+  if (compute == Compute::kBf16x3) return model.derived_weights(compute);
   bool narrow = model.weights().pooler.weight.storage == kernels::Storage::kI8;
   for (const LayerWeights& layer : model.weights().layers) {
     for (const LinearWeights* linear : products(layer))
