@@ -1181,11 +1181,11 @@ TEST(Retype, gives_what_converting_the_same_values_gives) {
       t.data = bytes_of(values);
     }
     const std::string path = write_model_file(folder, "source.xsr", from);
+    const FinishedModel source(path);
     for (const DType to : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
       ConvertOptions o = options_for_test();
       o.dtype = to;
-      const ConvertedModel expected = convert(rounded_tensors, o),
-                           found = FinishedModel(path).retyped(to);
+      const ConvertedModel expected = convert(rounded_tensors, o), found = source.retyped(to);
       ASSERT_EQ(found.tensors.size(), expected.tensors.size());
       for (size_t i = 0; i < found.tensors.size(); ++i) {
         const auto &a = found.tensors[i], &b = expected.tensors[i];

@@ -538,6 +538,20 @@ TEST_F(TrainingData, AStopLeavesTheOldCache) {
   EXPECT_FALSE(corpus({old})->was_built());
 }
 
+TEST_F(TrainingData, AFileIsHashedOnceForTokenizerAndCache) {
+  std::vector<LanguagePair> languages = {{"a-b", {{write("t.tsv", made_up_text(2000, 0, 1))}}}};
+  TokenizerOptions options;
+  options.vocab_size = 300;
+  train_tokenizer(languages, options);
+  EXPECT_EQ(languages[0].files[0].hash, hash_file(path("t.tsv")));
+  std::string other = made_up_text(2000, 0, 1);
+  other[0] = other[0] == 'x' ? 'y' : 'x';
+  write("t.tsv", other);
+  EXPECT_THAT(corpus_error(languages), HasSubstr("the file changed while it was being read"));
+  languages[0].files[0].hash = {};
+  EXPECT_TRUE(corpus(languages)->was_built());
+}
+
 TEST_F(TrainingData, TwoWritersOfOneFileAreKeptApart) {
   PartialFile first(path("shared"));
   EXPECT_THAT(error_of([&] { PartialFile second(path("shared")); }),
