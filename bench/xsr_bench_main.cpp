@@ -15,10 +15,10 @@
 #include "bench/json_file.h"
 #include "bench/machine.h"
 #include "bench/measure.h"
+#include "bench/program.h"
 #include "bench/random_model.h"
 #include "bench/report.h"
 #include "kernels/isa.h"
-#include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/option_names.h"
@@ -290,19 +290,6 @@ int main(int argc, char** argv) {
   app.add_option("--json", options.json,
                  "write the figures to this file, - for stdout (the table then goes to stderr); an "
                  "array when --threads has several values");
-  try {
-    app.parse(argc, argv);
-    xsr::cuda_devices_of(options.device);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const xsr::Error& error) {
-    fmt::print(stderr, "xsr-bench: {}\n", error.what());
-    return 2;
-  }
-  try {
-    return xsr::bench::run(options);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "xsr-bench: {}\n", error.what());
-    return 1;
-  }
+  return xsr::bench::run_program("xsr-bench", app, argc, argv, options.device,
+                                 [&] { return xsr::bench::run(options); });
 }

@@ -438,19 +438,23 @@ bool is_xsr_file(const std::string& path) {
   return file.bytes().size() >= 4 && std::memcmp(file.bytes().data(), "\x89XSR", 4) == 0;
 }
 
-ConvertedModel retype_model(const std::string& path, DType dtype) {
+FinishedModel::FinishedModel(const std::string& path) : file_(XsrFile::open(path)) {
+  file_->verify();
+  bind_weights(*file_);  // refuses a file whose tensors are not those of its configuration
+  sha256_ = sha256_hex(MappedFile(path).bytes());
+}
+
+ConvertedModel FinishedModel::retyped(DType dtype) const {
   storage_of(dtype);  // refuses what is no dtype before any work
-  const auto file = XsrFile::open(path);
-  file->verify();
-  bind_weights(*file);  // refuses a file whose tensors are not those of its configuration
+  const std::string& path = file_->name();
   ConvertedModel model;
-  model.config = file->config();
-  model.tokenizer = file->tokenizer();
+  model.config = file_->config();
+  model.tokenizer = file_->tokenizer();
   std::unordered_set<std::string_view> known;
   const auto rules = encoder_rules(family_table(model.config.family), model.config.num_layers);
   for (const TensorRule& rule : rules) {
     known.insert(rule.target);
-    const TensorView& found = *file->find(rule.target);
+    const TensorView& found = *file_->find(rule.target);
     if (found.dtype == DType::kI8) {
       throw Error(
           XSR_STATUS_UNSUPPORTED,
@@ -468,20 +472,19 @@ ConvertedModel retype_model(const std::string& path, DType dtype) {
     }
     model.tensors.push_back(pack_tensor(rule, found.dims, values, dtype));
   }
-  for (const TensorView& t : file->tensors()) {
+  for (const TensorView& t : file_->tensors()) {
     if (known.contains(t.name)) continue;
     throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: tensor {} is unexpected in family {}", path,
                                                  t.name, to_string(model.config.family)));
   }
-  auto json = nlohmann::json::parse(file->provenance(), nullptr, false);
-  if (!json.is_object()) json = {{"original", std::string(file->provenance())}};
+  auto json = nlohmann::json::parse(file_->provenance(), nullptr, false);
+  if (!json.is_object()) json = {{"original", std::string(file_->provenance())}};
   json.erase("quality");
   json["dtype"] = to_string(dtype);
   if (!json["retyped"].is_array()) json["retyped"] = nlohmann::json::array();
-  json["retyped"].push_back(
-      {{"converter", converter_version()},
-       {"dtype", to_string(dtype)},
-       {"source", {{"file", base_name(path)}, {"sha256", sha256_hex(MappedFile(path).bytes())}}}});
+  json["retyped"].push_back({{"converter", converter_version()},
+                             {"dtype", to_string(dtype)},
+                             {"source", {{"file", base_name(path)}, {"sha256", sha256_}}}});
   model.provenance = provenance_text(json);
   return model;
 }

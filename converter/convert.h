@@ -60,13 +60,23 @@ std::vector<float> row_major_values(const TensorView& tensor);
 /// True where the file begins as a .xsr file does. Throws Error(IO).
 bool is_xsr_file(const std::string& path);
 
-/// The model of a .xsr file in f32, f16 or bf16, its weight matrices and embedding tables rounded
-/// to `dtype` as convert_checkpoint would round the same values; configuration, tokenizer and the
-/// other tensors stay. Provenance stays too but for "quality", which was measured in another dtype;
-/// the list "retyped" gets an entry that names source and converter. The file's checksums are
-/// verified. Throws Error as XsrFile and bind_weights do; UNSUPPORTED where the source is i8, whose
-/// rounding would only be rounded again; BAD_FILE for values that are not finite in `dtype` and for
-/// tensors that the family has not.
-ConvertedModel retype_model(const std::string& path, DType dtype);
+/// A .xsr file that is made into others, of another dtype.
+class FinishedModel {
+ public:
+  /// Verifies the file's checksums and hashes it. Throws Error as XsrFile and bind_weights do.
+  explicit FinishedModel(const std::string& path);
+
+  /// The model, in f32, f16 or bf16, with its weight matrices and embedding tables rounded to
+  /// `dtype` as convert_checkpoint would round the same values; configuration, tokenizer and the
+  /// other tensors stay. Provenance stays too but for "quality", which was measured in another
+  /// dtype; the list "retyped" gets an entry that names source and converter. Throws Error:
+  /// UNSUPPORTED where the file is i8, whose rounding would only be rounded again; BAD_FILE for
+  /// values that are not finite in `dtype` and for tensors that the family has not.
+  ConvertedModel retyped(DType dtype) const;
+
+ private:
+  std::unique_ptr<XsrFile> file_;
+  std::string sha256_;
+};
 
 }  // namespace xsr

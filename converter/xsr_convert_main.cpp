@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 
 #include "converter/calibrate.h"
 #include "converter/convert.h"
@@ -44,10 +45,11 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
   // meant.
   options.license = xsr::text_or_file(a.license);
 
-  const bool finished = xsr::is_xsr_file(a.in);
+  std::optional<xsr::FinishedModel> finished;
+  if (xsr::is_xsr_file(a.in)) finished.emplace(a.in);
   const auto checkpoint = finished ? nullptr : xsr::Checkpoint::open(a.in);
   const auto convert_to = [&](xsr::DType dtype) {
-    if (finished) return xsr::retype_model(a.in, dtype);
+    if (finished) return finished->retyped(dtype);
     options.dtype = dtype;
     return xsr::convert_checkpoint(*checkpoint, options);
   };

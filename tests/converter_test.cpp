@@ -1184,10 +1184,11 @@ TEST(Retype, gives_what_converting_the_same_values_gives) {
       t.data = bytes_of(values);
     }
     const std::string path = write_model_file(folder, "source.xsr", from);
+    const FinishedModel source(path);
     for (const DType to : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
       ConvertOptions o = options_for_test();
       o.dtype = to;
-      const ConvertedModel expected = convert(rounded_tensors, o), found = retype_model(path, to);
+      const ConvertedModel expected = convert(rounded_tensors, o), found = source.retyped(to);
       ASSERT_EQ(found.tensors.size(), expected.tensors.size());
       for (size_t i = 0; i < found.tensors.size(); ++i) {
         const auto &a = found.tensors[i], &b = expected.tensors[i];
@@ -1205,12 +1206,12 @@ TEST(Retype, gives_what_converting_the_same_values_gives) {
 TEST(Retype, provenance_keeps_its_history) {
   const Folder folder;
   const std::string path = write_model_file(folder, "first.xsr", DType::kF32);
-  const ConvertedModel narrow = retype_model(path, DType::kBF16);
+  const ConvertedModel narrow = FinishedModel(path).retyped(DType::kBF16);
   const std::string second = folder / "second.xsr";
   auto measured = nlohmann::json::parse(narrow.provenance);
   measured["quality"] = "of bf16";
   write_xsr_file(second, narrow.config, narrow.sources(), "", measured.dump());
-  const auto json = nlohmann::json::parse(retype_model(second, DType::kI8).provenance);
+  const auto json = nlohmann::json::parse(FinishedModel(second).retyped(DType::kI8).provenance);
   EXPECT_EQ(json["license"], "CC0");
   EXPECT_EQ(json["source"]["file"], "model.safetensors");
   EXPECT_EQ(json["dtype"], "i8");
@@ -1223,19 +1224,19 @@ TEST(Retype, provenance_keeps_its_history) {
 TEST(Retype, i8_damage_and_what_does_not_fit_are_refused) {
   const Folder folder;
   const std::string i8 = write_model_file(folder, "i8.xsr", DType::kI8);
-  EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { retype_model(i8, DType::kF32); }),
+  EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { FinishedModel(i8).retyped(DType::kF32); }),
               HasSubstr("embedding.token is i8, expected f32, f16 or bf16: take the file that"));
   std::string bytes = read_file(write_model_file(folder, "f32.xsr", DType::kF32));
   bytes[bytes.size() - 65] ^= 1;
   const std::string damaged = folder.write("damaged.xsr", bytes);
-  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { retype_model(damaged, DType::kI8); }),
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel(damaged).retyped(DType::kI8); }),
               HasSubstr("damaged.xsr: "));
   for (const float value : {1e6f, std::numeric_limits<float>::quiet_NaN()}) {
     ConvertedModel model = convert(xsr_tensors());
     std::memcpy(model.tensors[0].data.data() + 4, &value, sizeof value);
     const std::string path = folder / "large.xsr";
     write_xsr_file(path, model.config, model.sources(), "", model.provenance);
-    EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { retype_model(path, DType::kF16); }),
+    EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel(path).retyped(DType::kF16); }),
                 HasSubstr("embedding.token has " + std::string(value == value ? "1000000" : "nan") +
                           " at [0, 1], which is not finite in f16"));
   }

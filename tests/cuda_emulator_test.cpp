@@ -330,13 +330,8 @@ TEST_F(CudaEmulator, AKernelAndAProductWaitLikeCopies) {
   out[0] = out[1] = 0;
   upload({&out, &a, &b});
   check(launch(write_kernel<float>, 1, 1, 0, stream(), out.device(), 0), "launching");
-  Product p;
-  p.M = p.N = p.K = 1;
-  p.a = {a.device(), 1, Dtype::kF32};
-  p.b = {b.device(), 1, Dtype::kF32};
-  p.out = out.device() + 1;
-  p.out_stride = 1;
-  Gemm().run(p, stream());
+  const Matrix x{a.device(), 1, Dtype::kF32}, y{b.device(), 1, Dtype::kF32};
+  Gemm().run({1, 1, 1, x, y, out.device() + 1, 1}, stream());
   EXPECT_EQ(0, out.device()[0]);
   EXPECT_EQ(0, out.device()[1]);
   download({&out});

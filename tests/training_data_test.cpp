@@ -122,7 +122,7 @@ class TrainingData : public testing::Test {
           (fs::temp_directory_path() / ("xsr-tokenizer-" + std::to_string(::getpid()) + ".tsv"))
               .string();
       std::ofstream(name, std::ios::binary) << made_up_text(2000, 0, 1) << made_up_text(2000, 1, 2);
-      const LanguagePair languages[] = {{"a-b", {{name}}}};
+      LanguagePair languages[] = {{"a-b", {{name}}}};
       TokenizerOptions options;
       options.vocab_size = 400;
       std::string bytes = train_tokenizer(languages, options);
@@ -374,8 +374,8 @@ TEST_F(TrainingData, FiltersByLengthAndRatioSayWhatTheyDropped) {
 // ---- The tokenizer.
 
 TEST_F(TrainingData, ATokenizerIsTrainedAndIsTheSameEveryTime) {
-  const LanguagePair languages[] = {{"a-b", {{write("t.tsv", made_up_text(2000, 0, 1))}}},
-                                    {"a-c", {{write("u.tsv", made_up_text(1000, 1, 2))}}}};
+  LanguagePair languages[] = {{"a-b", {{write("t.tsv", made_up_text(2000, 0, 1))}}},
+                              {"a-c", {{write("u.tsv", made_up_text(1000, 1, 2))}}}};
   TokenizerOptions options;
   options.vocab_size = 300;
   options.max_sentences = 1000;
@@ -510,8 +510,7 @@ TEST_F(TrainingData, AKilledWriterLeavesTheOldCache) {
       if (lines > 10000) ::kill(::getpid(), SIGKILL);
     };
     try {
-      TokenizedCorpus::open_or_build(path("cache"), std::span(&big, 1), config_, tokenizer(), {},
-                                     one, log);
+      TokenizedCorpus::open_or_build(path("cache"), {big}, config_, tokenizer(), {}, one, log);
     } catch (...) {
     }
     ::_exit(0);
@@ -537,6 +536,20 @@ TEST_F(TrainingData, AStopLeavesTheOldCache) {
   EXPECT_FALSE(fs::exists(path("cache.partial")));
   stop = false;
   EXPECT_FALSE(corpus({old})->was_built());
+}
+
+TEST_F(TrainingData, AFileIsHashedOnceForTokenizerAndCache) {
+  std::vector<LanguagePair> languages = {{"a-b", {{write("t.tsv", made_up_text(2000, 0, 1))}}}};
+  TokenizerOptions options;
+  options.vocab_size = 300;
+  train_tokenizer(languages, options);
+  EXPECT_EQ(languages[0].files[0].hash, hash_file(path("t.tsv")));
+  std::string other = made_up_text(2000, 0, 1);
+  other[0] = other[0] == 'x' ? 'y' : 'x';
+  write("t.tsv", other);
+  EXPECT_THAT(corpus_error(languages), HasSubstr("the file changed while it was being read"));
+  languages[0].files[0].hash = {};
+  EXPECT_TRUE(corpus(languages)->was_built());
 }
 
 TEST_F(TrainingData, TwoWritersOfOneFileAreKeptApart) {
@@ -568,8 +581,7 @@ TEST_F(TrainingData, AFullDiskIsAnErrorThatNamesTheFileAndLeavesTheOldCache) {
       ThreadPool one(1);
       std::string error = "no error";
       try {
-        TokenizedCorpus::open_or_build(path("cache"), std::span(&big, 1), config_, tokenizer(), {},
-                                       one);
+        TokenizedCorpus::open_or_build(path("cache"), {big}, config_, tokenizer(), {}, one);
       } catch (const Error& e) {
         error = e.what();
       }
@@ -915,7 +927,7 @@ TEST_F(TrainingData, RealText) {
   if (blob.empty()) GTEST_SKIP() << model << " is not there";
   config_.vocab_size = 16000;
   config_.max_seq_len = 200;
-  const LanguagePair languages[] = {{"en-fr", {{file.string()}}}};
+  const std::vector<LanguagePair> languages = {{"en-fr", {{file.string()}}}};
   const auto made =
       TokenizedCorpus::open_or_build(path("cache"), languages, config_, blob, {}, pool_, log_);
   EXPECT_EQ(made->num_pairs() + made->parts()[0].drops.dropped(), 317807u);

@@ -6,10 +6,9 @@
 #include <charconv>
 #include <cstring>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
-#include "runtime/format/partial_file.h"
+#include "training/tensor_file.h"
 
 namespace xsr::training {
 namespace {
@@ -37,56 +36,25 @@ class Hash {
   XXH3_state_t* state_;
 };
 
-/// The JSON header of safetensors, padded with spaces so that the data begins at a multiple of 64.
-std::string make_header(const ParameterTable& table, const std::vector<CheckpointBuffer>& buffers,
-                        const CheckpointFields& fields, uint64_t* data_size) {
-  nlohmann::ordered_json header;
-  nlohmann::ordered_json& metadata = header["__metadata__"];
-  metadata["checksum"] = kNoChecksum;
-  metadata["format"] = kFormat;
-  for (const auto& [name, value] : fields) metadata[name] = value;
-  uint64_t offset = 0;
-  for (const CheckpointBuffer& b : buffers) {
-    for (const Parameter& p : table.parameters()) {
-      const uint64_t end = offset + static_cast<uint64_t>(p.size) * sizeof(float);
-      header[b.prefix + p.name] = {
-          {"dtype", "F32"}, {"shape", p.shape}, {"data_offsets", {offset, end}}};
-      offset = end;
-    }
-  }
-  *data_size = offset;
-  std::string text = header.dump();
-  text.resize((text.size() + 8 + 63) / 64 * 64 - 8, ' ');
-  return text;
-}
-
 }  // namespace
 
 void write_checkpoint(const std::string& path, const ParameterTable& table,
                       const std::vector<CheckpointBuffer>& buffers,
                       const CheckpointFields& fields) {
-  uint64_t data_size = 0;
-  std::string header = make_header(table, buffers, fields, &data_size);
-  const uint64_t header_size = header.size();
+  TensorFile file;
+  for (const CheckpointBuffer& b : buffers) {
+    for (const Parameter& p : table.parameters())
+      file.add(b.prefix + p.name, "F32", p.shape, b.buffer->at(p), static_cast<size_t>(p.size));
+  }
+  std::vector<std::pair<std::string, std::string>> metadata = {{"checksum", kNoChecksum},
+                                                               {"format", kFormat}};
+  metadata.insert(metadata.end(), fields.begin(), fields.end());
+  std::string head = file.head(metadata);
   Hash hash;
-  hash.add(&header_size, sizeof header_size);
-  hash.add(header.data(), header.size());
-  for (const CheckpointBuffer& b : buffers) {
-    for (const Parameter& p : table.parameters()) {
-      hash.add(b.buffer->at(p), static_cast<size_t>(p.size) * sizeof(float));
-    }
-  }
-  header.replace(header.find(kChecksumKey) + sizeof kChecksumKey - 1, kChecksumDigits, hash.hex());
-
-  PartialFile file(path, sizeof header_size + header.size() + data_size);
-  file.write(&header_size, sizeof header_size);
-  file.write(header.data(), header.size());
-  for (const CheckpointBuffer& b : buffers) {
-    for (const Parameter& p : table.parameters()) {
-      file.write(b.buffer->at(p), static_cast<uint64_t>(p.size) * sizeof(float));
-    }
-  }
-  file.commit();
+  hash.add(head.data(), head.size());
+  for (const TensorFile::Tensor& t : file.tensors()) hash.add(t.data, t.size);
+  head.replace(head.find(kChecksumKey) + sizeof kChecksumKey - 1, kChecksumDigits, hash.hex());
+  file.write(path, head);
 }
 
 bool TrainingCheckpoint::recognize(const std::string& path) {

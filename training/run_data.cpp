@@ -47,7 +47,7 @@ InitialModel read_init(const TrainConfig& config) {
 
 /// init: model.init, where it was read for its tokenizer.
 TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
-                              const std::vector<LanguagePair>& languages, const DataLog& log,
+                              std::vector<LanguagePair>& languages, const DataLog& log,
                               std::optional<InitialModel>& init) {
   const std::string own = config.run + "/tokenizer.model";
   if (resumed) return {read_whole_file(own, " the run's tokenizer"), own};
@@ -158,7 +158,7 @@ std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& f
 
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
                      const DataLog& log) {
-  const std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
+  std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
   const std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
   check_columns(train);
   check_columns(dev);

@@ -16,6 +16,7 @@
 #include "bench/json_file.h"
 #include "bench/machine.h"
 #include "bench/peers/step_work.h"
+#include "bench/program.h"
 #include "bench/random_model.h"
 #include "bench/roofline.h"
 #include "bench/statistics.h"
@@ -301,20 +302,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--json", options.json,
                  "write the figures to this file, - for stdout (the table then goes to stderr)");
-  try {
-    app.parse(argc, argv);
-    xsr::cuda_devices_of(options.device);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const xsr::Error& error) {
-    fmt::print(stderr, "xsr-train-bench: {}\n", error.what());
-    return 2;
-  }
-  try {
+  return xsr::bench::run_program("xsr-train-bench", app, argc, argv, options.device, [&] {
     xsr::bench::run(options);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "xsr-train-bench: {}\n", error.what());
-    return 1;
-  }
-  return 0;
+    return 0;
+  });
 }

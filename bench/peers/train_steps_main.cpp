@@ -19,13 +19,13 @@
 #include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
-#include "runtime/format/partial_file.h"
 #include "training/config.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
 #include "training/retrieval.h"
 #include "training/run_data.h"
 #include "training/schedule.h"
+#include "training/tensor_file.h"
 
 namespace {
 
@@ -40,44 +40,6 @@ struct Trace {
 
   void write(const std::string& path, const TrainConfig& config, const RunData& data,
              const ParameterTable& table, const FlatBuffer& values) const;
-};
-
-/// A safetensors file whose data is laid down tensor by tensor.
-class TensorFile {
- public:
-  template <typename T>
-  void add(const std::string& name, const char* dtype, std::vector<int64_t> shape, const T* data,
-           size_t count) {
-    const uint64_t bytes = count * sizeof(T);
-    header_[name] = {{"dtype", dtype}, {"shape", shape}, {"data_offsets", {size_, size_ + bytes}}};
-    pieces_.push_back({data, bytes});
-    size_ += bytes;
-  }
-  template <typename T>
-  void add(const std::string& name, const char* dtype, const std::vector<T>& data) {
-    add(name, dtype, {static_cast<int64_t>(data.size())}, data.data(), data.size());
-  }
-  void write(const std::string& path, const ordered_json& metadata) {
-    ordered_json header = {{"__metadata__", metadata}};
-    header.update(header_);
-    std::string text = header.dump();
-    text.resize((text.size() + 7) / 8 * 8, ' ');
-    const uint64_t text_size = text.size();
-    xsr::PartialFile file(path, sizeof text_size + text_size + size_);
-    file.write(&text_size, sizeof text_size);
-    file.write(text.data(), text.size());
-    for (const Piece& piece : pieces_) file.write(piece.data, piece.bytes);
-    file.commit();
-  }
-
- private:
-  struct Piece {
-    const void* data;
-    uint64_t bytes;
-  };
-  ordered_json header_ = ordered_json::object();
-  std::vector<Piece> pieces_;
-  uint64_t size_ = 0;
 };
 
 void append_lengths(const PairBatch& batch, std::vector<int32_t>& lengths) {
@@ -142,11 +104,11 @@ void Trace::write(const std::string& path, const TrainConfig& config, const RunD
                                   {"eps", a.eps},
                                   {"weight_decay", a.weight_decay},
                                   {"clip_norm", a.clip_norm}};
-  file.write(path, {{"model", model.dump()},
-                    {"objective", objective.dump()},
-                    {"optimizer", optimizer.dump()},
-                    {"dropout", ordered_json(config.step.dropout).dump()},
-                    {"config", ordered_json(fixed_values(config)).dump()}});
+  file.write(path, file.head({{"model", model.dump()},
+                              {"objective", objective.dump()},
+                              {"optimizer", optimizer.dump()},
+                              {"dropout", ordered_json(config.step.dropout).dump()},
+                              {"config", ordered_json(fixed_values(config)).dump()}}));
 }
 
 /// Answers the lines of stdin with a line of JSON each, until there are no more:

@@ -14,12 +14,14 @@ static inline float attention_multiplier_ref(Dropout dropout, int32_t h, int32_t
   return dropout_keeps(dropout, row, column) ? dropout.scale : 0;
 }
 
+/// factor(x): the number that a product takes for x, one of qkv or e^(score - largest).
+/// write(row, column, value) takes the results.
 /// scratch: as many elements of T as the longest sentence of the range has tokens.
-template <typename T>
-void attention_forward_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
-                           int32_t first, int32_t last, int32_t first_head, int32_t last_head,
-                           int32_t H, int32_t D, T* out, int64_t out_stride, T* lse, T* scratch,
-                           const Dropout& dropout = {}) {
+template <typename T, typename Factor, typename Write>
+void attention_forward_factors_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+                                   int32_t first, int32_t last, int32_t first_head,
+                                   int32_t last_head, int32_t H, int32_t D, Factor factor,
+                                   Write write, T* lse, T* scratch, const Dropout& dropout) {
   const T scale = T(1) / sqrt(T(D));
   for (int32_t b = first; b < last; ++b) {
     const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
@@ -30,29 +32,41 @@ void attention_forward_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_s
         for (int32_t j = begin; j < end; ++j) {
           const T* k = qkv + j * qkv_stride + (H + h) * D;
           T dot = 0;
-          for (int32_t d = 0; d < D; ++d) dot += q[d] * k[d];
+          for (int32_t d = 0; d < D; ++d) dot += factor(q[d]) * factor(k[d]);
           scratch[j - begin] = dot * scale;
           if (scratch[j - begin] > largest) largest = scratch[j - begin];
         }
         T sum = 0;
         for (int32_t j = begin; j < end; ++j) {
-          scratch[j - begin] = exp(scratch[j - begin] - largest);
+          scratch[j - begin] = factor(exp(scratch[j - begin] - largest));
           sum += scratch[j - begin];
         }
         if (lse != nullptr) lse[(int64_t)i * H + h] = largest + log(sum);
         for (int32_t j = 0; j < end - begin; ++j)
           scratch[j] *= attention_multiplier_ref(dropout, h, i, j);
-        T* row = out + i * out_stride + h * D;
         for (int32_t d = 0; d < D; ++d) {
           T value = 0;
           for (int32_t j = begin; j < end; ++j) {
-            value += scratch[j - begin] * qkv[j * qkv_stride + (2 * H + h) * D + d];
+            value += scratch[j - begin] * factor(qkv[j * qkv_stride + (2 * H + h) * D + d]);
           }
-          row[d] = value / sum;
+          write(i, h * D + d, value / sum);
         }
       }
     }
   }
+}
+
+template <typename T>
+void attention_forward_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+                           int32_t first, int32_t last, int32_t first_head, int32_t last_head,
+                           int32_t H, int32_t D, T* out, int64_t out_stride, T* lse, T* scratch,
+                           const Dropout& dropout = {}) {
+  const auto write = [&](int64_t row, int32_t column, T value) {
+    out[row * out_stride + column] = value;
+  };
+  attention_forward_factors_ref(
+      qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, [](T x) { return x; },
+      write, lse, scratch, dropout);
 }
 
 /// scratch: three times as many elements of T as the longest sentence of the range has tokens.

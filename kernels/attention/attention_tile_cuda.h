@@ -23,14 +23,10 @@ static constexpr size_t tile_bytes(int32_t warps, int32_t tiles) {
   return sizeof(uint16_t) * (size_t)(warps * tiles * TileShape<kD>::kSize);
 }
 
-/// body(kD as a type)
-template <int32_t kValue>
-struct HeadDim {
-  static constexpr int32_t value = kValue;
-};
+/// body(Constant<kD>())
 template <typename Body>
 static inline Status with_head_dim(int32_t D, Body&& body) {
-  return D <= 32 ? body(HeadDim<32>()) : D <= 64 ? body(HeadDim<64>()) : body(HeadDim<128>());
+  return D <= 32 ? body(Constant<32>()) : D <= 64 ? body(Constant<64>()) : body(Constant<128>());
 }
 
 /// This warp's share of the shared memory, of `tiles` tiles.

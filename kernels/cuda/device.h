@@ -29,6 +29,12 @@ struct Same {
   using Type = T;
 };
 
+/// A number as a type, for a generic lambda to choose a kernel by: decltype(x)::value.
+template <int32_t kValue>
+struct Constant {
+  static constexpr int32_t value = kValue;
+};
+
 /// Launches kernel<<<grid, block, shared_bytes, stream>>>(arguments...), unless the grid is empty.
 template <typename... P>
 static inline Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,

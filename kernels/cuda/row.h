@@ -6,18 +6,14 @@ namespace xsr::cuda {
 
 constexpr int32_t kMostRowColumns = 1024;
 
-/// Calls body(integral_constant) with the least number of columns a lane must hold for rows of C;
+/// Calls body(Constant) with the least number of columns a lane must hold for rows of C;
 /// body returns a Status. Rows beyond kMostRowColumns: 1 (cudaErrorInvalidValue).
-template <int32_t kColumns>
-struct Columns {
-  static constexpr int32_t value = kColumns;
-};
 template <typename Body>
 static inline Status with_columns(int32_t C, Body&& body) {
-  if (C <= 128) return body(Columns<4>());
-  if (C <= 256) return body(Columns<8>());
-  if (C <= 512) return body(Columns<16>());
-  if (C <= kMostRowColumns) return body(Columns<32>());
+  if (C <= 128) return body(Constant<4>());
+  if (C <= 256) return body(Constant<8>());
+  if (C <= 512) return body(Constant<16>());
+  if (C <= kMostRowColumns) return body(Constant<32>());
   return 1;
 }
 

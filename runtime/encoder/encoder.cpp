@@ -81,14 +81,12 @@ class Steps {
   /// x ← LayerNorm(x), and made ready for the product that reads it next (null: none does), a few
   /// rows at a time, so that they are still in the nearest cache.
   void layernorm(const NormWeights& norm, const LinearWeights* next) {
-    split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      for (; first < last; first += kRowsPerTask) {
-        const int32_t end = std::min(first + kRowsPerTask, last);
-        kernels_.layernorm_forward_f32(x.wide, x.wide_stride, first, end, C_, norm.gamma, norm.beta,
-                                       eps(), x.wide, x.wide_stride);
-        if (next != nullptr) make_ready(x, first, end, *next);
-      }
-    });
+    const auto rows = [&](int32_t first, int32_t last, int32_t) {
+      kernels_.layernorm_forward_f32(x.wide, x.wide_stride, first, last, C_, norm.gamma, norm.beta,
+                                     eps(), x.wide, x.wide_stride);
+      if (next != nullptr) make_ready(x, first, last, *next);
+    };
+    split(num_tokens_, kRowsPerTask, rows, true);
   }
 
   /// out ← f(a · Wᵀ + bias) (+ residual); a has been made ready
@@ -189,16 +187,18 @@ class Steps {
     }
   }
 
+  /// body(first, last, thread) for ranges that make up [0, total): of per_task over the pool;
+  /// without one everything at once, unless it is wanted in pieces all the same.
   template <typename Body>
-  void split(int32_t total, int32_t per_task, Body&& body) {
-    if (pool_ == nullptr) {
-      body(0, total, 0);
-      return;
-    }
-    pool_->for_each((total + per_task - 1) / per_task, [&](int32_t task, int32_t thread) {
+  void split(int32_t total, int32_t per_task, Body&& body, bool in_pieces = false) {
+    if (pool_ == nullptr && !in_pieces) return body(0, total, 0);
+    const int32_t tasks = (total + per_task - 1) / per_task;
+    const auto piece = [&](int32_t task, int32_t thread) {
       const int32_t first = task * per_task;
-      body(first, first + per_task < total ? first + per_task : total, thread);
-    });
+      body(first, std::min(first + per_task, total), thread);
+    };
+    if (pool_ != nullptr) return pool_->for_each(tasks, piece);
+    for (int32_t task = 0; task < tasks; ++task) piece(task, 0);
   }
 
   const Encoder& encoder_;

@@ -411,23 +411,10 @@ class CudaTrainer::Impl {
                  : f32(value(offset), columns, transposed);
   }
 
-  static cuda::Product plain_product(int32_t M, int32_t N, int32_t K, const Matrix& a,
-                                     const Matrix& b, void* out) {
-    cuda::Product p;
-    p.M = M;
-    p.N = N;
-    p.K = K;
-    p.a = a;
-    p.b = b;
-    p.out = out;
-    p.out_stride = N;
-    return p;
-  }
-
   /// out [M, N] ← a · bᵀ (+ bias, + out)
   void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
                const float* bias = nullptr, bool accumulate = false, bool split_k = false) {
-    cuda::Product p = plain_product(M, N, K, a, b, out);
+    cuda::Product p{M, N, K, a, b, out, N};
     p.bias = bias;
     p.split_k = split_k;
     if (accumulate) {
@@ -439,7 +426,7 @@ class CudaTrainer::Impl {
 
   /// out [tokens, N] bf16 ← a · bᵀ
   void narrow_product(int32_t N, int32_t K, const Matrix& a, const Matrix& b, uint16_t* out) {
-    cuda::Product p = plain_product(batch_.tokens(), N, K, a, b, out);
+    cuda::Product p{batch_.tokens(), N, K, a, b, out, N};
     p.out_dtype = cuda::Dtype::kBf16;
     gemm_->run(p, stream());
   }
@@ -577,15 +564,8 @@ class CudaTrainer::Impl {
 
   /// zᵀ of a tile, without the bias.
   void logits(int32_t first, int32_t R) {
-    cuda::Product p;
-    p.M = batch_.sentences();
-    p.N = R;
-    p.K = C;
-    p.a = operand(t_, C);
-    p.b = weight(encoder_.token + int64_t{first} * C, C);
-    p.out = z_;
-    p.out_stride = tile();
-    gemm_->run(p, stream());
+    const Matrix token = weight(encoder_.token + int64_t{first} * C, C);
+    gemm_->run({batch_.sentences(), R, C, operand(t_, C), token, z_, tile()}, stream());
   }
 
   /// training/objectives/generative_head.h

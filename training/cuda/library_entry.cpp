@@ -2,10 +2,9 @@
 #include "runtime/device/cuda_library.h"
 #include "training/cuda/cuda_trainer.h"
 #include "training/cuda_library.h"
+#include "xsr/xsr.h"
 
-#define XSR_SHOWN extern "C" __attribute__((visibility("default")))
-
-XSR_SHOWN xsr::training::Trainer* xsr_train_cuda_trainer_create(
+extern "C" XSR_API xsr::training::Trainer* xsr_train_cuda_trainer_create(
     const char* build, const xsr::ModelConfig& config, const xsr::training::StepConfig& step,
     const xsr::training::CudaTrainerOptions& options);
 

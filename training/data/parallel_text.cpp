@@ -338,6 +338,15 @@ ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop) {
   return file.content_hash();
 }
 
+void hash_texts(std::span<LanguagePair> languages, const std::atomic<bool>* stop) {
+  for (LanguagePair& language : languages) {
+    for (TextFile& file : language.files) {
+      check(file);
+      if (file.hash.hex.empty()) file.hash = hash_file(file.path, stop);
+    }
+  }
+}
+
 std::unique_ptr<ByteSource> open_text(const std::string& path, const ContentHash& expected,
                                       const std::atomic<bool>* stop) {
   auto file = std::make_unique<InputFile>(path, expected, stop);

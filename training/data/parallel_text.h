@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,6 +12,14 @@
 
 namespace xsr::training {
 
+/// 128 bits of XXH3 over a file's bytes as they are stored, in hexadecimal.
+struct ContentHash {
+  std::string hex;
+  uint64_t size = 0;  // bytes
+
+  bool operator==(const ContentHash&) const = default;
+};
+
 /// A file of sentence pairs, one a line, columns separated by TAB. Plain text, gzip or zstd (window
 /// up to 2^27 bytes), told by its first bytes.
 struct TextFile {
@@ -18,6 +27,7 @@ struct TextFile {
   int32_t first_column = 1;   // of side 1, from 1
   int32_t second_column = 2;  // of side 2; the other way round swaps the sides
   int32_t num_columns = 0;    // that every line must have; 0: as many as the two columns ask for
+  ContentHash hash = {};      // of what is read; empty until hash_texts()
 };
 
 /// Throws Error(INVALID_ARGUMENT) when the columns make no sense.
@@ -73,15 +83,11 @@ DropReason split_pair(std::string_view line, bool cut, const TextFile& file,
 /// What is the matter with the line, for a message: "has 1 column, expected 2".
 std::string describe_drop(DropReason reason, std::string_view line, const TextFile& file);
 
-/// 128 bits of XXH3 over a file's bytes as they are stored, in hexadecimal.
-struct ContentHash {
-  std::string hex;
-  uint64_t size = 0;  // bytes
-
-  bool operator==(const ContentHash&) const = default;
-};
 /// Throws Error(IO); Stopped once stop, when given, is set.
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop = nullptr);
+
+/// Checks the files, and hashes those that have no hash yet. Throws as check() and hash_file() do.
+void hash_texts(std::span<LanguagePair> languages, const std::atomic<bool>* stop = nullptr);
 
 /// Opens a file for reading, unpacking it when it is packed; it must be a regular file, for
 /// training reads it more than once. read() throws Error(BAD_FILE) where the packed data is damaged

@@ -127,16 +127,14 @@ void merge(const DropReport& from, DropReport& to) {
 }
 
 /// What the cache is made of, in 128 bits.
-std::string make_key(std::span<const LanguagePair> languages,
-                     std::span<const std::vector<ContentHash>> hashes, const ModelConfig& c,
+std::string make_key(std::span<const LanguagePair> languages, const ModelConfig& c,
                      std::string_view tokenizer_model, const CorpusOptions& o) {
   std::string text = fmt::format("{}\n", kVersion);
-  for (size_t l = 0; l < languages.size(); ++l) {
+  for (const LanguagePair& language : languages) {
     text += "part\n";
-    for (size_t f = 0; f < hashes[l].size(); ++f) {
-      const TextFile& file = languages[l].files[f];
-      text += fmt::format("{} {} {} {} {}\n", hashes[l][f].hex, hashes[l][f].size,
-                          file.first_column, file.second_column, file.num_columns);
+    for (const TextFile& file : language.files) {
+      text += fmt::format("{} {} {} {} {}\n", file.hash.hex, file.hash.size, file.first_column,
+                          file.second_column, file.num_columns);
     }
   }
   const XXH128_hash_t model = XXH3_128bits(tokenizer_model.data(), tokenizer_model.size());
@@ -175,11 +173,9 @@ struct TokenizedCorpus::Record {
 class CorpusWriter {
  public:
   CorpusWriter(const std::string& path, std::span<const LanguagePair> languages,
-               std::span<const std::vector<ContentHash>> hashes, const ModelConfig& config,
-               std::string_view tokenizer_model, const CorpusOptions& options, ThreadPool& pool,
-               const DataLog& log)
+               const ModelConfig& config, std::string_view tokenizer_model,
+               const CorpusOptions& options, ThreadPool& pool, const DataLog& log)
       : languages_(languages),
-        hashes_(hashes),
         config_(config),
         options_(options),
         pool_(pool),
@@ -192,8 +188,8 @@ class CorpusWriter {
     }
     for (int32_t thread = 0; thread < pool.num_threads(); ++thread)
       states_.push_back(tokenizer_->make_state());
-    for (const auto& of_part : hashes)
-      for (const ContentHash& hash : of_part) total_bytes_ += hash.size;
+    for (const LanguagePair& language : languages)
+      for (const TextFile& file : language.files) total_bytes_ += file.hash.size;
     XXH3_64bits_reset(&tokens_hash_);
     XXH3_64bits_reset(&records_hash_);
     file_.pad_to(aligned(sizeof(Header)));
@@ -203,13 +199,13 @@ class CorpusWriter {
     Header header{};
     header.tokens_offset = file_.size();
     nlohmann::json text;
-    for (size_t l = 0; l < languages_.size(); ++l) {
+    for (const LanguagePair& language : languages_) {
       DropReport report;
       const uint64_t first_pair = num_pairs_;
-      for (size_t f = 0; f < languages_[l].files.size(); ++f) {
+      for (const TextFile& file : language.files) {
         text["files"].push_back({{"first_pair", num_pairs_}});
-        add_file(languages_[l].files[f], hashes_[l][f], report);
-        done_bytes_ += hashes_[l][f].size;
+        add_file(file, report);
+        done_bytes_ += file.hash.size;
       }
       text["parts"].push_back({{"first_pair", first_pair},
                                {"num_pairs", num_pairs_ - first_pair},
@@ -218,7 +214,7 @@ class CorpusWriter {
         throw Error(XSR_STATUS_BAD_FILE,
                     fmt::format("{}: not one pair is left of {} lines; is it the right file, with "
                                 "two columns separated by TAB?\n{}",
-                                languages_[l].name, with_separators(report.lines), report.text()));
+                                language.name, with_separators(report.lines), report.text()));
       }
     }
     file_.pad_to(aligned(file_.size()));
@@ -258,8 +254,9 @@ class CorpusWriter {
     std::string fault;  // of the first faulty line
   };
 
-  void add_file(const TextFile& file, const ContentHash& hash, DropReport& report) {
-    LineReader reader(open_text(file.path, hash, log_.stop), options_.max_line_bytes, log_.stop);
+  void add_file(const TextFile& file, DropReport& report) {
+    LineReader reader(open_text(file.path, file.hash, log_.stop), options_.max_line_bytes,
+                      log_.stop);
     // While some chunks are tokenised, one thread reads the next.
     const size_t most = static_cast<size_t>(pool_.num_threads() * kChunksPerThread);
     std::vector<Chunk> now(most), next(most);
@@ -389,7 +386,6 @@ class CorpusWriter {
   }
 
   std::span<const LanguagePair> languages_;
-  std::span<const std::vector<ContentHash>> hashes_;
   const ModelConfig& config_;
   const CorpusOptions& options_;
   ThreadPool& pool_;
@@ -491,9 +487,9 @@ TokenizedCorpus::TokenizedCorpus(const std::string& path, const std::string& key
 }
 
 std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
-    const std::string& cache_path, std::span<const LanguagePair> languages,
-    const ModelConfig& config, std::string_view tokenizer_model, const CorpusOptions& options,
-    ThreadPool& pool, const DataLog& log) {
+    const std::string& cache_path, std::vector<LanguagePair> languages, const ModelConfig& config,
+    std::string_view tokenizer_model, const CorpusOptions& options, ThreadPool& pool,
+    const DataLog& log) {
   check_options(options, config);
   if (config.max_seq_len > UINT16_MAX) {
     throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("max_seq_len is {}, expected at most {}",
@@ -502,17 +498,12 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
   if (languages.empty()) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT, "there is no training data; name a file");
   }
-  std::vector<std::vector<ContentHash>> hashes;
   for (const LanguagePair& language : languages) {
-    hashes.emplace_back();
     if (language.files.empty())
       throw Error(XSR_STATUS_INVALID_ARGUMENT, language.name + ": has no files");
-    for (const TextFile& file : language.files) {
-      check(file);
-      hashes.back().push_back(hash_file(file.path, log.stop));
-    }
   }
-  const std::string key = make_key(languages, hashes, config, tokenizer_model, options);
+  hash_texts(languages, log.stop);
+  const std::string key = make_key(languages, config, tokenizer_model, options);
   std::shared_ptr<TokenizedCorpus> corpus;
   const auto open = [&] {
     corpus.reset(new TokenizedCorpus(cache_path, key, pool));
@@ -521,12 +512,12 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
     size_t next_file = 0;
     for (size_t l = 0; l < languages.size(); ++l) {
       corpus->parts_[l].name = languages[l].name;
-      for (size_t f = 0; f < languages[l].files.size(); ++f) {
+      for (const TextFile& text : languages[l].files) {
         if (next_file == corpus->files_.size())
           throw Error(XSR_STATUS_BAD_FILE, "it has another number of files");
         File& file = corpus->files_[next_file++];
-        file.path = languages[l].files[f].path;
-        file.hash = hashes[l][f];
+        file.path = text.path;
+        file.hash = text.hash;
       }
     }
   };
@@ -542,8 +533,7 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
     }
   }
   if (log.say) log.say(fmt::format("{}: making the corpus cache: {}", cache_path, reason));
-  CorpusWriter(cache_path, languages, hashes, config, tokenizer_model, options, pool, log)
-      .write(key);
+  CorpusWriter(cache_path, languages, config, tokenizer_model, options, pool, log).write(key);
   try {
     open();
   } catch (const Error& error) {

@@ -40,14 +40,15 @@ class TokenizedCorpus {
   };
 
   /// Opens the cache at cache_path when it is whole and was made of the same files (by their
-  /// content), tokenizer, config and options; makes it otherwise, in parallel, and says why. Only
-  /// config's tokenizer fields and max_seq_len matter. Memory does not grow with the text. The file
-  /// takes its name when it is whole: a run that is killed leaves the old one.
+  /// content; those without a hash are hashed), tokenizer, config and options; makes it otherwise,
+  /// in parallel, and says why. Only config's tokenizer fields and max_seq_len matter. Memory does
+  /// not grow with the text. The file takes its name when it is whole: a run that is killed leaves
+  /// the old one.
   /// Throws Error (an input file, its line or the cache), Stopped.
   static std::shared_ptr<const TokenizedCorpus> open_or_build(
-      const std::string& cache_path, std::span<const LanguagePair> languages,
-      const ModelConfig& config, std::string_view tokenizer_model, const CorpusOptions& options,
-      ThreadPool& pool, const DataLog& log = {});
+      const std::string& cache_path, std::vector<LanguagePair> languages, const ModelConfig& config,
+      std::string_view tokenizer_model, const CorpusOptions& options, ThreadPool& pool,
+      const DataLog& log = {});
 
   uint64_t num_pairs() const { return num_pairs_; }
   std::span<const Part> parts() const { return parts_; }

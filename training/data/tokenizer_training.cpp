@@ -25,9 +25,8 @@ constexpr size_t kBatchLines = 4096, kBatchBytes = 4 << 20;
 /// The pairs of some files, one behind the other.
 class PairWalk {
  public:
-  PairWalk(std::span<const TextFile> files, std::span<const ContentHash> hashes,
-           const TokenizerOptions& options, const DataLog& log)
-      : files_(files), hashes_(hashes), options_(options), log_(log) {}
+  PairWalk(std::span<const TextFile> files, const TokenizerOptions& options, const DataLog& log)
+      : files_(files), options_(options), log_(log) {}
 
   /// False at the end.
   bool next(std::string_view sides[2]) {
@@ -48,9 +47,9 @@ class PairWalk {
         batch_.ends.clear();
         if (next_file_ == files_.size()) return false;
         file_ = next_file_++;
-        reader_ =
-            std::make_unique<LineReader>(open_text(files_[file_].path, hashes_[file_], log_.stop),
-                                         options_.max_line_bytes, log_.stop);
+        reader_ = std::make_unique<LineReader>(
+            open_text(files_[file_].path, files_[file_].hash, log_.stop), options_.max_line_bytes,
+            log_.stop);
       }
       if (reader_->read(kBatchLines, kBatchBytes, batch_)) return true;
       reader_.reset();
@@ -58,7 +57,6 @@ class PairWalk {
   }
 
   std::span<const TextFile> files_;
-  std::span<const ContentHash> hashes_;
   const TokenizerOptions& options_;
   const DataLog& log_;
   std::unique_ptr<LineReader> reader_;
@@ -92,15 +90,9 @@ class Selection {
 /// The sample, as the library wants to have it. Exceptions stay on this side: error holds them.
 class Sample : public sentencepiece::SentenceIterator {
  public:
-  Sample(std::span<const LanguagePair> languages, std::span<const std::vector<ContentHash>> hashes,
-         std::span<const uint64_t> pairs, std::span<const uint64_t> quotas,
-         const TokenizerOptions& options, const DataLog& log)
-      : languages_(languages),
-        hashes_(hashes),
-        pairs_(pairs),
-        quotas_(quotas),
-        options_(options),
-        log_(log) {
+  Sample(std::span<const LanguagePair> languages, std::span<const uint64_t> pairs,
+         std::span<const uint64_t> quotas, const TokenizerOptions& options, const DataLog& log)
+      : languages_(languages), pairs_(pairs), quotas_(quotas), options_(options), log_(log) {
     Next();
   }
 
@@ -132,7 +124,7 @@ class Sample : public sentencepiece::SentenceIterator {
     for (;;) {
       if (!walk_) {
         if (language_ == languages_.size()) return false;
-        walk_.emplace(languages_[language_].files, hashes_[language_], options_, log_);
+        walk_.emplace(languages_[language_].files, options_, log_);
         selection_.emplace(quotas_[language_], pairs_[language_], options_.seed,
                            static_cast<uint32_t>(language_));
       }
@@ -156,7 +148,6 @@ class Sample : public sentencepiece::SentenceIterator {
   }
 
   std::span<const LanguagePair> languages_;
-  std::span<const std::vector<ContentHash>> hashes_;
   std::span<const uint64_t> pairs_, quotas_;
   const TokenizerOptions& options_;
   const DataLog& log_;
@@ -171,8 +162,8 @@ class Sample : public sentencepiece::SentenceIterator {
 
 }  // namespace
 
-std::string train_tokenizer(std::span<const LanguagePair> languages,
-                            const TokenizerOptions& options, const DataLog& log) {
+std::string train_tokenizer(std::span<LanguagePair> languages, const TokenizerOptions& options,
+                            const DataLog& log) {
   if (options.vocab_size < 8 || options.max_sentences < 2 || !(options.temperature > 0) ||
       !(options.character_coverage > 0 && options.character_coverage <= 1)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
@@ -182,19 +173,14 @@ std::string train_tokenizer(std::span<const LanguagePair> languages,
                             options.vocab_size, options.max_sentences, options.temperature,
                             options.character_coverage));
   }
-  std::vector<std::vector<ContentHash>> hashes;
+  hash_texts(languages, log.stop);
   std::vector<uint64_t> pairs, quotas;
   double weights = 0;
   const auto weight = [&](uint64_t n) {
     return n == 0 ? 0 : std::pow(static_cast<double>(n), 1 / options.temperature);
   };
   for (const LanguagePair& language : languages) {
-    hashes.emplace_back();
-    for (const TextFile& file : language.files) {
-      check(file);
-      hashes.back().push_back(hash_file(file.path, log.stop));
-    }
-    PairWalk walk(language.files, hashes.back(), options, log);
+    PairWalk walk(language.files, options, log);
     std::string_view sides[2];
     pairs.push_back(0);
     while (walk.next(sides)) ++pairs.back();
@@ -216,7 +202,7 @@ std::string train_tokenizer(std::span<const LanguagePair> languages,
                     with_separators(sentences), with_separators(all)));
   }
 
-  Sample sample(languages, hashes, pairs, quotas, options, log);
+  Sample sample(languages, pairs, quotas, options, log);
   if (sample.error) std::rethrow_exception(sample.error);
   const std::unordered_map<std::string, std::string> arguments = {
       {"model_type", "bpe"},

@@ -21,10 +21,11 @@ struct TokenizerOptions {
 
 /// Trains a BPE model (pad 0, unk 1, "<MASK>" 2, neither bos nor eos, nmt_nfkc) on a sample of the
 /// files and returns the bytes of its .model file. The same files, options and SentencePiece
-/// library give the same bytes. Lines that give no pair are passed over. Throws
-/// Error(INVALID_ARGUMENT) when the text is too small for the vocabulary, Error of open_text,
-/// Stopped (before the library's own part, which cannot be stopped).
-std::string train_tokenizer(std::span<const LanguagePair> languages,
-                            const TokenizerOptions& options, const DataLog& log = {});
+/// library give the same bytes. Lines that give no pair are passed over. Hashes the files where
+/// that is still to be done. Throws Error(INVALID_ARGUMENT) when the text is too small for the
+/// vocabulary, Error of open_text, Stopped (before the library's own part, which cannot be
+/// stopped).
+std::string train_tokenizer(std::span<LanguagePair> languages, const TokenizerOptions& options,
+                            const DataLog& log = {});
 
 }  // namespace xsr::training

@@ -21,9 +21,9 @@ struct Matrix {
 ///
 /// a     [M, K]; where transposed, [K, M] in memory
 /// b     [N, K]; where transposed, [K, N] in memory; a.dtype
+/// out   [M, N] in out_dtype, row stride out_stride
 /// bias  [N] f32; null = none
 /// c     [M, N] f32, row stride c_stride; null = none; may be out itself
-/// out   [M, N] in out_dtype, row stride out_stride
 ///
 /// A product into bf16 has neither bias nor c: cuBLASLt takes both in the type of out only, and
 /// what reads such a product next adds an f32 bias at no cost. Its operands are bf16.
@@ -32,11 +32,11 @@ struct Matrix {
 struct Product {
   int32_t M = 0, N = 0, K = 0;
   Matrix a, b;
+  void* out = nullptr;
+  int64_t out_stride = 0;
   const float* bias = nullptr;
   const float* c = nullptr;
   int64_t c_stride = 0;
-  void* out = nullptr;
-  int64_t out_stride = 0;
   Dtype out_dtype = Dtype::kF32;
   bool split_k = false;  // K may be summed in parts, whose number depends on M, N and K
 };

@@ -156,12 +156,7 @@ class Device {
         copy_to_device(to + at, host.data(), std::min(host.size(), bytes - at), stream);
     }
     lanes_[0]->synchronize();
-    Product p;
-    p.M = p.N = p.K = n;
-    p.a = {a, n, dtype};
-    p.b = {b, n, dtype};
-    p.out = out;
-    p.out_stride = n;
+    const Product p{n, n, n, {a, n, dtype}, {b, n, dtype}, out, n};
     return 2.0 * n * n * n / least_seconds([&] { lanes_[0]->gemm().run(p, stream); });
   }
 

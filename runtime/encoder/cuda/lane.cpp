@@ -18,20 +18,6 @@ constexpr uint32_t kLeastBucket = 16;  // a tile of attention
 // Shapes of chunks whose work is kept as a graph; a corpus comes to some dozens.
 constexpr size_t kMostGraphs = 256;
 
-/// out ← a · Wᵀ, all of a product that its two kinds share.
-Product plain_product(int32_t M, const Matrix& a, const DeviceLinear& linear, void* out,
-                      int64_t out_stride) {
-  Product p;
-  p.M = M;
-  p.N = linear.N;
-  p.K = linear.K;
-  p.a = a;
-  p.b = linear.matrix();
-  p.out = out;
-  p.out_stride = out_stride;
-  return p;
-}
-
 }  // namespace
 
 int32_t Shape::tiles() const { return attention_tile_count(tokens, sentences); }
@@ -252,7 +238,7 @@ void Lane::forward(const Shape& shape) {
 
 void Lane::product(int32_t M, const Matrix& a, const DeviceLinear& linear, float* out,
                    int64_t out_stride, const float* residual) {
-  Product p = plain_product(M, a, linear, out, out_stride);
+  Product p{M, linear.N, linear.K, a, linear.matrix(), out, out_stride};
   p.bias = linear.bias;
   p.c = residual;
   p.c_stride = residual == nullptr ? 0 : out_stride;
@@ -261,7 +247,7 @@ void Lane::product(int32_t M, const Matrix& a, const DeviceLinear& linear, float
 
 void Lane::product_without_bias(int32_t M, const Matrix& a, const DeviceLinear& linear,
                                 uint16_t* out, int64_t out_stride) {
-  Product p = plain_product(M, a, linear, out, out_stride);
+  Product p{M, linear.N, linear.K, a, linear.matrix(), out, out_stride};
   p.out_dtype = Dtype::kBf16;
   gemm_.run(p, stream());
 }

@@ -1,13 +1,11 @@
 // What libxsr_cuda.so shows: the encoders of runtime/encoder/device_encoder.h.
 #include "runtime/device/cuda_library.h"
 #include "runtime/encoder/cuda/cuda_encoder.h"
+#include "xsr/xsr.h"
 
-#define XSR_SHOWN extern "C" __attribute__((visibility("default")))
-
-XSR_SHOWN xsr::DeviceEncoder* xsr_cuda_encoder_create(const char* build,
-                                                      const xsr::ModelConfig& config,
-                                                      const xsr::EncoderWeights& weights,
-                                                      const xsr::CudaEncoderOptions& options);
+extern "C" XSR_API xsr::DeviceEncoder* xsr_cuda_encoder_create(
+    const char* build, const xsr::ModelConfig& config, const xsr::EncoderWeights& weights,
+    const xsr::CudaEncoderOptions& options);
 
 xsr::DeviceEncoder* xsr_cuda_encoder_create(const char* build, const xsr::ModelConfig& config,
                                             const xsr::EncoderWeights& weights,
