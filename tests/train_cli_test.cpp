@@ -150,15 +150,19 @@ TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   std::mt19937 random(11);
-  int killed = 0;
   // Each life of the run is killed after a random time, and the next goes on from what it left.
   for (int life = 0; life < kKills; ++life) {
     const std::string run_name = "run" + std::to_string(life);
-    const pid_t child = start("--config toy.toml --train.average 2 --run " + run_name);
-    const double wait = seconds * std::uniform_real_distribution<double>(0.05, 1)(random);
-    std::this_thread::sleep_for(std::chrono::duration<double>(wait));
-    kill(child, SIGKILL);
-    killed += wait_for(child).exit_status == 128 + SIGKILL;
+    // One that has come to its end before, as others leave the processor to it, lives once more.
+    for (double wait = seconds * std::uniform_real_distribution<double>(0.05, 1)(random);;
+         wait /= 2) {
+      const pid_t child = start("--config toy.toml --train.average 2 --run " + run_name);
+      std::this_thread::sleep_for(std::chrono::duration<double>(wait));
+      kill(child, SIGKILL);
+      if (wait_for(child).exit_status == 128 + SIGKILL) break;
+      ASSERT_GT(wait, 1e-3);
+      fs::remove_all(path(run_name));
+    }
     // Killed before it had even written its config, it begins anew.
     const bool begun = fs::exists(path(run_name + "/config.toml"));
     const Outcome o =
@@ -170,7 +174,6 @@ TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
     EXPECT_EQ(metrics_of(path(run_name), "train").size(), 12u);
     fs::remove_all(path(run_name));
   }
-  EXPECT_GT(killed, kKills / 2) << "most lives should have been cut short";
 }
 
 /// Several language pairs by temperature, batches by tokens and sorted, products in bf16, averaged
