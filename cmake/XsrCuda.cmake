@@ -12,6 +12,13 @@ list(FILTER xsr_cuda_real EXCLUDE REGEX "_emulated\\.cpp$")
 set(xsr_cuda_plain ${xsr_cuda_sources})
 list(FILTER xsr_cuda_plain EXCLUDE REGEX "_(cuda|cublaslt)\\.cpp$")
 
+# What the emulated device's kernels are compiled with so that it sees their accesses to shared memory (emulated.cpp); a
+# sanitizer has that place otherwise.
+set(xsr_follow_options)
+if(NOT XSR_SANITIZE)
+  set(xsr_follow_options -fsanitize=thread)
+endif()
+
 # xsr_add_cuda_objects(TARGET .cu...) an object library of nvcc's.
 # xsr_add_emulated_objects(TARGET .cu...) the same for the emulated device: a .cpp that includes each.
 function(xsr_add_cuda_objects target)
@@ -31,7 +38,7 @@ function(xsr_add_emulated_objects target)
   endforeach()
   add_library(${target} OBJECT ${wrappers})
   target_link_libraries(${target} PRIVATE xsr_options)
-  target_compile_options(${target} PRIVATE -O2)
+  target_compile_options(${target} PRIVATE -O2 ${xsr_follow_options})
 endfunction()
 
 # xsr_add_cuda_module(TARGET ENTRY LIBRARY): LIBRARY as a module that shows nothing but its entry.
@@ -52,6 +59,9 @@ if(XSR_BUILD_TESTS)
   add_library(xsr_cuda_emulated STATIC "${PROJECT_SOURCE_DIR}/kernels/cuda/emulated.cpp" ${xsr_cuda_plain}
     $<TARGET_OBJECTS:xsr_cuda_emulated_kernels>)
   target_link_libraries(xsr_cuda_emulated PUBLIC xsr_runtime)
+  if(xsr_follow_options)
+    target_compile_definitions(xsr_cuda_emulated PRIVATE XSR_FOLLOW_ACCESSES)
+  endif()
   xsr_add_cuda_module(xsr_cuda_emulated_module ${xsr_cuda_entry} xsr_cuda_emulated)
   set_target_properties(xsr_cuda_emulated_module PROPERTIES OUTPUT_NAME xsr_cuda_emulated)
 endif()

@@ -41,16 +41,25 @@ function(xsr_set_isa_flags)
   endforeach()
 endfunction()
 
-# xsr_compile_quickly(TARGET...): programs that call the libraries, where the time is spent, and are themselves templates of
-# GoogleTest, CLI11 and JSON, which -O3 compiles twice as long. Some tests hold plain loops that sanitizers make slow enough.
+# What calls the libraries, where the time is spent, and is itself templates of GoogleTest, CLI11 and JSON, which -O3 compiles
+# twice as long, and sanitizers at -O1 too.
+set(XSR_QUICK_OPTIONS $<$<CONFIG:Release>:-O1>)
+if(XSR_SANITIZE)
+  set(XSR_QUICK_OPTIONS -O0)
+endif()
+# xsr_compile_quickly(TARGET...): programs of that kind, but for tests that hold plain loops, which sanitizers make slow enough.
+# xsr_compile_files_quickly(SOURCE...): files of that kind in a library. To be called where the library is.
 function(xsr_compile_quickly)
   set(with_loops "^(activation|dropout|golden|gradients|kernels|objectives|optimizer|training_encoder|training_golden)_test$")
   foreach(target ${ARGN})
-    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
-    if(XSR_SANITIZE AND NOT target MATCHES "${with_loops}")
-      target_compile_options(${target} PRIVATE -O0)
+    if(XSR_SANITIZE AND target MATCHES "${with_loops}")
+      continue()
     endif()
+    target_compile_options(${target} PRIVATE ${XSR_QUICK_OPTIONS})
   endforeach()
+endfunction()
+function(xsr_compile_files_quickly)
+  set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS ${XSR_QUICK_OPTIONS})
 endfunction()
 
 # xsr_cover_for_fuzzers(TARGET): what the fuzzers feed tells them where an input led.

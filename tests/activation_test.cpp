@@ -8,6 +8,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/storage.h"
 #include "tests/support/kernel_harness.h"
+#include "tests/support/sanitizers.h"
 
 namespace xsr::kernels {
 namespace {
@@ -69,6 +70,22 @@ TEST_P(ActivationSweep, LargestErrorInUlp) {
 
 INSTANTIATE_TEST_SUITE_P(Isa, ActivationSweep, ::testing::Values(Isa::kAvx2, Isa::kAvx512),
                          [](const auto& info) { return isa_name(info.param); });
+
+// kernels/simd/asan_vectors.cpp stands between AddressSanitizer and vectors.
+TEST(AddressSanitizer, SeesVectorsThatReachBehindABuffer) {
+  if (!test::kAddressSanitizer || !isa_supported(Isa::kAvx2)) GTEST_SKIP();
+  const KernelTable kernels = resolve_kernels(Isa::kAvx2);
+  constexpr int64_t kEnough = 16;
+  std::vector<float> in(kEnough), out(kEnough);
+  kernels.activation_forward_f32(in.data(), kEnough, Activation::kRelu, out.data());
+  for (const int64_t n : {kEnough - 1, kEnough - 2, kEnough - 8}) {
+    std::vector<float> few(n);
+    EXPECT_DEATH(kernels.activation_forward_f32(few.data(), kEnough, Activation::kRelu, out.data()),
+                 "READ of size 32");
+    EXPECT_DEATH(kernels.activation_forward_f32(in.data(), kEnough, Activation::kRelu, few.data()),
+                 "WRITE of size 32");
+  }
+}
 
 }  // namespace
 }  // namespace xsr::kernels

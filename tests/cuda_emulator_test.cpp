@@ -12,6 +12,7 @@
 #include "runtime/device/cuda/gemm.h"
 #include "runtime/error.h"
 #include "tests/support/device_buffer.h"
+#include "tests/support/racing_kernels.h"
 
 namespace xsr::cuda {
 namespace {
@@ -83,6 +84,69 @@ TEST_F(CudaEmulator, AMissingBarrierChangesResults) {
     EXPECT_EQ(with_barrier ? 0 : 4, wrong_orders);
   }
 }
+
+#ifdef XSR_FOLLOW_ACCESSES
+/// launch(barrier, stream) is right with the barrier, and with those that are more.
+template <typename Launch>
+void expect_barrier(test::Barrier needed, Launch&& launch) {
+  using test::Barrier;
+  for (const Barrier barrier :
+       {Barrier::kNone, Barrier::kShuffle, Barrier::kSyncwarp, Barrier::kSyncthreads}) {
+    const auto go = [&] {
+      StreamOwner own;
+      check(launch(barrier, own.get()), "launching");
+      own.synchronize();
+    };
+    SCOPED_TRACE(static_cast<int>(barrier));
+    if (barrier >= needed) {
+      go();
+    } else {
+      EXPECT_DEATH(
+          go(),
+          "block \\(0, 0, 0\\): thread [0-9]+ (reads shared memory that thread [0-9]+ wrote|"
+          "writes shared memory that thread [0-9]+ (read|wrote)), without a barrier");
+    }
+  }
+}
+
+TEST_F(CudaEmulatorDeathTest, SharedMemoryIsUsedWithoutABarrier) {
+  using test::Barrier;
+  // In whatever order threads run; where the first runs first, most of these give right results.
+  for (uint64_t order = 0; order < 3; ++order) {
+    emulated::set_order(order);
+    DeviceBuffer<int32_t> out(64);
+    struct Case {
+      int32_t other;
+      Barrier needed;
+    };
+    // To one's own word, to another lane, to another warp.
+    for (const Case c :
+         {Case{0, Barrier::kNone}, Case{5, Barrier::kSyncwarp}, Case{32, Barrier::kSyncthreads}}) {
+      SCOPED_TRACE(c.other);
+      expect_barrier(c.needed, [&](Barrier barrier, Stream s) {
+        return test::launch_exchange(barrier, c.other, out.device(), s);
+      });
+      expect_barrier(c.needed, [&](Barrier barrier, Stream s) {
+        return test::launch_exchange_static(barrier, c.other, out.device(), s);
+      });
+      expect_barrier(c.needed, [&](Barrier barrier, Stream s) {
+        return test::launch_write_after_read(barrier, c.other, out.device(), s);
+      });
+    }
+    DeviceBuffer<uint32_t> matrix(32);
+    expect_barrier(Barrier::kSyncwarp, [&](Barrier barrier, Stream s) {
+      return test::launch_matrix(barrier, matrix.device(), s);
+    });
+    DeviceBuffer<float> in(64), copied(64);
+    expect_barrier(Barrier::kSyncwarp, [&](Barrier barrier, Stream s) {
+      return test::launch_copy(barrier, in.device(), copied.device(), s);
+    });
+    expect_barrier(Barrier::kSyncwarp, [&](Barrier barrier, Stream s) {
+      return test::launch_copy_after_read(barrier, in.device(), copied.device(), s);
+    });
+  }
+}
+#endif
 
 /// Blocks have no order: this kernel takes them for one after the other.
 __global__ void blocks_in_order_kernel(int32_t* out) {

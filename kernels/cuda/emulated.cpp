@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -51,6 +52,9 @@ xsr_emulated_switch:
 .size xsr_emulated_switch, .-xsr_emulated_switch
 )");
 
+// Where the linker puts statically shared memory, with other things of this program or library.
+extern "C" [[gnu::visibility("hidden")]] char __bss_start[], _end[];
+
 namespace xsr::cuda::emulated {
 namespace {
 
@@ -60,6 +64,7 @@ constexpr size_t kMostShared = 163 * 1024;  // what a block of an sm_80 can have
 // Around the shared memory of a block: NaN in f32 and bf16, and no NaN that arithmetic makes.
 constexpr uint32_t kGuard = 0xffdeffde;
 constexpr size_t kGuardWords = 64;
+constexpr uint32_t kWholeWarp = 0xffffffffu;
 
 [[noreturn]] [[gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
   std::fprintf(stderr, "emulated device: block (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z);
@@ -101,7 +106,11 @@ struct Meeting {
   unsigned unread = 0;  // lanes that have not gone on yet
   alignas(16) unsigned char slots[32][kSlotBytes];
 };
-using Warp = std::vector<std::unique_ptr<Meeting>>;
+struct Warp {
+  uint32_t lanes = 0, waiting = 0, ended = 0;  // those it has, at meetings, at their end
+  uint32_t syncs = 0;                          // __syncwarps of all its lanes so far
+  std::vector<std::unique_ptr<Meeting>> meetings;
+};
 
 std::mutex launch_mutex;
 uint64_t order_seed = 0, launch_count = 0;
@@ -111,10 +120,11 @@ std::vector<Warp> warps;
 std::vector<unsigned> ready;
 std::vector<char*> stacks;
 void* scheduler_stack_pointer = nullptr;
-Fiber* current = nullptr;
+thread_local Fiber* current = nullptr;
 const std::function<void()>* body = nullptr;
 std::unique_ptr<uint32_t[]> shared_words;
 size_t shared_count = 0;
+uint64_t now = 0;  // the times between two __syncthreads, counted over all blocks
 #ifdef XSR_ASAN_FIBERS
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_bottom = nullptr;
@@ -150,6 +160,7 @@ void to_fiber(Fiber& fiber) {
   __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, kStackBytes);
 #endif
   xsr_emulated_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+  current = nullptr;
 #ifdef XSR_ASAN_FIBERS
   __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -196,32 +207,105 @@ const char* where(const Fiber& fiber) {
 /// Lets go the lanes that wait at the same meeting as `fiber`, when all are there.
 void close_meeting(Fiber& fiber) {
   const unsigned first = fiber.index / 32 * 32;
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((fiber.mask >> lane & 1) == 0) continue;
-    if (first + lane >= fibers.size())
-      fail("%s of thread %u: its mask %08x names lane %u, which the block does not have",
-           fiber.operation, fiber.index, fiber.mask, lane);
-    const Fiber& other = fibers[first + lane];
-    if (other.state == State::kEnded)
-      fail("%s of thread %u waits for thread %u, which has ended", fiber.operation, fiber.index,
-           other.index);
-    if (other.state != State::kAtMeeting) return;
-    if (other.mask != fiber.mask || strcmp(other.operation, fiber.operation) != 0)
-      fail("%s of thread %u with mask %08x meets %s of thread %u with mask %08x", fiber.operation,
-           fiber.index, fiber.mask, other.operation, other.index, other.mask);
-  }
   Warp& warp = warps[first / 32];
+  warp.waiting |= 1u << fiber.index % 32;
+  const uint32_t mask = fiber.mask;
+  if (const uint32_t none = mask & ~warp.lanes; none != 0)
+    fail("%s of thread %u: its mask %08x names lane %d, which the block does not have",
+         fiber.operation, fiber.index, mask, std::countr_zero(none));
+  if (const uint32_t gone = mask & warp.ended; gone != 0)
+    fail("%s of thread %u waits for thread %d, which has ended", fiber.operation, fiber.index,
+         static_cast<int>(first) + std::countr_zero(gone));
+  if ((mask & ~warp.waiting) != 0) return;
   const auto unused = [](const std::unique_ptr<Meeting>& meeting) { return meeting->unread == 0; };
-  auto at = std::find_if(warp.begin(), warp.end(), unused);
-  if (at == warp.end()) at = warp.insert(at, std::make_unique<Meeting>());
+  auto at = std::find_if(warp.meetings.begin(), warp.meetings.end(), unused);
+  if (at == warp.meetings.end()) at = warp.meetings.insert(at, std::make_unique<Meeting>());
   Meeting& meeting = **at;
   for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((fiber.mask >> lane & 1) == 0) continue;
+    if ((mask >> lane & 1) == 0) continue;
     Fiber& other = fibers[first + lane];
+    if (other.mask != mask || strcmp(other.operation, fiber.operation) != 0)
+      fail("%s of thread %u with mask %08x meets %s of thread %u with mask %08x", fiber.operation,
+           fiber.index, mask, other.operation, other.index, other.mask);
     memcpy(meeting.slots[lane], other.data, kSlotBytes);
     ++meeting.unread;
     other.meeting = &meeting;
     make_ready(other);
+  }
+  warp.waiting &= ~mask;
+  if (mask == kWholeWarp && strcmp(fiber.operation, kSyncwarp) == 0) ++warp.syncs;
+}
+
+// ---- Accesses to shared memory
+
+/// Who has used two bytes of shared memory since the last __syncthreads.
+struct Cell {
+  enum class Readers : uint8_t { kNone, kOne, kOfAWarp, kOfTheBlock };
+  uint64_t time = 0;
+  bool written = false;
+  Readers readers = Readers::kNone;
+  uint16_t writer = 0, reader = 0;              // threads; the last reader, where there are more
+  uint32_t writer_syncs = 0, reader_syncs = 0;  // the syncs of their warps at that time
+};
+
+/// Memory of which accesses are followed; in the order of addresses a cell every two bytes.
+struct Followed {
+  uintptr_t begin = 0, size = 0;
+  std::vector<Cell> cells;
+
+  void set(const void* data, size_t bytes) {
+    begin = reinterpret_cast<uintptr_t>(data);
+    size = bytes;
+    if (cells.size() < bytes / 2 + 1) cells.resize(bytes / 2 + 1);  // others are of a time before
+  }
+};
+Followed dynamic_shared, static_shared;
+
+void access_cell(Cell& cell, const Fiber& fiber, bool write) {
+  const unsigned me = fiber.index;
+  const uint32_t syncs = warps[me / 32].syncs;
+  if (cell.time != now) {
+    cell = Cell();
+    cell.time = now;
+  }
+  const bool same_warp = cell.reader / 32u == me / 32;
+  if (cell.written && cell.writer != me &&
+      (cell.writer / 32u != me / 32 || cell.writer_syncs == syncs))
+    fail("thread %u %s shared memory that thread %u wrote, without a barrier between", me,
+         write ? "writes" : "reads", cell.writer);
+  using Readers = Cell::Readers;
+  const bool read_before_me =  // by nobody that a barrier does not keep from this access
+      cell.readers == Readers::kNone || (cell.readers == Readers::kOne && cell.reader == me) ||
+      (cell.readers != Readers::kOfTheBlock && same_warp && cell.reader_syncs != syncs);
+  if (write) {
+    if (!read_before_me)
+      fail("thread %u writes shared memory that thread %u read, without a barrier between", me,
+           cell.reader);
+    cell.written = true;
+    cell.writer = static_cast<uint16_t>(me);
+    cell.writer_syncs = syncs;
+    cell.readers = Readers::kNone;
+    return;
+  }
+  if (read_before_me) {
+    cell.readers = Readers::kOne;
+  } else if (cell.readers != Readers::kOfTheBlock) {
+    cell.readers = same_warp ? Readers::kOfAWarp : Readers::kOfTheBlock;
+  } else if (cell.reader == me) {
+    return;  // keeps another in mind for the message
+  }
+  cell.reader = static_cast<uint16_t>(me);
+  cell.reader_syncs = syncs;
+}
+
+void follow(const void* address, size_t bytes, bool write) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+  for (Followed* memory : {&dynamic_shared, &static_shared}) {
+    if (at - memory->begin >= memory->size) continue;
+    if (current == nullptr) return;  // host code
+    const size_t end = std::min(at - memory->begin + bytes, memory->size);
+    for (size_t i = (at - memory->begin) / 2; 2 * i < end; ++i)
+      access_cell(memory->cells[i], *current, write);
   }
 }
 
@@ -229,10 +313,13 @@ void run_block(dim3 block) {
   const unsigned count = block.x * block.y * block.z;
   fibers.resize(count);
   warps.resize((count + 31) / 32);
+  for (Warp& warp : warps) warp.lanes = warp.waiting = warp.ended = warp.syncs = 0;
+  ++now;
   ready.clear();
   for (unsigned i = 0; i < count; ++i) {
     prepare(fibers[i], i, block);
     ready.push_back(i);
+    warps[i / 32].lanes |= 1u << i % 32;
   }
   uint32_t* const shared = shared_words.get() + kGuardWords;
   std::fill_n(shared_words.get(), shared_count + 2 * kGuardWords, kGuard);
@@ -244,6 +331,7 @@ void run_block(dim3 block) {
     if (head == ready.size()) {
       if (at_barrier == count) {
         at_barrier = 0;
+        ++now;
         ready.clear();
         head = 0;
         for (Fiber& fiber : fibers) make_ready(fiber);
@@ -268,6 +356,7 @@ void run_block(dim3 block) {
     to_fiber(fiber);
     if (fiber.state == State::kEnded) {
       ++ended;
+      warps[fiber.index / 32].ended |= 1u << fiber.index % 32;
     } else if (fiber.state == State::kAtBarrier) {
       ++at_barrier;
     } else {
@@ -323,6 +412,8 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   gridDim = grid;
   shared_count = (shared_bytes + 3) / 4;
   shared_words = std::make_unique<uint32_t[]>(shared_count + 2 * kGuardWords);
+  dynamic_shared.set(shared_memory(), shared_count * 4);
+  static_shared.set(__bss_start, static_cast<size_t>(_end - __bss_start));
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   // Backwards is as good an order as any, where one is asked for.
   const bool backwards = order_seed % 2 != 0;
@@ -365,10 +456,18 @@ void expect_aligned(const void* address, size_t bytes) {
 void load_matrix_x4(uint32_t (&r)[4], const uint16_t* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
     fail("ldmatrix of thread %u from an address that is not 16-byte aligned", current->index);
-  const auto rows = meet(0xffffffffu, transposed ? "ldmatrix.trans" : "ldmatrix", row);
+  // What is in memory when a lane comes: it waits for the others, but not for what they write.
+  struct Row {
+    uint16_t element[8];
+  } mine;
+  memcpy(&mine, row, sizeof mine);
+  follow(row, sizeof mine, false);
+  const auto rows = meet(kWholeWarp, transposed ? "ldmatrix.trans" : "ldmatrix", mine);
   const int lane = static_cast<int>(threadIdx.x % 32), line = lane / 4, pair = lane % 4 * 2;
   for (int i = 0; i < 4; ++i) {
-    const auto element = [&](int from_row, int column) { return rows[8 * i + from_row][column]; };
+    const auto element = [&](int from_row, int column) {
+      return rows[8 * i + from_row].element[column];
+    };
     const uint32_t low = transposed ? element(pair, line) : element(line, pair);
     const uint32_t high = transposed ? element(pair + 1, line) : element(line, pair + 1);
     r[i] = low | high << 16;
@@ -380,6 +479,9 @@ void copy_16_async(void* shared, const void* global, bool wanted) {
       reinterpret_cast<uintptr_t>(global) % 16 != 0)
     fail("cp.async of thread %u with an address that is not 16-byte aligned", current->index);
   current->copies.push_back({shared, global, wanted, current->groups});
+  // It may land at once, or at the wait.
+  memset(shared, 0xff, 16);
+  follow(shared, 16, true);
 }
 
 void copy_commit() { ++current->groups; }
@@ -390,7 +492,10 @@ void copy_wait(size_t pending) {
   for (const Copy& copy : fiber.copies) {
     if (copy.group + pending >= fiber.groups) {
       later.push_back(copy);
-    } else if (copy.wanted) {
+      continue;
+    }
+    follow(copy.to, 16, true);
+    if (copy.wanted) {
       memcpy(copy.to, copy.from, 16);
     } else {
       memset(copy.to, 0, 16);
@@ -400,3 +505,40 @@ void copy_wait(size_t pending) {
 }
 
 }  // namespace xsr::cuda::emulated
+
+#ifdef XSR_FOLLOW_ACCESSES
+// What compilers call for every access of a file compiled with -fsanitize=thread, which nothing is
+// linked with: here instead of ThreadSanitizer's run time, which knows no fibers. Host code of
+// those files comes by too.
+#define XSR_ACCESSES(bytes)                                               \
+  void __tsan_read##bytes(void* p) { follow(p, bytes, false); }           \
+  void __tsan_write##bytes(void* p) { follow(p, bytes, true); }           \
+  void __tsan_unaligned_read##bytes(void* p) { follow(p, bytes, false); } \
+  void __tsan_unaligned_write##bytes(void* p) { follow(p, bytes, true); } \
+  void __tsan_read_write##bytes(void* p) { follow(p, bytes, true); }      \
+  void __tsan_unaligned_read_write##bytes(void* p) { follow(p, bytes, true); }
+extern "C" {
+using xsr::cuda::emulated::follow;
+XSR_ACCESSES(1)
+XSR_ACCESSES(2)
+XSR_ACCESSES(4)
+XSR_ACCESSES(8)
+XSR_ACCESSES(16)
+void __tsan_read_range(void* p, size_t bytes) { follow(p, bytes, false); }
+void __tsan_write_range(void* p, size_t bytes) { follow(p, bytes, true); }
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  follow(from, bytes, false);
+  follow(to, bytes, true);
+  return memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+  follow(to, bytes, true);
+  return memset(to, value, bytes);
+}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_init() {}
+}
+#endif

@@ -3,14 +3,18 @@
 // threads of a block as fibers, one block after the other. A kernel that could hang or be undefined
 // on a device ends the program with a message here: a barrier that some threads do not reach, a
 // shuffle whose lanes do not all arrive or arrive in different operations, a write outside the
-// dynamic shared memory. What would be chance there is as bad as it can be here: cp.async copies
-// late, at the wait; dynamic shared memory holds NaN before a block starts, and lies in NaN; a
-// stream does nothing before it is waited for; with a seed, blocks and threads run in a random
-// order, so that a missing barrier changes results. tests/cuda_emulator_test.cpp shows all of it.
+// dynamic shared memory, shared memory that two threads use, one of them to write, without a
+// __syncthreads or, within a warp, a __syncwarp of all lanes between (lanes that meet at a shuffle,
+// mma or ldmatrix have not waited for what the others wrote). What would be chance there is as bad
+// as it can be here: cp.async copies late, at the wait, and leaves NaN until then; ldmatrix reads a
+// lane's row when that lane comes; dynamic shared memory holds NaN before a block starts, and lies
+// in NaN; a stream does nothing before it is waited for; with a seed, blocks and threads run in a
+// random order, so that a missing barrier changes results. tests/cuda_emulator_test.cpp shows all
+// of it.
 //
 // Not noticed: what is wrong within one allocation (runtime/device/cuda/device.h puts many buffers
-// into one) or far outside, statically shared memory but for its use without a barrier, memory of
-// another device.
+// into one) or far outside, races in global memory but for results that change with the order,
+// memory of another device; under a sanitizer, shared memory without a barrier but for the same.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -90,6 +94,7 @@ void* shared_memory();
 void sync_threads();
 
 constexpr size_t kSlotBytes = 32;
+constexpr const char* kSyncwarp = "syncwarp";
 /// Waits for all lanes of the mask; gives their data, lane l's at l · kSlotBytes, until this fiber
 /// waits again. size ≤ kSlotBytes.
 const unsigned char* meet_bytes(uint32_t mask, const char* operation, const void* data,
@@ -127,7 +132,7 @@ void copy_wait(size_t pending);
 
 inline void __syncthreads() { xsr::cuda::emulated::sync_threads(); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) {
-  xsr::cuda::emulated::meet(mask, "syncwarp", 0);
+  xsr::cuda::emulated::meet(mask, xsr::cuda::emulated::kSyncwarp, 0);
 }
 
 template <typename T>
