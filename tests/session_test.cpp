@@ -122,6 +122,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 25, XSR_COMPUTE_BF16X3});
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kI8, 25, XSR_COMPUTE_INT8});
   }
+  bool any = false;
   for (const Case& c : cases) {
     const bench::RandomModel random(c.shape, c.storage, 5);
     const ModelPointer model = open_memory(random.data(), random.size());
@@ -140,8 +141,8 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       return make_session(model, options);
     };
     const SessionPointer one = session_with(1, 0);
-    if (one == nullptr && c.compute != XSR_COMPUTE_F32) continue;  // a CPU without that form
-    if (one == nullptr) GTEST_SKIP() << xsr_isa_string(GetParam()) << " is not available here";
+    if (one == nullptr) continue;  // a CPU without that form, or an ISA: AMX has none in f32
+    any = true;
     const std::vector<float> expected = embed(one.get(), sentences.all, C);
     for (float value : expected) ASSERT_TRUE(std::isfinite(value));
 
@@ -183,6 +184,7 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       }
     }
   }
+  if (!any) GTEST_SKIP() << xsr_isa_string(GetParam()) << " is not available here";
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
