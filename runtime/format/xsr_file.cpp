@@ -162,11 +162,7 @@ ModelConfig parse_config(const unsigned char* file, uint64_t offset) {
   c.norm_placement = static_cast<NormPlacement>(r.norm_placement);
   c.pooling = static_cast<Pooling>(r.pooling);
   c.pooler_activation = static_cast<Activation>(r.pooler_activation);
-  c.has_pooler = (r.flags & kFlagPooler) != 0;
-  c.normalize = (r.flags & kFlagNormalize) != 0;
-  c.lowercase = (r.flags & kFlagLowercase) != 0;
-  c.add_cls = (r.flags & kFlagAddCls) != 0;
-  c.add_sep = (r.flags & kFlagAddSep) != 0;
+  set_from_flags(r.flags, kConfigFlagBits, c);
   c.layer_norm_eps = r.layer_norm_eps;
   c.tokenizer = static_cast<TokenizerKind>(r.tokenizer);
   c.pad_id = r.pad_id;

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "runtime/format/flag_bits.h"
 #include "runtime/format/xsr_file.h"
 
 // The bytes of a .xsr file, as docs/FORMAT.md describes them. Internal: reader, writer and their
@@ -81,6 +82,13 @@ enum ConfigFlag : uint32_t {
   kFlagAddSep = 1u << 4,
   kKnownFlags = (1u << 5) - 1
 };
+
+inline constexpr FlagBit<ModelConfig> kConfigFlagBits[] = {
+    {kFlagPooler, &ModelConfig::has_pooler},
+    {kFlagNormalize, &ModelConfig::normalize},
+    {kFlagLowercase, &ModelConfig::lowercase},
+    {kFlagAddCls, &ModelConfig::add_cls},
+    {kFlagAddSep, &ModelConfig::add_sep}};
 
 /// ModelConfig in the file; the names and their meaning are those of model_config.h.
 struct ConfigRecord {

@@ -59,9 +59,7 @@ ConfigRecord to_record(const ModelConfig& c) {
   r.norm_placement = static_cast<uint32_t>(c.norm_placement);
   r.pooling = static_cast<uint32_t>(c.pooling);
   r.pooler_activation = static_cast<uint32_t>(c.pooler_activation);
-  r.flags = (c.has_pooler ? kFlagPooler : 0u) | (c.normalize ? kFlagNormalize : 0u) |
-            (c.lowercase ? kFlagLowercase : 0u) | (c.add_cls ? kFlagAddCls : 0u) |
-            (c.add_sep ? kFlagAddSep : 0u);
+  r.flags = flags_of(c, kConfigFlagBits);
   r.layer_norm_eps = c.layer_norm_eps;
   r.tokenizer = static_cast<uint32_t>(c.tokenizer);
   r.pad_id = c.pad_id;

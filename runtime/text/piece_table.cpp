@@ -4,6 +4,7 @@
 #include <bit>
 #include <cfloat>
 #include <cmath>
+#include <functional>
 #include <string>
 
 #include "runtime/error.h"
@@ -76,11 +77,7 @@ PieceTable::PieceTable(std::string_view blob, std::span<const unsigned char> tab
                 std::to_string(blob.size()) + " bytes");
   }
   settings_.type = static_cast<SentencePieceType>(head.type);
-  settings_.byte_fallback = (head.flags & kTablesByteFallback) != 0;
-  settings_.treat_whitespace_as_suffix = (head.flags & kTablesWhitespaceAsSuffix) != 0;
-  settings_.add_dummy_prefix = (head.flags & kTablesDummyPrefix) != 0;
-  settings_.remove_extra_whitespaces = (head.flags & kTablesRemoveExtraWhitespaces) != 0;
-  settings_.escape_whitespaces = (head.flags & kTablesEscapeWhitespaces) != 0;
+  set_from_flags(head.flags, kTablesSettingBits, settings_);
   settings_.charsmap = blob.substr(head.charsmap_begin, head.charsmap_size);
   all_utf8_ = (head.flags & kTablesAllUtf8) != 0;
   space_inside_ = (head.flags & kTablesSpaceInside) != 0;
@@ -122,6 +119,7 @@ void PieceTable::read_pieces(uint32_t text_bytes) {
         break;
       case PieceType::kUserDefined:
         user_defined_ids_.push_back(id);
+        symbol_sizes_.push_back(piece.size);
         break;
       case PieceType::kUnknown:
       case PieceType::kControl:
@@ -133,6 +131,8 @@ void PieceTable::read_pieces(uint32_t text_bytes) {
                     std::to_string(static_cast<int>(piece.type)) + ", expected 1 to 6");
     }
   }
+  std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
+  symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
   if (unk_id_ < 0) fail("unk is not defined: no piece is of the type unknown");
   for (size_t byte = 0; byte < byte_ids_.size(); ++byte) {
     if (byte_ids_[byte] < 0) {

@@ -68,6 +68,8 @@ class PieceTable {
   const std::vector<int32_t>& byte_ids() const { return byte_ids_; }
   const std::vector<int32_t>& reserved_ids() const { return reserved_ids_; }
   const std::vector<int32_t>& user_defined_ids() const { return user_defined_ids_; }
+  /// The different sizes of the user-defined pieces in bytes, longest first.
+  const std::vector<size_t>& symbol_sizes() const { return symbol_sizes_; }
   bool all_utf8() const { return all_utf8_; }
   /// True when some piece has U+2581 behind another character.
   bool space_inside() const { return space_inside_; }
@@ -75,9 +77,13 @@ class PieceTable {
   bool plain_rules() const { return plain_rules_; }
 
   static uint64_t hash(const char* text, size_t size);
-  static bool equal(const char* a, const char* b, size_t size);
+  /// Where in slots, of which some are empty, the piece with this text (whose hash is h) stands, or
+  /// the empty slot for it. texts: of the pieces.
+  static size_t find_slot(std::span<const PieceSlot> slots, const Piece* pieces, const char* texts,
+                          std::string_view text, uint64_t h);
 
  private:
+  static bool equal(const char* a, const char* b, size_t size);
   void read_pieces(uint32_t text_bytes);
   void note_reserved(int32_t id);
 
@@ -89,6 +95,7 @@ class PieceTable {
   std::span<const PieceSlot> slots_, reserved_slots_;
   const char* texts_ = nullptr;
   std::vector<int32_t> reserved_ids_, user_defined_ids_, byte_ids_;
+  std::vector<size_t> symbol_sizes_;
   int32_t unk_id_ = -1;
   bool all_utf8_, space_inside_, plain_rules_;
 };
@@ -112,18 +119,22 @@ inline bool PieceTable::equal(const char* a, const char* b, size_t size) {
   return std::memcmp(a, b, size) == 0;
 }
 
-inline int32_t PieceTable::find(std::span<const PieceSlot> slots, const char* text,
-                                size_t size) const {
-  const uint64_t h = hash(text, size);
+inline size_t PieceTable::find_slot(std::span<const PieceSlot> slots, const Piece* pieces,
+                                    const char* texts, std::string_view text, uint64_t h) {
   const uint32_t tag = static_cast<uint32_t>(h >> 32);
   const size_t mask = slots.size() - 1;
   for (size_t i = static_cast<size_t>(h) & mask;; i = (i + 1) & mask) {
     const PieceSlot& slot = slots[i];
-    if (slot.id < 0) return -1;
+    if (slot.id < 0) return i;
     if (slot.tag != tag) continue;
-    const Piece& piece = pieces_[static_cast<size_t>(slot.id)];
-    if (piece.size == size && equal(texts_ + piece.begin, text, size)) return slot.id;
+    const Piece& piece = pieces[slot.id];
+    if (piece.size == text.size() && equal(texts + piece.begin, text.data(), piece.size)) return i;
   }
+}
+
+inline int32_t PieceTable::find(std::span<const PieceSlot> slots, const char* text,
+                                size_t size) const {
+  return slots[find_slot(slots, pieces_.data(), texts_, {text, size}, hash(text, size))].id;
 }
 
 }  // namespace xsr

@@ -74,13 +74,9 @@ Segmenter::Segmenter(const PieceTable& pieces)
       min_score_(pieces.facts().min_score),
       max_score_(pieces.facts().max_score) {
   for (int32_t id : pieces.user_defined_ids()) {
-    const std::string_view text = pieces.text(id);
-    begins_symbol_[static_cast<unsigned char>(text[0])] = true;
-    symbol_sizes_.push_back(text.size());
+    begins_symbol_[static_cast<unsigned char>(pieces.text(id)[0])] = true;
   }
   if (type_ == SentencePieceType::kUnigram) note_sizes();
-  std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
-  symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
 }
 
 /// Notes which sizes of pieces begin with which bytes, for the unigram model.
@@ -106,7 +102,7 @@ void Segmenter::note_sizes() {
 size_t Segmenter::symbol_at(std::string_view text, size_t at, bool* user_defined) const {
   *user_defined = false;
   if (begins_symbol_[static_cast<unsigned char>(text[at])]) {
-    for (size_t size : symbol_sizes_) {
+    for (size_t size : pieces_.symbol_sizes()) {
       if (size > text.size() - at) continue;
       const int32_t id = pieces_.find(text.data() + at, size);
       if (id < 0 || pieces_[id].type != PieceType::kUserDefined) continue;

@@ -95,7 +95,6 @@ class Segmenter {
   bool has_unused_;
   float min_score_, max_score_;
   std::array<bool, 256> begins_symbol_ = {};  // user-defined ones, by first byte
-  std::vector<size_t> symbol_sizes_;          // their different sizes, longest first
   // Unigram: which sizes pieces have that begin with these bytes; bit n: n bytes, the highest bit:
   // that many or more. Short pieces by their first byte, others by a hash of their first four.
   static constexpr size_t kShortPiece = 4;

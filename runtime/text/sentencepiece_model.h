@@ -17,6 +17,8 @@ enum class PieceType : uint8_t {
   kByte = 6
 };
 
+inline constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581, for a space
+
 /// Texts that are looked up or segmented must be readable for this many bytes behind their end (of
 /// any value): look-ups load whole words.
 constexpr size_t kTextPadding = 8;

@@ -10,8 +10,6 @@
 namespace xsr {
 namespace {
 
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
-
 bool ends_with(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
@@ -60,13 +58,11 @@ SentencePieceNormalizer::SentencePieceNormalizer(const PieceTable& pieces)
       remove_extra_whitespaces_(pieces.settings().remove_extra_whitespaces),
       space_(pieces.settings().escape_whitespaces ? kSpaceSymbol : std::string_view(" ")),
       rules_(pieces.settings().charsmap),
-      trie_size_(static_cast<uint32_t>(rules_.trie.size() / sizeof(uint32_t))) {
+      trie_size_(static_cast<uint32_t>(rules_.trie.size() / sizeof(uint32_t))),
+      symbol_sizes_(pieces.symbol_sizes()) {
   for (const int32_t id : pieces.user_defined_ids()) {
     symbols_.emplace(pieces.text(id));
-    symbol_sizes_.push_back(pieces[id].size);
   }
-  std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
-  symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
 
   bool begins_symbol[256] = {};
   bool space_in_symbol = false;

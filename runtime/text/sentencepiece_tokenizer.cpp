@@ -28,7 +28,6 @@ namespace xsr {
 namespace {
 
 constexpr int kOnlyFatal = 3;
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
 
 // A long text is segmented piece by piece, and only as far as its first max_tokens ids go, so that
 // a text of any length takes bounded time and memory. The cuts are exact: see can_cut(). What a
@@ -157,8 +156,8 @@ class WordReader {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  /// tables: the file's, or null and then they are made from the model.
-  SentencePieceTokenizer(std::string_view blob, const std::span<const unsigned char>* tables,
+  /// tables: the file's, or empty and then they are made from the model.
+  SentencePieceTokenizer(std::string_view blob, std::span<const unsigned char> tables,
                          const ModelConfig& config);
   /// False when the file's tables are of a model that needs the library, which only a model that
   /// was parsed may be given to.
@@ -212,10 +211,10 @@ class SentencePieceTokenizer final : public Tokenizer {
 };
 
 SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
-                                               const std::span<const unsigned char>* tables,
+                                               std::span<const unsigned char> tables,
                                                const ModelConfig& config)
-    : own_tables_(tables == nullptr ? make_tokenizer_tables(blob) : std::vector<unsigned char>()),
-      pieces_(blob, tables == nullptr ? std::span(own_tables_) : *tables),
+    : own_tables_(tables.empty() ? make_tokenizer_tables(blob) : std::vector<unsigned char>()),
+      pieces_(blob, tables.empty() ? std::span(own_tables_) : tables),
       type_(pieces_.settings().type),
       byte_fallback_(pieces_.settings().byte_fallback),
       lowercase_(config.lowercase),
@@ -234,7 +233,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
   cuts_allowed_ =
       pieces_.all_utf8() && !(pieces_.facts().any_unused && type_ == SentencePieceType::kBpe);
   segmenter_ = Segmenter::make(pieces_);
-  if (segmenter_ == nullptr && tables == nullptr) load_library(blob);
+  if (segmenter_ == nullptr && tables.empty()) load_library(blob);
   // With the dummy prefix all words begin alike, with U+2581.
   words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !pieces_.space_inside() &&
                  pieces_.settings().add_dummy_prefix && normalizer_.words_apart();
@@ -557,10 +556,10 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string_view blob,
                                                         std::span<const unsigned char> tables,
                                                         const ModelConfig& config) {
   if (has_tokenizer_tables(tables)) {
-    auto tokenizer = std::make_unique<SentencePieceTokenizer>(blob, &tables, config);
+    auto tokenizer = std::make_unique<SentencePieceTokenizer>(blob, tables, config);
     if (tokenizer->usable()) return tokenizer;
   }
-  return std::make_unique<SentencePieceTokenizer>(blob, nullptr, config);
+  return std::make_unique<SentencePieceTokenizer>(blob, std::span<const unsigned char>(), config);
 }
 
 }  // namespace xsr

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "runtime/error.h"
+#include "runtime/format/xsr_layout.h"
 #include "runtime/text/piece_table.h"
 #include "runtime/text/segmenter.h"
 #include "runtime/text/sentencepiece_normalizer.h"
@@ -16,9 +17,11 @@ namespace {
 
 using Piece = SentencePieceModel::Piece;
 
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
+uint64_t aligned(uint64_t offset) { return offset + padding_after(offset); }
 
-uint64_t aligned(uint64_t offset) { return (offset + 63) / 64 * 64; }
+bool is_reserved(PieceType type) {
+  return type == PieceType::kUnknown || type == PieceType::kControl || type == PieceType::kByte;
+}
 
 uint32_t slots_for(size_t pieces) { return static_cast<uint32_t>(std::bit_ceil(2 * pieces + 2)); }
 
@@ -46,25 +49,6 @@ struct TextCheck {
     }
   }
 };
-
-/// False when another piece has the text of piece `id`, whose hash is h.
-bool insert(std::span<PieceSlot> slots, const SentencePieceModel& model, int32_t id, uint64_t h) {
-  const Piece& piece = model.pieces[static_cast<size_t>(id)];
-  const char* const text = model.texts.data() + piece.begin;
-  const uint32_t tag = static_cast<uint32_t>(h >> 32);
-  const size_t mask = slots.size() - 1;
-  size_t i = static_cast<size_t>(h) & mask;
-  for (; slots[i].id >= 0; i = (i + 1) & mask) {
-    if (slots[i].tag != tag) continue;
-    const Piece& other = model.pieces[static_cast<size_t>(slots[i].id)];
-    if (other.size == piece.size &&
-        PieceTable::equal(model.texts.data() + other.begin, text, piece.size)) {
-      return false;
-    }
-  }
-  slots[i] = {tag, id};
-  return true;
-}
 
 }  // namespace
 
@@ -124,19 +108,20 @@ std::vector<unsigned char> make_tokenizer_tables(std::string_view blob) {
     }
     const std::string_view text = model.text(pieces[id]);
     check.add(text);
-    if (!insert(slots_of(id), model, static_cast<int32_t>(id), hashes[id % kAhead])) {
+    const uint64_t h = hashes[id % kAhead];
+    const auto places = slots_of(id);
+    PieceSlot& slot =
+        places[PieceTable::find_slot(places, pieces.data(), model.texts.data(), text, h)];
+    if (slot.id >= 0) {
       throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + std::string(text) +
                                            " is already defined, piece " + std::to_string(id) +
                                            " has the same text");
     }
+    slot = {static_cast<uint32_t>(h >> 32), static_cast<int32_t>(id)};
   }
   head.flags =
-      (model.byte_fallback ? kTablesByteFallback : 0u) |
-      (model.treat_whitespace_as_suffix ? kTablesWhitespaceAsSuffix : 0u) |
-      (model.add_dummy_prefix ? kTablesDummyPrefix : 0u) |
-      (model.remove_extra_whitespaces ? kTablesRemoveExtraWhitespaces : 0u) |
-      (model.escape_whitespaces ? kTablesEscapeWhitespaces : 0u) |
-      (check.all_utf8 ? kTablesAllUtf8 : 0u) | (check.space_inside ? kTablesSpaceInside : 0u) |
+      flags_of(model, kTablesSettingBits) | (check.all_utf8 ? kTablesAllUtf8 : 0u) |
+      (check.space_inside ? kTablesSpaceInside : 0u) |
       (SentencePieceRules(model.charsmap).replacements_are_plain() ? kTablesPlainRules : 0u);
   std::memcpy(tables.data(), &head, sizeof head);
   return tables;

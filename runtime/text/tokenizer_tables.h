@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/format/flag_bits.h"
 #include "runtime/text/sentencepiece_model.h"
 
 // The bytes of a .xsr file's section of tokenizer tables, as docs/FORMAT.md describes them: what a
@@ -29,6 +30,13 @@ enum TokenizerTablesFlag : uint32_t {
   kTablesPlainRules = 1u << 7,   // the normaliser's replacements are UTF-8 without U+2581
   kKnownTablesFlags = (1u << 8) - 1
 };
+
+inline constexpr FlagBit<SentencePieceSettings> kTablesSettingBits[] = {
+    {kTablesByteFallback, &SentencePieceSettings::byte_fallback},
+    {kTablesWhitespaceAsSuffix, &SentencePieceSettings::treat_whitespace_as_suffix},
+    {kTablesDummyPrefix, &SentencePieceSettings::add_dummy_prefix},
+    {kTablesRemoveExtraWhitespaces, &SentencePieceSettings::remove_extra_whitespaces},
+    {kTablesEscapeWhitespaces, &SentencePieceSettings::escape_whitespaces}};
 
 /// Then pieces, slots, reserved slots, texts, each from the next multiple of 64 bytes on.
 struct TokenizerTablesHead {
@@ -57,10 +65,6 @@ struct TokenizerTablesLayout {
   explicit TokenizerTablesLayout(const TokenizerTablesHead& head);
   uint64_t pieces, slots, reserved_slots, texts, size;
 };
-
-inline bool is_reserved(PieceType type) {
-  return type == PieceType::kUnknown || type == PieceType::kControl || type == PieceType::kByte;
-}
 
 /// The tables of a SentencePiece model; a function of its bytes alone. Throws Error(BAD_FILE) where
 /// parse_sentencepiece_model() and SentencePieceRules do and where two pieces have the same text.

@@ -2,15 +2,14 @@
 // when they are 1, that the text is repeated up to 1,500 bytes (long texts are cut; slow).
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "runtime/error.h"
 #include "runtime/text/lowercase.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
+#include "tests/fuzz/tokenizer.h"
 
 namespace {
 
@@ -22,21 +21,10 @@ namespace {
     }                                                                      \
   } while (0)
 
-xsr::ModelConfig config() {
-  xsr::ModelConfig c;
-  c.vocab_size = 100000;
-  c.lowercase = true;
-  c.tokenizer = xsr::TokenizerKind::kSentencePiece;
-  return c;
-}
-
 struct Model {
-  explicit Model(const char* name) {
-    std::ifstream in(std::string(XSR_SOURCE_DIR "/tests/data/") + name, std::ios::binary);
-    REQUIRE(in);
-    blob.assign(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
-    tokenizer = xsr::make_tokenizer(blob, config());
-  }
+  explicit Model(const char* name)
+      : blob(xsr::fuzz::read_model(name)),
+        tokenizer(xsr::make_tokenizer(blob, xsr::fuzz::tokenizer_config())) {}
   std::string blob;
   std::unique_ptr<xsr::Tokenizer> tokenizer;
 };
