@@ -60,7 +60,7 @@ void install_signal_handlers() {
 
 struct Options {
   std::string model, input = "-", output, device = "cpu", isa = "auto", compute = "f32";
-  bool ids = false, quiet = false, dedup = true;
+  bool ids = false, quiet = false, dedup = true, qkv_table = false;
   int threads = 0;
 };
 
@@ -105,6 +105,7 @@ class Embedder {
     session_options.isa = xsr::isa_named(options.isa);
     session_options.compute = xsr::compute_named(options.compute);
     session_options.num_threads = options.threads;
+    session_options.qkv_table = options.qkv_table ? XSR_QKV_TABLE_ON : XSR_QKV_TABLE_OFF;
     xsr::choose_device(options.device, &session_options);
     xsr_session* session = nullptr;
     status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
@@ -355,6 +356,10 @@ int main(int argc, char** argv) {
          "f32, tf32 or bf16")
       ->check(CLI::IsMember(xsr::compute_names()))
       ->capture_default_str();
+  app.add_flag("--qkv-table", options.qkv_table,
+               "Compute the first layer's Q, K and V of every token of the vocabulary once, and look "
+               "them up: faster from some thousand lines on, for vocabulary x 3 x hidden size x 4 "
+               "bytes of memory; the vectors differ in their last bits from those without");
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");

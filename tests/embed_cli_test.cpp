@@ -49,12 +49,15 @@ class EmbedCli : public ToolTest {
 /// The C API on the same model, for what the rows must be.
 class Reference {
  public:
-  Reference() {
+  explicit Reference(xsr_qkv_table qkv_table = XSR_QKV_TABLE_AUTO) {
     char detail[256] = "";
+    xsr_session_options options = {};
+    options.size = sizeof options;
+    options.qkv_table = qkv_table;
     EXPECT_EQ(xsr_model_open(kModel.c_str(), nullptr, &model_, detail, sizeof detail),
               XSR_STATUS_OK)
         << detail;
-    EXPECT_EQ(xsr_session_create(model_, nullptr, &session_, detail, sizeof detail), XSR_STATUS_OK)
+    EXPECT_EQ(xsr_session_create(model_, &options, &session_, detail, sizeof detail), XSR_STATUS_OK)
         << detail;
     info_.size = sizeof info_;
     EXPECT_EQ(xsr_model_get_info(model_, &info_), XSR_STATUS_OK);
@@ -161,6 +164,15 @@ TEST_F(EmbedCli, RowIIsLineI) {
     parsed.append(reinterpret_cast<const char*>(&value), 4);
   }
   EXPECT_EQ(parsed, expected);
+}
+
+TEST_F(EmbedCli, TheQkvTableIsThatOfASession) {
+  const std::string text = "The cat sleeps.";
+  write("in.txt", text);
+  const Outcome outcome = embed("-i in.txt -o v.f32 --qkv-table");
+  ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
+  EXPECT_EQ(read("v.f32"), Reference(XSR_QKV_TABLE_ON).row(text));
+  EXPECT_NE(read("v.f32"), Reference().row(text)) << "the sum is taken in another order";
 }
 
 TEST_F(EmbedCli, EmptyInput) {

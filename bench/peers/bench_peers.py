@@ -349,6 +349,7 @@ def main():
                 form, output = peer_engines.FORM[key], folder / f"{key}.npy"
                 if form.kind == "xsr":
                     command = [embed, "-m", args.model, "-i", text, "-o", output, "--compute", form.dtype, "-q"]
+                    command += ["--qkv-table"] if rows[key]["table"] else []
                 else:
                     best = rows[key]["settings"]["corpus_all"]["best"]
                     command = [sys.executable, HERE / "peer_embed.py", key, args.model, text, output, folder,
@@ -369,7 +370,7 @@ def main():
                 output.unlink()
                 return seconds
 
-            keys = [k for k in rows if not rows[k]["table"] and (rows[k]["kind"] == "peer" or rows[k]["dtype"] in usage)]
+            keys = [k for k in rows if rows[k]["kind"] == "peer" or rows[k]["dtype"] in usage]
             times = race("text → .npy", keys, whole, min(args.rounds, 3))
 
             def figures(key):
