@@ -42,15 +42,14 @@ class XsrBench : public testing::Test {
               ("xsr_bench_test." + std::to_string(getpid()) + "." +
                testing::UnitTest::GetInstance()->current_test_info()->name());
     std::filesystem::create_directories(folder_);
-    for (const char* tool : {"xsr-bench", "xsr-train-bench"}) {
-      if (!std::filesystem::exists(kFolder + tool)) GTEST_SKIP() << tool << " is not built";
-    }
+    if (!std::filesystem::exists(kFolder + tool_)) GTEST_SKIP() << tool_ << " is not built";
   }
+  explicit XsrBench(std::string tool = "xsr-bench") : tool_(std::move(tool)) {}
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  Result run(const std::string& arguments, const std::string& tool = "xsr-bench") const {
-    const std::string command =
-        "'" + kFolder + tool + "' " + arguments + " >'" + path("out") + "' 2>'" + path("err") + "'";
+  Result run(const std::string& arguments) const {
+    const std::string command = "'" + kFolder + tool_ + "' " + arguments + " >'" + path("out") +
+                                "' 2>'" + path("err") + "'";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
   }
@@ -67,6 +66,7 @@ class XsrBench : public testing::Test {
       " --random 2,64,2,96,500 --tokens 1,7 --seconds 0.01 --sentences 40 --corpus-seconds 1 ";
 
  private:
+  const std::string tool_;
   std::filesystem::path folder_;
   const std::string kFolder = XSR_BINARY_DIR "/bench/";
 };
@@ -191,9 +191,14 @@ void expect_steps(const json& figures) {
   }
 }
 
-TEST_F(XsrBench, TimesStepsOfTraining) {
+class XsrTrainBench : public XsrBench {
+ protected:
+  XsrTrainBench() : XsrBench("xsr-train-bench") {}
+};
+
+TEST_F(XsrTrainBench, TimesStepsOfTraining) {
   for (const std::string precision : {"f32", "bf16"}) {
-    const Result done = run(kSteps + "--precision " + precision, "xsr-train-bench");
+    const Result done = run(kSteps + "--precision " + precision);
     ASSERT_EQ(done.status, 0) << done.err;
     const json figures = json::parse(done.out);
     EXPECT_EQ(figures["device"], "cpu");
@@ -203,14 +208,14 @@ TEST_F(XsrBench, TimesStepsOfTraining) {
   }
 }
 
-TEST_F(XsrBench, SaysWhatIsWrongWithStepsOfTraining) {
-  Result done = run(kSteps + "--precision tf32", "xsr-train-bench");
+TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
+  Result done = run(kSteps + "--precision tf32");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("for CUDA devices alone"));
-  done = run(kSteps + "--device gpu", "xsr-train-bench");
+  done = run(kSteps + "--device gpu");
   EXPECT_EQ(done.status, 2);
   setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
-  done = run(kSteps + "--device cuda", "xsr-train-bench");
+  done = run(kSteps + "--device cuda");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
@@ -241,10 +246,10 @@ TEST_F(XsrBench, TimesACudaDevice) {
   EXPECT_THAT(done.err, HasSubstr("with the ids on the device beforehand"));
 }
 
-TEST_F(XsrBench, TimesStepsOfTrainingOnACudaDevice) {
+TEST_F(XsrTrainBench, TimesStepsOfTrainingOnACudaDevice) {
   setenv("XSR_CUDA_LIBRARY", XSR_CUDA_EMULATED_MODULE, 1);
   setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_TRAIN_CUDA_EMULATED_MODULE, 1);
-  const Result done = run(kSteps + "--device cuda --precision tf32 --exchange", "xsr-train-bench");
+  const Result done = run(kSteps + "--device cuda --precision tf32 --exchange");
   unsetenv("XSR_CUDA_LIBRARY");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
   ASSERT_EQ(done.status, 0) << done.err;
