@@ -390,17 +390,38 @@ TEST_F(CudaEmulator, AStreamDoesNothingBeforeItIsWaitedFor) {
 }
 
 TEST_F(CudaEmulator, AKernelAndAProductWaitLikeCopies) {
-  DeviceBuffer<float> out(2), a(std::vector<float>{2}), b(std::vector<float>{3});
-  out[0] = out[1] = 0;
+  DeviceBuffer<float> out(5), a(std::vector<float>{2}), b(std::vector<float>{3});
+  out[0] = out[4] = 0;
   upload({&out, &a, &b});
   check(launch(write_kernel<float>, 1, 1, 0, stream(), out.device(), 0), "launching");
   const Matrix x{a.device(), 1, Dtype::kF32}, y{b.device(), 1, Dtype::kF32};
-  Gemm().run({1, 1, 1, x, y, out.device() + 1, 1}, stream());
+  Gemm().run({1, 1, 1, x, y, out.device() + 4, 1}, stream());
   EXPECT_EQ(0, out.device()[0]);
-  EXPECT_EQ(0, out.device()[1]);
+  EXPECT_EQ(0, out.device()[4]);
   download({&out});
   EXPECT_EQ(1, out[0]);
-  EXPECT_EQ(6, out[1]);
+  EXPECT_EQ(6, out[4]);
+}
+
+/// Of a product, what cuBLASLt does not take.
+TEST_F(CudaEmulator, AProductHasLayoutsAndAddressesThatCublasltTakes) {
+  DeviceBuffer<float> a(64), b(64), out(64);
+  upload({&a, &b, &out});
+  Gemm gemm;
+  const Matrix x{a.device(), 4, Dtype::kF32}, y{b.device(), 4, Dtype::kF32};
+  const auto refuses = [&](const Product& product) {
+    EXPECT_THROW(gemm.run(product, stream()), Error);
+  };
+  gemm.run({4, 4, 4, x, y, out.device(), 4}, stream());
+  Matrix turned = x;
+  turned.transposed = true;  // its algorithm cannot be chosen for more rows than its stride
+  gemm.run({4, 4, 4, turned, y, out.device(), 4}, stream());
+  refuses({8, 4, 4, turned, y, out.device(), 4});
+  refuses({4, 4, 8, x, y, out.device(), 4});
+  refuses({4, 8, 4, x, y, out.device(), 4});
+  refuses({4, 4, 4, x, y, out.device() + 1, 4});
+  refuses({4, 4, 4, {a.device() + 2, 4, Dtype::kF32}, y, out.device(), 4});
+  download({&out});
 }
 
 TEST_F(CudaEmulator, AGraphReadsWhatIsThereWhenItRuns) {

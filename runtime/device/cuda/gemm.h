@@ -41,6 +41,14 @@ struct Product {
   bool split_k = false;  // K may be summed in parts, whose number depends on M, N and K
 };
 
+/// Whether one algorithm does a product with any M. Not where K may be split; nor where a is
+/// transposed, for there M is the extent that a.stride is the stride of, and an algorithm may need
+/// it to be even, or more.
+constexpr bool same_for_every_M(const Product& p) { return !p.split_k && !p.a.transposed; }
+/// The M that a product's algorithm is chosen for: its own, or for all of them about a chunk of a
+/// corpus, since it must not depend on which product came first.
+constexpr int32_t rows_to_choose_by(const Product& p) { return same_for_every_M(p) ? 4096 : p.M; }
+
 class Gemm {
  public:
   /// On the device of this thread. tf32: f32 products may round their operands to TF32. Throws
@@ -52,8 +60,8 @@ class Gemm {
 
   /// One algorithm for each (N, K, dtypes, layouts, bias, c), chosen at the first product of the
   /// kind and kept for every M, without splitting K: a row's bits do not depend on the other rows,
-  /// nor on how many they are. With split_k one for each M too: two runs give the same bits, no
-  /// more. Throws Error(CUDA).
+  /// nor on how many they are. With split_k, or a transposed, one for each M too: two runs give the
+  /// same bits, no more. Throws Error(CUDA).
   void run(const Product& product, Stream stream);
 
  private:

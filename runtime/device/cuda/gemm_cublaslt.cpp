@@ -1,6 +1,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <tuple>
@@ -13,9 +14,6 @@ namespace xsr::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = 32 << 20;
-// The algorithm is chosen for so many rows, whatever the product at hand has: it must not depend on
-// which product came first. About a chunk of a corpus.
-constexpr int32_t kReferenceRows = 4096;
 
 void check_blas(cublasStatus_t status, const char* doing) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -80,8 +78,7 @@ struct Gemm::Impl {
   }
 
   cublasLtMatmulAlgo_t choose(const Product& p, cublasLtMatmulDesc_t description) {
-    const int32_t rows = p.split_k ? p.M : kReferenceRows;
-    const Layouts layouts(p, rows);
+    const Layouts layouts(p, rows_to_choose_by(p));
     Preference preference;
     check_blas(cublasLtMatmulPreferenceCreate(&preference.value), "choosing an algorithm");
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -102,18 +99,35 @@ struct Gemm::Impl {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
-    cublasLtMatmulHeuristicResult_t result = {};
+    constexpr int kMost = 8;
+    cublasLtMatmulHeuristicResult_t results[kMost] = {};
     int found = 0;
     check_blas(cublasLtMatmulAlgoGetHeuristic(handle, description, layouts.b.value, layouts.a.value,
                                               layouts.c.value, layouts.out.value, preference.value,
-                                              1, &result, &found),
+                                              kMost, results, &found),
                "choosing an algorithm");
     if (found == 0) {
       throw Error(XSR_STATUS_CUDA, "cuBLASLt has no algorithm for a product of " +
                                        std::to_string(p.N) + " outputs and " + std::to_string(p.K) +
                                        " inputs");
     }
-    return result.algo;
+    // They come best first, and are promised for the rows that were asked for alone.
+    const auto* best = std::find_if(results, results + found, [&](const auto& result) {
+      return !same_for_every_M(p) ||
+             (takes(result.algo, p, description, 1) && takes(result.algo, p, description, 1 << 16));
+    });
+    return (best == results + found ? results : best)->algo;
+  }
+
+  /// Whether the algorithm can do the product with so many rows.
+  bool takes(const cublasLtMatmulAlgo_t& algorithm, const Product& p,
+             cublasLtMatmulDesc_t description, int32_t rows) {
+    const Layouts layouts(p, rows);
+    cublasLtMatmulHeuristicResult_t result = {};
+    return cublasLtMatmulAlgoCheck(handle, description, layouts.b.value, layouts.a.value,
+                                   layouts.c.value, layouts.out.value, &algorithm,
+                                   &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= kWorkspaceBytes;
   }
 };
 
@@ -145,7 +159,7 @@ void Gemm::run(const Product& p, Stream stream) {
     describe(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     describe(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
   }
-  const Key key{p.split_k ? p.M : 0,
+  const Key key{same_for_every_M(p) ? 0 : p.M,
                 p.N,
                 p.K,
                 p.a.stride,

@@ -44,6 +44,21 @@ void multiply(const Product& p) {
   }
 }
 
+/// What cuBLASLt asks of a product, and of the one that stands for it when its algorithm is chosen.
+void require_layouts(const Product& p) {
+  const int64_t rows = rows_to_choose_by(p);
+  const auto fits = [](const Matrix& matrix, int64_t r, int64_t columns) {
+    return matrix.stride >= (matrix.transposed ? r : columns);
+  };
+  if (!fits(p.a, rows, p.K) || !fits(p.b, p.N, p.K) || p.out_stride < p.N ||
+      (p.c != nullptr && p.c_stride < p.N) || (p.c == p.out && p.c_stride != p.out_stride))
+    throw Error(XSR_STATUS_INTERNAL, "a product whose rows overlap");
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  if (!aligned(p.a.data) || !aligned(p.b.data) || !aligned(p.out) || !aligned(p.bias) ||
+      !aligned(p.c))
+    throw Error(XSR_STATUS_INTERNAL, "a product of data that is not aligned");
+}
+
 }  // namespace
 
 struct Gemm::Impl {};
@@ -55,6 +70,7 @@ void Gemm::run(const Product& product, Stream stream) {
     throw Error(XSR_STATUS_INTERNAL, "a product into bf16 with a bias, a c or operands of f32");
   }
   if (product.M == 0 || product.N == 0) return;
+  require_layouts(product);
   check(emulated::submit(stream, [product] { multiply(product); }), "multiplying");
 }
 
