@@ -366,6 +366,35 @@ TEST_F(CudaTrainerTest, StopsBeforeWhatIsNotFinite) {
 
 // ---- several devices ----
 
+#ifdef XSR_EMULATED
+/// Memory runs out for the batch itself, then for the activations.
+TEST_F(CudaTrainerTest, GoesOnAfterABatchThatMemoryDoesNotSufficeFor) {
+  const ModelConfig config = small_config();
+  const PairBatch small = make_batch(config, 3), large = make_batch(config, 9);
+  CudaTrainer one(config, every_objective(), tiles_of(32));
+  CudaTrainer other(config, every_objective(), tiles_of(32));
+  initialize(one);
+  initialize(other);
+  for (const char* bytes : {"100", "100000"}) {
+    for (int call = 0; call < 2; ++call) one.step(small, 1e-3), other.step(small, 1e-3);
+    setenv("XSR_EMULATED_BYTES", bytes, 1);
+    try {
+      other.step(large, 1e-3);
+      ADD_FAILURE() << "a batch of more than " << bytes << " bytes";
+    } catch (const Error& e) {
+      EXPECT_EQ(XSR_STATUS_OUT_OF_MEMORY, e.status()) << e.what();
+    }
+    unsetenv("XSR_EMULATED_BYTES");
+    one.step(small, 1e-3);
+    other.step(small, 1e-3);
+    EXPECT_TRUE(same_bits(one.values(), other.values())) << bytes;
+  }
+  one.step(large, 1e-3);
+  other.step(large, 1e-3);
+  EXPECT_TRUE(same_bits(one.values(), other.values()));
+}
+#endif
+
 TEST(SlicePairs, HasTheSentencesOfItsPairs) {
   const PairBatch batch = make_batch(small_config(), 7);
   for (int32_t first = 0; first <= 7; ++first) {

@@ -207,8 +207,12 @@ class CudaTrainer::Impl {
       PairBatch slice;
       const PairBatch& share = own_share(batch, slice);
       if (batch_.build(share, tokens_of(share), batch.num_pairs)) {
-        reserve();
-        graphs_.clear();
+        try {
+          reserve();
+        } catch (...) {
+          batch_.release();  // or a smaller batch would take what is not there for large enough
+          throw;
+        }
       }
     }
     batch_.set_coefficients(dropout, adam);
@@ -386,6 +390,7 @@ class CudaTrainer::Impl {
     plan.add(&loss_parts_, std::max(3 * S, B));
     for (float** similarities : {&s_[0], &s_[1]}) plan.add(similarities, B * B);
     plan.add(&similarity_statistics_, 4 * B);
+    graphs_.clear();  // they read and write what is freed here
     memory_ = Memory();
     memory_ = plan.allocate(Place::kDevice);
     if (communicator_ == nullptr) {

@@ -22,9 +22,15 @@ DeviceBatch::DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objec
     words_.num_targets += weight != 0;
 }
 
+void DeviceBatch::release() {
+  max_tokens_ = max_sentences_ = max_total_pairs_ = 0;
+  prepared_ = false;
+  for (Memory* memory : {&current_.memory, &next_.memory, &device_memory_, &logits_memory_})
+    *memory = Memory();
+}
+
 void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
-  max_tokens_ = tokens;
-  max_sentences_ = sentences;
+  release();
   // A sentence's bags hold the words of the other side and one that was masked.
   max_words_ = int64_t{tokens} + sentences;
   const size_t N = static_cast<size_t>(tokens), S = static_cast<size_t>(sentences),
@@ -52,9 +58,6 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
     plan.add(&a.adam, 1);
     return plan.allocate(place);
   };
-  prepared_ = false;
-  for (Memory* memory : {&current_.memory, &next_.memory, &device_memory_, &logits_memory_})
-    *memory = Memory();
   for (Made* made : {&current_, &next_}) made->memory = allocate(made->arrays, Place::kPinned);
   device_memory_ = allocate(device_, Place::kDevice);
   Plan logits;
@@ -67,6 +70,8 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
   words_.mass_stride = max_words_;
   words_.coefficient_sums = device_.coefficient_sums;
   words_.logits = logits_;
+  max_tokens_ = tokens;
+  max_sentences_ = sentences;
 }
 
 void DeviceBatch::take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
@@ -131,9 +136,10 @@ void DeviceBatch::take_words(const PairBatch& batch, Made& to) {
 bool DeviceBatch::build(const PairBatch& batch, int32_t tokens, int32_t total_pairs) {
   const bool moved = !fits(batch, tokens);
   const bool grown = moved || total_pairs > max_total_pairs_;
-  max_total_pairs_ = std::max(total_pairs, max_total_pairs_);
+  const int32_t most_pairs = std::max(total_pairs, max_total_pairs_);
   if (moved)
     reserve(std::max(tokens, max_tokens_), std::max(batch.num_sentences(), max_sentences_));
+  max_total_pairs_ = most_pairs;
   make(batch, tokens, total_pairs, current_);
   return grown;
 }

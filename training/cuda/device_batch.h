@@ -39,13 +39,15 @@ class DeviceBatch {
   /// Takes a batch over, filled up to `tokens` ≥ its number with tokens that belong to no sentence.
   /// `total_pairs`, which losses are a mean over, counts other devices' shares too. True when
   /// something has moved or must grow, for one of the sizes is larger than all before; what was
-  /// prepared is then gone.
+  /// prepared is then gone. Where memory does not suffice it throws, and is as at first.
   bool build(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
   /// Makes another batch ready beside the one taken over, which the device may be reading, in place
   /// of what was prepared before. A batch that is larger than all before is left to build().
   void prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
   /// Takes over what was prepared; false when there is nothing.
   bool take_prepared();
+  /// Frees all memory: the next batch is taken as the first one.
+  void release();
   /// Of the step that comes.
   void set_coefficients(const kernels::Dropout& dropout, const kernels::AdamStep& adam);
   void upload(cuda::Stream stream) const;

@@ -52,6 +52,12 @@ void StreamOwner::synchronize() const {
 
 Memory::Memory(Place place, size_t bytes) : place_(place), bytes_(bytes) {
   if (bytes == 0) return;
+  const char* most = std::getenv("XSR_EMULATED_BYTES");
+  if (place == Place::kDevice && most != nullptr && bytes > std::strtoull(most, nullptr, 10)) {
+    throw Error(XSR_STATUS_OUT_OF_MEMORY, "emulated device: allocating " + std::to_string(bytes) +
+                                              " bytes on the device: XSR_EMULATED_BYTES is " +
+                                              most);
+  }
   const size_t size = guarded(bytes);
   uint8_t* memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, size));
   if (memory == nullptr) throw std::bad_alloc();
