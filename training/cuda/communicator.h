@@ -9,8 +9,8 @@ namespace xsr::training {
 
 /// One device's end of what several devices that train together tell each other. Every rank makes
 /// the same calls in the same order, from a thread of its own; they run on the stream and may be
-/// captured. Two bodies: communicator_nccl.cpp, and communicator_emulated.cpp for the emulated
-/// device.
+/// captured; those graphs must be gone, on every rank, before the first communicator ends. Two
+/// bodies: communicator_nccl.cpp, and communicator_emulated.cpp for the emulated device.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -20,7 +20,8 @@ class Communicator {
   /// x ← Σ over the ranks, the same bits on each; two runs give the same.
   virtual void sum(float* x, int64_t count, cuda::Stream stream) = 0;
   virtual void sum(double* x, int64_t count, cuda::Stream stream) = 0;
-  /// Ends what other ranks wait for, since this one will not come. Nothing can be called after it.
+  /// Ends what this rank waits for, since another will not come. Nothing can be called after it but
+  /// itself, from any thread.
   virtual void abort() noexcept = 0;
 };
 

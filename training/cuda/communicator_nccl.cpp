@@ -2,7 +2,10 @@
 // build or to train on one.
 #include <dlfcn.h>
 
+#include <atomic>
 #include <string>
+#include <system_error>
+#include <thread>
 
 #include "runtime/error.h"
 #include "training/cuda/communicator.h"
@@ -65,7 +68,8 @@ class NcclCommunicator : public Communicator {
  public:
   NcclCommunicator(Comm comm, int32_t rank) : nccl_(Nccl::get()), comm_(comm), rank_(rank) {}
   ~NcclCommunicator() override {
-    if (comm_ != nullptr) nccl_.destroy(comm_);
+    if (abort_.joinable()) abort_.join();
+    if (const Comm comm = comm_.exchange(nullptr)) nccl_.destroy(comm);
   }
   int32_t rank() const override { return rank_; }
   void gather(float* x, const std::vector<int64_t>& starts, cuda::Stream stream) override {
@@ -85,9 +89,16 @@ class NcclCommunicator : public Communicator {
   void sum(double* x, int64_t count, cuda::Stream stream) override {
     add_up(x, count, kFloat64, stream);
   }
+  // It ends the kernels that wait for another rank, and then waits itself until no captured graph
+  // holds the communicator. The rank has its graphs still, so it waits in a thread of its own.
   void abort() noexcept override {
-    if (comm_ != nullptr) nccl_.abort(comm_);
-    comm_ = nullptr;
+    const Comm comm = comm_.exchange(nullptr);  // several ranks may call this at once
+    if (comm == nullptr) return;
+    try {
+      abort_ = std::thread([this, comm] { nccl_.abort(comm); });
+    } catch (const std::system_error&) {
+      nccl_.abort(comm);
+    }
   }
 
  private:
@@ -98,8 +109,9 @@ class NcclCommunicator : public Communicator {
   }
 
   const Nccl& nccl_;
-  Comm comm_;
+  std::atomic<Comm> comm_;
   const int32_t rank_;
+  std::thread abort_;
 };
 
 }  // namespace

@@ -269,6 +269,7 @@ class CudaTrainer::Impl {
     embeddings_current_ = false;
   }
 
+  void forget_graphs() { graphs_.clear(); }
   void abort() noexcept {
     if (communicator_ != nullptr) communicator_->abort();
   }
@@ -930,6 +931,9 @@ class CudaTrainer::Crew {
                                               std::move(communicators[r])));
     }
     if (ranks_.size() > 1) workers_ = std::vector<Worker>(ranks_.size());
+  }
+  ~Crew() {
+    for (const auto& rank : ranks_) rank->forget_graphs();  // before the first communicator ends
   }
 
   Impl& first() { return *ranks_.front(); }
