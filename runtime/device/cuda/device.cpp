@@ -4,7 +4,8 @@
 
 namespace xsr::cuda {
 namespace {
-constexpr size_t kAlignment = 256;  // what cudaMalloc gives
+constexpr size_t kAlignment = 256;        // what cudaMalloc gives
+constexpr int32_t kLeastCapability = 80;  // bf16 on tensor cores, cp.async
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 }  // namespace
 
@@ -22,6 +23,13 @@ std::vector<DeviceInfo> require_devices(const std::vector<int32_t>& wanted) {
                                        std::to_string(all.size()) + " can be used, counted from 0");
     }
     found.push_back(all[static_cast<size_t>(device)]);
+    const int32_t capability = found.back().compute_capability;
+    if (capability != 0 && capability < kLeastCapability) {
+      throw Error(XSR_STATUS_UNSUPPORTED, found.back().name + " has compute capability " +
+                                              std::to_string(capability / 10) + "." +
+                                              std::to_string(capability % 10) +
+                                              ", xsr needs 8.0; use the device cpu");
+    }
   }
   return found;
 }

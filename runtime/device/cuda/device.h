@@ -31,7 +31,7 @@ std::vector<DeviceInfo> devices(std::string* why_none);
 void select_device(int32_t device);
 
 /// What is known of the devices `wanted`, in their order. Throws Error(CUDA): no device can be
-/// used, and why, or not one of these.
+/// used, and why, or not one of these; Error(UNSUPPORTED): one that the kernels are not made for.
 std::vector<DeviceInfo> require_devices(const std::vector<int32_t>& wanted);
 
 /// select_device for a scope; the caller's own choice comes back at its end.

@@ -1,5 +1,7 @@
 #include <cuda_runtime.h>
 
+#include <cstdlib>
+
 #include "runtime/device/cuda/device.h"
 #include "runtime/error.h"
 
@@ -13,17 +15,36 @@ void check(Status status, const char* doing) {
               std::string("CUDA: ") + doing + ": " + cudaGetErrorString(error));
 }
 
+namespace {
+
+std::string cuda_version(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+std::string why_no_device(cudaError_t error) {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  cudaGetLastError();
+  if (driver == 0) return "no NVIDIA driver is installed";
+  if (error == cudaErrorInsufficientDriver) {
+    return "the NVIDIA driver is one for CUDA " + cuda_version(driver) + " and too old for CUDA " +
+           cuda_version(runtime) + ", which this was built with; install a newer driver";
+  }
+  const std::string why =
+      error == cudaSuccess ? "no CUDA device is visible" : cudaGetErrorString(error);
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  return visible == nullptr ? why : why + " (CUDA_VISIBLE_DEVICES is \"" + visible + "\")";
+}
+
+}  // namespace
+
 std::vector<DeviceInfo> devices(std::string* why_none) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     cudaGetLastError();
-    int driver = 0;
-    cudaDriverGetVersion(&driver);
-    cudaGetLastError();
-    *why_none = driver == 0            ? "no NVIDIA driver is installed"
-                : error == cudaSuccess ? "no CUDA device is visible"
-                                       : cudaGetErrorString(error);
+    *why_none = why_no_device(error);
     return {};
   }
   std::vector<DeviceInfo> found;
