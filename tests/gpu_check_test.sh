@@ -12,7 +12,7 @@ cp "$source/scripts/gpu-check.sh" "$tree/scripts/"
 printf 'a\tb\nc\td\n' >"$tree/examples/data/tatoeba.en-fr.tsv"
 program() { printf '#!/usr/bin/env bash\n%s\n' "$2" >"$1" && chmod +x "$1"; }
 # The driver's place is taken even where there is a driver.
-run() { (cd "$tree" && PATH="$fakes:$PATH" scripts/gpu-check.sh --no-build) >"$work/log" 2>&1; }
+run() { (cd "$tree" && PATH="$fakes:$PATH" scripts/gpu-check.sh "${@:---no-build}") >"$work/log" 2>&1; }
 
 program "$fakes/nvidia-smi" 'exit 9'
 ! run || fail "it went on without a GPU"
@@ -62,6 +62,38 @@ grep -q -- '--device cuda.*--made-up.*batch_pairs=1024' "$tree/docs/results/gpu-
   fail "it asked train_baseline.py for something else"
 grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-check.json does not name the device"
 grep -q "2 tests passed, 0 failed, 0 skipped" "$work/log" || fail "it does not count the tests"
+
+# NCCL that only a Python package brings: the bench of it alone is shown the way.
+mkdir -p "$work/package/lib" && touch "$work/package/lib/libnccl.so.2"
+program "$fakes/python3" "[ \"\$1\" != -c ] || { [[ \$2 == *nvidia.nccl* ]] && echo $work/package/lib; exit; }
+  exec $(command -v python3) \"\$@\""
+program "$tree/build/cuda/bench/xsr-train-bench" '[[ "$*" != *--exchange* || $LD_LIBRARY_PATH == */package/lib* ]] || exit 1; '"$bench"
+run training || fail "it did not find the NCCL of a Python package"
+grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it did not time the NCCL of a Python package"
+program "$tree/build/cuda/bench/xsr-train-bench" "$bench"
+finds 0 0
+
+# A stage at a time, into another folder: each keeps what was found before, and does no other's work.
+export XSR_GPU_CHECK_RESULTS="$work/results"
+rm -r "$tree/build/cuda/gpu-check"
+says() { grep -q "$1" "$work/results/gpu-check.json" || fail "after $2 gpu-check.json has not $1"; }
+run tests || fail "the stage of tests failed"
+says '"memcheck": "not run"' tests
+run memcheck || fail "the stage of memcheck failed"
+says '"memcheck": "passed"' memcheck
+says '"passed": 1' memcheck
+says '"nccl": "not run"' memcheck
+[ ! -e "$work/results/gpu-f32.json" ] || fail "it timed sessions without being asked"
+run --quick sessions training || fail "the stages of sessions and training failed"
+[ -s "$work/results/gpu-train-bf16-nccl.json" ] && [ ! -e "$work/results/gpu-peers.json" ] || fail "it did other stages"
+says '"memcheck": "passed"' training
+program "$fakes/compute-sanitizer" 'exit 9'
+! run racecheck || fail "a stage that fails was no failure"
+says '"racecheck": "failed"' racecheck
+says '"memcheck": "passed"' racecheck
+program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
+! run nonsense || fail "it took a stage that there is not"
+unset XSR_GPU_CHECK_RESULTS
 
 expect_failure() { ! run || fail "$1 was no failure"; }
 program "$tree/build/cuda/tests/cuda_session_test" "$(test_program SKIPPED 0 'no CUDA device can be used: none')"
