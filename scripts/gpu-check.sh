@@ -46,11 +46,11 @@ if [ "${stages[*]}" = pack ]; then
   build_targets -DXSR_ONEDNN=OFF || die "the preset cuda does not build"
   packed=(build/cuda/{tests/cuda_*_test,bench/xsr-*,training/xsr-train,runtime/*.so*,training/*.so})
   for library in $(ldd "${packed[@]}" | sed -n 's/^\s*lib\S* => \(\S*\).*/\1/p' | sort -u |
-    grep -v -E '/lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|cublasLt|cuda)\.so'); do
-    cp -u "$library" build/cuda/runtime/  # where all of them look
+    grep -v -E "^$PWD|/lib(c|m|dl|rt|pthread|gcc_s|stdc\\+\\+|gomp|cublasLt|cuda)\\.so"); do
+    cp "$library" build/cuda/runtime/  # where all of them look
+    packed+=("build/cuda/runtime/${library##*/}")
   done
-  tar -cJf build/gpu-check.tar.xz --exclude '*_emulated_test' build/cuda/{tests/cuda_*_test,bench/xsr-*,training/xsr-train,runtime/*.so*,training/*.so} ||
-    die "it cannot be packed"
+  tar -cJf build/gpu-check.tar.xz --exclude '*_emulated_test' "${packed[@]}" || die "it cannot be packed"
   say "$(du -h build/gpu-check.tar.xz | cut -f 1) in build/gpu-check.tar.xz, for a checkout at $PWD"
   exit 0
 fi
@@ -74,7 +74,7 @@ failed=0
 fail() { say "FAILED: $*"; failed=1; }
 limited() { timeout -k 10 "${XSR_GPU_CHECK_SECONDS:-1200}" "$@"; }
 
-! wanted build || build_targets ||
+! wanted build || build_targets -DXSR_ONEDNN=ON ||
   die "the preset cuda does not build here; '$0 pack' elsewhere, unpack that here, and name the other stages"
 tests=()
 for program in build/cuda/tests/cuda_*_test; do

@@ -95,6 +95,22 @@ program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exe
 ! run nonsense || fail "it took a stage that there is not"
 unset XSR_GPU_CHECK_RESULTS
 
+# To pack needs no GPU.
+mkdir -p "$tree"/build/cuda/{training,runtime}
+touch "$tree"/build/cuda/{training/xsr-train,training/libxsr_train_cuda.so,runtime/libxsr_cuda.so}
+program "$fakes/nvidia-smi" 'exit 9'
+program "$fakes/cmake" 'exit 0'
+run pack || fail "it did not pack"
+tar -tJf "$tree/build/gpu-check.tar.xz" >"$work/packed"
+for what in tests/cuda_session_test bench/xsr-train-bench runtime/libxsr_cuda.so; do
+  grep -qx "build/cuda/$what" "$work/packed" || fail "it did not pack $what"
+done
+! grep -q emulated "$work/packed" || fail "it packed what needs no GPU"
+program "$fakes/cmake" 'exit 1'
+! run pack || fail "it packed what does not build"
+program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
+rm -r "$tree"/build/cuda/{training,runtime}
+
 expect_failure() { ! run || fail "$1 was no failure"; }
 program "$tree/build/cuda/tests/cuda_session_test" "$(test_program SKIPPED 0 'no CUDA device can be used: none')"
 expect_failure "a skipped test"
