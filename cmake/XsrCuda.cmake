@@ -19,6 +19,18 @@ if(NOT XSR_SANITIZE)
   set(xsr_follow_options -fsanitize=thread)
 endif()
 
+# nvcc makes one fused operation of a product and the sum it stands in; where this CPU can, so do the emulated device's
+# kernels, so that what may not be fused shows.
+include(CheckCXXSourceRuns)
+set(CMAKE_REQUIRED_FLAGS -mfma)
+check_cxx_source_runs("#include <immintrin.h>
+  int main(int c, char**) { return _mm_cvtss_si32(_mm_fmadd_ss(_mm_set_ss(c), _mm_set_ss(1), _mm_set_ss(-c))); }" XSR_HAS_FMA)
+unset(CMAKE_REQUIRED_FLAGS)
+set(xsr_fuse_options)
+if(XSR_HAS_FMA)
+  set(xsr_fuse_options -mfma -ffp-contract=fast)
+endif()
+
 # xsr_add_cuda_objects(TARGET .cu...) an object library of nvcc's.
 # xsr_add_emulated_objects(TARGET .cu...) the same for the emulated device: a .cpp that includes each.
 function(xsr_add_cuda_objects target)
@@ -33,7 +45,8 @@ function(xsr_add_emulated_objects target)
     get_filename_component(name ${source} NAME_WE)
     set(wrapper "${PROJECT_BINARY_DIR}/emulated/${name}.cpp")
     file(CONFIGURE OUTPUT "${wrapper}" CONTENT "#include \"${source}\"\n")
-    set_source_files_properties("${wrapper}" PROPERTIES OBJECT_DEPENDS "${source}")
+    set_source_files_properties("${wrapper}" PROPERTIES OBJECT_DEPENDS "${source}"
+      COMPILE_OPTIONS "${xsr_fuse_options}")  # behind -ffp-contract=off
     list(APPEND wrappers "${wrapper}")
   endforeach()
   add_library(${target} OBJECT ${wrappers})

@@ -182,7 +182,8 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   }
 
   // Σ_j P ∘ dP, then dQ. The sum is taken over the terms that it is taken from later, and not as
-  // dO · O: where one key has all of a row, they cancel to the bit.
+  // dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn, here and where lse
+  // is taken from a score, since a product that is not rounded before its difference would not.
   const bool one_tile = tile.end - tile.begin <= kTileRows;
   float dq[kD / 8][4], p[2][4], dp[2][4];
   clear_sums(dq);
@@ -203,8 +204,9 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
         for (int32_t e = 0; e < 8; ++e) {
           const int32_t n = e / 4, i = e % 4;
           const bool there = key + n * 8 + 2 * t + i % 2 < tile.end;
-          p[n][i] = there ? expf(p[n][i] * scale - row_lse[i / 2]) : 0.0f;
-          dp[n][i] = there && (keep >> e & 1u) != 0 ? (dp[n][i] + shift[i / 2]) * factor : 0.0f;
+          p[n][i] = there ? expf(__fmul_rn(p[n][i], scale) - row_lse[i / 2]) : 0.0f;
+          dp[n][i] =
+              there && (keep >> e & 1u) != 0 ? __fmul_rn(dp[n][i] + shift[i / 2], factor) : 0.0f;
         }
       }
       XSR_UNROLL
@@ -278,9 +280,9 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       const int32_t n = e / 4, i = e % 4;
       const int64_t row = query + n * 8 + 2 * t + i % 2;  // of the query
       const bool there = row < tile.end, kept = (keep >> e & 1u) != 0;
-      const float probability = there ? expf(p[n][i] * scale - lse[row * H + h]) : 0.0f;
+      const float probability = there ? expf(__fmul_rn(p[n][i], scale) - lse[row * H + h]) : 0.0f;
       const float2 of_row = there ? delta[row * H + h] : make_float2(0, 0);
-      const float dp = kept ? (ds[n][i] + of_row.y) * factor : 0.0f;
+      const float dp = kept ? __fmul_rn(ds[n][i] + of_row.y, factor) : 0.0f;
       ds[n][i] = probability * (dp - of_row.x);
       p[n][i] = kept ? probability : 0.0f;
     }

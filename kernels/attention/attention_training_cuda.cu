@@ -180,7 +180,9 @@ __global__ void __launch_bounds__(kThreads,
   const Shared s = shared_layout(D);
 
   // A query a warp: Σ_j P ∘ dP, then dQ. The sum is taken over the terms that it is taken from
-  // later, and not as dO · O: where one key has all of a row, they cancel to the bit.
+  // later, and not as dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn,
+  // here and where lse is taken from a score, since a product that is not rounded before its
+  // difference would not.
   for (int32_t group = begin; group < end; group += kWarps) {
     const int32_t i = group + (int32_t)threadIdx.x / kWarp;
     const bool active = i < end;  // the whole warp
@@ -199,9 +201,10 @@ __global__ void __launch_bounds__(kThreads,
         __syncwarp();
         const int32_t j = tile + lane_id();
         if (pass == 0 || !one_tile) {
-          p = j < end ? expf(dot(s.row_a, s.tile_a, D) * scale - row_lse) : 0.0f;
-          dp = j < end ? dot(s.row_b, s.tile_b, D) * multiplier(dropout, stream, i, j - begin)
-                       : 0.0f;
+          p = j < end ? expf(__fmul_rn(dot(s.row_a, s.tile_a, D), scale) - row_lse) : 0.0f;
+          dp = j < end
+                   ? __fmul_rn(dot(s.row_b, s.tile_b, D), multiplier(dropout, stream, i, j - begin))
+                   : 0.0f;
         }
         if (pass == 0) {
           row_delta += p * dp;
@@ -239,9 +242,9 @@ __global__ void __launch_bounds__(kThreads,
       const int32_t i = tile + lane_id();
       float ds = 0, dropped = 0;
       if (i < end) {
-        const float p = expf(dot(s.row_a, s.tile_a, D) * scale - lse[(int64_t)i * H + h]);
+        const float p = expf(__fmul_rn(dot(s.row_a, s.tile_a, D), scale) - lse[(int64_t)i * H + h]);
         const float factor = multiplier(dropout, stream, i, j - begin);
-        const float dp = dot(s.row_b, s.tile_b, D) * factor;
+        const float dp = __fmul_rn(dot(s.row_b, s.tile_b, D), factor);
         dropped = p * factor;
         ds = p * (dp - delta[(int64_t)i * H + h]) * scale;
       }
