@@ -34,7 +34,8 @@ void select_device(int32_t device);
 /// used, and why, or not one of these; Error(UNSUPPORTED): one that the kernels are not made for.
 std::vector<DeviceInfo> require_devices(const std::vector<int32_t>& wanted);
 
-/// select_device for a scope; the caller's own choice comes back at its end.
+/// select_device for a scope; at its end the thread has the context that it had before, be it none
+/// or one of its own making.
 class SelectedDevice {
  public:
   explicit SelectedDevice(int32_t device);
@@ -43,7 +44,7 @@ class SelectedDevice {
   SelectedDevice& operator=(const SelectedDevice&) = delete;
 
  private:
-  [[maybe_unused]] int32_t before_;  // -1: nothing to bring back; the emulated device has none
+  [[maybe_unused]] void* before_ = nullptr;  // the emulated device has no contexts
 };
 
 class StreamOwner {

@@ -1,4 +1,5 @@
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 
 #include <cstdlib>
 
@@ -59,14 +60,38 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
 
 void select_device(int32_t device) { check(cudaSetDevice(device), "selecting a device"); }
 
-SelectedDevice::SelectedDevice(int32_t device) : before_(-1) {
-  int current = 0;
-  check(cudaGetDevice(&current), "asking for the selected device");
-  if (current != device) before_ = current;
+namespace {
+
+/// The driver's contexts, which the runtime's devices are a view of: cudaSetDevice() takes the
+/// place of a context that the caller made itself, and makes one on the device that is to come
+/// back.
+struct Contexts {
+  using Get = int (*)(void** context);
+  using Set = int (*)(void* context);
+  Get get = nullptr;
+  Set set = nullptr;
+  static const Contexts& driver() {
+    static const Contexts found = [] {
+      Contexts contexts;
+      if (void* const library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)) {
+        contexts.get = reinterpret_cast<Get>(::dlsym(library, "cuCtxGetCurrent"));
+        contexts.set = reinterpret_cast<Set>(::dlsym(library, "cuCtxSetCurrent"));
+      }
+      return contexts;
+    }();
+    return found;
+  }
+};
+
+}  // namespace
+
+SelectedDevice::SelectedDevice(int32_t device) {
+  // Where the driver has not been started there is no context: before_ stays null.
+  if (const auto get = Contexts::driver().get) get(&before_);
   select_device(device);
 }
 SelectedDevice::~SelectedDevice() {
-  if (before_ >= 0) cudaSetDevice(before_);
+  if (const auto set = Contexts::driver().set) set(before_);
 }
 
 StreamOwner::StreamOwner() {

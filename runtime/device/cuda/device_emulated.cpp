@@ -41,7 +41,7 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
 }
 
 void select_device(int32_t) {}
-SelectedDevice::SelectedDevice(int32_t) : before_(-1) {}
+SelectedDevice::SelectedDevice(int32_t) {}
 SelectedDevice::~SelectedDevice() = default;
 
 StreamOwner::StreamOwner() : stream_(new CUstream_st) {}

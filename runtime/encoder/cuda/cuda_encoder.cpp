@@ -43,6 +43,8 @@ class Device {
     try {
       const SelectedDevice selected(number_);
       for (auto& lane : lanes_) lane.reset();
+      weights_.reset();
+      stream_.reset();
     } catch (const Error&) {  // a driver that has gone away
     }
   }
