@@ -356,10 +356,11 @@ int main(int argc, char** argv) {
          "f32, tf32 or bf16")
       ->check(CLI::IsMember(xsr::compute_names()))
       ->capture_default_str();
-  app.add_flag("--qkv-table", options.qkv_table,
-               "Compute the first layer's Q, K and V of every token of the vocabulary once, and look "
-               "them up: faster from some thousand lines on, for vocabulary x 3 x hidden size x 4 "
-               "bytes of memory; the vectors differ in their last bits from those without");
+  app.add_flag(
+      "--qkv-table", options.qkv_table,
+      "Compute the first layer's Q, K and V of every token of the vocabulary once, and look "
+      "them up: faster from some thousand lines on, for vocabulary x 3 x hidden size x 4 "
+      "bytes of memory; the vectors differ in their last bits from those without");
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
