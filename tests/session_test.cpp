@@ -358,6 +358,12 @@ TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_embed_ids(session.get(), ids, falling, 1, out.data(), nullptr));
   EXPECT_STREQ("offsets[1] is 1, below offsets[0] = 2", xsr_session_get_error(session.get()));
+  // No id is read where a later offset says that there are fewer.
+  const size_t falling_later[] = {0, size_t{1} << 40, 0};
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), nullptr, falling_later, 2, out.data(), nullptr));
+  EXPECT_STREQ("offsets[2] is 0, below offsets[1] = 1099511627776",
+               xsr_session_get_error(session.get()));
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_embed_ids(session.get(), ids, offsets, 1, nullptr, nullptr));
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
