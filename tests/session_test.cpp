@@ -1,5 +1,8 @@
 // The promises of the C API: the same bits whatever the batch, order and thread count; statuses and
 // messages; models shared by many threads.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -217,6 +220,29 @@ TEST_F(SmallModel, OneModelManyThreadsASessionEach) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(0, wrong);
+}
+
+/// A child of fork() has none of the session's threads; it embeds without them and lets go of the
+/// session.
+TEST_F(SmallModel, AForkedProcessUsesAndDestroysTheSession) {
+  SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 3));
+  const std::vector<std::vector<int32_t>> sentences(100, {3, 4, 5, 6, 7});
+  const std::vector<float> expected = embed(session.get(), sentences, C);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(20);  // rather than waiting for ever
+    const bool same = first_difference(expected, embed(session.get(), sentences, C), C) < 0;
+    // Its own threads get the memory of those that are not there.
+    const SessionPointer own = make_session(model_, options_for(XSR_ISA_AUTO, 3));
+    session.reset();
+    _exit(same && first_difference(expected, embed(own.get(), sentences, C), C) < 0 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  EXPECT_EQ(0, WEXITSTATUS(status));
+  EXPECT_EQ(-1, first_difference(expected, embed(session.get(), sentences, C), C));
 }
 
 TEST_F(SmallModel, ResultsSayTruncatedAndEmpty) {
