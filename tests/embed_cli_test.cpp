@@ -292,6 +292,28 @@ TEST_F(EmbedCli, ACudaDeviceGivesTheSameVectors) {
 }
 #endif
 
+/// Words that nobody can read are no failure, and no reason to write them elsewhere.
+TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
+  write("in.txt", "The cat sleeps.\n");
+  ASSERT_EQ(embed("-i in.txt -o whole.npy").exit_status, 0);
+  const auto shell = [&](const std::string& arguments) {
+    const std::string command = "cd " + path("") + " && exec " + kTool + " -m " + kModel + " ";
+    const int status = std::system((command + arguments).c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  };
+  for (const std::string streams : {" 2>/dev/full", " 2>&-", " >&- 2>&-"}) {
+    EXPECT_EQ(shell("-o v.npy <in.txt" + streams), 0) << streams;
+    EXPECT_TRUE(read("v.npy") == read("whole.npy")) << streams;
+    fs::remove(path("v.npy"));
+    EXPECT_EQ(shell("-i missing.txt -o v.npy" + streams), 1) << streams;
+    EXPECT_EQ(shell("-o v.bin <in.txt" + streams), 2) << streams;
+  }
+  EXPECT_EQ(shell("-i in.txt -o - >&- 2>err"), 1) << "nowhere to write to";
+  EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write: bad file descriptor"));
+  EXPECT_EQ(shell("-o v.npy <&- 2>err"), 1) << "nothing to read";
+  EXPECT_THAT(read("err"), HasSubstr("standard input: cannot read: Bad file descriptor"));
+}
+
 TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {
   write("in.txt", std::string(20000, '\n'));
   // The limit on a file's size, in blocks of 512 or 1,024 bytes, plays the full disk.
