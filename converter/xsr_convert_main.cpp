@@ -13,6 +13,7 @@
 #include "converter/quality.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer_tables.h"
 
@@ -28,12 +29,7 @@ struct Arguments {
 };
 
 void convert(const Arguments& a, xsr::ConvertOptions options) {
-  std::error_code ignored;
-  if (std::filesystem::equivalent(a.in, a.out, ignored)) {
-    throw xsr::Error(
-        XSR_STATUS_INVALID_ARGUMENT,
-        fmt::format("{}: is the input too, which would be overwritten: give another -o", a.out));
-  }
+  xsr::require_other_file(a.in, a.out);
   if (!a.spm.empty()) {
     options.sentencepiece = xsr::read_whole_file(a.spm);
     options.sentencepiece_name = a.spm;

@@ -21,6 +21,7 @@
 #include "corpus/vector_writer.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/option_names.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
@@ -245,6 +246,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 int run(const Options& options) {
   const xsr::VectorFormat format = xsr::vector_format(options.output);
+  xsr::require_other_file(options.input, options.output);
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
   xsr::VectorWriter writer(options.output, format, embedder.columns());
@@ -343,7 +345,7 @@ int main(int argc, char** argv) {
   app.add_flag("--ids", options.ids,
                "Lines hold token ids separated by spaces, special tokens included");
   app.add_option("--threads", options.threads, "Threads; 0: the processors this process may use")
-      ->check(CLI::Range(0, 4096))
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_option("--device", options.device,
                  "cpu; cuda; or cuda:0,1 for several devices that share the sentences")

@@ -250,6 +250,15 @@ TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_EQ(no_input.exit_status, 1);
   EXPECT_THAT(no_input.err, HasSubstr("missing.txt: cannot open: No such file"));
   EXPECT_EQ(run("-m in.txt -i in.txt -o v.npy").exit_status, 1);  // no model file
+  EXPECT_EQ(embed("-i in.txt -o v.npy --threads 1025").exit_status, 2);
+  write("same.tsv", "a\n");
+  fs::create_symlink("same.tsv", path("link.tsv.partial"));
+  for (const char* output : {"same.tsv", "link.tsv"}) {
+    const Outcome same = embed("-i same.tsv -o "s + output);
+    EXPECT_EQ(same.exit_status, 1);
+    EXPECT_THAT(same.err, HasSubstr("is the input too, which would be overwritten"));
+    EXPECT_EQ(read("same.tsv"), "a\n");
+  }
   EXPECT_EQ(embed("-i in.txt -o v.npy --device gpu").exit_status, 2);
   const Outcome no_library = wait_for(start("-m " + kModel + " -i in.txt -o v.npy --device cuda",
                                             "export XSR_CUDA_LIBRARY=/no/such/libxsr_cuda.so; "));
