@@ -306,9 +306,7 @@ TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
   write("in.txt", "The cat sleeps.\n");
   ASSERT_EQ(embed("-i in.txt -o whole.npy").exit_status, 0);
   const auto shell = [&](const std::string& arguments) {
-    const std::string command = "cd " + path("") + " && exec " + kTool + " -m " + kModel + " ";
-    const int status = std::system((command + arguments).c_str());
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return status_of("-m " + kModel + " " + arguments);
   };
   for (const std::string streams : {" 2>/dev/full", " 2>&-", " >&- 2>&-"}) {
     EXPECT_EQ(shell("-o v.npy <in.txt" + streams), 0) << streams;
