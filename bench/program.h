@@ -2,12 +2,12 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <exception>
 #include <string>
 
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
+#include "runtime/text/standard_streams.h"
 
 namespace xsr::bench {
 
@@ -17,19 +17,20 @@ namespace xsr::bench {
 template <typename Body>
 int run_program(const char* name, CLI::App& app, int argc, char** argv, const std::string& device,
                 Body&& body) {
+  occupy_closed_standard_streams();
   try {
     app.parse(argc, argv);
     cuda_devices_of(device);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   } catch (const Error& error) {
-    fmt::print(stderr, "{}: {}\n", name, error.what());
+    tell(fmt::format("{}: {}\n", name, error.what()));
     return 2;
   }
   try {
     return body();
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: {}\n", name, error.what());
+    tell(fmt::format("{}: {}\n", name, error.what()));
     return 1;
   }
 }

@@ -22,6 +22,7 @@
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/option_names.h"
+#include "runtime/text/standard_streams.h"
 
 namespace xsr::bench {
 namespace {
@@ -137,8 +138,8 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
   measure_roofline();
   for (const int32_t tokens : options.tokens) {
     if (tokens > model.info().max_seq_len) {
-      fmt::print(stderr, "xsr-bench: {} tokens are left out, the model takes {} at most\n", tokens,
-                 model.info().max_seq_len);
+      tell(fmt::format("xsr-bench: {} tokens are left out, the model takes {} at most\n", tokens,
+                       model.info().max_seq_len));
       continue;
     }
     report.latency.push_back(measure_latency(model, session, tokens, options.seconds));

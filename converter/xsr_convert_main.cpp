@@ -13,6 +13,8 @@
 #include "converter/quality.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
+#include "runtime/format/partial_file.h"
+#include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer_tables.h"
 
 namespace {
@@ -27,12 +29,7 @@ struct Arguments {
 };
 
 void convert(const Arguments& a, xsr::ConvertOptions options) {
-  std::error_code ignored;
-  if (std::filesystem::equivalent(a.in, a.out, ignored)) {
-    throw xsr::Error(
-        XSR_STATUS_INVALID_ARGUMENT,
-        fmt::format("{}: is the input too, which would be overwritten: give another -o", a.out));
-  }
+  xsr::require_other_file(a.in, a.out);
   if (!a.spm.empty()) {
     options.sentencepiece = xsr::read_whole_file(a.spm);
     options.sentencepiece_name = a.spm;
@@ -70,26 +67,25 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
                       xsr::tokenizer_tables_for_file(model.tokenizer));
 
   const auto& c = model.config;
-  fmt::print(stderr,
-             "xsr-convert: {}: family {}, {} layers, hidden_size {}, {} heads, intermediate_size "
-             "{}, vocab_size {}, at most {} "
-             "tokens, {}{}, weights in {}, {} bytes\n",
-             a.out, to_string(c.family), c.num_layers, c.hidden_size, c.num_heads,
-             c.intermediate_size, c.vocab_size, c.max_seq_len, xsr::to_string(c.activation),
-             c.lowercase ? ", lower-cased" : "", to_string(a.dtype),
-             std::filesystem::file_size(a.out));
-  if (!quality_line.empty()) fmt::print(stderr, "xsr-convert: quality: {}\n", quality_line);
+  xsr::tell(fmt::format(
+      "xsr-convert: {}: family {}, {} layers, hidden_size {}, {} heads, intermediate_size "
+      "{}, vocab_size {}, at most {} "
+      "tokens, {}{}, weights in {}, {} bytes\n",
+      a.out, to_string(c.family), c.num_layers, c.hidden_size, c.num_heads, c.intermediate_size,
+      c.vocab_size, c.max_seq_len, xsr::to_string(c.activation), c.lowercase ? ", lower-cased" : "",
+      to_string(a.dtype), std::filesystem::file_size(a.out)));
+  if (!quality_line.empty()) xsr::tell(fmt::format("xsr-convert: quality: {}\n", quality_line));
   if (!model.dropped.empty()) {
-    fmt::print(stderr, "xsr-convert: left out, needed for training only: {}\n",
-               fmt::join(model.dropped, ", "));
+    xsr::tell(fmt::format("xsr-convert: left out, needed for training only: {}\n",
+                          fmt::join(model.dropped, ", ")));
   }
   if (checkpoint != nullptr && !checkpoint->outside().empty()) {
-    fmt::print(stderr, "xsr-convert: left out, not part of the model: {} tensors ({}, ...)\n",
-               checkpoint->outside().size(), checkpoint->outside()[0].name);
+    xsr::tell(fmt::format("xsr-convert: left out, not part of the model: {} tensors ({}, ...)\n",
+                          checkpoint->outside().size(), checkpoint->outside()[0].name));
   }
   if (model.tokenizer.empty())
-    fmt::print(stderr, "xsr-convert: no tokenizer{}: the model takes token ids only, not text\n",
-               finished ? " in the file" : ", for want of --spm");
+    xsr::tell(fmt::format("xsr-convert: no tokenizer{}: the model takes token ids only, not text\n",
+                          finished ? " in the file" : ", for want of --spm"));
 }
 
 int run(int argc, char** argv) {
@@ -193,12 +189,13 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  xsr::occupy_closed_standard_streams();
   try {
     return run(argc, argv);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "xsr-convert: out of memory\n");
+    xsr::tell("xsr-convert: out of memory\n");
   } catch (const std::exception& e) {
-    fmt::print(stderr, "xsr-convert: {}\n", e.what());
+    xsr::tell(fmt::format("xsr-convert: {}\n", e.what()));
   }
   return 1;
 }

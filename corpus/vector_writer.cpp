@@ -9,8 +9,10 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
 
 namespace xsr {
@@ -73,10 +75,7 @@ VectorWriter::VectorWriter(const std::string& path, VectorFormat format, size_t 
     fd_ = STDOUT_FILENO;
   } else {
     partial_ = path + ".partial";
-    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd_ < 0) {
-      throw Error(XSR_STATUS_IO, partial_ + ": cannot create: " + std::strerror(errno));
-    }
+    fd_ = open_partial_file(path);
   }
   if (format_ == VectorFormat::kNpy) {
     const std::string header = npy_header(0, columns_);
@@ -167,10 +166,9 @@ void VectorWriter::finish() {
   if (partial_.empty()) return;
   if (format_ == VectorFormat::kNpy) write_header();
   if (::fsync(fd_) != 0) fail("flush", errno);
-  const int closed = ::close(fd_);
-  fd_ = -1;
-  if (closed != 0) fail("close", errno);
+  // Under the lock: once it is given back another process may write to the partial file.
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("rename its partial file", errno);
+  ::close(std::exchange(fd_, -1));
   const int folder = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) {
     ::fsync(folder);  // not every file system can; the file itself is safe
@@ -183,9 +181,8 @@ std::string VectorWriter::abandon() noexcept {
     if (partial_.empty() || abandoned_) return "";
     abandoned_ = true;
     if (rows_ == 0) {
-      if (fd_ >= 0) ::close(fd_);
-      fd_ = -1;
-      ::unlink(partial_.c_str());
+      ::unlink(partial_.c_str());  // under the lock
+      if (fd_ >= 0) ::close(std::exchange(fd_, -1));
       return "";
     }
     if (fd_ >= 0) {

@@ -17,11 +17,11 @@ enum class VectorFormat {
 VectorFormat vector_format(const std::string& path);
 
 /// Writes rows of f32 to path.partial and renames it to path when whole; an existing path stays as
-/// it was until then. With path "-" the rows go straight to standard output. Not for several
-/// threads at once.
+/// it was until then. A second process that wants to write the same path at the same time gets an
+/// error. With path "-" the rows go straight to standard output. Not for several threads at once.
 class VectorWriter {
  public:
-  /// Throws Error(IO).
+  /// Throws Error(IO), before any row is computed where path is a folder.
   VectorWriter(const std::string& path, VectorFormat format, size_t columns);
   /// Closes the file. Without finish() or abandon() the partial file stays as it is.
   ~VectorWriter();

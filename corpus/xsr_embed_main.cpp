@@ -21,9 +21,11 @@
 #include "corpus/vector_writer.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/option_names.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
+#include "runtime/text/standard_streams.h"
 #include "xsr/xsr.h"
 
 namespace {
@@ -244,6 +246,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 int run(const Options& options) {
   const xsr::VectorFormat format = xsr::vector_format(options.output);
+  xsr::require_other_file(options.input, options.output);
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
   xsr::VectorWriter writer(options.output, format, embedder.columns());
@@ -296,21 +299,21 @@ int run(const Options& options) {
   progress.clear();
   if (stop_requested) {
     const std::string kept = writer.abandon();
-    fmt::print(stderr, "xsr-embed: {}: interrupted after {} rows.{}{}\n", options.output,
-               with_separators(writer.rows()), kept.empty() ? "" : " ", kept);
+    xsr::tell(fmt::format("xsr-embed: {}: interrupted after {} rows.{}{}\n", options.output,
+                          with_separators(writer.rows()), kept.empty() ? "" : " ", kept));
     return kFailed;
   }
   writer.finish();
   const double seconds = seconds_since(start);
   if (!options.quiet) {
-    fmt::print(stderr,
-               "xsr-embed: {} lines, {} tokens, {} truncated, {} empty, {} repeated, {} replaced "
-               "bytes, {:.2f} s, {} sentences/s\n",
-               with_separators(totals.lines), with_separators(totals.tokens),
-               with_separators(totals.truncated), with_separators(totals.empty),
-               with_separators(totals.repeated), with_separators(totals.replaced_bytes), seconds,
-               with_separators(static_cast<uint64_t>(
-                   static_cast<double>(totals.lines) / std::max(seconds, 1e-9) + 0.5)));
+    xsr::tell(fmt::format(
+        "xsr-embed: {} lines, {} tokens, {} truncated, {} empty, {} repeated, {} replaced "
+        "bytes, {:.2f} s, {} sentences/s\n",
+        with_separators(totals.lines), with_separators(totals.tokens),
+        with_separators(totals.truncated), with_separators(totals.empty),
+        with_separators(totals.repeated), with_separators(totals.replaced_bytes), seconds,
+        with_separators(static_cast<uint64_t>(
+            static_cast<double>(totals.lines) / std::max(seconds, 1e-9) + 0.5))));
   }
   return kOk;
 }
@@ -318,6 +321,7 @@ int run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  xsr::occupy_closed_standard_streams();
   Options options;
   CLI::App app{
       "Turns sentences into vectors: one sentence a line in, row i is line i (blank lines are zero "
@@ -341,7 +345,7 @@ int main(int argc, char** argv) {
   app.add_flag("--ids", options.ids,
                "Lines hold token ids separated by spaces, special tokens included");
   app.add_option("--threads", options.threads, "Threads; 0: the processors this process may use")
-      ->check(CLI::Range(0, 4096))
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_option("--device", options.device,
                  "cpu; cuda; or cuda:0,1 for several devices that share the sentences")
@@ -372,15 +376,15 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? kOk : kUsage;
   } catch (const xsr::Error& e) {
-    fmt::print(stderr, "xsr-embed: {}\n", e.what());
+    xsr::tell(fmt::format("xsr-embed: {}\n", e.what()));
     return kUsage;
   }
   try {
     return run(options);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "xsr-embed: out of memory\n");
+    xsr::tell("xsr-embed: out of memory\n");
   } catch (const std::exception& e) {
-    fmt::print(stderr, "xsr-embed: {}\n", e.what());
+    xsr::tell(fmt::format("xsr-embed: {}\n", e.what()));
   }
   return kFailed;
 }

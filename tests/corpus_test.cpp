@@ -329,6 +329,32 @@ TEST_F(Corpus, FormatsAndFolders) {
     EXPECT_EQ(e.status(), XSR_STATUS_IO);
     EXPECT_THAT(e.what(), HasSubstr("No such file"));
   }
+  fs::create_directory(path("folder.npy"));
+  try {
+    xsr::VectorWriter writer(path("folder.npy"), xsr::VectorFormat::kNpy, 3);
+    ADD_FAILURE() << "a folder cannot be replaced by a file";
+  } catch (const xsr::Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("folder.npy: is a folder; give the path of a file"));
+  }
+  EXPECT_FALSE(fs::exists(path("folder.npy.partial")));
+}
+
+TEST_F(Corpus, TwoWritersOfOnePathDoNotMix) {
+  const std::vector<float> values = rows_of(2, 3);
+  xsr::VectorWriter first(path("v.f32"), xsr::VectorFormat::kF32, 3);
+  first.append(values.data(), 2);
+  try {
+    xsr::VectorWriter second(path("v.f32"), xsr::VectorFormat::kF32, 3);
+    ADD_FAILURE() << "two writers of one file";
+  } catch (const xsr::Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("v.f32.partial: another process is writing it"));
+  }
+  first.finish();
+  EXPECT_EQ(fs::file_size(path("v.f32")), 24u);
+  xsr::VectorWriter third(path("v.f32"), xsr::VectorFormat::kF32, 3);  // the name is free again
+  third.append(values.data(), 1);
+  third.finish();
+  EXPECT_EQ(fs::file_size(path("v.f32")), 12u);
 }
 
 // ---- Small parts ----

@@ -250,6 +250,15 @@ TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_EQ(no_input.exit_status, 1);
   EXPECT_THAT(no_input.err, HasSubstr("missing.txt: cannot open: No such file"));
   EXPECT_EQ(run("-m in.txt -i in.txt -o v.npy").exit_status, 1);  // no model file
+  EXPECT_EQ(embed("-i in.txt -o v.npy --threads 1025").exit_status, 2);
+  write("same.tsv", "a\n");
+  fs::create_symlink("same.tsv", path("link.tsv.partial"));
+  for (const char* output : {"same.tsv", "link.tsv"}) {
+    const Outcome same = embed("-i same.tsv -o "s + output);
+    EXPECT_EQ(same.exit_status, 1);
+    EXPECT_THAT(same.err, HasSubstr("is the input too, which would be overwritten"));
+    EXPECT_EQ(read("same.tsv"), "a\n");
+  }
   EXPECT_EQ(embed("-i in.txt -o v.npy --device gpu").exit_status, 2);
   const Outcome no_library = wait_for(start("-m " + kModel + " -i in.txt -o v.npy --device cuda",
                                             "export XSR_CUDA_LIBRARY=/no/such/libxsr_cuda.so; "));
@@ -291,6 +300,26 @@ TEST_F(EmbedCli, ACudaDeviceGivesTheSameVectors) {
   EXPECT_FALSE(fs::exists(path("v.npy")));
 }
 #endif
+
+/// Words that nobody can read are no failure, and no reason to write them elsewhere.
+TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
+  write("in.txt", "The cat sleeps.\n");
+  ASSERT_EQ(embed("-i in.txt -o whole.npy").exit_status, 0);
+  const auto shell = [&](const std::string& arguments) {
+    return status_of("-m " + kModel + " " + arguments);
+  };
+  for (const std::string streams : {" 2>/dev/full", " 2>&-", " >&- 2>&-"}) {
+    EXPECT_EQ(shell("-o v.npy <in.txt" + streams), 0) << streams;
+    EXPECT_TRUE(read("v.npy") == read("whole.npy")) << streams;
+    fs::remove(path("v.npy"));
+    EXPECT_EQ(shell("-i missing.txt -o v.npy" + streams), 1) << streams;
+    EXPECT_EQ(shell("-o v.bin <in.txt" + streams), 2) << streams;
+  }
+  EXPECT_EQ(shell("-i in.txt -o - >&- 2>err"), 1) << "nowhere to write to";
+  EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write: bad file descriptor"));
+  EXPECT_EQ(shell("-o v.npy <&- 2>err"), 1) << "nothing to read";
+  EXPECT_THAT(read("err"), HasSubstr("standard input: cannot read: Bad file descriptor"));
+}
 
 TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {
   write("in.txt", std::string(20000, '\n'));

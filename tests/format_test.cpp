@@ -20,6 +20,7 @@
 #include <sstream>
 
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/format/xsr_layout.h"
 #include "tests/support/temp_folder.h"
@@ -1377,14 +1378,19 @@ TEST(Format, AFullDiskLeavesTheOldFileAndNoPartialOne) {
 
 TEST(Format, WritingWhereItCannotBeRenamedLeavesNothing) {
   const TempFolder folder;
-  const SampleTensors tensors;
   std::filesystem::create_directories(folder / "model.xsr/in the way");
-  const Error error = error_of([&] {
-    write_xsr_file(folder / "model.xsr", make_config(), tensors.sources(), kTokenizer, kProvenance);
-  });
+  const Error error = error_of(
+      [&] { write_xsr_file(folder / "model.xsr", make_config(), {}, kTokenizer, kProvenance); });
   EXPECT_EQ(error.status(), XSR_STATUS_IO);
-  EXPECT_THAT(error.what(), HasSubstr("cannot rename it to"));
-  EXPECT_EQ(folder.names(), std::set<std::string>{"model.xsr"});
+  EXPECT_THAT(error.what(), HasSubstr("model.xsr: is a folder; give the path of a file"));
+  const Error late = error_of([&] {
+    PartialFile file(folder / "late.xsr");
+    std::filesystem::create_directories(folder / "late.xsr/in the way");
+    file.commit();
+  });
+  EXPECT_EQ(late.status(), XSR_STATUS_IO);
+  EXPECT_THAT(late.what(), HasSubstr("cannot rename it to"));
+  EXPECT_EQ(folder.names(), (std::set<std::string>{"late.xsr", "model.xsr"}));
   const Error missing = error_of([&] {
     write_xsr_file(folder / "no folder/model.xsr", make_config(), {}, kTokenizer, kProvenance);
   });

@@ -1,5 +1,8 @@
 // The promises of the C API: the same bits whatever the batch, order and thread count; statuses and
 // messages; models shared by many threads.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -219,6 +222,30 @@ TEST_F(SmallModel, OneModelManyThreadsASessionEach) {
   EXPECT_EQ(0, wrong);
 }
 
+/// A child of fork() has none of the session's threads; it embeds without them and lets go of the
+/// session.
+TEST_F(SmallModel, AForkedProcessUsesAndDestroysTheSession) {
+  if (test::kThreadSanitizer) GTEST_SKIP() << "it ends a child of fork() that starts threads";
+  SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 3));
+  const std::vector<std::vector<int32_t>> sentences(100, {3, 4, 5, 6, 7});
+  const std::vector<float> expected = embed(session.get(), sentences, C);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(20);  // rather than waiting for ever
+    const bool same = first_difference(expected, embed(session.get(), sentences, C), C) < 0;
+    // Its own threads get the memory of those that are not there.
+    const SessionPointer own = make_session(model_, options_for(XSR_ISA_AUTO, 3));
+    session.reset();
+    _exit(same && first_difference(expected, embed(own.get(), sentences, C), C) < 0 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  EXPECT_EQ(0, WEXITSTATUS(status));
+  EXPECT_EQ(-1, first_difference(expected, embed(session.get(), sentences, C), C));
+}
+
 TEST_F(SmallModel, ResultsSayTruncatedAndEmpty) {
   const SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 2));
   std::vector<std::vector<int32_t>> sentences = {
@@ -358,6 +385,12 @@ TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_embed_ids(session.get(), ids, falling, 1, out.data(), nullptr));
   EXPECT_STREQ("offsets[1] is 1, below offsets[0] = 2", xsr_session_get_error(session.get()));
+  // No id is read where a later offset says that there are fewer.
+  const size_t falling_later[] = {0, size_t{1} << 40, 0};
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), nullptr, falling_later, 2, out.data(), nullptr));
+  EXPECT_STREQ("offsets[2] is 0, below offsets[1] = 1099511627776",
+               xsr_session_get_error(session.get()));
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_embed_ids(session.get(), ids, offsets, 1, nullptr, nullptr));
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,

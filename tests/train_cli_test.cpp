@@ -285,6 +285,15 @@ TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
   EXPECT_EQ(run("--resume r").exit_status, 0);
 }
 
+TEST_F(TrainCli, StandardErrorMayBeFullOrClosed) {
+  ASSERT_EQ(train("--run whole").exit_status, 0);
+  EXPECT_EQ(status_of("--config toy.toml --run full 2>/dev/full"), 0);
+  expect_same_results("whole", "full");
+  EXPECT_EQ(status_of("--config toy.toml --run closed <&- >&- 2>&-"), 0);
+  expect_same_results("whole", "closed");
+  EXPECT_EQ(status_of("--config missing.toml --run none 2>&-"), 1);
+}
+
 TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   ASSERT_EQ(

@@ -20,6 +20,7 @@
 #include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
+#include "runtime/text/standard_streams.h"
 #include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
@@ -205,7 +206,7 @@ class Run {
 
   void say(const std::string& text) {
     clear_line();
-    if (!options_.quiet) fmt::print(stderr, "xsr-train: {}\n", text);
+    if (!options_.quiet) tell(fmt::format("xsr-train: {}\n", text));
   }
   void clear_line() {
     if (line_shown_) std::fputs("\r\x1B[K", stderr);
@@ -273,11 +274,10 @@ class Run {
     if (terminal_ && !options_.quiet && seconds_since(last_line_) > 0.5) {
       last_line_ = Clock::now();
       const double seconds = std::max(1e-9, seconds_since(last_log_));
-      fmt::print(stderr, "\r{}\x1B[K",
-                 progress_text(epoch, interval_, static_cast<double>(interval_pairs_) / seconds,
-                               static_cast<double>(interval_tokens_) / seconds, rate,
-                               result.gradient_norm));
-      std::fflush(stderr);
+      tell(fmt::format("\r{}\x1B[K", progress_text(epoch, interval_,
+                                                   static_cast<double>(interval_pairs_) / seconds,
+                                                   static_cast<double>(interval_tokens_) / seconds,
+                                                   rate, result.gradient_norm)));
       line_shown_ = true;
     }
   }
@@ -315,8 +315,8 @@ class Run {
                      {"pairs_per_second", rate},
                      {"tokens_per_second", token_rate}});
     if (!terminal_ && !options_.quiet) {
-      fmt::print(stderr, "{}\n",
-                 progress_text(epoch, interval_, rate, token_rate, learning_rate_, norm));
+      tell(fmt::format("{}\n",
+                       progress_text(epoch, interval_, rate, token_rate, learning_rate_, norm)));
     }
     begin_interval();
   }
@@ -473,10 +473,10 @@ class Run {
     }
     if (kernels::isa_supported(isa)) return name;
     const kernels::Isa best = kernels::best_isa();
-    fmt::print(stderr,
-               "xsr-train: warning: the run was computed with {}, which this machine does not "
-               "have; it goes on with {}, and its bits will not be those of an uninterrupted run\n",
-               name, kernels::isa_name(best));
+    tell(fmt::format(
+        "xsr-train: warning: the run was computed with {}, which this machine does not "
+        "have; it goes on with {}, and its bits will not be those of an uninterrupted run\n",
+        name, kernels::isa_name(best)));
     return kernels::isa_name(best);
   }
 

@@ -12,6 +12,7 @@
 
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
+#include "runtime/text/standard_streams.h"
 #include "training/config.h"
 #include "training/plot.h"
 #include "training/run.h"
@@ -74,7 +75,7 @@ int train_main(const Options& options) {
     }
     validate(config);
   } catch (const xsr::Error& e) {
-    fmt::print(stderr, "xsr-train: {}\n", e.what());
+    xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
     return e.status() == XSR_STATUS_INVALID_ARGUMENT ? kUsage : kFailed;
   }
   install_signal_handlers();
@@ -90,7 +91,7 @@ int plot_main(const Options& options) {
   const std::string output =
       options.plot_output.empty() ? options.plot_run + "/curves.svg" : options.plot_output;
   plot_run(options.plot_run, output);
-  fmt::print(stderr, "xsr-train: wrote {}\n", output);
+  xsr::tell(fmt::format("xsr-train: wrote {}\n", output));
   return kOk;
 }
 
@@ -112,18 +113,19 @@ int unknown_flag(const std::vector<std::string>& extras) {
     if (!word.starts_with("--")) continue;
     const std::string name = word.substr(2, word.find('=') - 2);
     const std::string near = nearest_key(name);
-    fmt::print(stderr, "xsr-train: unknown flag --{}{}\n", name,
-               near.empty() ? "; --help lists them" : "; did you mean --" + near + "?");
+    xsr::tell(fmt::format("xsr-train: unknown flag --{}{}\n", name,
+                          near.empty() ? "; --help lists them" : "; did you mean --" + near + "?"));
     return kUsage;
   }
-  fmt::print(stderr, "xsr-train: \"{}\" is no flag and belongs to none; --help lists them\n",
-             extras.empty() ? "" : extras.front());
+  xsr::tell(fmt::format("xsr-train: \"{}\" is no flag and belongs to none; --help lists them\n",
+                        extras.empty() ? "" : extras.front()));
   return kUsage;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  xsr::occupy_closed_standard_streams();
   Options options;
   CLI::App app{"Trains a light cross-lingual sentence encoder from sentence pairs."};
   app.footer(
@@ -178,9 +180,9 @@ int main(int argc, char** argv) {
     if (score->parsed()) return score_main(options);
     return train_main(options);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "xsr-train: out of memory\n");
+    xsr::tell("xsr-train: out of memory\n");
   } catch (const std::exception& e) {
-    fmt::print(stderr, "xsr-train: {}\n", e.what());
+    xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
   }
   return kFailed;
 }

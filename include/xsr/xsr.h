@@ -19,7 +19,9 @@
  * session keeps the message of its last failed call.
  *
  * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once;
- * it must outlive its sessions. An xsr_session serves one call at a time.
+ * it must outlive its sessions. An xsr_session serves one call at a time. After fork() the child
+ * may use and destroy what the parent had and was not using; a session that the parent made then
+ * computes on the calling thread alone. CUDA devices, once used, are the parent's alone.
  */
 #ifndef XSR_XSR_H
 #define XSR_XSR_H

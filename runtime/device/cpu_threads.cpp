@@ -1,10 +1,12 @@
 #include "runtime/device/cpu_threads.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <new>
 #include <string>
 #include <system_error>
 
@@ -75,27 +77,40 @@ int32_t usable_cpus() {
 }
 
 ThreadPool::ThreadPool(int32_t num_threads)
-    : num_threads_(num_threads < 1 ? 1 : num_threads), may_spin_(num_threads_ <= usable_cpus()) {
+    : num_threads_(num_threads < 1 ? 1 : num_threads),
+      may_spin_(num_threads_ <= usable_cpus()),
+      process_(::getpid()),
+      threads_(std::make_unique<std::vector<std::thread>>()) {
   try {
+    threads_->reserve(static_cast<size_t>(num_threads_) - 1);
     for (int32_t thread = 1; thread < num_threads_; ++thread)
-      threads_.emplace_back(&ThreadPool::work, this, thread);
+      threads_->emplace_back(&ThreadPool::work, this, thread);
   } catch (const std::system_error& e) {
-    const std::string started = std::to_string(threads_.size());
-    this->stop_.store(true);
-    wake_.fetch_add(1);
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    const std::string started = std::to_string(threads_->size());
+    stop_and_join();
     throw Error(XSR_STATUS_OUT_OF_MEMORY, "cannot start " + std::to_string(num_threads_) +
                                               " threads: " + e.what() + " after " + started +
                                               "; ask for fewer threads");
+  } catch (const std::bad_alloc&) {
+    stop_and_join();
+    throw;
   }
 }
 
 ThreadPool::~ThreadPool() {
+  if (::getpid() == process_) {
+    stop_and_join();
+  } else {
+    // fork() has not copied them: none can be joined, and their memory may be other threads' now.
+    static_cast<void>(threads_.release());
+  }
+}
+
+void ThreadPool::stop_and_join() {
   stop_.store(true);
   wake_.fetch_add(1);
   wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (std::thread& thread : *threads_) thread.join();
 }
 
 bool ThreadPool::claim_and_do(int32_t thread) {

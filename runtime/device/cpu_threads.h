@@ -1,4 +1,6 @@
 #pragma once
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -19,7 +21,7 @@ int32_t usable_cpus();
 /// robbed of its core by a neighbour claims nothing, and the caller does its share. Nobody waits
 /// for a thread that holds no task. Idle threads spin for about 50 µs, the time between the loops
 /// of one forward pass, then sleep; where there are more threads than processors they sleep at
-/// once.
+/// once. In a child of fork(), which has none of them, the caller does it all.
 class ThreadPool {
  public:
   /// num_threads counts the caller: 1 starts no thread. Throws Error(OUT_OF_MEMORY) when a thread
@@ -66,6 +68,7 @@ class ThreadPool {
   void run(Function function, void* context, int32_t total);
   bool claim_and_do(int32_t thread);
   void work(int32_t thread);
+  void stop_and_join();
 
   const int32_t num_threads_;
   const bool may_spin_;
@@ -78,7 +81,8 @@ class ThreadPool {
   Job jobs_[2];  // of the even and the odd stages
   std::mutex error_mutex_;
   std::exception_ptr error_;
-  std::vector<std::thread> threads_;
+  const pid_t process_;  // whose threads they are
+  std::unique_ptr<std::vector<std::thread>> threads_;
 };
 
 }  // namespace xsr

@@ -305,12 +305,15 @@ void Session::embed_ids(const int32_t* token_ids, std::span<const size_t> offset
   const ModelConfig& config = model_.config();
   const size_t total = offsets.size() - 1;
   const size_t block_size = block_sentences();
+  // All offsets before any id: only when none falls is none of them behind the caller's last id.
   for (size_t i = 0; i < total; ++i) {
     if (offsets[i + 1] < offsets[i]) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   "offsets[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +
                       ", below offsets[" + std::to_string(i) + "] = " + std::to_string(offsets[i]));
     }
+  }
+  for (size_t i = 0; i < total; ++i) {
     for (size_t t = offsets[i]; t < offsets[i + 1]; ++t) {
       if (token_ids[t] < 0 || token_ids[t] >= config.vocab_size) {
         throw Error(XSR_STATUS_INVALID_ARGUMENT,

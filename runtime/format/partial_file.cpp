@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <system_error>
 #include <utility>
 
@@ -15,34 +16,69 @@
 
 namespace xsr {
 
-PartialFile::PartialFile(const std::string& path, uint64_t expected_size)
-    : path_(path), partial_(path + ".partial"), expected_size_(expected_size) {
-  // Locked, so that two processes do not write to one file; and opened again where the one that
-  // held the lock has renamed it meanwhile.
+namespace {
+
+/// errno's reason, and the mend where there is one.
+[[noreturn]] void fail_at(const std::string& file, const std::string& what) {
+  const int error = errno;
+  const char* mend =
+      error == ENOSPC || error == EDQUOT || error == EFBIG
+          ? ". Free some space or raise the limit and write it again; an older file is as it was."
+          : "";
+  throw Error(XSR_STATUS_IO,
+              file + ": " + what + ": " + std::system_category().message(error) + mend);
+}
+
+}  // namespace
+
+int open_partial_file(const std::string& path) {
+  const std::string partial = path + ".partial";
+  struct stat opened, named;
+  if (::stat(path.c_str(), &named) == 0 && S_ISDIR(named.st_mode)) {
+    throw Error(XSR_STATUS_IO, path + ": is a folder; give the path of a file");
+  }
+  // Opened again where the one that held the lock has renamed it meanwhile.
+  int fd;
   for (;;) {
     do {
-      fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-    } while (fd_ < 0 && errno == EINTR);
-    if (fd_ < 0) fail("cannot create the file");
-    const bool held = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    struct stat opened, named;
-    const bool same = ::fstat(fd_, &opened) == 0 && ::stat(partial_.c_str(), &named) == 0 &&
+      fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    } while (fd < 0 && errno == EINTR);
+    if (fd < 0) fail_at(partial, "cannot create the file");
+    const bool held = ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    const bool same = ::fstat(fd, &opened) == 0 && ::stat(partial.c_str(), &named) == 0 &&
                       opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
     if (!held && same) break;
-    ::close(std::exchange(fd_, -1));
+    ::close(fd);
     if (held) {
-      throw Error(XSR_STATUS_IO, partial_ +
+      throw Error(XSR_STATUS_IO, partial +
                                      ": another process is writing it; let it end, or give "
                                      "this one another path");
     }
   }
-  if (::ftruncate(fd_, 0) != 0) {
+  if (S_ISREG(opened.st_mode) && ::ftruncate(fd, 0) != 0) {
     const int error = errno;
-    ::close(std::exchange(fd_, -1));
+    ::close(fd);
     errno = error;
-    fail("cannot empty the file");
+    fail_at(partial, "cannot empty the file");
+  }
+  return fd;
+}
+
+void require_other_file(const std::string& input, const std::string& output) {
+  for (const std::string& written : {output, output + ".partial"}) {
+    std::error_code ignored;
+    if (std::filesystem::equivalent(input, written, ignored)) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  written + ": is the input too, which would be overwritten: give another -o");
+    }
   }
 }
+
+PartialFile::PartialFile(const std::string& path, uint64_t expected_size)
+    : path_(path),
+      partial_(path + ".partial"),
+      expected_size_(expected_size),
+      fd_(open_partial_file(path)) {}
 
 PartialFile::~PartialFile() {
   if (!renamed_) ::unlink(partial_.c_str());  // under the lock
@@ -104,17 +140,7 @@ void PartialFile::commit() {
   }
 }
 
-// Also called by the constructor, whose object has no destructor run; there is nothing to remove
-// then.
-void PartialFile::fail(const std::string& what) {
-  const int error = errno;
-  const char* mend =
-      error == ENOSPC || error == EDQUOT || error == EFBIG
-          ? ". Free some space or raise the limit and write it again; an older file is as it was."
-          : "";
-  throw Error(XSR_STATUS_IO,
-              partial_ + ": " + what + ": " + std::system_category().message(error) + mend);
-}
+void PartialFile::fail(const std::string& what) const { fail_at(partial_, what); }
 
 void write_whole_file(const std::string& path, std::string_view bytes) {
   PartialFile file(path, bytes.size());

@@ -5,10 +5,19 @@
 
 namespace xsr {
 
+/// Opens path.partial, empty, to be written until it takes the place of path: locked, so that a
+/// second process that wants to write the same file at the same time gets an error, for as long as
+/// the descriptor is open (rename or remove the file before it is closed). Throws Error(IO), also
+/// where path is a folder, which no file can take the place of.
+int open_partial_file(const std::string& path);
+
+/// Throws Error(INVALID_ARGUMENT) where output, or its partial file, is the file `input`, whose
+/// bytes would be lost.
+void require_other_file(const std::string& input, const std::string& output);
+
 /// A file under the name path.partial that takes the place of path only once it is whole and on the
 /// disk, so that a crash at any time leaves the old file or the whole new one. Removed again unless
-/// it is committed. A second process that wants to write the same file at the same time gets an
-/// error. Not for several threads at once.
+/// it is committed. Locked as open_partial_file() says. Not for several threads at once.
 class PartialFile {
  public:
   /// expected_size: bytes, for messages; 0 = not known. An older path.partial is written over.
@@ -29,7 +38,7 @@ class PartialFile {
   uint64_t size() const { return written_; }
 
  private:
-  [[noreturn]] void fail(const std::string& what);
+  [[noreturn]] void fail(const std::string& what) const;
 
   const std::string path_, partial_;
   const uint64_t expected_size_;

@@ -60,6 +60,12 @@ class ToolTest : public testing::Test {
   Outcome run(const std::string& arguments, const std::string& before = "") const {
     return wait_for(start(arguments, before));
   }
+  /// The exit status of a run whose arguments say themselves where its streams go.
+  int status_of(const std::string& arguments) const {
+    const std::string command = "cd " + folder_.string() + " && exec " + tool_ + " " + arguments;
+    const int status = std::system(command.c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
 
   const std::string tool_;
   std::filesystem::path folder_;
