@@ -48,9 +48,9 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
   bytes_ = sizeof(float) * N * (static_cast<size_t>(config.vocab_size) + config.num_positions + 1);
   void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  memory_ = memory;
-  madvise(memory_, bytes_, MADV_HUGEPAGE);  // rows are read at random: fewer page walks
-  token_ = static_cast<float*>(memory_);
+  memory_ = {static_cast<float*>(memory), Unmap{bytes_}};
+  madvise(memory, bytes_, MADV_HUGEPAGE);  // rows are read at random: fewer page walks
+  token_ = memory_.get();
   position_ = token_ + static_cast<int64_t>(config.vocab_size) * N;
   bias_ = position_ + static_cast<int64_t>(config.num_positions) * N;
 
@@ -93,6 +93,6 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
        position_);
 }
 
-QkvTable::~QkvTable() { munmap(memory_, bytes_); }
+void QkvTable::Unmap::operator()(float* memory) const { munmap(memory, bytes); }
 
 }  // namespace xsr

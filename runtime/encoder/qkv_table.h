@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <memory>
 
 #include "kernels/dispatch.h"
 #include "runtime/device/cpu_threads.h"
@@ -15,7 +16,6 @@ class QkvTable {
   /// One product of the whole vocabulary, shared out over the pool. Throws std::bad_alloc.
   QkvTable(const ModelConfig& config, const EncoderWeights& weights,
            const kernels::KernelTable& kernels, ThreadPool& pool);
-  ~QkvTable();
   QkvTable(const QkvTable&) = delete;
   QkvTable& operator=(const QkvTable&) = delete;
 
@@ -25,10 +25,14 @@ class QkvTable {
   size_t bytes() const { return bytes_; }
 
  private:
+  struct Unmap {
+    size_t bytes;
+    void operator()(float* memory) const;
+  };
   float* token_ = nullptr;
   float* position_ = nullptr;
   float* bias_ = nullptr;
-  void* memory_ = nullptr;
+  std::unique_ptr<float[], Unmap> memory_;
   size_t bytes_ = 0;
 };
 
