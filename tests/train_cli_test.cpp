@@ -59,6 +59,29 @@ TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
   EXPECT_THAT(none.err, HasSubstr("data.train is not set"));
 }
 
+TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"--optimizer.eps 0", "optimizer.eps is \"0\", expected a number from 1e-30 to 1"},
+      {"--schedule.step_factor 0", "schedule.step_factor is \"0\""},
+      {"--tokenizer.max_sentences 1", "tokenizer.max_sentences is \"1\""},
+      {"--model.max_seq_len 65536", "model.max_seq_len is \"65536\""},
+      {"--data.max_ratio 0.5", "max_ratio 0.5"},
+      {"--data.max_tokens 41", "max_tokens 41"},
+      {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
+      {"--data.weights 0", "data.weights are all 0"},
+      {"--isa sse", "isa is \"sse\", expected auto, ref"},
+      {"--data.dev_pairs 0 --train.patience 2", "data.dev_pairs"},
+      {"--data.dev_pairs 0 --train.average 2", "data.dev_pairs"},
+  };
+  for (const auto& [flags, message] : cases) {
+    const Outcome o = train(std::string("--run r ") + flags);
+    EXPECT_EQ(o.exit_status, 2) << flags;
+    EXPECT_THAT(o.err, HasSubstr(message)) << flags;
+    EXPECT_FALSE(fs::exists(path("r"))) << flags;
+    fs::remove_all(path("r"));
+  }
+}
+
 TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   const Outcome help = run("--help");
   EXPECT_EQ(help.exit_status, 0);

@@ -133,29 +133,6 @@ void RunData::initialize(const TrainConfig& config, Trainer& trainer) const {
   }
 }
 
-std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
-                                               const std::vector<int64_t>& columns) {
-  std::vector<LanguagePair> pairs;
-  for (const std::string& text : files) {
-    const size_t equals = text.find('=');
-    TextFile file;
-    file.path = equals == std::string::npos ? text : text.substr(equals + 1);
-    file.first_column = static_cast<int32_t>(columns.at(0));
-    file.second_column = static_cast<int32_t>(columns.at(1));
-    std::string name = equals == std::string::npos ? fs::path(file.path).filename().string()
-                                                   : text.substr(0, equals);
-    if (equals == std::string::npos) name = name.substr(0, name.find('.'));
-    const auto at = std::find_if(pairs.begin(), pairs.end(),
-                                 [&](const LanguagePair& p) { return p.name == name; });
-    if (at == pairs.end()) {
-      pairs.push_back({name, {file}});
-    } else {
-      at->files.push_back(file);
-    }
-  }
-  return pairs;
-}
-
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
                      const DataLog& log) {
   std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);

@@ -43,11 +43,6 @@ struct RunData {
   void initialize(const TrainConfig& config, Trainer& trainer) const;
 };
 
-/// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one
-/// name become one language pair; order is that of the first of each.
-std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
-                                               const std::vector<int64_t>& columns);
-
 /// Reads or trains the tokenizer, tokenises the text (or opens the cache) and holds dev pairs out.
 /// resumed: the tokenizer is the run's own file, and no initial values are read. Throws Error,
 /// Stopped.

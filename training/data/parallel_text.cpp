@@ -355,6 +355,29 @@ std::unique_ptr<ByteSource> open_text(const std::string& path, const ContentHash
   return file;
 }
 
+std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
+                                               const std::vector<int64_t>& columns) {
+  std::vector<LanguagePair> pairs;
+  for (const std::string& text : files) {
+    const size_t equals = text.find('=');
+    TextFile file;
+    file.path = equals == std::string::npos ? text : text.substr(equals + 1);
+    file.first_column = static_cast<int32_t>(columns.at(0));
+    file.second_column = static_cast<int32_t>(columns.at(1));
+    std::string name = equals == std::string::npos ? std::filesystem::path(file.path).filename().string()
+                                                   : text.substr(0, equals);
+    if (equals == std::string::npos) name = name.substr(0, name.find('.'));
+    const auto at = std::find_if(pairs.begin(), pairs.end(),
+                                 [&](const LanguagePair& p) { return p.name == name; });
+    if (at == pairs.end()) {
+      pairs.push_back({name, {file}});
+    } else {
+      at->files.push_back(file);
+    }
+  }
+  return pairs;
+}
+
 void check(const TextFile& file) {
   if (file.first_column >= 1 && file.second_column >= 1 &&
       file.first_column != file.second_column &&

@@ -147,9 +147,11 @@ std::string make_key(std::span<const LanguagePair> languages, const ModelConfig&
   return fmt::format("{:016x}{:016x}", key.high64, key.low64);
 }
 
-void check_options(const CorpusOptions& o, const ModelConfig& config) {
-  if (o.min_tokens >= 1 && o.max_tokens >= 0 && o.max_tokens <= config.max_seq_len &&
-      (o.max_tokens == 0 || o.max_tokens >= o.min_tokens) && o.min_tokens <= config.max_seq_len &&
+}  // namespace
+
+void validate(const CorpusOptions& o, int32_t max_seq_len) {
+  if (o.min_tokens >= 1 && o.max_tokens >= 0 && o.max_tokens <= max_seq_len &&
+      (o.max_tokens == 0 || o.max_tokens >= o.min_tokens) && o.min_tokens <= max_seq_len &&
       (o.max_ratio == 0 || o.max_ratio >= 1) && o.max_line_bytes >= 1) {
     return;
   }
@@ -158,10 +160,8 @@ void check_options(const CorpusOptions& o, const ModelConfig& config) {
                           "a model of max_seq_len {}; expected 1 ≤ min_tokens ≤ max_tokens ≤ "
                           "max_seq_len (max_tokens may be 0: cut instead of dropped), max_ratio 0 "
                           "or at least 1",
-                          o.min_tokens, o.max_tokens, o.max_ratio, config.max_seq_len));
+                          o.min_tokens, o.max_tokens, o.max_ratio, max_seq_len));
 }
-
-}  // namespace
 
 struct TokenizedCorpus::Record {
   uint64_t first_token;
@@ -490,7 +490,7 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
     const std::string& cache_path, std::vector<LanguagePair> languages, const ModelConfig& config,
     std::string_view tokenizer_model, const CorpusOptions& options, ThreadPool& pool,
     const DataLog& log) {
-  check_options(options, config);
+  validate(options, config.max_seq_len);
   if (config.max_seq_len > UINT16_MAX) {
     throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("max_seq_len is {}, expected at most {}",
                                                     config.max_seq_len, UINT16_MAX));

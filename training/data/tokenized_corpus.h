@@ -23,6 +23,9 @@ struct CorpusOptions {
   double max_ratio = 0;    // longer side / shorter side in tokens; 0: any
 };
 
+/// Throws Error(INVALID_ARGUMENT) for filters that make no sense for a model of that max_seq_len.
+void validate(const CorpusOptions& options, int32_t max_seq_len);
+
 /// Sentence pairs as token ids, in a mapped file that is made once from the text and then shared by
 /// runs: the corpus cache. Immutable; for any number of threads at once.
 class TokenizedCorpus {
