@@ -349,6 +349,21 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   const Outcome dropped = train("--run s --train.steps 1");
   EXPECT_EQ(dropped.exit_status, 0) << dropped.err;
   EXPECT_THAT(dropped.err, HasSubstr("toy.tsv:301"));
+  // Not one pair: the tokenizer's training is the first to see it.
+  const std::pair<std::string, const char*> useless[] = {
+      {"one\none\n", "toy.tsv:1: has 1 column, expected 2"},
+      {"a\tb\tc\n", "toy.tsv:1: has 3 columns, expected 2"},
+      {"\xff\tb\n", "toy.tsv:1: byte 1 is 0xFF, which is not UTF-8 there"},
+      {"\ta\n", "toy.tsv:1: column 1 is empty"},
+      {"", "toy: not one pair is left of 0 lines"},
+  };
+  for (const auto& [text, message] : useless) {
+    write("toy.tsv", text);
+    const Outcome o = train("--run u --train.steps 1");
+    EXPECT_EQ(o.exit_status, 1) << text;
+    EXPECT_THAT(o.err, HasSubstr("toy: not one pair is left of ")) << text;
+    EXPECT_THAT(o.err, HasSubstr(message)) << text;
+  }
   const Outcome missing = train("--run t --data.train none.tsv");
   EXPECT_EQ(missing.exit_status, 1);
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));

@@ -269,6 +269,13 @@ void DropReport::add(DropReason reason, const std::string& example) {
   if (examples[i].size() < kMaxExamples) examples[i].push_back(example);
 }
 
+void DropReport::add(DropReason reason, const TextFile& file, uint64_t number,
+                     std::string_view line) {
+  add(reason, examples[static_cast<size_t>(reason)].size() < kMaxExamples
+                  ? fmt::format("{}:{}: {}", file.path, number, describe_drop(reason, line, file))
+                  : std::string());
+}
+
 std::string DropReport::text() const {
   std::string out;
   for (size_t i = 0; i < kNumDropReasons; ++i) {
@@ -330,6 +337,14 @@ std::string describe_drop(DropReason reason, std::string_view line, const TextFi
   }
 }
 
+void throw_no_pair(const std::string& language, const DropReport& report) {
+  throw Error(XSR_STATUS_BAD_FILE,
+              fmt::format("{}: not one pair is left of {} lines; is it the right file, with two "
+                          "columns separated by TAB?{}{}",
+                          language, with_separators(report.lines), report.dropped() > 0 ? "\n" : "",
+                          report.text()));
+}
+
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop) {
   HashedFile file(path, stop);
   while (!file.next().empty()) {
@@ -364,8 +379,9 @@ std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& f
     file.path = equals == std::string::npos ? text : text.substr(equals + 1);
     file.first_column = static_cast<int32_t>(columns.at(0));
     file.second_column = static_cast<int32_t>(columns.at(1));
-    std::string name = equals == std::string::npos ? std::filesystem::path(file.path).filename().string()
-                                                   : text.substr(0, equals);
+    std::string name = equals == std::string::npos
+                           ? std::filesystem::path(file.path).filename().string()
+                           : text.substr(0, equals);
     if (equals == std::string::npos) name = name.substr(0, name.find('.'));
     const auto at = std::find_if(pairs.begin(), pairs.end(),
                                  [&](const LanguagePair& p) { return p.name == name; });

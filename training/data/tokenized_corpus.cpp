@@ -210,12 +210,7 @@ class CorpusWriter {
       text["parts"].push_back({{"first_pair", first_pair},
                                {"num_pairs", num_pairs_ - first_pair},
                                {"drops", to_json(report)}});
-      if (num_pairs_ == first_pair) {
-        throw Error(XSR_STATUS_BAD_FILE,
-                    fmt::format("{}: not one pair is left of {} lines; is it the right file, with "
-                                "two columns separated by TAB?\n{}",
-                                language.name, with_separators(report.lines), report.text()));
-      }
+      if (num_pairs_ == first_pair) throw_no_pair(language.name, report);
     }
     file_.pad_to(aligned(file_.size()));
     header.records_offset = file_.size();
