@@ -69,6 +69,7 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--data.max_tokens 41", "max_tokens 41"},
       {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
       {"--data.weights 0", "data.weights are all 0"},
+      {"--data.train \"$(printf 'caf\\351.tsv')\"", "expected UTF-8"},
       {"--isa sse", "isa is \"sse\", expected auto, ref"},
       {"--data.dev_pairs 0 --train.patience 2", "data.dev_pairs"},
       {"--data.dev_pairs 0 --train.average 2", "data.dev_pairs"},
@@ -79,6 +80,14 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
     EXPECT_THAT(o.err, HasSubstr(message)) << flags;
     EXPECT_FALSE(fs::exists(path("r"))) << flags;
     fs::remove_all(path("r"));
+  }
+}
+
+TEST_F(TrainCli, WhatIsNoConfigFileIsAnError) {
+  for (const char* file : {".", "none.toml"}) {
+    const Outcome o = run(std::string("--run r --data.train toy.tsv --config ") + file);
+    EXPECT_EQ(o.exit_status, 1) << file;
+    EXPECT_THAT(o.err, HasSubstr(std::string(file) + ": cannot ")) << file;
   }
 }
 
@@ -226,6 +235,26 @@ TEST_F(TrainCli, SeveralLanguagePairsInBatchesByTokens) {
   expect_same_results("whole", "cut");
 }
 
+TEST_F(TrainCli, AnEqualsSignInAFoldersNameIsNoName) {
+  fs::create_directory(path("lang=aa"));
+  write("lang=aa/toy.tsv", toy_corpus(200));
+  const Outcome o =
+      train("--run r --train.steps 1 --data.train ./lang=aa/toy.tsv y=lang=aa/toy.tsv");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["data"]["toy"]["lines"], 200);
+  EXPECT_EQ(manifest["data"]["y"]["lines"], 200);
+  EXPECT_EQ(run("score r/model.xsr ./lang=aa/toy.tsv").exit_status, 0);
+}
+
+TEST_F(TrainCli, TermsThatAreNotUtf8AreRefusedBeforeTheTraining) {
+  write("terms.txt", "libert\xe9\n");
+  const Outcome o = train("--run r --model.license terms.txt");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("model.license: terms.txt is not UTF-8"));
+  EXPECT_FALSE(fs::exists(path("r/tokenizer.model")));
+}
+
 TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   for (const int signal : {SIGTERM, SIGINT}) {
@@ -280,6 +309,11 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   EXPECT_EQ(o.exit_status, 1);
   EXPECT_THAT(o.err, HasSubstr("optimizer.beta1 is 0.5, the run has 0.9"));
   EXPECT_EQ(run("--resume r --threads 1").exit_status, 0);
+  for (const char* ignored : {"--config toy.toml", "--run s"}) {
+    o = run(std::string("--resume r ") + ignored);
+    EXPECT_EQ(o.exit_status, 2) << ignored;
+    EXPECT_THAT(o.err, HasSubstr("leave --config and --run out"));
+  }
   write("toy.tsv", toy_corpus(701));
   o = run("--resume r");
   EXPECT_EQ(o.exit_status, 1);

@@ -6,8 +6,8 @@
 #include <charconv>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <limits>
-#include <sstream>
 
 #define TOML_ENABLE_FORMATTERS 0
 #include <toml++/toml.h>
@@ -15,6 +15,7 @@
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
+#include "runtime/text/utf8.h"
 
 namespace xsr::training {
 namespace {
@@ -294,6 +295,8 @@ T to_integer(const Written& w, const Scalar& s, const Slot& slot) {
 
 std::string to_text(const Written& w, const Scalar& s) {
   if (s.type != Scalar::kText && s.type != Scalar::kUntyped) expected(w, s, "text in quotes");
+  // config.toml, the checkpoints and the manifest could not hold it.
+  if (!is_valid_utf8(s.text)) expected(w, s, "UTF-8; give the file or folder another name");
   return s.text;
 }
 
@@ -438,14 +441,16 @@ void collect(const std::string& path, const toml::table& table, const std::strin
 
 std::vector<FileKey> read_toml(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  std::ostringstream bytes;
-  if (!in || !(bytes << in.rdbuf())) {
-    // An empty file sets the failbit of bytes; it is a config without keys.
-    if (!in.is_open()) throw Error(XSR_STATUS_IO, path + ": cannot open the config file");
+  if (!in) throw Error(XSR_STATUS_IO, path + ": cannot open the config file");
+  std::string text;
+  try {
+    text.assign(std::istreambuf_iterator<char>(in), {});
+  } catch (const std::ios_base::failure&) {
+    throw Error(XSR_STATUS_IO, path + ": cannot read the config file; is it a folder?");
   }
   std::vector<FileKey> keys;
   try {
-    const toml::table table = toml::parse(bytes.str(), path);
+    const toml::table table = toml::parse(text, path);
     collect(path, table, "", keys);
   } catch (const toml::parse_error& error) {
     invalid(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));

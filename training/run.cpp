@@ -20,6 +20,7 @@
 #include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
+#include "runtime/text/utf8.h"
 #include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
@@ -123,7 +124,8 @@ class Run {
         options_(options),
         terminal_(::isatty(STDERR_FILENO) != 0),
         lock_(make_folder(config.run)),
-        threads_(config.threads > 0 ? config.threads : usable_cpus()) {
+        threads_(config.threads > 0 ? config.threads : usable_cpus()),
+        license_(license_text(config)) {
     open_checkpoint();
     isa_ = choose_isa(checkpoint_ ? isa_of_checkpoint() : config.isa);
     kernels_ = kernels::resolve_kernels(isa_);
@@ -177,6 +179,15 @@ class Run {
     const std::vector<int32_t> devices = cuda_devices_of(config_.device);
     if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, {devices});
     return std::make_unique<CpuTrainer>(data_.model, config_.step, kernels_, threads_);
+  }
+  /// Read at once: what it lacks is to be known before the training, not behind it.
+  static std::string license_text(const TrainConfig& config) {
+    std::string text = text_or_file(config.license);
+    if (is_valid_utf8(text)) return text;
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                fmt::format("model.license: {} is not UTF-8, which model.xsr keeps the terms in; "
+                            "convert it (iconv -t UTF-8)",
+                            config.license));
   }
   static std::string make_folder(const std::string& folder) {
     std::error_code error;
@@ -566,7 +577,7 @@ class Run {
       inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"xxh3_128", input.hash}});
     }
     provenance["inputs"] = inputs;
-    if (!config_.license.empty()) provenance["license"] = text_or_file(config_.license);
+    if (!license_.empty()) provenance["license"] = license_;
     write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
                 provenance.dump());
 
@@ -617,6 +628,7 @@ class Run {
   const bool terminal_;
   const FolderLock lock_;
   ThreadPool threads_;
+  const std::string license_;
   std::unique_ptr<TrainingCheckpoint> checkpoint_;  // that the run goes on from, until it is read
   bool resumed_ = false;
   kernels::Isa isa_ = kernels::Isa::kRef;

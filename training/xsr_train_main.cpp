@@ -59,12 +59,17 @@ int train_main(const Options& options) {
   try {
     std::string file = options.config;
     if (!options.resume.empty()) {
+      const auto run = options.flags.find("run");
+      if (!options.config.empty() || (run != options.flags.end() && !run->second.empty())) {
+        throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                         "--resume RUN goes on in RUN with the config.toml in it: leave --config "
+                         "and --run out");
+      }
       file = run_config_path(options.resume);
       if (!std::filesystem::exists(file)) {
         throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
                          options.resume + ": holds no run: there is no config.toml in it");
       }
-      std::erase_if(flags, [](const FlagValue& f) { return f.key == "run"; });
       flags.push_back({"run", {options.resume}});  // it may have been moved
     }
     config = load_config(file, flags);

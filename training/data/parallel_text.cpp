@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/evaluation/pair_file.h"
 #include "runtime/text/progress.h"
 #include "runtime/text/utf8.h"
 #include "training/data/log.h"
@@ -374,17 +375,17 @@ std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& f
                                                const std::vector<int64_t>& columns) {
   std::vector<LanguagePair> pairs;
   for (const std::string& text : files) {
-    const size_t equals = text.find('=');
+    auto [name, path] = parse_named_file(text);
     TextFile file;
-    file.path = equals == std::string::npos ? text : text.substr(equals + 1);
+    file.path = path;
     file.first_column = static_cast<int32_t>(columns.at(0));
     file.second_column = static_cast<int32_t>(columns.at(1));
-    std::string name = equals == std::string::npos
-                           ? std::filesystem::path(file.path).filename().string()
-                           : text.substr(0, equals);
-    if (equals == std::string::npos) name = name.substr(0, name.find('.'));
+    if (name.empty()) {
+      name = std::filesystem::path(path).filename();
+      name = name.substr(0, name.find('.'));
+    }
     const auto at = std::find_if(pairs.begin(), pairs.end(),
-                                 [&](const LanguagePair& p) { return p.name == name; });
+                                 [&name = name](const LanguagePair& p) { return p.name == name; });
     if (at == pairs.end()) {
       pairs.push_back({name, {file}});
     } else {
