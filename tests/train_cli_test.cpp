@@ -296,9 +296,18 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
     const double p1 = metrics_of(path(run_name), "dev").front()["p1"]["mean"];
     EXPECT_GT(p1, 0.2) << init;
   }
-  const Outcome o = train("--run b --model.hidden_size 64 --model.init a/model.xsr");
-  EXPECT_EQ(o.exit_status, 1);
-  EXPECT_THAT(o.err, HasSubstr("hidden_size"));
+  for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
+    const Outcome o = train(std::string("--run b --model.hidden_size 64 --model.num_layers 0 ") +
+                            "--model.num_heads 4 --model.activation gelu --model.init " + init);
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, HasSubstr(std::string(init) +
+                                 ": the run's model is another one:\n"
+                                 "  model.num_layers is 0, the file has 1\n"
+                                 "  model.hidden_size is 64, the file has 32\n"
+                                 "  model.num_heads is 4, the file has 2\n"
+                                 "  model.activation is \"gelu\", the file has \"swish\"\n"
+                                 "Set these keys as the file has them"));
+  }
 }
 
 // ---- what goes wrong ----

@@ -388,9 +388,11 @@ class Run {
     last_log_ += Clock::now() - begin;
   }
 
+  std::string config_json() const { return ordered_json(fixed_values(config_)).dump(); }
+
   void write_weights(const std::string& file) {
     write_checkpoint(file, trainer_->table(), {{"value.", &trainer_->values()}},
-                     {{"step", std::to_string(step())}});
+                     {{"step", std::to_string(step())}, {"config", config_json()}});
   }
 
   void keep_for_average() {
@@ -430,7 +432,7 @@ class Run {
         {"worse_evaluations", std::to_string(worse_evaluations_)},
         {"evaluated", fmt::format("{}", fmt::join(evaluated_, " "))},
         {"isa", kernels::isa_name(isa_)},
-        {"config", ordered_json(fixed_values(config_)).dump()},
+        {"config", config_json()},
         {"inputs", inputs.dump()},
     };
     if (best_step_ >= 0) {

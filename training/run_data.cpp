@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "converter/sentencepiece_info.h"
@@ -90,17 +92,47 @@ ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& toke
   return model;
 }
 
+/// The run's model has to be that of model.init. theirs gives the file's value of a key, "" where
+/// the file does not tell it.
+void check_same_model(const TrainConfig& config,
+                      const std::function<std::string(const ConfigKey&)>& theirs) {
+  std::string differences;
+  for (const char* name :
+       {"model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
+        "model.max_seq_len", "model.activation", "model.lowercase"}) {
+    const ConfigKey& key = *find_key(name);
+    const std::string file = theirs(key), run = value_text(key, config);
+    if (file != run && !file.empty())
+      differences += fmt::format("\n  {} is {}, the file has {}", name, run, file);
+  }
+  if (differences.empty()) return;
+  throw Error(XSR_STATUS_INVALID_ARGUMENT,
+              fmt::format("{}: the run's model is another one:{}\nSet these keys as the file has "
+                          "them, or leave model.init out.",
+                          config.init, differences));
+}
+
 std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const ModelConfig& model,
                                            std::optional<InitialModel> init) {
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
+    const TrainingCheckpoint checkpoint(config.init);
+    const nlohmann::json theirs = nlohmann::json::parse(
+        checkpoint.has("config") ? checkpoint.field("config") : "{}", nullptr, false);
+    check_same_model(config, [&](const ConfigKey& key) {
+      return theirs.is_object() ? theirs.value(key.full_name(), "") : "";
+    });
     auto values = std::make_unique<FlatBuffer>(table.size());
-    TrainingCheckpoint(config.init).read(table, "value.", *values);
+    checkpoint.read(table, "value.", *values);
     return values;
   }
   if (!init) init = read_init(config);
   InitialModel initial = with_layers(std::move(*init), model.num_layers, config.seed);
-  check_same_sizes(config.init, initial.config, model);
+  TrainConfig theirs = config;
+  theirs.model = initial.config;
+  theirs.model.max_seq_len = initial.config.num_positions - config.model.position_offset;
+  check_same_model(config, [&](const ConfigKey& key) { return value_text(key, theirs); });
+  check_same_vocabulary(config.init, initial.config, model);
   return std::move(initial.values);
 }
 
