@@ -295,6 +295,16 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
     ASSERT_EQ(o.exit_status, 0) << o.err;
     const double p1 = metrics_of(path(run_name), "dev").front()["p1"]["mean"];
     EXPECT_GT(p1, 0.2) << init;
+    // The manifest says from what, also when the run was resumed.
+    for (const std::string& again : {std::string(), "--resume " + run_name}) {
+      if (!again.empty()) {
+        EXPECT_EQ(run(again).exit_status, 0);
+      }
+      const auto manifest = nlohmann::json::parse(read_file(path(run_name + "/manifest.json")));
+      EXPECT_EQ(manifest["inputs"].back()["key"], "model.init");
+      EXPECT_EQ(manifest["inputs"].back()["file"], fs::path(init).filename().string());
+      EXPECT_EQ(manifest["inputs"].back()["xxh3_128"].get<std::string>().size(), 32u);
+    }
   }
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
     const Outcome o = train(std::string("--run b --model.hidden_size 64 --model.num_layers 0 ") +
@@ -327,6 +337,14 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   o = run("--resume r");
   EXPECT_EQ(o.exit_status, 1);
   EXPECT_THAT(o.err, HasSubstr("toy.tsv (data.train): its content is not what the run has read"));
+  // Known before a cache is made of the other data.
+  EXPECT_THAT(o.err, testing::Not(HasSubstr("making the corpus cache")));
+  write("toy.tsv", toy_corpus(700));
+  o = run("--resume r --data.train other=toy.tsv");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err,
+              HasSubstr("toy.tsv: is data.train other now, the run has read it as data.train "
+                        "toy"));
   o = run("--resume nothing");
   EXPECT_EQ(o.exit_status, 2);
   EXPECT_THAT(o.err, HasSubstr("nothing: holds no run"));

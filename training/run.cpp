@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
 
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
@@ -132,8 +134,9 @@ class Run {
     DataLog log;
     if (!options.quiet) log = stderr_data_log(options.stop);
     log.stop = options.stop;
-    data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log);
-    check_inputs();
+    data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log,
+                         [&](std::span<const InputFile> inputs) { check_inputs(inputs); });
+    if (initial_input_) data_.inputs.push_back(*initial_input_);
     trainer_ = make_trainer();
     PairSampler sampler = data_.sampler(config);
     batches_per_epoch_ = static_cast<int64_t>(sampler.batches_per_epoch());
@@ -420,7 +423,10 @@ class Run {
     }
     ordered_json inputs = ordered_json::array();
     for (const InputFile& input : data_.inputs) {
-      inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"hash", input.hash}});
+      inputs.push_back({{"key", input.key},
+                        {"pair", input.pair},
+                        {"file", input.file_name()},
+                        {"hash", input.hash}});
     }
     CheckpointFields fields = {
         {"step", std::to_string(step())},
@@ -493,25 +499,38 @@ class Run {
     return kernels::isa_name(best);
   }
 
-  void check_inputs() const {
+  void check_inputs(std::span<const InputFile> inputs) {
     if (!checkpoint_) return;
-    const ordered_json then = ordered_json::parse(checkpoint_->field("inputs"), nullptr, false);
-    const size_t count = then.is_array() ? then.size() : 0;
-    for (size_t i = 0; i < std::max(count, data_.inputs.size()); ++i) {
-      if (i >= data_.inputs.size()) {
-        throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                    fmt::format("{}: the run also read {} as {}, which is missing now", config_.run,
-                                then[i].value("file", "?"), then[i].value("key", "?")));
+    const ordered_json all = ordered_json::parse(checkpoint_->field("inputs"), nullptr, false);
+    std::vector<InputFile> before;
+    for (const ordered_json& input : all.is_array() ? all : ordered_json::array()) {
+      before.push_back({input.value("key", ""), input.value("file", ""), input.value("hash", ""),
+                        input.value("pair", "")});
+      // What the weights began with is not read again.
+      if (before.back().key != "model.init") continue;
+      initial_input_ = before.back();
+      before.pop_back();
+    }
+    const auto refuse = [&](const std::string& message) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  message + ". Bring the old data back, or begin another run.");
+    };
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const InputFile& now = inputs[i];
+      if (i >= before.size() || before[i].hash != now.hash) {
+        refuse(
+            fmt::format("{} ({}): its content is not what the run has read so far (hash {}, the "
+                        "run has {})",
+                        now.path, now.key, now.hash, i >= before.size() ? "none" : before[i].hash));
       }
-      const InputFile& now = data_.inputs[i];
-      const std::string before = i < count ? then[i].value("hash", "") : "";
-      if (before != now.hash) {
-        throw Error(
-            XSR_STATUS_INVALID_ARGUMENT,
-            fmt::format("{} ({}): its content is not what the run has read so far (hash {}, "
-                        "the run has {}). Bring the old file back, or begin another run.",
-                        now.path, now.key, now.hash, before.empty() ? "none" : before));
+      if (before[i].key != now.key || (!before[i].pair.empty() && before[i].pair != now.pair)) {
+        refuse(fmt::format("{}: is {} {} now, the run has read it as {} {}", now.path, now.key,
+                           now.pair, before[i].key, before[i].pair));
       }
+    }
+    if (before.size() > inputs.size()) {
+      refuse(fmt::format("{}: the run also read {} as {}, which is missing now", config_.run,
+                         before[inputs.size()].path, before[inputs.size()].key));
     }
   }
 
@@ -633,6 +652,7 @@ class Run {
   const std::string license_;
   std::unique_ptr<TrainingCheckpoint> checkpoint_;  // that the run goes on from, until it is read
   bool resumed_ = false;
+  std::optional<InputFile> initial_input_;  // of the checkpoint
   kernels::Isa isa_ = kernels::Isa::kRef;
   kernels::KernelTable kernels_;
   RunData data_;

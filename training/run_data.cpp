@@ -28,12 +28,6 @@ std::string hash_of(std::string_view bytes) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-void check_columns(const std::vector<LanguagePair>& languages) {
-  for (const LanguagePair& language : languages) {
-    for (const TextFile& file : language.files) check(file);
-  }
-}
-
 /// The tokenizer, and where a message says it comes from.
 struct TokenizerBytes {
   std::string bytes, from;
@@ -166,32 +160,41 @@ void RunData::initialize(const TrainConfig& config, Trainer& trainer) const {
 }
 
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
-                     const DataLog& log) {
+                     const DataLog& log,
+                     const std::function<void(std::span<const InputFile>)>& check) {
   std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
-  const std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
-  check_columns(train);
-  check_columns(dev);
+  std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
   RunData data;
+  const auto add_texts = [&](const char* key, std::vector<LanguagePair>& languages) {
+    hash_texts(languages, log.stop);
+    for (const LanguagePair& language : languages) {
+      for (const TextFile& file : language.files)
+        data.inputs.push_back({key, file.path, file.hash.hex, language.name});
+    }
+  };
+  add_texts("data.train", train);
+  add_texts("data.dev", dev);
   std::optional<InitialModel> init;
   TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, log, init);
   data.model = complete_model(config, tokenizer);
   data.tokenizer = std::move(tokenizer.bytes);
   const std::string tokenizer_hash = hash_of(data.tokenizer);
   const std::string own = config.run + "/tokenizer.model";
+  data.inputs.push_back({"tokenizer", own, tokenizer_hash, ""});
+  if (check) check(data.inputs);
   if (!resumed) {
     write_whole_file(own, data.tokenizer);
-    if (!config.init.empty()) data.initial = initial_values(config, data.model, std::move(init));
+    if (!config.init.empty()) {
+      data.initial = initial_values(config, data.model, std::move(init));
+      data.inputs.push_back({"model.init", config.init, hash_file(config.init, log.stop).hex, ""});
+    }
   }
 
   const auto open = [&](const std::string& what, const std::vector<LanguagePair>& languages,
                         const std::vector<std::string>& files) {
-    auto corpus =
-        TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash), languages,
-                                       data.model, data.tokenizer, config.corpus, threads, log);
-    for (const TokenizedCorpus::File& file : corpus->files()) {
-      data.inputs.push_back({"data." + what, file.path, file.hash.hex});
-    }
-    return corpus;
+    return TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash),
+                                          languages, data.model, data.tokenizer, config.corpus,
+                                          threads, log);
   };
   data.train = open("train", train, config.train);
   std::vector<uint64_t> dev_pairs;
@@ -206,7 +209,6 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
     data.excluded = std::move(held.excluded);
     dev_pairs = std::move(held.dev);
   }
-  data.inputs.push_back({"tokenizer", own, tokenizer_hash});
   if (data.dev) {
     for (const TokenizedCorpus::Part& part : data.dev->parts()) {
       const auto first = std::lower_bound(dev_pairs.begin(), dev_pairs.end(), part.first_pair);
