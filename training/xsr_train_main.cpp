@@ -27,13 +27,16 @@ constexpr int kOk = 0, kFailed = 1, kUsage = 2, kStopped = 3;
 std::atomic<bool> stop_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
 
-void request_stop(int) { stop_requested.store(true, std::memory_order_relaxed); }
+void request_stop(int number) {
+  if (!stop_requested.exchange(true)) return;
+  signal(number, SIG_DFL);
+  raise(number);
+}
 
-/// The first SIGINT or SIGTERM ends the run in good order, the second at once.
+/// The first SIGINT or SIGTERM ends the run in good order, the second, whichever, at once.
 void install_signal_handlers() {
   struct sigaction action = {};
   action.sa_handler = request_stop;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
