@@ -114,6 +114,7 @@ TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   EXPECT_THAT(printed("--preset release"), HasSubstr("\nclip_norm = 0.0\n"));
   EXPECT_THAT(printed("--preset release"), HasSubstr("\ndev_dropout = true\n"));
   EXPECT_THAT(printed("--preset paper"), HasSubstr("\ncount_weighted = true\n"));
+  EXPECT_THAT(printed("--preset paper"), HasSubstr("\ndev_dropout = false\n"));
   EXPECT_THAT(printed("--preset paper --objective.count_weighted false"),
               HasSubstr("\ncount_weighted = false\n"));
   EXPECT_EQ(run("--config " XSR_SOURCE_DIR "/presets/xsr-2layer.toml --print-config").exit_status,
