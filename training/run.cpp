@@ -350,16 +350,15 @@ class Run {
     const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
     PairBatch batch;
     for (const RunData::DevPart& part : data_.dev_parts) {
-      for (size_t first = 0; first < part.pairs.size();) {
-        const size_t count = std::min<size_t>(static_cast<size_t>(config_.sampler.batch_pairs),
-                                              part.pairs.size() - first);
-        const std::span<const uint64_t> pairs(part.pairs.data() + first, count);
-        masked.build(pairs, batch);
+      for (std::span<const uint64_t> left(part.pairs); !left.empty();) {
+        const size_t count =
+            masked.fitting(left, config_.sampler.batch_pairs, config_.sampler.batch_tokens);
+        masked.build(left.first(count), batch);
         scores.loss.add(trainer_->evaluate(batch, config_.dev_dropout), static_cast<double>(count));
-        first += count;
+        left = left.subspan(count);
       }
-      scores.parts.emplace_back(part.name, score_pairs(*trainer_, plain, part.pairs,
-                                                       config_.sampler.batch_pairs, threads_));
+      scores.parts.emplace_back(
+          part.name, score_pairs(*trainer_, plain, part.pairs, config_.sampler, threads_));
     }
     return scores;
   }

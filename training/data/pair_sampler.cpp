@@ -149,6 +149,17 @@ void BatchBuilder::build(std::span<const Draw> draws, PairBatch& batch) const {
   }
 }
 
+size_t BatchBuilder::fitting(std::span<const uint64_t> pairs, int64_t batch_pairs,
+                             int64_t batch_tokens) const {
+  const size_t most = std::min(pairs.size(), static_cast<size_t>(batch_pairs));
+  int64_t tokens = 0;
+  for (size_t i = 0; i < most; ++i) {
+    tokens += corpus_->length(pairs[i], 0) + corpus_->length(pairs[i], 1);
+    if (i > 0 && batch_tokens > 0 && tokens > batch_tokens) return i;
+  }
+  return most;
+}
+
 void BatchBuilder::build(std::span<const uint64_t> pairs, PairBatch& batch) const {
   std::vector<Draw> draws;
   for (uint64_t pair : pairs) draws.push_back({pair, 0});

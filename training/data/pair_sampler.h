@@ -29,6 +29,9 @@ class BatchBuilder {
     uint64_t visit = 0;  // how many times the pair has been drawn before, which is mostly the epoch
   };
   void build(std::span<const Draw> draws, PairBatch& batch) const;
+  /// How many of the first pairs make a batch of at most batch_pairs pairs and batch_tokens tokens
+  /// (0: any); at least 1.
+  size_t fitting(std::span<const uint64_t> pairs, int64_t batch_pairs, int64_t batch_tokens) const;
   /// The pairs for evaluation, always masked alike.
   void build(std::span<const uint64_t> pairs, PairBatch& batch) const;
 
