@@ -167,6 +167,13 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   EXPECT_THAT(again.err, HasSubstr("holds a run already"));
 }
 
+TEST_F(TrainCli, AFewStepsAreLoggedToo) {
+  ASSERT_EQ(train("--run r --train.steps 7").exit_status, 0);
+  const auto lines = metrics_of(path("r"), "train");
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[1]["step"], 7);
+}
+
 TEST_F(TrainCli, TheSameBitsTwiceAndWithOtherThreads) {
   ASSERT_EQ(train("--run a").exit_status, 0);
   ASSERT_EQ(train("--run b").exit_status, 0);

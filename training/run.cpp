@@ -168,7 +168,7 @@ class Run {
       position_ = stream_->position();
       train_on(batch, epoch);
       const bool epoch_ended = position_.epoch != epoch;
-      if (step() % config_.log_every == 0) log_step(epoch);
+      if (step() % config_.log_every == 0 || is_last_step()) log_step(epoch);
       const bool due = config_.eval_every > 0 ? step() % config_.eval_every == 0 : epoch_ended;
       if (!data_.dev_parts.empty() && (due || is_last_step())) evaluate(epoch);
       if (finished() || checkpoint_due()) save_checkpoint();
