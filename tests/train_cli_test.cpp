@@ -243,6 +243,27 @@ TEST_F(TrainCli, SeveralLanguagePairsInBatchesByTokens) {
   expect_same_results("whole", "cut");
 }
 
+TEST_F(TrainCli, TheCosineEndsWithARunOfBatchesByTokens) {
+  const Outcome o = train(
+      "--run r --data.batch_tokens 40 --train.steps 0 --train.epochs 2 --schedule.decay cosine "
+      "--train.log_every 1 --train.eval_every 1000");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto lines = metrics_of(path("r"), "train");
+  const double peak = lines.front()["learning_rate"];
+  EXPECT_LT(lines.back()["learning_rate"], 1e-3 * peak);
+  EXPECT_GT(lines[lines.size() * 9 / 10]["learning_rate"], 1e-2 * peak);
+}
+
+TEST_F(TrainCli, DevComesInBatchesAsLargeAsThoseOfTraining) {
+  const auto dev_loss = [&](const std::string& batch_pairs) {
+    const Outcome o = train("--run r" + batch_pairs + " --data.batch_tokens 400 --train.steps 1 " +
+                            "--schedule.learning_rate 1e-12 --data.batch_pairs " + batch_pairs);
+    EXPECT_EQ(o.exit_status, 0) << o.err;
+    return metrics_of(path("r" + batch_pairs), "dev").back()["loss"]["info_nce"].get<double>();
+  };
+  EXPECT_NEAR(dev_loss("64"), dev_loss("100000"), 1e-6) << "the tokens are the limit of both";
+}
+
 TEST_F(TrainCli, AnEqualsSignInAFoldersNameIsNoName) {
   fs::create_directory(path("lang=aa"));
   write("lang=aa/toy.tsv", toy_corpus(200));
@@ -282,6 +303,27 @@ TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
     ASSERT_EQ(o.exit_status, 0) << o.err;
     expect_same_results("whole", run_name);
   }
+}
+
+TEST_F(TrainCli, ASecondSignalEndsTheRunAtOnceWhicheverItIs) {
+  const pid_t child = start("--config toy.toml --train.steps 1000000 --run r");
+  while (!fs::exists(path("r/metrics.jsonl"))) std::this_thread::yield();
+  // Both wait for it, so that it cannot end in good order between them.
+  for (const int signal : {SIGSTOP, SIGINT, SIGTERM, SIGCONT}) kill(child, signal);
+  EXPECT_THAT(wait_for(child).exit_status, testing::AnyOf(128 + SIGINT, 128 + SIGTERM));
+}
+
+TEST_F(TrainCli, ASignalWhileTheDataIsMadeReadyIsToldToo) {
+  ASSERT_EQ(train("--run a --train.steps 1").exit_status, 0);
+  write("long.tsv", toy_corpus(kSlow ? 30000 : 100000));
+  const pid_t child = start(
+      "--config toy.toml --tokenizer.model a/tokenizer.model --run r "
+      "--threads 1 --data.train long.tsv");
+  while (!fs::exists(path("r/config.toml"))) std::this_thread::yield();
+  kill(child, SIGTERM);
+  const Outcome o = wait_for(child);
+  EXPECT_EQ(o.exit_status, 3);
+  EXPECT_THAT(o.err, HasSubstr("stopped while the data was made ready; go on with --resume r"));
 }
 
 TEST_F(TrainCli, StopsEarly) {
@@ -407,6 +449,9 @@ TEST_F(TrainCli, WhatIsNotFiniteStopsWithStepTensorAndLines) {
   EXPECT_THAT(o.err, testing::ContainsRegex("step [0-9]+: (loss|gradient) [a-z_.0-9]+ is not "
                                             "finite"));
   EXPECT_THAT(o.err, HasSubstr("toy.tsv: lines "));
+  EXPECT_THAT(o.err, HasSubstr("The last checkpoint, r/checkpoint.safetensors, is as it was."));
+  EXPECT_THAT(train("--run s --schedule.learning_rate 1e30 --train.checkpoint_every 1000").err,
+              HasSubstr("There is no checkpoint yet."));
   EXPECT_FALSE(fs::exists(path("r/model.xsr")));
 }
 

@@ -49,7 +49,10 @@ class FolderLock {
  public:
   explicit FolderLock(const std::string& folder)
       : fd_(::open((folder + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
-    if (fd_ < 0) throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it");
+    if (fd_ < 0) {
+      throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it: " +
+                                     std::generic_category().message(errno));
+    }
     if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
       ::close(fd_);
       throw Error(XSR_STATUS_IO, folder + ": another xsr-train works in this folder");
@@ -200,6 +203,7 @@ class Run {
     return folder;
   }
   std::string path(const std::string& name) const { return config_.run + "/" + name; }
+  std::string checkpoint_path() const { return path("checkpoint.safetensors"); }
   std::string weights_path(int64_t step) const {
     return path("weights-" + std::to_string(step) + ".safetensors");
   }
@@ -228,13 +232,15 @@ class Run {
   void say_what_is_trained() {
     int64_t parameters = 0;
     for (const Parameter& p : trainer_->table().parameters()) parameters += p.size;
+    uint64_t dev_pairs = 0;
+    for (const RunData::DevPart& part : data_.dev_parts) dev_pairs += part.pairs.size();
     say(fmt::format(
-        "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
+        "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} for dev, {} steps "
         "of {} epochs; {}{} threads, {}, {}",
         data_.model.num_layers, data_.model.hidden_size, with_separators(data_.model.vocab_size),
         with_separators(parameters),
         with_separators(data_.train->num_pairs() - data_.excluded.size()),
-        with_separators(total_steps_),
+        with_separators(dev_pairs), with_separators(total_steps_),
         config_.steps > 0 ? fmt::format("{:.1f}", static_cast<double>(total_steps_) /
                                                       static_cast<double>(
                                                           std::max<int64_t>(1, batches_per_epoch_)))
@@ -268,14 +274,14 @@ class Run {
     try {
       result = trainer_->step(batch, rate, stream_->peek());
     } catch (const NonFiniteError& error) {
-      throw Error(
-          XSR_STATUS_INTERNAL,
-          fmt::format(
-              "step {}: {} is not finite (learning rate {:g}). The batch is {}. No checkpoint was "
-              "written over; the last one is in {}. A lower schedule.learning_rate, "
-              "optimizer.clip_norm and objective.sim_min_cosine make such steps "
-              "rarer.",
-              step() + 1, error.where(), rate, places(batch), config_.run));
+      throw Error(XSR_STATUS_INTERNAL,
+                  fmt::format("step {}: {} is not finite (learning rate {:g}). The batch is {}. "
+                              "{}. A lower schedule.learning_rate, optimizer.clip_norm and "
+                              "objective.sim_min_cosine make such steps rarer.",
+                              step() + 1, error.where(), rate, places(batch),
+                              fs::exists(checkpoint_path())
+                                  ? "The last checkpoint, " + checkpoint_path() + ", is as it was"
+                                  : "There is no checkpoint yet"));
     }
     interval_.add(result.loss, 1);
     interval_norm_ += result.gradient_norm;
@@ -444,12 +450,12 @@ class Run {
       fields["best_step"] = std::to_string(best_step_);
       fields["best_score"] = fmt::format("{:a}", best_score_);
     }
-    write_checkpoint(path("checkpoint.safetensors"), trainer_->table(), buffers, fields);
+    write_checkpoint(checkpoint_path(), trainer_->table(), buffers, fields);
     last_checkpoint_ = Clock::now();
   }
 
   void open_checkpoint() {
-    const std::string file = path("checkpoint.safetensors");
+    const std::string file = checkpoint_path();
     const bool there = fs::exists(file);
     if (options_.resume && there) {
       checkpoint_ = std::make_unique<TrainingCheckpoint>(file);
@@ -683,6 +689,11 @@ RunEnd train(const TrainConfig& config, const RunOptions& options) {
   try {
     return Run(config, options).run();
   } catch (const Stopped&) {
+    if (!options.quiet) {
+      fmt::print(stderr,
+                 "xsr-train: stopped while the data was made ready; go on with --resume {}\n",
+                 config.run);
+    }
     return RunEnd::kStopped;
   }
 }

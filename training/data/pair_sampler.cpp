@@ -231,8 +231,10 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
   if (options.batch_tokens == 0) {
     if (options.drop_last) used_draws_ -= draws_per_epoch_ % batch_pairs;
     if (used_draws_ == 0) {
-      invalid(fmt::format("one batch of {} pairs is more than the {} there are to train on",
-                          batch_pairs, draws_per_epoch_));
+      invalid(
+          fmt::format("one batch of {} pairs is more than the {} there are to train on; lower "
+                      "data.batch_pairs, or set data.drop_last = false",
+                      batch_pairs, draws_per_epoch_));
     }
     pool_pairs_ = batch_pairs * static_cast<uint64_t>(options.pool_batches);
   } else {
