@@ -1,5 +1,7 @@
 // Runs the built xsr-train on a toy corpus.
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/file.h>
 
 #include <chrono>
 #include <csignal>
@@ -241,6 +243,25 @@ TEST_F(TrainCli, SeveralLanguagePairsInBatchesByTokens) {
   ASSERT_EQ(wait_for(child).exit_status, 128 + SIGKILL);
   ASSERT_EQ(run("--resume cut").exit_status, 0);
   expect_same_results("whole", "cut");
+}
+
+TEST_F(TrainCli, ASecondRunWaitsForTheCacheThatTheyShare) {
+  ASSERT_EQ(train("--run a --train.steps 1 --data.cache cache").exit_status, 0);
+  const std::string cache = fs::directory_iterator(path("cache"))->path();
+  fs::rename(cache, path("made"));
+  const int folder = ::open(path("cache").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_EQ(::flock(folder, LOCK_EX), 0);
+  const pid_t child = start("--config toy.toml --run b --train.steps 1 --data.cache cache");
+  while (read_file(path("err")).find("waits for another process") == std::string::npos) {
+    ASSERT_EQ(waitpid(child, nullptr, WNOHANG), 0) << read_file(path("err"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  fs::rename(path("made"), cache);
+  ::close(folder);
+  const Outcome o = wait_for(child);
+  EXPECT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_THAT(o.err, testing::Not(HasSubstr("making the corpus cache")));
+  expect_same_results("a", "b");
 }
 
 TEST_F(TrainCli, TheCosineEndsWithARunOfBatchesByTokens) {

@@ -1,6 +1,8 @@
 #include "training/data/tokenized_corpus.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -8,12 +10,14 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "runtime/error.h"
@@ -94,6 +98,34 @@ class Spool {
 
   std::string path_;
   std::FILE* file_;
+};
+
+/// One process at a time makes caches in a folder; the others wait, for it may be theirs. Where the
+/// file system cannot lock a folder nobody waits, and the second writer of a file gets an error.
+class FolderTurn {
+ public:
+  FolderTurn(const std::string& cache_path, const DataLog& log) {
+    const std::string folder = std::filesystem::path(cache_path).parent_path();
+    fd_ = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (bool said = false; fd_ >= 0 && ::flock(fd_, LOCK_EX | LOCK_NB) != 0; said = true) {
+      if (errno != EWOULDBLOCK) break;
+      if (log.stopped()) {
+        ::close(fd_);
+        throw Stopped();
+      }
+      if (!said && log.say)
+        log.say(folder + ": waits for another process that makes a cache in it");
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+  ~FolderTurn() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FolderTurn(const FolderTurn&) = delete;
+  FolderTurn& operator=(const FolderTurn&) = delete;
+
+ private:
+  int fd_ = -1;
 };
 
 nlohmann::json to_json(const DropReport& report) {
@@ -516,17 +548,20 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
       }
     }
   };
-  std::string reason;
-  if (!std::filesystem::exists(cache_path)) {
-    reason = "there is none yet";
-  } else {
+  // Why the cache has to be made; empty where it is open.
+  const auto try_to_open = [&]() -> std::string {
+    if (!std::filesystem::exists(cache_path)) return "there is none yet";
     try {
       open();
-      return corpus;
+      return "";
     } catch (const Error& error) {
-      reason = error.what();
+      return error.what();
     }
-  }
+  };
+  if (try_to_open().empty()) return corpus;
+  const FolderTurn turn(cache_path, log);
+  const std::string reason = try_to_open();  // again: another process may have made it
+  if (reason.empty()) return corpus;
   if (log.say) log.say(fmt::format("{}: making the corpus cache: {}", cache_path, reason));
   CorpusWriter(cache_path, languages, config, tokenizer_model, options, pool, log).write(key);
   try {

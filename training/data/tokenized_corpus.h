@@ -46,7 +46,7 @@ class TokenizedCorpus {
   /// content; those without a hash are hashed), tokenizer, config and options; makes it otherwise,
   /// in parallel, and says why. Only config's tokenizer fields and max_seq_len matter. Memory does
   /// not grow with the text. The file takes its name when it is whole: a run that is killed leaves
-  /// the old one.
+  /// the old one. While another process makes caches in the same folder this one waits.
   /// Throws Error (an input file, its line or the cache), Stopped.
   static std::shared_ptr<const TokenizedCorpus> open_or_build(
       const std::string& cache_path, std::vector<LanguagePair> languages, const ModelConfig& config,
