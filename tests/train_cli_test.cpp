@@ -1,5 +1,7 @@
 // Runs the built xsr-train on a toy corpus.
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/file.h>
 
 #include <chrono>
 #include <csignal>
@@ -59,6 +61,38 @@ TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
   EXPECT_THAT(none.err, HasSubstr("data.train is not set"));
 }
 
+TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"--optimizer.eps 0", "optimizer.eps is \"0\", expected a number from 1e-30 to 1"},
+      {"--schedule.step_factor 0", "schedule.step_factor is \"0\""},
+      {"--tokenizer.max_sentences 1", "tokenizer.max_sentences is \"1\""},
+      {"--model.max_seq_len 65536", "model.max_seq_len is \"65536\""},
+      {"--data.max_ratio 0.5", "max_ratio 0.5"},
+      {"--data.max_tokens 41", "max_tokens 41"},
+      {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
+      {"--data.weights 0", "data.weights are all 0"},
+      {"--data.train \"$(printf 'caf\\351.tsv')\"", "expected UTF-8"},
+      {"--isa sse", "isa is \"sse\", expected auto, ref"},
+      {"--data.dev_pairs 0 --train.patience 2", "data.dev_pairs"},
+      {"--data.dev_pairs 0 --train.average 2", "data.dev_pairs"},
+  };
+  for (const auto& [flags, message] : cases) {
+    const Outcome o = train(std::string("--run r ") + flags);
+    EXPECT_EQ(o.exit_status, 2) << flags;
+    EXPECT_THAT(o.err, HasSubstr(message)) << flags;
+    EXPECT_FALSE(fs::exists(path("r"))) << flags;
+    fs::remove_all(path("r"));
+  }
+}
+
+TEST_F(TrainCli, WhatIsNoConfigFileIsAnError) {
+  for (const char* file : {".", "none.toml"}) {
+    const Outcome o = run(std::string("--run r --data.train toy.tsv --config ") + file);
+    EXPECT_EQ(o.exit_status, 1) << file;
+    EXPECT_THAT(o.err, HasSubstr(std::string(file) + ": cannot ")) << file;
+  }
+}
+
 TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   const Outcome help = run("--help");
   EXPECT_EQ(help.exit_status, 0);
@@ -82,6 +116,7 @@ TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   EXPECT_THAT(printed("--preset release"), HasSubstr("\nclip_norm = 0.0\n"));
   EXPECT_THAT(printed("--preset release"), HasSubstr("\ndev_dropout = true\n"));
   EXPECT_THAT(printed("--preset paper"), HasSubstr("\ncount_weighted = true\n"));
+  EXPECT_THAT(printed("--preset paper"), HasSubstr("\ndev_dropout = false\n"));
   EXPECT_THAT(printed("--preset paper --objective.count_weighted false"),
               HasSubstr("\ncount_weighted = false\n"));
   EXPECT_EQ(run("--config " XSR_SOURCE_DIR "/presets/xsr-2layer.toml --print-config").exit_status,
@@ -132,6 +167,13 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   const Outcome again = train("--run r");
   EXPECT_EQ(again.exit_status, 1);
   EXPECT_THAT(again.err, HasSubstr("holds a run already"));
+}
+
+TEST_F(TrainCli, AFewStepsAreLoggedToo) {
+  ASSERT_EQ(train("--run r --train.steps 7").exit_status, 0);
+  const auto lines = metrics_of(path("r"), "train");
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[1]["step"], 7);
 }
 
 TEST_F(TrainCli, TheSameBitsTwiceAndWithOtherThreads) {
@@ -203,6 +245,66 @@ TEST_F(TrainCli, SeveralLanguagePairsInBatchesByTokens) {
   expect_same_results("whole", "cut");
 }
 
+TEST_F(TrainCli, ASecondRunWaitsForTheCacheThatTheyShare) {
+  ASSERT_EQ(train("--run a --train.steps 1 --data.cache cache").exit_status, 0);
+  const std::string cache = fs::directory_iterator(path("cache"))->path();
+  fs::rename(cache, path("made"));
+  const int folder = ::open(path("cache").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_EQ(::flock(folder, LOCK_EX), 0);
+  const pid_t child = start("--config toy.toml --run b --train.steps 1 --data.cache cache");
+  while (read_file(path("err")).find("waits for another process") == std::string::npos) {
+    ASSERT_EQ(waitpid(child, nullptr, WNOHANG), 0) << read_file(path("err"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  fs::rename(path("made"), cache);
+  ::close(folder);
+  const Outcome o = wait_for(child);
+  EXPECT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_THAT(o.err, testing::Not(HasSubstr("making the corpus cache")));
+  expect_same_results("a", "b");
+}
+
+TEST_F(TrainCli, TheCosineEndsWithARunOfBatchesByTokens) {
+  const Outcome o = train(
+      "--run r --data.batch_tokens 40 --train.steps 0 --train.epochs 2 --schedule.decay cosine "
+      "--train.log_every 1 --train.eval_every 1000");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto lines = metrics_of(path("r"), "train");
+  const double peak = lines.front()["learning_rate"];
+  EXPECT_LT(lines.back()["learning_rate"], 1e-3 * peak);
+  EXPECT_GT(lines[lines.size() * 9 / 10]["learning_rate"], 1e-2 * peak);
+}
+
+TEST_F(TrainCli, DevComesInBatchesAsLargeAsThoseOfTraining) {
+  const auto dev_loss = [&](const std::string& batch_pairs) {
+    const Outcome o = train("--run r" + batch_pairs + " --data.batch_tokens 400 --train.steps 1 " +
+                            "--schedule.learning_rate 1e-12 --data.batch_pairs " + batch_pairs);
+    EXPECT_EQ(o.exit_status, 0) << o.err;
+    return metrics_of(path("r" + batch_pairs), "dev").back()["loss"]["info_nce"].get<double>();
+  };
+  EXPECT_NEAR(dev_loss("64"), dev_loss("100000"), 1e-6) << "the tokens are the limit of both";
+}
+
+TEST_F(TrainCli, AnEqualsSignInAFoldersNameIsNoName) {
+  fs::create_directory(path("lang=aa"));
+  write("lang=aa/toy.tsv", toy_corpus(200));
+  const Outcome o =
+      train("--run r --train.steps 1 --data.train ./lang=aa/toy.tsv y=lang=aa/toy.tsv");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["data"]["toy"]["lines"], 200);
+  EXPECT_EQ(manifest["data"]["y"]["lines"], 200);
+  EXPECT_EQ(run("score r/model.xsr ./lang=aa/toy.tsv").exit_status, 0);
+}
+
+TEST_F(TrainCli, TermsThatAreNotUtf8AreRefusedBeforeTheTraining) {
+  write("terms.txt", "libert\xe9\n");
+  const Outcome o = train("--run r --model.license terms.txt");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("model.license: terms.txt is not UTF-8"));
+  EXPECT_FALSE(fs::exists(path("r/tokenizer.model")));
+}
+
 TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   for (const int signal : {SIGTERM, SIGINT}) {
@@ -224,6 +326,27 @@ TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
   }
 }
 
+TEST_F(TrainCli, ASecondSignalEndsTheRunAtOnceWhicheverItIs) {
+  const pid_t child = start("--config toy.toml --train.steps 1000000 --run r");
+  while (!fs::exists(path("r/metrics.jsonl"))) std::this_thread::yield();
+  // Both wait for it, so that it cannot end in good order between them.
+  for (const int signal : {SIGSTOP, SIGINT, SIGTERM, SIGCONT}) kill(child, signal);
+  EXPECT_THAT(wait_for(child).exit_status, testing::AnyOf(128 + SIGINT, 128 + SIGTERM));
+}
+
+TEST_F(TrainCli, ASignalWhileTheDataIsMadeReadyIsToldToo) {
+  ASSERT_EQ(train("--run a --train.steps 1").exit_status, 0);
+  write("long.tsv", toy_corpus(kSlow ? 30000 : 100000));
+  const pid_t child = start(
+      "--config toy.toml --tokenizer.model a/tokenizer.model --run r "
+      "--threads 1 --data.train long.tsv");
+  while (!fs::exists(path("r/config.toml"))) std::this_thread::yield();
+  kill(child, SIGTERM);
+  const Outcome o = wait_for(child);
+  EXPECT_EQ(o.exit_status, 3);
+  EXPECT_THAT(o.err, HasSubstr("stopped while the data was made ready; go on with --resume r"));
+}
+
 TEST_F(TrainCli, StopsEarly) {
   const Outcome o =
       train("--run r --schedule.learning_rate 1e-12 --train.eval_every 5 --train.patience 2");
@@ -243,10 +366,29 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
     ASSERT_EQ(o.exit_status, 0) << o.err;
     const double p1 = metrics_of(path(run_name), "dev").front()["p1"]["mean"];
     EXPECT_GT(p1, 0.2) << init;
+    // The manifest says from what, also when the run was resumed.
+    for (const std::string& again : {std::string(), "--resume " + run_name}) {
+      if (!again.empty()) {
+        EXPECT_EQ(run(again).exit_status, 0);
+      }
+      const auto manifest = nlohmann::json::parse(read_file(path(run_name + "/manifest.json")));
+      EXPECT_EQ(manifest["inputs"].back()["key"], "model.init");
+      EXPECT_EQ(manifest["inputs"].back()["file"], fs::path(init).filename().string());
+      EXPECT_EQ(manifest["inputs"].back()["xxh3_128"].get<std::string>().size(), 32u);
+    }
   }
-  const Outcome o = train("--run b --model.hidden_size 64 --model.init a/model.xsr");
-  EXPECT_EQ(o.exit_status, 1);
-  EXPECT_THAT(o.err, HasSubstr("hidden_size"));
+  for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
+    const Outcome o = train(std::string("--run b --model.hidden_size 64 --model.num_layers 0 ") +
+                            "--model.num_heads 4 --model.activation gelu --model.init " + init);
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, HasSubstr(std::string(init) +
+                                 ": the run's model is another one:\n"
+                                 "  model.num_layers is 0, the file has 1\n"
+                                 "  model.hidden_size is 64, the file has 32\n"
+                                 "  model.num_heads is 4, the file has 2\n"
+                                 "  model.activation is \"gelu\", the file has \"swish\"\n"
+                                 "Set these keys as the file has them"));
+  }
 }
 
 // ---- what goes wrong ----
@@ -257,10 +399,23 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   EXPECT_EQ(o.exit_status, 1);
   EXPECT_THAT(o.err, HasSubstr("optimizer.beta1 is 0.5, the run has 0.9"));
   EXPECT_EQ(run("--resume r --threads 1").exit_status, 0);
+  for (const char* ignored : {"--config toy.toml", "--run s"}) {
+    o = run(std::string("--resume r ") + ignored);
+    EXPECT_EQ(o.exit_status, 2) << ignored;
+    EXPECT_THAT(o.err, HasSubstr("leave --config and --run out"));
+  }
   write("toy.tsv", toy_corpus(701));
   o = run("--resume r");
   EXPECT_EQ(o.exit_status, 1);
   EXPECT_THAT(o.err, HasSubstr("toy.tsv (data.train): its content is not what the run has read"));
+  // Known before a cache is made of the other data.
+  EXPECT_THAT(o.err, testing::Not(HasSubstr("making the corpus cache")));
+  write("toy.tsv", toy_corpus(700));
+  o = run("--resume r --data.train other=toy.tsv");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err,
+              HasSubstr("toy.tsv: is data.train other now, the run has read it as data.train "
+                        "toy"));
   o = run("--resume nothing");
   EXPECT_EQ(o.exit_status, 2);
   EXPECT_THAT(o.err, HasSubstr("nothing: holds no run"));
@@ -324,6 +479,9 @@ TEST_F(TrainCli, WhatIsNotFiniteStopsWithStepTensorAndLines) {
   EXPECT_THAT(o.err, testing::ContainsRegex("step [0-9]+: (loss|gradient) [a-z_.0-9]+ is not "
                                             "finite"));
   EXPECT_THAT(o.err, HasSubstr("toy.tsv: lines "));
+  EXPECT_THAT(o.err, HasSubstr("The last checkpoint, r/checkpoint.safetensors, is as it was."));
+  EXPECT_THAT(train("--run s --schedule.learning_rate 1e30 --train.checkpoint_every 1000").err,
+              HasSubstr("There is no checkpoint yet."));
   EXPECT_FALSE(fs::exists(path("r/model.xsr")));
 }
 
@@ -335,6 +493,21 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   const Outcome dropped = train("--run s --train.steps 1");
   EXPECT_EQ(dropped.exit_status, 0) << dropped.err;
   EXPECT_THAT(dropped.err, HasSubstr("toy.tsv:301"));
+  // Not one pair: the tokenizer's training is the first to see it.
+  const std::pair<std::string, const char*> useless[] = {
+      {"one\none\n", "toy.tsv:1: has 1 column, expected 2"},
+      {"a\tb\tc\n", "toy.tsv:1: has 3 columns, expected 2"},
+      {"\xff\tb\n", "toy.tsv:1: byte 1 is 0xFF, which is not UTF-8 there"},
+      {"\ta\n", "toy.tsv:1: column 1 is empty"},
+      {"", "toy: not one pair is left of 0 lines"},
+  };
+  for (const auto& [text, message] : useless) {
+    write("toy.tsv", text);
+    const Outcome o = train("--run u --train.steps 1");
+    EXPECT_EQ(o.exit_status, 1) << text;
+    EXPECT_THAT(o.err, HasSubstr("toy: not one pair is left of ")) << text;
+    EXPECT_THAT(o.err, HasSubstr(message)) << text;
+  }
   const Outcome missing = train("--run t --data.train none.tsv");
   EXPECT_EQ(missing.exit_status, 1);
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));

@@ -194,7 +194,7 @@ TEST(ModelFile, GivesBackWhatWasWritten) {
     write_model(path, config, values, dtype, "", "{}");
     const InitialModel model = read_initial_model(path, {}, 9);
     EXPECT_FALSE(model.has_head);
-    check_same_sizes(path, model.config, config);
+    EXPECT_EQ(config.num_positions, model.config.num_positions);
     FlatBuffer head(table.size());
     initialize_parameters(config, table, 9, head);
     const double unit = dtype == DType::kF32 ? 0 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
@@ -220,7 +220,7 @@ TEST(ModelFile, GivesBackWhatWasWritten) {
   ModelConfig larger = config;
   larger.vocab_size = 62;
   try {
-    check_same_sizes("m.xsr", config, larger);
+    check_same_vocabulary("m.xsr", config, larger);
     ADD_FAILURE() << "another vocabulary was taken";
   } catch (const Error& error) {
     EXPECT_STREQ(
@@ -244,7 +244,7 @@ TEST(ModelFile, LayersPutBehindChangeNothingAtFirst) {
   ModelConfig deep = config;
   deep.num_layers = 2;
   const InitialModel grown = with_layers(read_initial_model(path, {}, 9), 2, 9);
-  check_same_sizes(path, grown.config, deep);
+  EXPECT_EQ(2, grown.config.num_layers);
   const ParameterTable deep_table(deep);
   const float* down = grown.values->at(deep_table.at("layer.1.down.weight"));
   const float* up = grown.values->at(deep_table.at("layer.1.up.weight"));

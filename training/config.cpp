@@ -6,14 +6,16 @@
 #include <charconv>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <limits>
-#include <sstream>
 
 #define TOML_ENABLE_FORMATTERS 0
 #include <toml++/toml.h>
 
+#include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
+#include "runtime/text/utf8.h"
 
 namespace xsr::training {
 namespace {
@@ -101,7 +103,7 @@ const std::vector<ConfigKey> kKeys = {
     {"tokenizer", "character_coverage", "Of the sample's characters; others become <unk>",
      SLOT(number(c.tokenizer_training.character_coverage, 0.9, 1))},
     {"tokenizer", "max_sentences", "In the sample it is trained on; bounds the memory",
-     SLOT(number(c.tokenizer_training.max_sentences, 1, kMany))},
+     SLOT(number(c.tokenizer_training.max_sentences, 2, kMany))},
     {"tokenizer", "temperature", "A language pair's share of the sample is ∝ pairs^(1/temperature)",
      SLOT(number(c.tokenizer_training.temperature, 0.1, 1e6))},
 
@@ -115,7 +117,7 @@ const std::vector<ConfigKey> kKeys = {
     {"model", "num_heads", "Divides hidden_size", SLOT(number(c.model.num_heads, 1, 1024))},
     {"model", "intermediate_size", "", SLOT(number(c.model.intermediate_size, 1, 1 << 20))},
     {"model", "max_seq_len", "Tokens; longer sentences are cut",
-     SLOT(number(c.model.max_seq_len, 1, 1 << 20))},
+     SLOT(number(c.model.max_seq_len, 1, UINT16_MAX))},
     {"model", "activation", "Of the feed-forward layers",
      SLOT(choice(c.model.activation, {"none", "swish", "gelu", "gelu-tanh", "relu", "tanh"}))},
     {"model", "pooling", "", SLOT(choice(c.model.pooling, {"mean", "max", "cls"}))},
@@ -176,7 +178,7 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(any(c.step.optimizer.decoupled_decay))},
     {"optimizer", "beta1", "", SLOT(number(c.step.optimizer.beta1, 0, 0.999999999))},
     {"optimizer", "beta2", "", SLOT(number(c.step.optimizer.beta2, 0, 0.999999999))},
-    {"optimizer", "eps", "", SLOT(number(c.step.optimizer.eps, 0, 1))},
+    {"optimizer", "eps", "", SLOT(number(c.step.optimizer.eps, 1e-30, 1))},
     {"optimizer", "weight_decay", "", SLOT(number(c.step.optimizer.weight_decay, 0, 1e6))},
     {"optimizer", "clip_norm", "Largest global norm of the gradient; 0: no clipping",
      SLOT(number(c.step.optimizer.clip_norm, 0, 1e9))},
@@ -188,7 +190,7 @@ const std::vector<ConfigKey> kKeys = {
     {"schedule", "decay", "cosine: down to final_fraction at the run's last step",
      SLOT(choice(c.schedule.decay, {"constant", "step", "cosine"}))},
     {"schedule", "step_factor", "What each step multiplies the rate by",
-     SLOT(number(c.schedule.step_factor, 0, 1))},
+     SLOT(number(c.schedule.step_factor, 1e-12, 1))},
     {"schedule", "step_epochs", "Epochs, from 0, that begin with a step",
      SLOT(number(c.schedule.step_epochs, 0, kMany))},
     {"schedule", "step_updates", "Updates behind which there is a step",
@@ -293,6 +295,8 @@ T to_integer(const Written& w, const Scalar& s, const Slot& slot) {
 
 std::string to_text(const Written& w, const Scalar& s) {
   if (s.type != Scalar::kText && s.type != Scalar::kUntyped) expected(w, s, "text in quotes");
+  // config.toml, the checkpoints and the manifest could not hold it.
+  if (!is_valid_utf8(s.text)) expected(w, s, "UTF-8; give the file or folder another name");
   return s.text;
 }
 
@@ -437,14 +441,16 @@ void collect(const std::string& path, const toml::table& table, const std::strin
 
 std::vector<FileKey> read_toml(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  std::ostringstream bytes;
-  if (!in || !(bytes << in.rdbuf())) {
-    // An empty file sets the failbit of bytes; it is a config without keys.
-    if (!in.is_open()) throw Error(XSR_STATUS_IO, path + ": cannot open the config file");
+  if (!in) throw Error(XSR_STATUS_IO, path + ": cannot open the config file");
+  std::string text;
+  try {
+    text.assign(std::istreambuf_iterator<char>(in), {});
+  } catch (const std::ios_base::failure&) {
+    throw Error(XSR_STATUS_IO, path + ": cannot read the config file; is it a folder?");
   }
   std::vector<FileKey> keys;
   try {
-    const toml::table table = toml::parse(bytes.str(), path);
+    const toml::table table = toml::parse(text, path);
     collect(path, table, "", keys);
   } catch (const toml::parse_error& error) {
     invalid(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));
@@ -485,10 +491,8 @@ TrainConfig::TrainConfig(Preset p) : preset(p) {
   tokenizer_training.vocab_size = 50000;
   step.objectives = objective_preset(p);
   step.optimizer = optimizer_preset(p);
-  if (p != Preset::kStable) {  // papers.md 1d
-    dev_dropout = true;
-    selection = Selection::kLoss;
-  }
+  dev_dropout = p == Preset::kRelease;                     // papers.md 7.3
+  if (p != Preset::kStable) selection = Selection::kLoss;  // papers.md 1d
 }
 
 const std::vector<ConfigKey>& config_keys() { return kKeys; }
@@ -567,6 +571,20 @@ void validate(const TrainConfig& config) {
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {
     invalid("data.columns must name two different columns, e.g. [1, 2]");
   }
+  const size_t pairs = parse_language_pairs(config.train, config.columns).size();
+  const std::vector<double>& weights = config.sampler.weights;
+  if (!weights.empty() && weights.size() != pairs) {
+    invalid(fmt::format("data.weights has {} share{} for {} language pair{} of data.train",
+                        weights.size(), weights.size() == 1 ? "" : "s", pairs,
+                        pairs == 1 ? "" : "s"));
+  }
+  if (!weights.empty() && *std::max_element(weights.begin(), weights.end()) == 0) {
+    invalid("data.weights are all 0: nothing would be drawn");
+  }
+  validate(config.corpus, config.model.max_seq_len);
+  if (kernels::Isa isa; config.isa != "auto" && !kernels::parse_isa(config.isa.c_str(), &isa)) {
+    invalid(fmt::format("isa is \"{}\", expected auto, {}", config.isa, kernels::kIsaNames));
+  }
   if (config.model.hidden_size % config.model.num_heads != 0) {
     invalid(fmt::format("model.hidden_size {} is not a multiple of model.num_heads {}",
                         config.model.hidden_size, config.model.num_heads));
@@ -580,6 +598,11 @@ void validate(const TrainConfig& config) {
   }
   if (config.schedule.warmup == Warmup::kLinear && config.schedule.warmup_steps == 0) {
     invalid("schedule.warmup = \"linear\" needs schedule.warmup_steps");
+  }
+  if (config.dev.empty() && config.dev_pairs == 0 && (config.patience > 0 || config.average > 0)) {
+    invalid(
+        "train.patience and train.average go by evaluations, and without dev pairs there are none; "
+        "set data.dev or data.dev_pairs");
   }
   validate(config.step.objectives);
 }

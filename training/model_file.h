@@ -31,9 +31,9 @@ InitialModel read_initial_model(const std::string& path, const ConvertOptions& o
 /// zero: at first such a layer is two layer norms.
 InitialModel with_layers(InitialModel model, int32_t num_layers, uint64_t seed);
 
-/// Throws Error(INVALID_ARGUMENT) naming the first size in which a run's model differs from the one
-/// in `path`, the vocabulary above all.
-void check_same_sizes(const std::string& path, const ModelConfig& file, const ModelConfig& run);
+/// Throws Error(INVALID_ARGUMENT) where a run's vocabulary is not that of the model in `path`.
+void check_same_vocabulary(const std::string& path, const ModelConfig& file,
+                           const ModelConfig& run);
 
 /// Writes the encoder (without the generative head) as a .xsr file, through the converter's table
 /// and the one writer; weights and tables in dtype (f32, bf16 or f16), the rest in f32. Throws

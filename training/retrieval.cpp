@@ -6,13 +6,13 @@
 namespace xsr::training {
 
 RetrievalScore score_pairs(Trainer& trainer, const BatchBuilder& builder,
-                           std::span<const uint64_t> pairs, int64_t batch_pairs,
+                           std::span<const uint64_t> pairs, const SamplerOptions& batches,
                            ThreadPool& threads) {
   const int32_t C = trainer.config().hidden_size;
   std::vector<float> sides[2];
   PairBatch batch;
   while (!pairs.empty()) {
-    const size_t count = std::min(static_cast<size_t>(batch_pairs), pairs.size());
+    const size_t count = builder.fitting(pairs, batches.batch_pairs, batches.batch_tokens);
     builder.build(pairs.first(count), batch);
     trainer.embed(batch);
     const float* u = trainer.embeddings().data();

@@ -9,10 +9,10 @@
 
 namespace xsr::training {
 
-/// score_retrieval of pairs of a corpus, embedded without dropout in batches of batch_pairs;
-/// builder masks nothing. Leaves the last batch in trainer.embeddings().
+/// score_retrieval of pairs of a corpus, embedded without dropout in batches as large as those of
+/// training; builder masks nothing. Leaves the last batch in trainer.embeddings().
 RetrievalScore score_pairs(Trainer& trainer, const BatchBuilder& builder,
-                           std::span<const uint64_t> pairs, int64_t batch_pairs,
+                           std::span<const uint64_t> pairs, const SamplerOptions& batches,
                            ThreadPool& threads);
 
 }  // namespace xsr::training

@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
 
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
@@ -21,6 +23,7 @@
 #include "runtime/format/partial_file.h"
 #include "runtime/text/progress.h"
 #include "runtime/text/standard_streams.h"
+#include "runtime/text/utf8.h"
 #include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
@@ -47,7 +50,10 @@ class FolderLock {
  public:
   explicit FolderLock(const std::string& folder)
       : fd_(::open((folder + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
-    if (fd_ < 0) throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it");
+    if (fd_ < 0) {
+      throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it: " +
+                                     std::generic_category().message(errno));
+    }
     if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
       ::close(fd_);
       throw Error(XSR_STATUS_IO, folder + ": another xsr-train works in this folder");
@@ -124,15 +130,17 @@ class Run {
         options_(options),
         terminal_(::isatty(STDERR_FILENO) != 0),
         lock_(make_folder(config.run)),
-        threads_(config.threads > 0 ? config.threads : usable_cpus()) {
+        threads_(config.threads > 0 ? config.threads : usable_cpus()),
+        license_(license_text(config)) {
     open_checkpoint();
     isa_ = choose_isa(checkpoint_ ? isa_of_checkpoint() : config.isa);
     kernels_ = kernels::resolve_kernels(isa_);
     DataLog log;
     if (!options.quiet) log = stderr_data_log(options.stop);
     log.stop = options.stop;
-    data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log);
-    check_inputs();
+    data_ = prepare_data(config, checkpoint_ != nullptr, threads_, log,
+                         [&](std::span<const InputFile> inputs) { check_inputs(inputs); });
+    if (initial_input_) data_.inputs.push_back(*initial_input_);
     trainer_ = make_trainer();
     PairSampler sampler = data_.sampler(config);
     batches_per_epoch_ = static_cast<int64_t>(sampler.batches_per_epoch());
@@ -164,7 +172,7 @@ class Run {
       position_ = stream_->position();
       train_on(batch, epoch);
       const bool epoch_ended = position_.epoch != epoch;
-      if (step() % config_.log_every == 0) log_step(epoch);
+      if (step() % config_.log_every == 0 || is_last_step()) log_step(epoch);
       const bool due = config_.eval_every > 0 ? step() % config_.eval_every == 0 : epoch_ended;
       if (!data_.dev_parts.empty() && (due || is_last_step())) evaluate(epoch);
       if (finished() || checkpoint_due()) save_checkpoint();
@@ -179,6 +187,15 @@ class Run {
     if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, {devices});
     return std::make_unique<CpuTrainer>(data_.model, config_.step, kernels_, threads_);
   }
+  /// Read at once: what it lacks is to be known before the training, not behind it.
+  static std::string license_text(const TrainConfig& config) {
+    std::string text = text_or_file(config.license);
+    if (is_valid_utf8(text)) return text;
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                fmt::format("model.license: {} is not UTF-8, which model.xsr keeps the terms in; "
+                            "convert it (iconv -t UTF-8)",
+                            config.license));
+  }
   static std::string make_folder(const std::string& folder) {
     std::error_code error;
     fs::create_directories(folder, error);
@@ -187,6 +204,7 @@ class Run {
     return folder;
   }
   std::string path(const std::string& name) const { return config_.run + "/" + name; }
+  std::string checkpoint_path() const { return path("checkpoint.safetensors"); }
   std::string weights_path(int64_t step) const {
     return path("weights-" + std::to_string(step) + ".safetensors");
   }
@@ -215,13 +233,15 @@ class Run {
   void say_what_is_trained() {
     int64_t parameters = 0;
     for (const Parameter& p : trainer_->table().parameters()) parameters += p.size;
+    uint64_t dev_pairs = 0;
+    for (const RunData::DevPart& part : data_.dev_parts) dev_pairs += part.pairs.size();
     say(fmt::format(
-        "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} steps "
+        "{} layers of {}, vocabulary {}, {} parameters; {} pairs to train on, {} for dev, {} steps "
         "of {} epochs; {}{} threads, {}, {}",
         data_.model.num_layers, data_.model.hidden_size, with_separators(data_.model.vocab_size),
         with_separators(parameters),
         with_separators(data_.train->num_pairs() - data_.excluded.size()),
-        with_separators(total_steps_),
+        with_separators(dev_pairs), with_separators(total_steps_),
         config_.steps > 0 ? fmt::format("{:.1f}", static_cast<double>(total_steps_) /
                                                       static_cast<double>(
                                                           std::max<int64_t>(1, batches_per_epoch_)))
@@ -255,14 +275,14 @@ class Run {
     try {
       result = trainer_->step(batch, rate, stream_->peek());
     } catch (const NonFiniteError& error) {
-      throw Error(
-          XSR_STATUS_INTERNAL,
-          fmt::format(
-              "step {}: {} is not finite (learning rate {:g}). The batch is {}. No checkpoint was "
-              "written over; the last one is in {}. A lower schedule.learning_rate, "
-              "optimizer.clip_norm and objective.sim_min_cosine make such steps "
-              "rarer.",
-              step() + 1, error.where(), rate, places(batch), config_.run));
+      throw Error(XSR_STATUS_INTERNAL,
+                  fmt::format("step {}: {} is not finite (learning rate {:g}). The batch is {}. "
+                              "{}. A lower schedule.learning_rate, optimizer.clip_norm and "
+                              "objective.sim_min_cosine make such steps rarer.",
+                              step() + 1, error.where(), rate, places(batch),
+                              fs::exists(checkpoint_path())
+                                  ? "The last checkpoint, " + checkpoint_path() + ", is as it was"
+                                  : "There is no checkpoint yet"));
     }
     interval_.add(result.loss, 1);
     interval_norm_ += result.gradient_norm;
@@ -336,16 +356,15 @@ class Run {
     const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
     PairBatch batch;
     for (const RunData::DevPart& part : data_.dev_parts) {
-      for (size_t first = 0; first < part.pairs.size();) {
-        const size_t count = std::min<size_t>(static_cast<size_t>(config_.sampler.batch_pairs),
-                                              part.pairs.size() - first);
-        const std::span<const uint64_t> pairs(part.pairs.data() + first, count);
-        masked.build(pairs, batch);
+      for (std::span<const uint64_t> left(part.pairs); !left.empty();) {
+        const size_t count =
+            masked.fitting(left, config_.sampler.batch_pairs, config_.sampler.batch_tokens);
+        masked.build(left.first(count), batch);
         scores.loss.add(trainer_->evaluate(batch, config_.dev_dropout), static_cast<double>(count));
-        first += count;
+        left = left.subspan(count);
       }
-      scores.parts.emplace_back(part.name, score_pairs(*trainer_, plain, part.pairs,
-                                                       config_.sampler.batch_pairs, threads_));
+      scores.parts.emplace_back(
+          part.name, score_pairs(*trainer_, plain, part.pairs, config_.sampler, threads_));
     }
     return scores;
   }
@@ -377,9 +396,11 @@ class Run {
     last_log_ += Clock::now() - begin;
   }
 
+  std::string config_json() const { return ordered_json(fixed_values(config_)).dump(); }
+
   void write_weights(const std::string& file) {
     write_checkpoint(file, trainer_->table(), {{"value.", &trainer_->values()}},
-                     {{"step", std::to_string(step())}});
+                     {{"step", std::to_string(step())}, {"config", config_json()}});
   }
 
   void keep_for_average() {
@@ -407,7 +428,10 @@ class Run {
     }
     ordered_json inputs = ordered_json::array();
     for (const InputFile& input : data_.inputs) {
-      inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"hash", input.hash}});
+      inputs.push_back({{"key", input.key},
+                        {"pair", input.pair},
+                        {"file", input.file_name()},
+                        {"hash", input.hash}});
     }
     CheckpointFields fields = {
         {"step", std::to_string(step())},
@@ -419,19 +443,19 @@ class Run {
         {"worse_evaluations", std::to_string(worse_evaluations_)},
         {"evaluated", fmt::format("{}", fmt::join(evaluated_, " "))},
         {"isa", kernels::isa_name(isa_)},
-        {"config", ordered_json(fixed_values(config_)).dump()},
+        {"config", config_json()},
         {"inputs", inputs.dump()},
     };
     if (best_step_ >= 0) {
       fields["best_step"] = std::to_string(best_step_);
       fields["best_score"] = fmt::format("{:a}", best_score_);
     }
-    write_checkpoint(path("checkpoint.safetensors"), trainer_->table(), buffers, fields);
+    write_checkpoint(checkpoint_path(), trainer_->table(), buffers, fields);
     last_checkpoint_ = Clock::now();
   }
 
   void open_checkpoint() {
-    const std::string file = path("checkpoint.safetensors");
+    const std::string file = checkpoint_path();
     const bool there = fs::exists(file);
     if (options_.resume && there) {
       checkpoint_ = std::make_unique<TrainingCheckpoint>(file);
@@ -480,25 +504,38 @@ class Run {
     return kernels::isa_name(best);
   }
 
-  void check_inputs() const {
+  void check_inputs(std::span<const InputFile> inputs) {
     if (!checkpoint_) return;
-    const ordered_json then = ordered_json::parse(checkpoint_->field("inputs"), nullptr, false);
-    const size_t count = then.is_array() ? then.size() : 0;
-    for (size_t i = 0; i < std::max(count, data_.inputs.size()); ++i) {
-      if (i >= data_.inputs.size()) {
-        throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                    fmt::format("{}: the run also read {} as {}, which is missing now", config_.run,
-                                then[i].value("file", "?"), then[i].value("key", "?")));
+    const ordered_json all = ordered_json::parse(checkpoint_->field("inputs"), nullptr, false);
+    std::vector<InputFile> before;
+    for (const ordered_json& input : all.is_array() ? all : ordered_json::array()) {
+      before.push_back({input.value("key", ""), input.value("file", ""), input.value("hash", ""),
+                        input.value("pair", "")});
+      // What the weights began with is not read again.
+      if (before.back().key != "model.init") continue;
+      initial_input_ = before.back();
+      before.pop_back();
+    }
+    const auto refuse = [&](const std::string& message) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  message + ". Bring the old data back, or begin another run.");
+    };
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const InputFile& now = inputs[i];
+      if (i >= before.size() || before[i].hash != now.hash) {
+        refuse(
+            fmt::format("{} ({}): its content is not what the run has read so far (hash {}, the "
+                        "run has {})",
+                        now.path, now.key, now.hash, i >= before.size() ? "none" : before[i].hash));
       }
-      const InputFile& now = data_.inputs[i];
-      const std::string before = i < count ? then[i].value("hash", "") : "";
-      if (before != now.hash) {
-        throw Error(
-            XSR_STATUS_INVALID_ARGUMENT,
-            fmt::format("{} ({}): its content is not what the run has read so far (hash {}, "
-                        "the run has {}). Bring the old file back, or begin another run.",
-                        now.path, now.key, now.hash, before.empty() ? "none" : before));
+      if (before[i].key != now.key || (!before[i].pair.empty() && before[i].pair != now.pair)) {
+        refuse(fmt::format("{}: is {} {} now, the run has read it as {} {}", now.path, now.key,
+                           now.pair, before[i].key, before[i].pair));
       }
+    }
+    if (before.size() > inputs.size()) {
+      refuse(fmt::format("{}: the run also read {} as {}, which is missing now", config_.run,
+                         before[inputs.size()].path, before[inputs.size()].key));
     }
   }
 
@@ -566,7 +603,7 @@ class Run {
       inputs.push_back({{"key", input.key}, {"file", input.file_name()}, {"xxh3_128", input.hash}});
     }
     provenance["inputs"] = inputs;
-    if (!config_.license.empty()) provenance["license"] = text_or_file(config_.license);
+    if (!license_.empty()) provenance["license"] = license_;
     write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
                 provenance.dump());
 
@@ -617,8 +654,10 @@ class Run {
   const bool terminal_;
   const FolderLock lock_;
   ThreadPool threads_;
+  const std::string license_;
   std::unique_ptr<TrainingCheckpoint> checkpoint_;  // that the run goes on from, until it is read
   bool resumed_ = false;
+  std::optional<InputFile> initial_input_;  // of the checkpoint
   kernels::Isa isa_ = kernels::Isa::kRef;
   kernels::KernelTable kernels_;
   RunData data_;
@@ -650,6 +689,10 @@ RunEnd train(const TrainConfig& config, const RunOptions& options) {
   try {
     return Run(config, options).run();
   } catch (const Stopped&) {
+    if (!options.quiet) {
+      tell(fmt::format("xsr-train: stopped while the data was made ready; go on with --resume {}\n",
+                       config.run));
+    }
     return RunEnd::kStopped;
   }
 }

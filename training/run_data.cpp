@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "converter/sentencepiece_info.h"
@@ -24,12 +26,6 @@ namespace fs = std::filesystem;
 std::string hash_of(std::string_view bytes) {
   const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
-
-void check_columns(const std::vector<LanguagePair>& languages) {
-  for (const LanguagePair& language : languages) {
-    for (const TextFile& file : language.files) check(file);
-  }
 }
 
 /// The tokenizer, and where a message says it comes from.
@@ -90,17 +86,47 @@ ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& toke
   return model;
 }
 
+/// The run's model has to be that of model.init. theirs gives the file's value of a key, "" where
+/// the file does not tell it.
+void check_same_model(const TrainConfig& config,
+                      const std::function<std::string(const ConfigKey&)>& theirs) {
+  std::string differences;
+  for (const char* name :
+       {"model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
+        "model.max_seq_len", "model.activation", "model.lowercase"}) {
+    const ConfigKey& key = *find_key(name);
+    const std::string file = theirs(key), run = value_text(key, config);
+    if (file != run && !file.empty())
+      differences += fmt::format("\n  {} is {}, the file has {}", name, run, file);
+  }
+  if (differences.empty()) return;
+  throw Error(XSR_STATUS_INVALID_ARGUMENT,
+              fmt::format("{}: the run's model is another one:{}\nSet these keys as the file has "
+                          "them, or leave model.init out.",
+                          config.init, differences));
+}
+
 std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const ModelConfig& model,
                                            std::optional<InitialModel> init) {
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
+    const TrainingCheckpoint checkpoint(config.init);
+    const nlohmann::json theirs = nlohmann::json::parse(
+        checkpoint.has("config") ? checkpoint.field("config") : "{}", nullptr, false);
+    check_same_model(config, [&](const ConfigKey& key) {
+      return theirs.is_object() ? theirs.value(key.full_name(), "") : "";
+    });
     auto values = std::make_unique<FlatBuffer>(table.size());
-    TrainingCheckpoint(config.init).read(table, "value.", *values);
+    checkpoint.read(table, "value.", *values);
     return values;
   }
   if (!init) init = read_init(config);
   InitialModel initial = with_layers(std::move(*init), model.num_layers, config.seed);
-  check_same_sizes(config.init, initial.config, model);
+  TrainConfig theirs = config;
+  theirs.model = initial.config;
+  theirs.model.max_seq_len = initial.config.num_positions - config.model.position_offset;
+  check_same_model(config, [&](const ConfigKey& key) { return value_text(key, theirs); });
+  check_same_vocabulary(config.init, initial.config, model);
   return std::move(initial.values);
 }
 
@@ -133,56 +159,42 @@ void RunData::initialize(const TrainConfig& config, Trainer& trainer) const {
   }
 }
 
-std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
-                                               const std::vector<int64_t>& columns) {
-  std::vector<LanguagePair> pairs;
-  for (const std::string& text : files) {
-    const size_t equals = text.find('=');
-    TextFile file;
-    file.path = equals == std::string::npos ? text : text.substr(equals + 1);
-    file.first_column = static_cast<int32_t>(columns.at(0));
-    file.second_column = static_cast<int32_t>(columns.at(1));
-    std::string name = equals == std::string::npos ? fs::path(file.path).filename().string()
-                                                   : text.substr(0, equals);
-    if (equals == std::string::npos) name = name.substr(0, name.find('.'));
-    const auto at = std::find_if(pairs.begin(), pairs.end(),
-                                 [&](const LanguagePair& p) { return p.name == name; });
-    if (at == pairs.end()) {
-      pairs.push_back({name, {file}});
-    } else {
-      at->files.push_back(file);
-    }
-  }
-  return pairs;
-}
-
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
-                     const DataLog& log) {
+                     const DataLog& log,
+                     const std::function<void(std::span<const InputFile>)>& check) {
   std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
-  const std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
-  check_columns(train);
-  check_columns(dev);
+  std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
   RunData data;
+  const auto add_texts = [&](const char* key, std::vector<LanguagePair>& languages) {
+    hash_texts(languages, log.stop);
+    for (const LanguagePair& language : languages) {
+      for (const TextFile& file : language.files)
+        data.inputs.push_back({key, file.path, file.hash.hex, language.name});
+    }
+  };
+  add_texts("data.train", train);
+  add_texts("data.dev", dev);
   std::optional<InitialModel> init;
   TokenizerBytes tokenizer = find_tokenizer(config, resumed, train, log, init);
   data.model = complete_model(config, tokenizer);
   data.tokenizer = std::move(tokenizer.bytes);
   const std::string tokenizer_hash = hash_of(data.tokenizer);
   const std::string own = config.run + "/tokenizer.model";
+  data.inputs.push_back({"tokenizer", own, tokenizer_hash, ""});
+  if (check) check(data.inputs);
   if (!resumed) {
     write_whole_file(own, data.tokenizer);
-    if (!config.init.empty()) data.initial = initial_values(config, data.model, std::move(init));
+    if (!config.init.empty()) {
+      data.initial = initial_values(config, data.model, std::move(init));
+      data.inputs.push_back({"model.init", config.init, hash_file(config.init, log.stop).hex, ""});
+    }
   }
 
   const auto open = [&](const std::string& what, const std::vector<LanguagePair>& languages,
                         const std::vector<std::string>& files) {
-    auto corpus =
-        TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash), languages,
-                                       data.model, data.tokenizer, config.corpus, threads, log);
-    for (const TokenizedCorpus::File& file : corpus->files()) {
-      data.inputs.push_back({"data." + what, file.path, file.hash.hex});
-    }
-    return corpus;
+    return TokenizedCorpus::open_or_build(cache_path(config, what, files, tokenizer_hash),
+                                          languages, data.model, data.tokenizer, config.corpus,
+                                          threads, log);
   };
   data.train = open("train", train, config.train);
   std::vector<uint64_t> dev_pairs;
@@ -197,7 +209,6 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
     data.excluded = std::move(held.excluded);
     dev_pairs = std::move(held.dev);
   }
-  data.inputs.push_back({"tokenizer", own, tokenizer_hash});
   if (data.dev) {
     for (const TokenizedCorpus::Part& part : data.dev->parts()) {
       const auto first = std::lower_bound(dev_pairs.begin(), dev_pairs.end(), part.first_pair);

@@ -1,7 +1,9 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,9 +18,10 @@ namespace xsr::training {
 
 /// An input of a run, told by its bytes.
 struct InputFile {
-  std::string key;   // "data.train", "data.dev", "tokenizer"
+  std::string key;   // "data.train", "data.dev", "tokenizer", "model.init"
   std::string path;  // for messages
   std::string hash;  // XXH3-128, hexadecimal
+  std::string pair;  // of data: the name of its language pair
 
   std::string file_name() const;
 };
@@ -43,15 +46,12 @@ struct RunData {
   void initialize(const TrainConfig& config, Trainer& trainer) const;
 };
 
-/// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one
-/// name become one language pair; order is that of the first of each.
-std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
-                                               const std::vector<int64_t>& columns);
-
 /// Reads or trains the tokenizer, tokenises the text (or opens the cache) and holds dev pairs out.
-/// resumed: the tokenizer is the run's own file, and no initial values are read. Throws Error,
-/// Stopped.
+/// resumed: the tokenizer is the run's own file, and model.init is neither read nor among the
+/// inputs. check is called with the inputs before anything is made of them. Throws Error, Stopped,
+/// what check throws.
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
-                     const DataLog& log);
+                     const DataLog& log,
+                     const std::function<void(std::span<const InputFile>)>& check = {});
 
 }  // namespace xsr::training

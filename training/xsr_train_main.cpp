@@ -28,13 +28,16 @@ constexpr int kOk = 0, kFailed = 1, kUsage = 2, kStopped = 3;
 std::atomic<bool> stop_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
 
-void request_stop(int) { stop_requested.store(true, std::memory_order_relaxed); }
+void request_stop(int number) {
+  if (!stop_requested.exchange(true)) return;
+  signal(number, SIG_DFL);
+  raise(number);
+}
 
-/// The first SIGINT or SIGTERM ends the run in good order, the second at once.
+/// The first SIGINT or SIGTERM ends the run in good order, the second, whichever, at once.
 void install_signal_handlers() {
   struct sigaction action = {};
   action.sa_handler = request_stop;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
@@ -60,12 +63,17 @@ int train_main(const Options& options) {
   try {
     std::string file = options.config;
     if (!options.resume.empty()) {
+      const auto run = options.flags.find("run");
+      if (!options.config.empty() || (run != options.flags.end() && !run->second.empty())) {
+        throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                         "--resume RUN goes on in RUN with the config.toml in it: leave --config "
+                         "and --run out");
+      }
       file = run_config_path(options.resume);
       if (!std::filesystem::exists(file)) {
         throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
                          options.resume + ": holds no run: there is no config.toml in it");
       }
-      std::erase_if(flags, [](const FlagValue& f) { return f.key == "run"; });
       flags.push_back({"run", {options.resume}});  // it may have been moved
     }
     config = load_config(file, flags);

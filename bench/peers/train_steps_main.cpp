@@ -201,7 +201,8 @@ class StepServer {
     ordered_json scores = ordered_json::object();
     const BatchBuilder plain(data_.dev, -1, {}, config_.seed);
     for (const RunData::DevPart& part : data_.dev_parts) {
-      const xsr::RetrievalScore score = score_pairs(trainer_, plain, part.pairs, 128, threads_);
+      const xsr::RetrievalScore score =
+          score_pairs(trainer_, plain, part.pairs, config_.sampler, threads_);
       scores[part.name] = {score.forward_share(), score.backward_share()};
     }
     return scores;

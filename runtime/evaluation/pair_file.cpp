@@ -20,13 +20,16 @@ std::vector<std::string> read_lines(const std::string& path) {
 
 }  // namespace
 
+NamedFile parse_named_file(const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || text.find('/') < equals) return {"", text};
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
 PairFile parse_pair_file(const std::string& text) {
+  auto [name, files] = parse_named_file(text);
   PairFile file;
-  std::string files = text;
-  if (const size_t equals = text.find('='); equals != std::string::npos) {
-    file.name = text.substr(0, equals);
-    files = text.substr(equals + 1);
-  }
+  file.name = std::move(name);
   const size_t comma = files.find(',');
   file.first = files.substr(0, comma);
   if (comma != std::string::npos) file.second = files.substr(comma + 1);

@@ -4,6 +4,13 @@
 
 namespace xsr {
 
+/// "[NAME=]FILE". A NAME has no '/', so that "./lang=fr/pairs.tsv" is a file in a folder of that
+/// name.
+struct NamedFile {
+  std::string name, path;  // name: empty where there is none
+};
+NamedFile parse_named_file(const std::string& text);
+
 /// Sentence pairs to score a model on: "[NAME=]FILE.tsv" (columns 1 and 2) or "[NAME=]FILE,FILE",
 /// two files in which line n is the same sentence.
 struct PairFile {

@@ -149,6 +149,17 @@ void BatchBuilder::build(std::span<const Draw> draws, PairBatch& batch) const {
   }
 }
 
+size_t BatchBuilder::fitting(std::span<const uint64_t> pairs, int64_t batch_pairs,
+                             int64_t batch_tokens) const {
+  const size_t most = std::min(pairs.size(), static_cast<size_t>(batch_pairs));
+  int64_t tokens = 0;
+  for (size_t i = 0; i < most; ++i) {
+    tokens += corpus_->length(pairs[i], 0) + corpus_->length(pairs[i], 1);
+    if (i > 0 && batch_tokens > 0 && tokens > batch_tokens) return i;
+  }
+  return most;
+}
+
 void BatchBuilder::build(std::span<const uint64_t> pairs, PairBatch& batch) const {
   std::vector<Draw> draws;
   for (uint64_t pair : pairs) draws.push_back({pair, 0});
@@ -220,8 +231,10 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
   if (options.batch_tokens == 0) {
     if (options.drop_last) used_draws_ -= draws_per_epoch_ % batch_pairs;
     if (used_draws_ == 0) {
-      invalid(fmt::format("one batch of {} pairs is more than the {} there are to train on",
-                          batch_pairs, draws_per_epoch_));
+      invalid(
+          fmt::format("one batch of {} pairs is more than the {} there are to train on; lower "
+                      "data.batch_pairs, or set data.drop_last = false",
+                      batch_pairs, draws_per_epoch_));
     }
     pool_pairs_ = batch_pairs * static_cast<uint64_t>(options.pool_batches);
   } else {
@@ -232,18 +245,24 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
     pool_pairs_ = std::max<uint64_t>(1, expected) *
                   std::max<uint64_t>(kLeastBatches, static_cast<uint64_t>(options.pool_batches));
   }
+  batches_per_epoch_ = count_batches();
 }
 
 uint64_t PairSampler::num_pools() const { return (used_draws_ + pool_pairs_ - 1) / pool_pairs_; }
 
-uint64_t PairSampler::batches_per_epoch() const {
+uint64_t PairSampler::count_batches() {
+  constexpr uint64_t kMostDraws = 1 << 20;  // a second's work or so
   const uint64_t batch_pairs = static_cast<uint64_t>(options_.batch_pairs);
-  const uint64_t by_pairs = (used_draws_ + batch_pairs - 1) / batch_pairs;
-  if (options_.batch_tokens == 0) return by_pairs;
-  const TokenizedCorpus& corpus = builder_.corpus();
-  const double tokens = static_cast<double>(corpus.num_tokens()) /
-                        static_cast<double>(corpus.num_pairs()) * static_cast<double>(used_draws_);
-  return std::max(by_pairs, static_cast<uint64_t>(std::ceil(tokens / options_.batch_tokens)));
+  if (options_.batch_tokens == 0) return (used_draws_ + batch_pairs - 1) / batch_pairs;
+  uint64_t draws = 0, batches = 0;
+  for (uint64_t pool = 0; pool < num_pools() && draws < kMostDraws; ++pool) {
+    load_pool(0, pool);
+    draws += draws_.size();
+    batches += batch_ends_.size();
+  }
+  return static_cast<uint64_t>(
+      std::llround(static_cast<double>(batches) / static_cast<double>(draws) *
+                   static_cast<double>(used_draws_)));
 }
 
 BatchBuilder::Draw PairSampler::draw(uint64_t epoch, uint64_t index) const {

@@ -29,6 +29,9 @@ class BatchBuilder {
     uint64_t visit = 0;  // how many times the pair has been drawn before, which is mostly the epoch
   };
   void build(std::span<const Draw> draws, PairBatch& batch) const;
+  /// How many of the first pairs make a batch of at most batch_pairs pairs and batch_tokens tokens
+  /// (0: any); at least 1.
+  size_t fitting(std::span<const uint64_t> pairs, int64_t batch_pairs, int64_t batch_tokens) const;
   /// The pairs for evaluation, always masked alike.
   void build(std::span<const uint64_t> pairs, PairBatch& batch) const;
 
@@ -81,8 +84,9 @@ class PairSampler {
   uint64_t draws_per_epoch() const { return draws_per_epoch_; }
   /// Of part l in every epoch.
   uint64_t draws_of_part(size_t l) const { return lanes_[l].draws; }
-  /// Exact for batches by pairs; by tokens an estimate from the mean length.
-  uint64_t batches_per_epoch() const;
+  /// Exact for batches by pairs; by tokens those of the first epoch, from which others differ by
+  /// little, beyond a million draws reckoned from as many.
+  uint64_t batches_per_epoch() const { return batches_per_epoch_; }
   const BatchBuilder& builder() const { return builder_; }
 
  private:
@@ -94,6 +98,7 @@ class PairSampler {
   BatchBuilder::Draw draw(uint64_t epoch, uint64_t index) const;
   void load_pool(uint64_t epoch, uint64_t pool);
   uint64_t num_pools() const;
+  uint64_t count_batches();
 
   BatchBuilder builder_;
   std::vector<uint64_t> excluded_;
@@ -102,6 +107,7 @@ class PairSampler {
   uint64_t draws_per_epoch_ = 0;
   uint64_t used_draws_ = 0;  // of them; less where the last batch is dropped
   uint64_t pool_pairs_ = 0;
+  uint64_t batches_per_epoch_ = 0;
   // The pool at hand.
   bool loaded_ = false;
   uint64_t epoch_ = 0, pool_ = 0;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/evaluation/pair_file.h"
 #include "runtime/text/progress.h"
 #include "runtime/text/utf8.h"
 #include "training/data/log.h"
@@ -269,6 +270,13 @@ void DropReport::add(DropReason reason, const std::string& example) {
   if (examples[i].size() < kMaxExamples) examples[i].push_back(example);
 }
 
+void DropReport::add(DropReason reason, const TextFile& file, uint64_t number,
+                     std::string_view line) {
+  add(reason, examples[static_cast<size_t>(reason)].size() < kMaxExamples
+                  ? fmt::format("{}:{}: {}", file.path, number, describe_drop(reason, line, file))
+                  : std::string());
+}
+
 std::string DropReport::text() const {
   std::string out;
   for (size_t i = 0; i < kNumDropReasons; ++i) {
@@ -330,6 +338,14 @@ std::string describe_drop(DropReason reason, std::string_view line, const TextFi
   }
 }
 
+void throw_no_pair(const std::string& language, const DropReport& report) {
+  throw Error(XSR_STATUS_BAD_FILE,
+              fmt::format("{}: not one pair is left of {} lines; is it the right file, with two "
+                          "columns separated by TAB?{}{}",
+                          language, with_separators(report.lines), report.dropped() > 0 ? "\n" : "",
+                          report.text()));
+}
+
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop) {
   HashedFile file(path, stop);
   while (!file.next().empty()) {
@@ -353,6 +369,30 @@ std::unique_ptr<ByteSource> open_text(const std::string& path, const ContentHash
   if (file->rest().starts_with(kGzipMagic)) return std::make_unique<GzipSource>(std::move(file));
   if (file->rest().starts_with(kZstdMagic)) return std::make_unique<ZstdSource>(std::move(file));
   return file;
+}
+
+std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
+                                               const std::vector<int64_t>& columns) {
+  std::vector<LanguagePair> pairs;
+  for (const std::string& text : files) {
+    auto [name, path] = parse_named_file(text);
+    TextFile file;
+    file.path = path;
+    file.first_column = static_cast<int32_t>(columns.at(0));
+    file.second_column = static_cast<int32_t>(columns.at(1));
+    if (name.empty()) {
+      name = std::filesystem::path(path).filename();
+      name = name.substr(0, name.find('.'));
+    }
+    const auto at = std::find_if(pairs.begin(), pairs.end(),
+                                 [&name = name](const LanguagePair& p) { return p.name == name; });
+    if (at == pairs.end()) {
+      pairs.push_back({name, {file}});
+    } else {
+      at->files.push_back(file);
+    }
+  }
+  return pairs;
 }
 
 void check(const TextFile& file) {

@@ -39,6 +39,11 @@ struct LanguagePair {
   std::vector<TextFile> files;
 };
 
+/// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one
+/// name become one language pair; order is that of the first of each.
+std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
+                                               const std::vector<int64_t>& columns);
+
 /// Why a line gives no pair to train on. The first six are faults of the line.
 enum class DropReason : uint8_t {
   kFewColumns,
@@ -72,6 +77,8 @@ struct DropReport {
 
   uint64_t dropped() const;
   void add(DropReason reason, const std::string& example);
+  /// A line at fault, which becomes an example where there is room for one.
+  void add(DropReason reason, const TextFile& file, uint64_t number, std::string_view line);
   /// Several lines for people, each "  1,234 lines: reason (FILE:LINE: ..., ...)".
   std::string text() const;
 };
@@ -82,6 +89,9 @@ DropReason split_pair(std::string_view line, bool cut, const TextFile& file,
                       std::string_view sides[2]);
 /// What is the matter with the line, for a message: "has 1 column, expected 2".
 std::string describe_drop(DropReason reason, std::string_view line, const TextFile& file);
+
+/// Throws the Error(BAD_FILE) of a language pair whose lines give no pair at all.
+[[noreturn]] void throw_no_pair(const std::string& language, const DropReport& report);
 
 /// Throws Error(IO); Stopped once stop, when given, is set.
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop = nullptr);

@@ -1,6 +1,8 @@
 #include "training/data/tokenized_corpus.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -8,12 +10,14 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "runtime/error.h"
@@ -96,6 +100,34 @@ class Spool {
   std::FILE* file_;
 };
 
+/// One process at a time makes caches in a folder; the others wait, for it may be theirs. Where the
+/// file system cannot lock a folder nobody waits, and the second writer of a file gets an error.
+class FolderTurn {
+ public:
+  FolderTurn(const std::string& cache_path, const DataLog& log) {
+    const std::string folder = std::filesystem::path(cache_path).parent_path();
+    fd_ = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (bool said = false; fd_ >= 0 && ::flock(fd_, LOCK_EX | LOCK_NB) != 0; said = true) {
+      if (errno != EWOULDBLOCK) break;
+      if (log.stopped()) {
+        ::close(fd_);
+        throw Stopped();
+      }
+      if (!said && log.say)
+        log.say(folder + ": waits for another process that makes a cache in it");
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+  ~FolderTurn() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FolderTurn(const FolderTurn&) = delete;
+  FolderTurn& operator=(const FolderTurn&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
 nlohmann::json to_json(const DropReport& report) {
   return {{"counts", report.counts},
           {"examples", report.examples},
@@ -147,9 +179,11 @@ std::string make_key(std::span<const LanguagePair> languages, const ModelConfig&
   return fmt::format("{:016x}{:016x}", key.high64, key.low64);
 }
 
-void check_options(const CorpusOptions& o, const ModelConfig& config) {
-  if (o.min_tokens >= 1 && o.max_tokens >= 0 && o.max_tokens <= config.max_seq_len &&
-      (o.max_tokens == 0 || o.max_tokens >= o.min_tokens) && o.min_tokens <= config.max_seq_len &&
+}  // namespace
+
+void validate(const CorpusOptions& o, int32_t max_seq_len) {
+  if (o.min_tokens >= 1 && o.max_tokens >= 0 && o.max_tokens <= max_seq_len &&
+      (o.max_tokens == 0 || o.max_tokens >= o.min_tokens) && o.min_tokens <= max_seq_len &&
       (o.max_ratio == 0 || o.max_ratio >= 1) && o.max_line_bytes >= 1) {
     return;
   }
@@ -158,10 +192,8 @@ void check_options(const CorpusOptions& o, const ModelConfig& config) {
                           "a model of max_seq_len {}; expected 1 ≤ min_tokens ≤ max_tokens ≤ "
                           "max_seq_len (max_tokens may be 0: cut instead of dropped), max_ratio 0 "
                           "or at least 1",
-                          o.min_tokens, o.max_tokens, o.max_ratio, config.max_seq_len));
+                          o.min_tokens, o.max_tokens, o.max_ratio, max_seq_len));
 }
-
-}  // namespace
 
 struct TokenizedCorpus::Record {
   uint64_t first_token;
@@ -210,12 +242,7 @@ class CorpusWriter {
       text["parts"].push_back({{"first_pair", first_pair},
                                {"num_pairs", num_pairs_ - first_pair},
                                {"drops", to_json(report)}});
-      if (num_pairs_ == first_pair) {
-        throw Error(XSR_STATUS_BAD_FILE,
-                    fmt::format("{}: not one pair is left of {} lines; is it the right file, with "
-                                "two columns separated by TAB?\n{}",
-                                language.name, with_separators(report.lines), report.text()));
-      }
+      if (num_pairs_ == first_pair) throw_no_pair(language.name, report);
     }
     file_.pad_to(aligned(file_.size()));
     header.records_offset = file_.size();
@@ -490,7 +517,7 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
     const std::string& cache_path, std::vector<LanguagePair> languages, const ModelConfig& config,
     std::string_view tokenizer_model, const CorpusOptions& options, ThreadPool& pool,
     const DataLog& log) {
-  check_options(options, config);
+  validate(options, config.max_seq_len);
   if (config.max_seq_len > UINT16_MAX) {
     throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("max_seq_len is {}, expected at most {}",
                                                     config.max_seq_len, UINT16_MAX));
@@ -521,17 +548,20 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
       }
     }
   };
-  std::string reason;
-  if (!std::filesystem::exists(cache_path)) {
-    reason = "there is none yet";
-  } else {
+  // Why the cache has to be made; empty where it is open.
+  const auto try_to_open = [&]() -> std::string {
+    if (!std::filesystem::exists(cache_path)) return "there is none yet";
     try {
       open();
-      return corpus;
+      return "";
     } catch (const Error& error) {
-      reason = error.what();
+      return error.what();
     }
-  }
+  };
+  if (try_to_open().empty()) return corpus;
+  const FolderTurn turn(cache_path, log);
+  const std::string reason = try_to_open();  // again: another process may have made it
+  if (reason.empty()) return corpus;
   if (log.say) log.say(fmt::format("{}: making the corpus cache: {}", cache_path, reason));
   CorpusWriter(cache_path, languages, config, tokenizer_model, options, pool, log).write(key);
   try {

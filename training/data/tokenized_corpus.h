@@ -23,6 +23,9 @@ struct CorpusOptions {
   double max_ratio = 0;    // longer side / shorter side in tokens; 0: any
 };
 
+/// Throws Error(INVALID_ARGUMENT) for filters that make no sense for a model of that max_seq_len.
+void validate(const CorpusOptions& options, int32_t max_seq_len);
+
 /// Sentence pairs as token ids, in a mapped file that is made once from the text and then shared by
 /// runs: the corpus cache. Immutable; for any number of threads at once.
 class TokenizedCorpus {
@@ -43,7 +46,7 @@ class TokenizedCorpus {
   /// content; those without a hash are hashed), tokenizer, config and options; makes it otherwise,
   /// in parallel, and says why. Only config's tokenizer fields and max_seq_len matter. Memory does
   /// not grow with the text. The file takes its name when it is whole: a run that is killed leaves
-  /// the old one.
+  /// the old one. While another process makes caches in the same folder this one waits.
   /// Throws Error (an input file, its line or the cache), Stopped.
   static std::shared_ptr<const TokenizedCorpus> open_or_build(
       const std::string& cache_path, std::vector<LanguagePair> languages, const ModelConfig& config,

@@ -34,9 +34,15 @@ class PairWalk {
       if (at_ == batch_.size() && !read()) return false;
       const bool cut = batch_.cut[at_] != 0;
       const std::string_view line = batch_.line(at_++);
-      if (split_pair(line, cut, files_[file_], sides) == DropReason::kKept) return true;
+      const DropReason reason = split_pair(line, cut, files_[file_], sides);
+      ++report_.lines;
+      if (reason == DropReason::kKept) return true;
+      report_.add(reason, files_[file_], batch_.first_line + at_ - 1, line);
     }
   }
+
+  /// Of what was passed over.
+  const DropReport& report() const { return report_; }
 
  private:
   bool read() {
@@ -63,6 +69,7 @@ class PairWalk {
   size_t file_ = 0, next_file_ = 0;
   LineBatch batch_;
   size_t at_ = 0;
+  DropReport report_;
 };
 
 /// Draws exactly `wanted` of `total` things, each as likely as any other, in one walk over them.
@@ -184,6 +191,7 @@ std::string train_tokenizer(std::span<LanguagePair> languages, const TokenizerOp
     std::string_view sides[2];
     pairs.push_back(0);
     while (walk.next(sides)) ++pairs.back();
+    if (pairs.back() == 0) throw_no_pair(language.name, walk.report());
     weights += weight(pairs.back());
   }
   uint64_t sentences = 0, all = 0;
