@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 
 #include "runtime/error.h"
@@ -17,6 +18,14 @@ void write_json(const std::string& path, const std::string& text) {
   file << text;
   file.close();
   if (!file) throw Error(XSR_STATUS_IO, path + ": cannot write: " + std::strerror(errno));
+}
+
+void require_writable(const std::string& path) {
+  if (path.empty() || path == "-") return;
+  const bool there = std::filesystem::exists(path);
+  if (!std::ofstream(path, std::ios::binary | std::ios::app))
+    throw Error(XSR_STATUS_IO, path + ": cannot write: " + std::strerror(errno));
+  if (!there) std::filesystem::remove(path);
 }
 
 }  // namespace xsr::bench

@@ -197,6 +197,7 @@ int run(const Options& options) {
                 name + ": the model has no tokenizer, so it cannot embed the text of " +
                     options.corpus + "; give token ids with --corpus-ids");
 
+  require_writable(options.json);
   std::FILE* const table = table_stream(options.json);
   nlohmann::ordered_json reports = nlohmann::ordered_json::array();
   for (size_t i = 0; i < options.threads.size(); ++i) {

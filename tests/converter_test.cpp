@@ -1001,6 +1001,10 @@ TEST(Quality, wants_text_pairs_and_tokens) {
           XSR_STATUS_IO,
           [&] { measure_quality(model, model, DType::kBF16, parse_pair_file("/nonexistent")); }),
       HasSubstr("/nonexistent"));
+  for (const char* none : {"", "x=", "x=,b", "a,"}) {
+    EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT, [&] { parse_pair_file(none); }),
+                HasSubstr("\"" + std::string(none) + "\" names no file"));
+  }
   const ConvertedModel ids_only = convert(xsr_tensors());
   EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT, [&] { measure(ids_only, "a\tb\n"); }),
               HasSubstr("give --spm"));

@@ -140,6 +140,21 @@ TEST_F(CudaTrainCli, CutShortAndResumedGivesTheSameBits) {
   }
 }
 
+#ifdef XSR_EMULATED
+TEST_F(CudaTrainCli, WhatIsMissingIsToldBeforeTheDataIsMadeReady) {
+  const std::pair<const char*, const char*> kMissing[] = {
+      {"XSR_EMULATED_DEVICES=0", "no CUDA device can be used"},
+      {"XSR_TRAIN_CUDA_LIBRARY=/no/such/library.so", "needs libxsr_train_cuda.so"}};
+  for (const auto& [setting, message] : kMissing) {
+    const Outcome o = wait_for(
+        start(flags("none", kSteps, "--device cuda"), "export " + std::string(setting) + "; "));
+    EXPECT_EQ(1, o.exit_status) << setting;
+    EXPECT_THAT(o.err, testing::HasSubstr(message));
+    EXPECT_FALSE(fs::exists(path("none/tokenizer.model"))) << setting;
+  }
+}
+#endif
+
 /// Negatives are those of the whole batch, whatever device has them.
 TEST_F(CudaTrainCli, TheBatchOfTwoDevicesIsOneBatch) {
 #ifdef XSR_EMULATED

@@ -170,6 +170,10 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   const Result impossible = run("--random 2,64,3,96,500");
   EXPECT_EQ(impossible.status, 1);
   EXPECT_THAT(impossible.err, HasSubstr("heads"));
+  const Result nowhere = run(quick_ + "--json /no/such/x.json");
+  EXPECT_EQ(nowhere.status, 1);
+  EXPECT_THAT(nowhere.err, HasSubstr("/no/such/x.json: cannot write"));
+  EXPECT_EQ(nowhere.out, "") << "nothing was timed";
 }
 
 const std::string kSteps = "--random 1,32,2,48,300 --pairs 2,3 --seconds 0.01 --json - ";

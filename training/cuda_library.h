@@ -20,11 +20,15 @@ struct CudaTrainerOptions {
 std::unique_ptr<Trainer> make_cuda_trainer(const ModelConfig& config, const StepConfig& step,
                                            const CudaTrainerOptions& options);
 
-/// What the library gives under the name kCudaTrainerEntry. `build` is the caller's
-/// cuda_trainer_build().
+/// Throws what make_cuda_trainer() would for want of a library, a driver or one of the devices.
+void require_cuda_training(const std::vector<int32_t>& devices);
+
+/// What the library gives under these names. `build` is the caller's cuda_trainer_build().
 using cuda_trainer_entry_t = Trainer*(const char* build, const ModelConfig& config,
                                       const StepConfig& step, const CudaTrainerOptions& options);
+using cuda_devices_entry_t = void(const char* build, const std::vector<int32_t>& devices);
 inline constexpr char kCudaTrainerEntry[] = "xsr_train_cuda_trainer_create";
+inline constexpr char kCudaDevicesEntry[] = "xsr_train_cuda_require_devices";
 std::string cuda_trainer_build();
 
 }  // namespace xsr::training

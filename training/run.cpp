@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
@@ -132,6 +133,9 @@ class Run {
         lock_(make_folder(config.run)),
         threads_(config.threads > 0 ? config.threads : usable_cpus()),
         license_(license_text(config)) {
+    // Known now, and not when the data is ready.
+    if (const auto devices = cuda_devices_of(config.device); !devices.empty())
+      require_cuda_training(devices);
     open_checkpoint();
     isa_ = choose_isa(checkpoint_ ? isa_of_checkpoint() : config.isa);
     kernels_ = kernels::resolve_kernels(isa_);
@@ -372,8 +376,10 @@ class Run {
   void evaluate(uint64_t epoch) {
     const Clock::time_point begin = Clock::now();
     const DevScores scores = score_dev();
-    const double score =
+    double score =
         config_.selection == Selection::kRetrieval ? scores.mean_p1() : -scores.loss.total();
+    // No number is larger than one that is none.
+    if (std::isnan(score)) score = -std::numeric_limits<double>::infinity();
     const bool best = best_step_ < 0 || score > best_score_;
     if (best) {
       best_step_ = step();

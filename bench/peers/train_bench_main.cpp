@@ -191,6 +191,7 @@ void run(const Options& options) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "--exchange and --precision tf32 are for CUDA devices alone; give --device cuda");
   }
+  require_writable(options.json);
   ThreadPool threads(options.threads > 0 ? options.threads : usable_cpus());
   const kernels::Isa isa = choose_isa(std::nullopt);
   const kernels::KernelTable kernels = kernels::resolve_kernels(isa);

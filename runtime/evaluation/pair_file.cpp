@@ -33,6 +33,10 @@ PairFile parse_pair_file(const std::string& text) {
   const size_t comma = files.find(',');
   file.first = files.substr(0, comma);
   if (comma != std::string::npos) file.second = files.substr(comma + 1);
+  if (file.first.empty() || (comma != std::string::npos && file.second.empty())) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "\"" + text + "\" names no file; expected [NAME=]FILE.tsv or [NAME=]FILE,FILE");
+  }
   if (file.name.empty()) {
     const std::string a = std::filesystem::path(file.first).stem();
     const std::string b = std::filesystem::path(file.second).stem();

@@ -17,7 +17,8 @@ struct PairFile {
   std::string name;
   std::string first, second;  // second empty: one file of two columns
 };
-/// Without NAME: the stem of the files, "en-fr" for en.txt,fr.txt.
+/// Without NAME: the stem of the files, "en-fr" for en.txt,fr.txt. Throws Error(INVALID_ARGUMENT)
+/// where no file is named.
 PairFile parse_pair_file(const std::string& text);
 
 struct PairLines {
