@@ -363,7 +363,7 @@ int main(int argc, char** argv) {
   app.add_flag(
       "--qkv-table", options.qkv_table,
       "Compute the first layer's Q, K and V of every token of the vocabulary once, and look "
-      "them up: faster from some thousand lines on, for vocabulary x 3 x hidden size x 4 "
+      "them up: faster from some ten thousand lines on, for vocabulary x 3 x hidden size x 4 "
       "bytes of memory; the vectors differ in their last bits from those without");
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");
