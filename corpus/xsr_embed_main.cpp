@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <future>
 #include <memory>
@@ -26,6 +25,7 @@
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
 #include "runtime/text/standard_streams.h"
+#include "runtime/text/stop_signals.h"
 #include "xsr/xsr.h"
 
 namespace {
@@ -44,21 +44,6 @@ constexpr size_t kMessageBytes = 1024;
 constexpr size_t kMemoBytes = 64 << 20;  // of vectors kept for sentences that come again
 
 std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
-
-void request_stop(int) { stop_requested.store(true, std::memory_order_relaxed); }
-
-/// The first SIGINT or SIGTERM ends the run in good order, the second at once.
-void install_signal_handlers() {
-  struct sigaction action = {};
-  action.sa_handler = request_stop;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-  // A reader of our standard output that has gone away is an error message, not a silent death.
-  signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN);  // nor is the limit on a file's size
-}
 
 struct Options {
   std::string model, input = "-", output, device = "cpu", isa = "auto", compute = "f32";
@@ -250,7 +235,7 @@ int run(const Options& options) {
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
   xsr::VectorWriter writer(options.output, format, embedder.columns());
-  install_signal_handlers();
+  xsr::install_stop_signals(&stop_requested);
 
   const auto start = std::chrono::steady_clock::now();
   const size_t scale = options.device == "cpu" ? 1 : kDeviceBatches;

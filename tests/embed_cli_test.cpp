@@ -361,4 +361,17 @@ TEST_F(EmbedCli, AnInterruptKeepsWholeRowsAndNoOutput) {
               HasSubstr("'shape': (" + std::to_string((partial.size() - 128) / row_bytes) + ", "));
 }
 
+TEST_F(EmbedCli, ASecondSignalEndsTheRunAtOnceWhicheverItIs) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+  const std::ofstream pipe(path("pipe"), std::ios::binary);
+  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  // Both wait for it, so that it cannot end in good order between them.
+  for (const int signal : {SIGSTOP, SIGINT, SIGTERM, SIGCONT}) kill(child, signal);
+  EXPECT_THAT(wait_for(child).exit_status, testing::AnyOf(128 + SIGINT, 128 + SIGTERM));
+}
+
 }  // namespace

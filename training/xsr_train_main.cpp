@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
-#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <map>
@@ -13,6 +12,7 @@
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/standard_streams.h"
+#include "runtime/text/stop_signals.h"
 #include "training/config.h"
 #include "training/plot.h"
 #include "training/run.h"
@@ -26,23 +26,6 @@ using namespace xsr::training;
 constexpr int kOk = 0, kFailed = 1, kUsage = 2, kStopped = 3;
 
 std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
-
-void request_stop(int number) {
-  if (!stop_requested.exchange(true)) return;
-  signal(number, SIG_DFL);
-  raise(number);
-}
-
-/// The first SIGINT or SIGTERM ends the run in good order, the second, whichever, at once.
-void install_signal_handlers() {
-  struct sigaction action = {};
-  action.sa_handler = request_stop;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN);  // the limit on a file's size is an error message, not a silent death
-}
 
 struct Options {
   std::string config, resume;
@@ -86,7 +69,7 @@ int train_main(const Options& options) {
     xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
     return e.status() == XSR_STATUS_INVALID_ARGUMENT ? kUsage : kFailed;
   }
-  install_signal_handlers();
+  xsr::install_stop_signals(&stop_requested);
   RunOptions run;
   run.resume = !options.resume.empty();
   run.quiet = options.quiet;

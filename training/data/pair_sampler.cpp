@@ -36,6 +36,19 @@ uint64_t shuffled(uint64_t key, uint64_t n, uint64_t i) {
   return i;
 }
 
+/// How many of `count` things are the first batch: at most batch_pairs of them, with batch_tokens
+/// tokens at most (0: any) but for a single one. tokens(i) of thing i.
+template <typename Tokens>
+size_t first_batch(size_t count, int64_t batch_pairs, int64_t batch_tokens, const Tokens& tokens) {
+  const size_t most = std::min(count, static_cast<size_t>(batch_pairs));
+  int64_t sum = 0;
+  for (size_t i = 0; i < most; ++i) {
+    sum += tokens(i);
+    if (i > 0 && batch_tokens > 0 && sum > batch_tokens) return i;
+  }
+  return most;
+}
+
 /// n · random / 2³²: one of [0, n).
 uint32_t below(uint32_t n, uint32_t random) {
   return static_cast<uint32_t>(static_cast<uint64_t>(n) * random >> 32);
@@ -151,13 +164,9 @@ void BatchBuilder::build(std::span<const Draw> draws, PairBatch& batch) const {
 
 size_t BatchBuilder::fitting(std::span<const uint64_t> pairs, int64_t batch_pairs,
                              int64_t batch_tokens) const {
-  const size_t most = std::min(pairs.size(), static_cast<size_t>(batch_pairs));
-  int64_t tokens = 0;
-  for (size_t i = 0; i < most; ++i) {
-    tokens += corpus_->length(pairs[i], 0) + corpus_->length(pairs[i], 1);
-    if (i > 0 && batch_tokens > 0 && tokens > batch_tokens) return i;
-  }
-  return most;
+  return first_batch(pairs.size(), batch_pairs, batch_tokens, [&](size_t i) {
+    return int64_t{corpus_->length(pairs[i], 0)} + corpus_->length(pairs[i], 1);
+  });
 }
 
 void BatchBuilder::build(std::span<const uint64_t> pairs, PairBatch& batch) const {
@@ -305,19 +314,11 @@ void PairSampler::load_pool(uint64_t epoch, uint64_t pool) {
     std::stable_sort(draws_.begin(), draws_.end(),
                      [&](const auto& a, const auto& b) { return tokens(a) < tokens(b); });
   }
-  const size_t most_pairs = static_cast<size_t>(options_.batch_pairs);
   batch_ends_.clear();
-  size_t begin = 0;
-  int64_t sum = 0;
-  for (size_t i = 0; i < draws_.size(); ++i) {
-    const int64_t more = tokens(draws_[i]);
-    if (i - begin == most_pairs ||
-        (options_.batch_tokens > 0 && i > begin && sum + more > options_.batch_tokens)) {
-      batch_ends_.push_back(i);
-      begin = i;
-      sum = 0;
-    }
-    sum += more;
+  for (size_t begin = 0; begin < draws_.size();) {
+    begin += first_batch(draws_.size() - begin, options_.batch_pairs, options_.batch_tokens,
+                         [&](size_t i) { return int64_t{tokens(draws_[begin + i])}; });
+    if (begin < draws_.size()) batch_ends_.push_back(begin);
   }
   // By tokens, the last two share their pairs evenly: a contrastive loss needs company.
   if (options_.batch_tokens > 0 && !batch_ends_.empty()) {

@@ -1,0 +1,12 @@
+#pragma once
+#include <atomic>
+
+namespace xsr {
+
+/// For tools with long work. The first SIGINT or SIGTERM sets `stop`, so that the work ends in good
+/// order; the second, whichever, ends the process at once. A reader of standard output that has
+/// gone away and the limit on a file's size become errors of the writing call, not silent deaths.
+/// `stop` has to live as long as the process. To be called once.
+void install_stop_signals(std::atomic<bool>* stop);
+
+}  // namespace xsr
