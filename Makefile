@@ -35,6 +35,7 @@ bench-peers: deps-peers all
 
 # xsr-train beside PyTorch on the same batches (bench/peers/README.md); CONFIG is a config of xsr-train. Takes a quiet machine.
 bench-train-peers: deps-peers all
+	@[ -n "$(CONFIG)" ] || { echo "bench-train-peers: name a config of xsr-train: make $@ CONFIG=FILE.toml" >&2; exit 2; }
 	bench/peers/train_baseline.py check
 	bench/peers/train_baseline.py follow --config $(CONFIG)
 	bench/peers/train_baseline.py speed --config $(CONFIG) --markdown train-peers.md --json train-peers.json
