@@ -47,15 +47,16 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
         return e.encode(sentences, batch) if form.texts_only else e.corpus(sentences, batch)
 
     def latency(calls, seed):
-        e, random, times = engine(modes[0]), np.random.default_rng(seed), []
+        e, random, times, vectors = engine(modes[0]), np.random.default_rng(seed), [], []
         for call in range(calls + 1):
             ids = random.integers(3, weights.vocab_size, (1, args.tokens), dtype=np.int32)
             lengths = np.array([args.tokens], np.int32)
             start = time.perf_counter_ns()
-            e.embed(ids, lengths)
+            vector = e.embed(ids, lengths)
             if call:  # the first finds its weights pushed out by the engine before
                 times.append((time.perf_counter_ns() - start) / 1000)
-        return times
+            vectors.append(np.array(vector[0]))
+        return times, np.stack(vectors)
 
     def search(sentences):
         """Times on a sample for each way to spread and each batch size, the better of two; the best becomes the setting."""
@@ -77,6 +78,9 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
     def embed(sentences):
         return run(sentences, modes[0], 32)
 
+    def corpus_vectors(sentences):
+        return run(sentences, *state["best"])
+
     def corpus(sentences):
         mode, batch = state["best"]
         engine(mode)
@@ -87,7 +91,7 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
     def tokenize(texts):
         return [engine(modes[0]).tokenize(text) for text in texts]
 
-    commands = {f.__name__: f for f in (latency, search, embed, corpus, tokenize)}
+    commands = {f.__name__: f for f in (latency, search, embed, corpus_vectors, corpus, tokenize)}
     try:
         weights = peer_engines.Weights(args.model)
         pipe.send((True, engine(modes[0]).version))
@@ -234,7 +238,7 @@ def main(args):
     probe_texts = [t for side in sides for t in side]
     probe_ids = side_ids[0] + side_ids[1]
 
-    rows, raw, reference = {}, {}, None
+    rows, raw, wanted = {}, {}, {}
     not_run = {f.key: "left out by --quick: compiling takes longer than all the rest; --forms can name it" for f in left_out}
     with tempfile.TemporaryDirectory(prefix="bench_peers.") as folder:
         folder = pathlib.Path(folder)
@@ -259,6 +263,15 @@ def main(args):
                 except (RuntimeError, OSError) as reason:
                     drop(key, reason)
             return done
+
+        def hold(key, vectors, what):
+            """Cosines to the vectors of xsr f32, which come first. A form that one of them is too small for is not timed."""
+            if key == "xsr-f32":
+                wanted[what] = vectors
+            cosine = cosines(np, vectors, wanted[what])
+            if not cosine.min() > LEAST_COSINE[peer_engines.FORM[key].dtype]:
+                raise RuntimeError(f"not timed: {what}: least cosine to xsr f32 is {cosine.min():.6f}")
+            return {"min": float(cosine.min()), "mean": float(cosine.mean())}
 
         def race(name, keys, what, rounds):
             """Rounds by turns; the times of those that came through all of them, by key."""
@@ -287,18 +300,13 @@ def main(args):
             a, b = vectors[: len(pairs)], vectors[len(pairs) :]
             row = {"key": key, "name": form.name, "engine": form.engine, "dtype": form.dtype, "kind": form.kind}
             row |= {"version": version, "table": "table" in form.settings, "settings": {}}
-            cosine = cosines(np, vectors, vectors if key == "xsr-f32" else reference)
-            row["cosine"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
+            row["cosine"] = hold(key, vectors, "pairs")
             row["p1"] = {"forward": precision_at_1(np, a, b), "backward": precision_at_1(np, b, a)}
-            if not cosine.min() > LEAST_COSINE[form.dtype]:
-                raise RuntimeError(f"not timed: least cosine to xsr f32 is {cosine.min():.6f}")
             rows[key] = row
-            return vectors
 
         for form in forms:
-            vectors = each([form.key], first).get(form.key)
+            each([form.key], first)
             if form.key == "xsr-f32":
-                reference = vectors
                 own = workers[form.key].ask("tokenize", probe_texts)
                 differing = sum(x != y.tolist() for x, y in zip(own, probe_ids))
                 if differing:
@@ -311,11 +319,12 @@ def main(args):
             calls = {}
 
             def block(key, r):
-                times = workers[key].ask("latency", 10 if args.quick else 50, r)
+                times, vectors = workers[key].ask("latency", 10 if args.quick else 50, r)
+                hold(key, vectors, f"latency, round {r + 1}")
                 calls.setdefault(key, []).extend(times)
                 return peer_report.summary(times)["p50"]
 
-            each(by_ids(), lambda key: workers[key].ask("latency", 10, 10**6))
+            each(by_ids(), lambda key: hold(key, workers[key].ask("latency", 10, 10**6)[1], "latency"))
             times = race("latency", by_ids(), block, 5 * args.rounds)
 
             def figures(key):
@@ -334,8 +343,8 @@ def main(args):
             )
             for key, found in searched.items():
                 rows[key]["settings"][name] = found
-            # Untimed once: compiled graphs and kernels for the chosen setting and all shapes are made now.
-            each(by_ids(), lambda key: workers[key].ask("corpus", sample))
+            # Untimed once: compiled graphs and kernels for the chosen setting and all shapes are made now, and give equal vectors.
+            each(by_ids(), lambda key: hold(key, workers[key].ask("corpus_vectors", sample), name))
             times = race(name, by_ids(), lambda key, r: workers[key].ask("corpus", sample), args.rounds)
 
             def figures(key):
@@ -367,7 +376,6 @@ def main(args):
             text.write_text("\n".join(texts) + "\n", encoding="utf-8")
             embed = args.build / "corpus" / "xsr-embed"
             usage = subprocess.run([embed, "--help"], capture_output=True, text=True).stdout
-            outputs = {}
 
             def whole(key, r):
                 form, output = peer_engines.FORM[key], folder / f"{key}.npy"
@@ -384,13 +392,7 @@ def main(args):
                 if done.returncode:
                     raise RuntimeError((done.stderr.strip().splitlines() or ["failed without a word"])[-1])
                 if r == 0:
-                    outputs[key] = np.load(output)
-                    cosine = cosines(np, outputs[key], outputs["xsr-f32"])
-                    rows[key]["text_cosine"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
-                    if key != "xsr-f32":
-                        del outputs[key]
-                    if not cosine.min() > LEAST_COSINE[form.dtype]:
-                        raise RuntimeError(f"not timed: text → .npy: least cosine to xsr f32 is {cosine.min():.6f}")
+                    rows[key]["text_cosine"] = hold(key, np.load(output), "text → .npy")
                 output.unlink()
                 return seconds
 
