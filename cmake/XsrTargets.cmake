@@ -18,15 +18,19 @@ if(XSR_SANITIZE OR XSR_EMULATE_ISA)
   set(XSR_KERNEL_OPTIMISATION -O1)
 endif()
 
+# What the largest files and those that others repeat do without under UndefinedBehaviorSanitizer: these checks are many, and
+# double what some take to compile.
+set(XSR_FEWER_CHECKS -fno-sanitize=null,alignment,pointer-overflow)
+
 # The flags of the files that are written for one instruction set, by their names. To be called where the files' target is.
 function(xsr_set_isa_flags)
   set(avx2 ${XSR_KERNEL_OPTIMISATION} -mavx2 -mfma -mf16c)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   # GCC's own AVX-512 headers read the "undefined" vectors they declare (GCC bug 105593).
   list(APPEND avx512 $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
-  # As the AVX2 tiles, which keep them: these checks double what the largest files take to compile.
+  # As the AVX2 tiles, which keep them.
   if(XSR_SANITIZE MATCHES "undefined")
-    list(APPEND avx512 -fno-sanitize=null,alignment,pointer-overflow)
+    list(APPEND avx512 ${XSR_FEWER_CHECKS})
   endif()
   set(avx512_vnni ${avx512} -mavx512vnni)
   set(avx512_bf16 ${avx512} -mavx512bf16)
@@ -60,10 +64,13 @@ function(xsr_compile_quickly)
     set(options ${XSR_QUICK_OPTIONS})
     if(target MATCHES "${with_loops}")
       if(XSR_SANITIZE)
-        continue()
+        set(options)
       endif()
     elseif(target MATCHES "_test$")
       set(options -O0)
+    endif()
+    if(target MATCHES "_test$" AND XSR_SANITIZE MATCHES "undefined")
+      list(APPEND options ${XSR_FEWER_CHECKS})
     endif()
     target_compile_options(${target} PRIVATE ${options})
   endforeach()
