@@ -11,11 +11,16 @@ if(XSR_SANITIZE)
 endif()
 
 # What kernels are compiled with in every build type, since an unoptimised register loop measures nothing and an
-# unoptimised kernel takes minutes; sanitizers' checks leave -O3 little to do and much to compile.
+# unoptimised kernel takes minutes; sanitizers' checks leave -O3 little to do and much to compile, and of tiles that hold
+# twice as many vectors as there are registers gcc makes no more by it.
 set(XSR_KERNEL_OPTIMISATION -O3)
-if(XSR_SANITIZE)
+if(XSR_SANITIZE OR XSR_EMULATE_ISA)
   set(XSR_KERNEL_OPTIMISATION -O1)
 endif()
+
+# What the largest files and those that others repeat do without under UndefinedBehaviorSanitizer: these checks are many, and
+# double what some take to compile.
+set(XSR_FEWER_CHECKS -fno-sanitize=null,alignment,pointer-overflow)
 
 # The flags of the files that are written for one instruction set, by their names. To be called where the files' target is.
 function(xsr_set_isa_flags)
@@ -23,16 +28,15 @@ function(xsr_set_isa_flags)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   # GCC's own AVX-512 headers read the "undefined" vectors they declare (GCC bug 105593).
   list(APPEND avx512 $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
-  # As the AVX2 tiles, which keep them: these checks double what the largest files take to compile.
+  # As the AVX2 tiles, which keep them.
   if(XSR_SANITIZE MATCHES "undefined")
-    list(APPEND avx512 -fno-sanitize=null,alignment,pointer-overflow)
+    list(APPEND avx512 ${XSR_FEWER_CHECKS})
   endif()
   set(avx512_vnni ${avx512} -mavx512vnni)
   set(avx512_bf16 ${avx512} -mavx512bf16)
   set(amx ${avx512_bf16} -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
   if(XSR_EMULATE_ISA)
-    # -O2: with more, gcc takes minutes for tiles that hold twice as many vectors as there are registers.
-    set(avx512 -O2 -mavx2 -mfma -mf16c -DXSR_EMULATE_ISA -include "${PROJECT_SOURCE_DIR}/kernels/simd/emulated_avx512.h"
+    set(avx512 ${XSR_KERNEL_OPTIMISATION} -mavx2 -mfma -mf16c -DXSR_EMULATE_ISA -include "${PROJECT_SOURCE_DIR}/kernels/simd/emulated_avx512.h"
       $<$<CXX_COMPILER_ID:GNU>:-Wno-psabi>)  # nothing outside a file is called with such vectors
     set(avx512_vnni ${avx512})
     set(avx512_bf16 ${avx512} -DXSR_EMULATE_AVX512_BF16)
@@ -55,15 +59,18 @@ endif()
 # sanitizers make slow enough.
 # xsr_compile_files_quickly(SOURCE...): files of that kind in a library. To be called where the library is.
 function(xsr_compile_quickly)
-  set(with_loops "^(activation|dropout|golden|gradients|kernels|objectives|optimizer|training_encoder|training_golden)_test$")
+  set(with_loops "^(activation|dropout|golden|gradients|kernels|optimizer|training_golden)_test$")
   foreach(target ${ARGN})
     set(options ${XSR_QUICK_OPTIONS})
     if(target MATCHES "${with_loops}")
       if(XSR_SANITIZE)
-        continue()
+        set(options)
       endif()
     elseif(target MATCHES "_test$")
       set(options -O0)
+    endif()
+    if(target MATCHES "_test$" AND XSR_SANITIZE MATCHES "undefined")
+      list(APPEND options ${XSR_FEWER_CHECKS})
     endif()
     target_compile_options(${target} PRIVATE ${options})
   endforeach()

@@ -10,6 +10,7 @@
 #include "kernels/loss/loss.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/pooling/pooling.h"
+#include "kernels/similarity/similarity.h"
 
 namespace xsr::kernels {
 

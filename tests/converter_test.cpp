@@ -882,6 +882,44 @@ TEST(Retrieval, counts_translations_that_are_nearest) {
   EXPECT_EQ(score.backward, 5);
 }
 
+TEST(Retrieval, counts_as_a_plain_search_does) {
+  ThreadPool threads(3);
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  const int32_t size = 5;
+  for (const int64_t pairs : {0, 1, 7, 64, 65, 300}) {
+    std::vector<float> a(pairs * size), b(pairs * size);
+    for (float& x : a) x = normal(random);
+    for (size_t i = 0; i < b.size(); ++i) b[i] = a[i] + 0.5f * normal(random);
+    const auto hits = [&](const std::vector<float>& from, const std::vector<float>& to) {
+      int64_t count = 0;
+      for (int64_t i = 0; i < pairs; ++i) {
+        int64_t nearest = -1;
+        double best = -2;
+        for (int64_t j = 0; j < pairs; ++j) {
+          double dot = 0, squares = 0;
+          for (int32_t c = 0; c < size; ++c) {
+            dot += double{from[i * size + c]} * to[j * size + c];
+            squares += double{to[j * size + c]} * to[j * size + c];
+          }
+          const double score = dot / std::sqrt(squares);
+          if (nearest < 0 || score > best) best = score, nearest = j;
+        }
+        count += nearest == i;
+      }
+      return count;
+    };
+    const RetrievalScore score = score_retrieval(a.data(), b.data(), pairs, size, threads);
+    EXPECT_EQ(score.pairs, pairs);
+    EXPECT_EQ(score.forward, hits(a, b)) << pairs;
+    EXPECT_EQ(score.backward, hits(b, a)) << pairs;
+    if (pairs == 300) {
+      EXPECT_GT(score.forward, 30);
+      EXPECT_LT(score.forward, 270);
+    }
+  }
+}
+
 /// Checkpoint, options and corpus of a model that takes text.
 struct TextModel {
   TextModel() {

@@ -111,40 +111,42 @@ program "$fakes/cmake" 'exit 1'
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
 rm -r "$tree"/build/cuda/{training,runtime}
 
-expect_failure() { ! run || fail "$1 was no failure"; }
+# Each in the stage that it is about; what passes there does again behind it.
+expect_failure() { ! run --no-build "$1" || fail "$2 was no failure"; }
+expect_success() { run --no-build "$1" || fail "$1 still fails where all pass"; }
 program "$tree/build/cuda/tests/cuda_session_test" "$(test_program SKIPPED 0 'no CUDA device can be used: none')"
-expect_failure "a skipped test"
+expect_failure tests "a skipped test"
 program "$tree/build/cuda/tests/cuda_session_test" 'exit 1'
-expect_failure "a failing test"
+expect_failure tests "a failing test"
 program "$tree/build/cuda/tests/cuda_session_test" "$(test_program COMPLETED 0)"
+expect_success tests
 program "$fakes/compute-sanitizer" 'exit 9'
-expect_failure "a finding of compute-sanitizer"
-program "$fakes/compute-sanitizer" 'exit 0'
+expect_failure memcheck "a finding of compute-sanitizer"
 program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
-run || fail "it still fails where all pass"
-for tool in xsr-bench xsr-train-bench; do
-  program "$tree/build/cuda/bench/$tool" 'exit 1'
-  expect_failure "a failing $tool"
-  program "$tree/build/cuda/bench/$tool" "$bench"
+expect_success memcheck
+for pair in xsr-bench:sessions xsr-train-bench:training; do
+  program "$tree/build/cuda/bench/${pair%:*}" 'exit 1'
+  expect_failure ${pair#*:} "a failing ${pair%:*}"
+  program "$tree/build/cuda/bench/${pair%:*}" "$bench"
+  expect_success ${pair#*:}
 done
 # Of xsr-train-bench: ends well and says nothing; fails with NCCL alone; is not there.
 program "$tree/build/cuda/bench/xsr-train-bench" 'exit 0'
-expect_failure "a bench of training without figures"
+expect_failure training "a bench of training without figures"
 program "$tree/build/cuda/bench/xsr-train-bench" '[[ "$*" != *--exchange* ]] || exit 1; '"$bench"
-expect_failure "a bench of training that fails with NCCL"
+expect_failure training "a bench of training that fails with NCCL"
 finds 1 1
-run || fail "it failed without NCCL where all else passed"
+run --no-build training || fail "it failed without NCCL where all else passed"
 finds 1 0
 echo 'raise SystemExit(1)' >"$tree/bench/peers/gpu_peers.py"
-expect_failure "a race with PyTorch that fails"
+expect_failure peers "a race with PyTorch that fails"
 echo "$peers" >"$tree/bench/peers/gpu_peers.py"
 for command in follow speed; do
   printf 'import sys\nif sys.argv[1] == "%s": raise SystemExit(1)\n%s\n' $command "$train_peers" >"$tree/bench/peers/train_baseline.py"
-  expect_failure "a trainer of PyTorch's that fails to $command"
+  expect_failure peers "a trainer of PyTorch's that fails to $command"
 done
 echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
-finds 1 0
-run || fail "it still fails where all pass, with PyTorch"
+expect_success peers
 rm "$tree/build/cuda/bench/xsr-train-bench"
-expect_failure "a missing bench of training"
+expect_failure training "a missing bench of training"
 echo "gpu_check_test: refuses, fails and writes as it should"

@@ -1509,6 +1509,32 @@ void check_pooling(const KernelRow& row, const std::string& filter) {
   }
 }
 
+/// No budget: every ISA gives ref's bits, and those are of a loop in the order of the contract.
+void check_inner_products(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<inner_products_forward_f64_t*>(row.function);
+  Random random(31);
+  for (int32_t size : widths()) {
+    for (int64_t rows : {0, 1, 3, 4, 5, 8, 11}) {
+      // Of the exact size, so that sanitizers see what reaches beyond.
+      std::vector<double> a(rows * size), panel(int64_t{size} * kPanelRows),
+          out(rows * kPanelRows + 1, NAN);
+      // More digits than a float's, whose products would be exact, fused or not.
+      for (double& x : a) x = random.normal() / 3.0;
+      for (double& x : panel) x = random.normal() / 3.0;
+      kernel(a.data(), panel.data(), rows, size, out.data());
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int32_t j = 0; j < kPanelRows; ++j) {
+          double sum = 0;
+          for (int32_t k = 0; k < size; ++k) sum += a[r * size + k] * panel[k * kPanelRows + j];
+          ASSERT_EQ(sum, out[r * kPanelRows + j])
+              << row.name << shape_text({{"size", size}, {"rows", rows}}) << " " << r << " " << j;
+        }
+      }
+      EXPECT_TRUE(std::isnan(out.back())) << row.name << " writes behind its rows";
+    }
+  }
+}
+
 void check_l2_normalize(const KernelRow& row, const std::string& filter) {
   auto* kernel = reinterpret_cast<l2_normalize_forward_f32_t*>(row.function);
   Random random(8);
@@ -2181,6 +2207,7 @@ const std::map<std::string, std::function<void(const KernelRow&, const std::stri
     {"embedding_forward_i8", check_embedding_i8},
     {"pooling_forward_f32", check_pooling},
     {"l2_normalize_forward_f32", check_l2_normalize},
+    {"inner_products_forward_f64", check_inner_products},
     {"layernorm_backward_f32", check_layernorm_backward},
     {"activation_backward_f32", check_activation_backward},
     {"pooling_backward_f32", check_pooling_backward},

@@ -326,6 +326,49 @@ TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
   }
 }
 
+/// It may take minutes, in which a machine that sends SIGTERM is gone.
+TEST_F(TrainCli, ASignalEndsAnEvaluationToo) {
+  const std::string both = toy_corpus(kSlow ? 3000 : 10000);
+  write("dev.tsv", both.substr(toy_corpus(700).size()));  // dev has none of the run's pairs
+  const std::string flags =
+      "--config toy.toml --data.dev dev.tsv --train.steps 10 --train.eval_every 5 "
+      "--train.patience 2 --train.checkpoint_every 1000 --run ";
+  ASSERT_EQ(run(flags + "whole").exit_status, 0);
+  // As soon as `begun` holds.
+  const auto stop_when = [&](pid_t child, const auto& begun) {
+    while (!begun()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    kill(child, SIGTERM);
+    const Outcome stopped = wait_for(child);
+    EXPECT_EQ(stopped.exit_status, 3) << stopped.err;
+    return stopped.err;
+  };
+  // The record of step 5 is written, and the evaluation begins.
+  EXPECT_THAT(stop_when(start(flags + "cut"),
+                        [&] {
+                          return fs::exists(path("cut/metrics.jsonl")) &&
+                                 !metrics_of(path("cut"), "train").empty();
+                        }),
+              HasSubstr("stopped behind step 5; go on with --resume cut"));
+  EXPECT_TRUE(metrics_of(path("cut"), "dev").empty());
+  EXPECT_FALSE(fs::exists(path("cut/best.safetensors")));
+  // The last evaluation, of the weights that were chosen: the model is written before.
+  EXPECT_THAT(stop_when(start("--resume cut"), [&] { return fs::exists(path("cut/model.xsr")); }),
+              HasSubstr("stopped behind step 10; go on with --resume cut"));
+  EXPECT_FALSE(fs::exists(path("cut/manifest.json")));
+  const Outcome o = run("--resume cut");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  expect_same_results("whole", "cut");
+  for (const char* kind : {"train", "dev"}) {
+    std::vector<nlohmann::json> records[2] = {metrics_of(path("whole"), kind),
+                                              metrics_of(path("cut"), kind)};
+    ASSERT_EQ(records[0].size(), records[1].size()) << kind;
+    for (size_t i = 0; i < records[0].size(); ++i) {
+      for (const char* field : {"step", "epoch", "loss", "p1"})
+        EXPECT_EQ(records[0][i][field], records[1][i][field]) << kind << " " << i << " " << field;
+    }
+  }
+}
+
 TEST_F(TrainCli, ASecondSignalEndsTheRunAtOnceWhicheverItIs) {
   const pid_t child = start("--config toy.toml --train.steps 1000000 --run r");
   while (!fs::exists(path("r/metrics.jsonl"))) std::this_thread::yield();

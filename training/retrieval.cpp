@@ -7,11 +7,12 @@ namespace xsr::training {
 
 RetrievalScore score_pairs(Trainer& trainer, const BatchBuilder& builder,
                            std::span<const uint64_t> pairs, const SamplerOptions& batches,
-                           ThreadPool& threads) {
+                           ThreadPool& threads, const std::function<void()>& before_batch) {
   const int32_t C = trainer.config().hidden_size;
   std::vector<float> sides[2];
   PairBatch batch;
   while (!pairs.empty()) {
+    before_batch();
     const size_t count = builder.fitting(pairs, batches.batch_pairs, batches.batch_tokens);
     builder.build(pairs.first(count), batch);
     trainer.embed(batch);

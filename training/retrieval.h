@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "runtime/device/cpu_threads.h"
@@ -10,9 +11,11 @@
 namespace xsr::training {
 
 /// score_retrieval of pairs of a corpus, embedded without dropout in batches as large as those of
-/// training; builder masks nothing. Leaves the last batch in trainer.embeddings().
-RetrievalScore score_pairs(Trainer& trainer, const BatchBuilder& builder,
-                           std::span<const uint64_t> pairs, const SamplerOptions& batches,
-                           ThreadPool& threads);
+/// training; builder masks nothing. Leaves the last batch in trainer.embeddings(). before_batch may
+/// throw, which ends it.
+RetrievalScore score_pairs(
+    Trainer& trainer, const BatchBuilder& builder, std::span<const uint64_t> pairs,
+    const SamplerOptions& batches, ThreadPool& threads,
+    const std::function<void()>& before_batch = [] {});
 
 }  // namespace xsr::training

@@ -28,6 +28,7 @@
 #include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
+#include "training/data/log.h"
 #include "training/data/pair_stream.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
@@ -163,14 +164,26 @@ class Run {
     say_what_is_trained();
     start_ = last_log_ = last_checkpoint_ = Clock::now();
     first_step_ = step();
+    try {
+      take_steps();
+    } catch (const Stopped&) {
+      save_checkpoint();
+      return stopped();
+    }
+    try {
+      finish();
+    } catch (const Stopped&) {  // the last checkpoint is there, and other weights in the trainer
+      return stopped();
+    }
+    return RunEnd::kDone;
+  }
+
+ private:
+  void take_steps() {
     PairBatch batch;
+    if (evaluation_due_) end_step();
     while (!finished()) {
-      if (stop_requested()) {
-        save_checkpoint();
-        say(fmt::format("stopped behind step {}; go on with --resume {}", with_separators(step()),
-                        config_.run));
-        return RunEnd::kStopped;
-      }
+      throw_if_stopped();
       const uint64_t epoch = position_.epoch;
       stream_->next(batch);
       position_ = stream_->position();
@@ -178,14 +191,24 @@ class Run {
       const bool epoch_ended = position_.epoch != epoch;
       if (step() % config_.log_every == 0 || is_last_step()) log_step(epoch);
       const bool due = config_.eval_every > 0 ? step() % config_.eval_every == 0 : epoch_ended;
-      if (!data_.dev_parts.empty() && (due || is_last_step())) evaluate(epoch);
-      if (finished() || checkpoint_due()) save_checkpoint();
+      if (!data_.dev_parts.empty() && (due || is_last_step())) evaluation_due_ = epoch;
+      end_step();
     }
-    finish();
-    return RunEnd::kDone;
+  }
+  /// What comes behind a step; a run that was stopped in an evaluation begins with it.
+  void end_step() {
+    if (evaluation_due_) {
+      evaluate(*evaluation_due_);
+      evaluation_due_.reset();
+    }
+    if (finished() || checkpoint_due()) save_checkpoint();
+  }
+  RunEnd stopped() {
+    say(fmt::format("stopped behind step {}; go on with --resume {}", with_separators(step()),
+                    config_.run));
+    return RunEnd::kStopped;
   }
 
- private:
   std::unique_ptr<Trainer> make_trainer() {
     const std::vector<int32_t> devices = cuda_devices_of(config_.device);
     if (!devices.empty()) return make_cuda_trainer(data_.model, config_.step, {devices});
@@ -213,8 +236,8 @@ class Run {
     return path("weights-" + std::to_string(step) + ".safetensors");
   }
   int64_t step() const { return trainer_->steps(); }
-  bool stop_requested() const {
-    return options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed);
+  void throw_if_stopped() const {
+    if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) throw Stopped();
   }
   bool is_last_step() const {
     return config_.steps > 0 ? step() >= config_.steps
@@ -353,6 +376,7 @@ class Run {
 
   // ---- evaluation ----
 
+  /// Throws Stopped between two batches.
   DevScores score_dev() {
     DevScores scores;
     const BatchBuilder masked(data_.dev, config_.mask ? data_.model.mask_id : -1, data_.maskable,
@@ -361,14 +385,16 @@ class Run {
     PairBatch batch;
     for (const RunData::DevPart& part : data_.dev_parts) {
       for (std::span<const uint64_t> left(part.pairs); !left.empty();) {
+        throw_if_stopped();
         const size_t count =
             masked.fitting(left, config_.sampler.batch_pairs, config_.sampler.batch_tokens);
         masked.build(left.first(count), batch);
         scores.loss.add(trainer_->evaluate(batch, config_.dev_dropout), static_cast<double>(count));
         left = left.subspan(count);
       }
-      scores.parts.emplace_back(
-          part.name, score_pairs(*trainer_, plain, part.pairs, config_.sampler, threads_));
+      scores.parts.emplace_back(part.name,
+                                score_pairs(*trainer_, plain, part.pairs, config_.sampler, threads_,
+                                            [this] { throw_if_stopped(); }));
     }
     return scores;
   }
@@ -452,6 +478,7 @@ class Run {
         {"config", config_json()},
         {"inputs", inputs.dump()},
     };
+    if (evaluation_due_) fields["evaluation_due"] = std::to_string(*evaluation_due_);
     if (best_step_ >= 0) {
       fields["best_step"] = std::to_string(best_step_);
       fields["best_score"] = fmt::format("{:a}", best_score_);
@@ -564,6 +591,9 @@ class Run {
     worse_evaluations_ = checkpoint_->integer("worse_evaluations");
     std::istringstream evaluated(checkpoint_->field("evaluated"));
     for (int64_t s; evaluated >> s;) evaluated_.push_back(s);
+    if (checkpoint_->has("evaluation_due")) {
+      evaluation_due_ = static_cast<uint64_t>(checkpoint_->integer("evaluation_due"));
+    }
     if (checkpoint_->has("best_step")) {
       best_step_ = checkpoint_->integer("best_step");
       best_score_ = std::strtod(checkpoint_->field("best_score").c_str(), nullptr);
@@ -677,7 +707,8 @@ class Run {
   DataPosition position_;
   int64_t pairs_seen_ = 0, worse_evaluations_ = 0, best_step_ = -1;
   double best_score_ = 0;
-  std::vector<int64_t> evaluated_;  // steps whose weights are still to be averaged
+  std::optional<uint64_t> evaluation_due_;  // of this step, which is of that epoch; not yet made
+  std::vector<int64_t> evaluated_;          // steps whose weights are still to be averaged
 
   // Since the last line of metrics.
   LossMean interval_;

@@ -11,7 +11,8 @@ struct RunOptions {
   bool resume = false;
   bool quiet = false;  // neither progress nor summary
   std::string commit;  // of the sources, for the manifest; "unknown" outside a checkout
-  const std::atomic<bool>* stop = nullptr;  // set: a checkpoint is written and the run ends
+  const std::atomic<bool>* stop = nullptr;  // set: a checkpoint is written and the run ends, also
+                                            // in the middle of an evaluation
 };
 
 enum class RunEnd { kDone, kStopped };

@@ -5,12 +5,13 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/dispatch.h"
+
 namespace xsr {
 namespace {
 
-// A block of columns takes size · 128 · 8 bytes, half a megabyte for 512: it stays in L2 while all
-// rows pass over it, kRows at a time.
-constexpr int64_t kRows = 4, kColumns = 128;
+// A task's rows, and one panel of the other side's, stay in L2 while they are multiplied.
+constexpr int64_t kTaskRows = 64, kPanelRows = kernels::kPanelRows;
 
 /// Rows of length 1 (or 0), in double.
 std::vector<double> normalized(const float* u, int64_t rows, int32_t size) {
@@ -27,49 +28,44 @@ std::vector<double> normalized(const float* u, int64_t rows, int32_t size) {
   return out;
 }
 
-/// [blocks][size][kColumns]: the columns of a block side by side, zeros behind the last.
-std::vector<double> blocked(const std::vector<double>& u, int64_t rows, int32_t size) {
-  const int64_t blocks = (rows + kColumns - 1) / kColumns;
-  std::vector<double> out(static_cast<size_t>(blocks) * size * kColumns);
+/// [panels][size][kPanelRows]: rows as columns side by side, zeros behind the last.
+std::vector<double> panels_of(const std::vector<double>& u, int64_t rows, int32_t size) {
+  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
+  std::vector<double> out(static_cast<size_t>(panels * kPanelRows) * size);
   for (int64_t i = 0; i < rows; ++i) {
-    double* block = out.data() + i / kColumns * size * kColumns + i % kColumns;
-    for (int32_t k = 0; k < size; ++k) block[k * kColumns] = u[i * size + k];
+    double* panel = out.data() + i / kPanelRows * size * kPanelRows + i % kPanelRows;
+    for (int32_t k = 0; k < size; ++k) panel[k * kPanelRows] = u[i * size + k];
   }
   return out;
 }
 
-/// How many rows i of a have row i of the blocked b as their nearest.
-int64_t count_hits(const std::vector<double>& a, const std::vector<double>& b, int64_t rows,
+/// How many rows i of a have row i of the other side, in panels, as their nearest.
+int64_t count_hits(const std::vector<double>& a, const std::vector<double>& panels, int64_t rows,
                    int32_t size, ThreadPool& threads) {
+  auto* const inner_products =
+      kernels::resolve_kernels(kernels::best_isa()).inner_products_forward_f64;
   std::atomic<int64_t> hits{0};
   const auto search = [&](int32_t task, int32_t) {
-    const int64_t first = task * kRows, last = std::min(rows, first + kRows);
-    double best[kRows];
-    int64_t nearest[kRows];
-    std::fill_n(best, kRows, -HUGE_VAL);
-    std::fill_n(nearest, kRows, -1);
-    for (int64_t column = 0; column < rows; column += kColumns) {
-      const double* block = b.data() + column * size;
-      double cosines[kRows][kColumns] = {};
-      for (int32_t k = 0; k < size; ++k) {
-        for (int64_t r = 0; r < last - first; ++r) {
-          const double x = a[(first + r) * size + k];
-          for (int64_t j = 0; j < kColumns; ++j) cosines[r][j] += x * block[k * kColumns + j];
-        }
-      }
-      const int64_t count = std::min(kColumns, rows - column);
-      for (int64_t r = 0; r < last - first; ++r) {
-        for (int64_t j = 0; j < count; ++j) {
-          if (cosines[r][j] > best[r]) {
-            best[r] = cosines[r][j];
-            nearest[r] = column + j;
+    const int64_t first = task * kTaskRows, count = std::min(kTaskRows, rows - first);
+    double cosines[kTaskRows * kPanelRows], best[kTaskRows];
+    int64_t nearest[kTaskRows];
+    std::fill_n(best, kTaskRows, -HUGE_VAL);
+    std::fill_n(nearest, kTaskRows, -1);
+    for (int64_t other = 0; other < rows; other += kPanelRows) {
+      inner_products(a.data() + first * size, panels.data() + other * size, count, size, cosines);
+      const int64_t columns = std::min(kPanelRows, rows - other);
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t j = 0; j < columns; ++j) {
+          if (cosines[r * kPanelRows + j] > best[r]) {
+            best[r] = cosines[r * kPanelRows + j];
+            nearest[r] = other + j;
           }
         }
       }
     }
-    for (int64_t r = 0; r < last - first; ++r) hits += nearest[r] == first + r;
+    for (int64_t r = 0; r < count; ++r) hits += nearest[r] == first + r;
   };
-  threads.for_each(static_cast<int32_t>((rows + kRows - 1) / kRows), search);
+  threads.for_each(static_cast<int32_t>((rows + kTaskRows - 1) / kTaskRows), search);
   return hits;
 }
 
@@ -80,8 +76,8 @@ RetrievalScore score_retrieval(const float* u1, const float* u2, int64_t pairs, 
   const std::vector<double> a = normalized(u1, pairs, size), b = normalized(u2, pairs, size);
   RetrievalScore score;
   score.pairs = pairs;
-  score.forward = count_hits(a, blocked(b, pairs, size), pairs, size, threads);
-  score.backward = count_hits(b, blocked(a, pairs, size), pairs, size, threads);
+  score.forward = count_hits(a, panels_of(b, pairs, size), pairs, size, threads);
+  score.backward = count_hits(b, panels_of(a, pairs, size), pairs, size, threads);
   return score;
 }
 
