@@ -1,6 +1,5 @@
 #include "corpus/vector_writer.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -47,12 +46,6 @@ std::string reason(int error) {
   if (!text.empty() && text[0] >= 'A' && text[0] <= 'Z')
     text[0] = static_cast<char>(text[0] + ('a' - 'A'));
   return text;
-}
-
-/// The folder that holds the path, for the fsync that makes a rename last.
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
 }  // namespace
@@ -168,12 +161,9 @@ void VectorWriter::finish() {
   if (::fsync(fd_) != 0) fail("flush", errno);
   // Under the lock: once it is given back another process may write to the partial file.
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("rename its partial file", errno);
+  partial_.clear();
   ::close(std::exchange(fd_, -1));
-  const int folder = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder >= 0) {
-    ::fsync(folder);  // not every file system can; the file itself is safe
-    ::close(folder);
-  }
+  flush_name(path_);
 }
 
 std::string VectorWriter::abandon() noexcept {

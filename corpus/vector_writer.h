@@ -45,7 +45,7 @@ class VectorWriter {
   void write_header();
   [[noreturn]] void fail(const char* what, int error);
 
-  std::string path_, partial_;  // partial_ is empty for standard output
+  std::string path_, partial_;  // partial_ is empty for standard output and once renamed
   VectorFormat format_;
   size_t columns_;
   int fd_ = -1;

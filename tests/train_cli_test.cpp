@@ -400,6 +400,22 @@ TEST_F(TrainCli, StopsEarly) {
   EXPECT_EQ(manifest["stopped_early"], true);
 }
 
+/// A crash behind a new best leaves a later one than the checkpoint knows; elsewhere the same steps
+/// may find none.
+TEST_F(TrainCli, TheManifestNamesTheWeightsThatTheModelIsMadeOf) {
+  for (const char* steps : {"20", "40"}) {
+    ASSERT_EQ(train(std::string("--train.select loss --run to") + steps + " --train.steps " + steps)
+                  .exit_status,
+              0);
+  }
+  fs::copy_file(path("to40/best.safetensors"), path("to20/best.safetensors"),
+                fs::copy_options::overwrite_existing);
+  ASSERT_EQ(run("--resume to20").exit_status, 0);
+  const auto manifest = nlohmann::json::parse(read_file(path("to20/manifest.json")));
+  EXPECT_EQ(manifest["best_step"], 40);
+  EXPECT_EQ(manifest["weights"], "step 40, the best on dev");
+}
+
 TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
   ASSERT_EQ(train("--run a").exit_status, 0);
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {

@@ -619,7 +619,11 @@ class Run {
       return fmt::format("the mean of steps {}", fmt::join(evaluated_, ", "));
     }
     if (best_step_ >= 0) {
-      TrainingCheckpoint(path("best.safetensors")).read(trainer_->table(), "value.", values);
+      const TrainingCheckpoint best(path("best.safetensors"));
+      best.read(trainer_->table(), "value.", values);
+      // Where a run crashed behind a new best, and went on on another device or instruction set
+      // without finding one there, it is a later one than the checkpoint knew.
+      best_step_ = best.integer("step");
       return fmt::format("step {}, the best on dev", best_step_);
     }
     return fmt::format("step {}, the last", step());

@@ -64,6 +64,23 @@ int open_partial_file(const std::string& path) {
   return fd;
 }
 
+void flush_name(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder_fd < 0)
+    return;  // a folder one may write to but not read: its entry reaches the disk in its own time
+  const int result = ::fsync(folder_fd);
+  const int error = errno;
+  ::close(folder_fd);
+  if (result != 0 && error != EINVAL && error != ENOTSUP &&
+      error != EROFS) {  // some file systems cannot do it
+    throw Error(XSR_STATUS_IO, path + ": written, but its folder cannot be flushed to disk: " +
+                                   std::system_category().message(error) +
+                                   "; a crash may bring the old file back");
+  }
+}
+
 void require_other_file(const std::string& input, const std::string& output) {
   for (const std::string& written : {output, output + ".partial"}) {
     std::error_code ignored;
@@ -124,20 +141,7 @@ void PartialFile::commit() {
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
   renamed_ = true;
   if (::close(std::exchange(fd_, -1)) != 0) fail("cannot close the file");
-  const size_t slash = path_.rfind('/');
-  const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-  const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder_fd < 0)
-    return;  // a folder one may write to but not read: its entry reaches the disk in its own time
-  const int result = ::fsync(folder_fd);
-  const int error = errno;
-  ::close(folder_fd);
-  if (result != 0 && error != EINVAL && error != ENOTSUP &&
-      error != EROFS) {  // some file systems cannot do it
-    throw Error(XSR_STATUS_IO, path_ + ": written, but its folder cannot be flushed to disk: " +
-                                   std::system_category().message(error) +
-                                   "; a crash may bring the old file back");
-  }
+  flush_name(path_);
 }
 
 void PartialFile::fail(const std::string& what) const { fail_at(partial_, what); }

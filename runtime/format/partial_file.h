@@ -11,6 +11,11 @@ namespace xsr {
 /// where path is a folder, which no file can take the place of.
 int open_partial_file(const std::string& path);
 
+/// Flushes the folder of a file that got its name a moment ago, so that a crash does not take it
+/// back. Throws Error(IO); not where the file system, or a folder one may not read, does not let
+/// it.
+void flush_name(const std::string& path);
+
 /// Throws Error(INVALID_ARGUMENT) where output, or its partial file, is the file `input`, whose
 /// bytes would be lost.
 void require_other_file(const std::string& input, const std::string& output);
