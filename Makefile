@@ -1,5 +1,5 @@
 # The common journeys. Each target stands alone: on a fresh Debian machine it installs what it needs first.
-.PHONY: all demo test bench bench-peers bench-train-peers format install clean deps deps-demo
+.PHONY: all demo test bench bench-peers bench-train-peers format install clean deps deps-demo deps-peers
 PREFIX ?= /usr/local
 MODEL ?= models/xsr-multi.xsr
 
@@ -12,6 +12,9 @@ deps:
 
 deps-demo:
 	scripts/install-deps.sh demo
+
+deps-peers:
+	scripts/install-deps.sh peers
 
 # Builds the library and the demo only, then searches a few hundred sentence pairs across languages.
 demo:
@@ -27,11 +30,12 @@ bench: all
 	build/release/bench/xsr-bench -m $(MODEL)
 
 # xsr beside the other engines, on one model and the same sentences (bench/peers/README.md); PEERS_FLAGS=--quick for a first look.
-bench-peers: all
+bench-peers: deps-peers all
 	bench/peers/bench_peers.py --model $(MODEL) --markdown peers.md --json peers.json --svg peers.svg $(PEERS_FLAGS)
 
 # xsr-train beside PyTorch on the same batches (bench/peers/README.md); CONFIG is a config of xsr-train. Takes a quiet machine.
-bench-train-peers: all
+bench-train-peers: deps-peers all
+	@[ -n "$(CONFIG)" ] || { echo "bench-train-peers: name a config of xsr-train: make $@ CONFIG=FILE.toml" >&2; exit 2; }
 	bench/peers/train_baseline.py check
 	bench/peers/train_baseline.py follow --config $(CONFIG)
 	bench/peers/train_baseline.py speed --config $(CONFIG) --markdown train-peers.md --json train-peers.json

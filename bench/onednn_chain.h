@@ -9,7 +9,7 @@ namespace xsr::bench {
 /// The yardstick: an encoder's matrix products on oneDNN and nothing else of it. In every layer
 /// qkv, attention output, up with the activation and down, all with bias, each with weights of its
 /// own, in order: what is left out (embedding, attention, LayerNorm, residual, pooling) xsr does in
-/// the same time (perf.md 2.4). Weights on 2 MiB pages, rows dense, the fastest oneDNN
+/// the same time. Weights on 2 MiB pages, rows dense, the fastest oneDNN
 /// implementation for every shape (kernels/gemm/gemm_onednn.h).
 class OnednnChain {
  public:

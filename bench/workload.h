@@ -31,7 +31,7 @@ class RandomIds {
 };
 
 /// Sentences of log-normal lengths: mean 24.9 tokens, sigma 0.7 of the logarithm, 1 to 195 (less
-/// where the model's maximum is less): what bitext corpora look like (perf.md 2.12). A function of
+/// where the model's maximum is less): what bitext corpora look like. A function of
 /// the arguments alone.
 IdBatch log_normal_sentences(int32_t sentences, int32_t vocab_size, int32_t max_seq_len,
                              uint32_t seed);

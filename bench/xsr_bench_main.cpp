@@ -32,7 +32,7 @@ constexpr uint32_t kSeed = 20261124;
 struct Options {
   std::string model;
   std::vector<int32_t> random;
-  std::string storage = "f32", device = "cpu", isa = "auto", dtype = "f32", yardstick = "auto";
+  std::string storage = "auto", device = "cpu", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;
   bool no_corpus = false, qkv_table = false;
@@ -64,11 +64,13 @@ Shape shape_of(const XsrFile& file, bool qkv_table) {
   return shape;
 }
 
-DType storage_of(const std::string& name) {
-  return name == "bf16"  ? DType::kBF16
-         : name == "f16" ? DType::kF16
-         : name == "i8"  ? DType::kI8
-                         : DType::kF32;
+/// What a random model stores: what is asked for, else what its session computes in.
+DType storage_of(const Options& options) {
+  const std::string& name = options.storage == "auto" ? options.dtype : options.storage;
+  if (name == "bf16") return DType::kBF16;
+  if (name == "f16") return DType::kF16;
+  if (name == "i8" || name == "int8") return DType::kI8;
+  return DType::kF32;
 }
 
 /// The corpus that the options name, through the session. Sets *batch to its ids, where it is one
@@ -179,11 +181,7 @@ int run(const Options& options) {
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
                                    options.random[3], options.random[4]};
-    random = std::make_unique<RandomModel>(random_shape,
-                                           storage_of(options.dtype == "bf16"   ? "bf16"
-                                                      : options.dtype == "int8" ? "i8"
-                                                                                : options.storage),
-                                           kSeed);
+    random = std::make_unique<RandomModel>(random_shape, storage_of(options), kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
     file = XsrFile::open_memory(random->data(), random->size());
     name = "random";
@@ -232,8 +230,10 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->expected(5);
   source->require_option(1);
-  app.add_option("--storage", options.storage, "of the random model's weights")
-      ->check(CLI::IsMember({"f32", "bf16", "f16", "i8"}))
+  app.add_option("--storage", options.storage,
+                 "of the random model's weights; auto: bf16 or i8 where --dtype is bf16 or int8, "
+                 "else f32")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "f16", "i8"}))
       ->capture_default_str();
   app.add_option("--threads", options.threads,
                  "one or more, each timed by itself; 0: all processors. One thread is pinned")

@@ -1054,6 +1054,27 @@ void bench_sum_of_squares_f32(const std::string& name, Isa, sum_of_squares_f32_t
   });
 }
 
+/// A block of sentences beside a panel of others, as retrieval scores them.
+void bench_inner_products_forward_f64(const std::string& name, Isa,
+                                      inner_products_forward_f64_t* inner_products) {
+  add(name, [=](benchmark::State& state) {
+    constexpr int64_t kRows = 64;
+    const auto doubles = [](int64_t count, uint64_t seed) {
+      const std::vector<float> floats = normal_floats(count, 1.0f, seed);
+      return std::vector<double>(floats.begin(), floats.end());
+    };
+    const std::vector<double> a = doubles(kRows * kC, 1), panel = doubles(kPanelRows * kC, 2);
+    std::vector<double> out(kRows * kPanelRows), expected(out);
+    const auto call = [&](inner_products_forward_f64_t* f, std::vector<double>& to) {
+      f(a.data(), panel.data(), kRows, kC, to.data());
+    };
+    call(inner_products, out);
+    call(inner_products_forward_f64_ref, expected);
+    run(state, out == expected, 2.0 * kRows * kPanelRows * kC, 0,
+        [&] { call(inner_products, out); });
+  });
+}
+
 void add_all() {
 #define XSR_KERNEL(op, isa, level) \
   if (isa_supported(level)) bench_##op(#op "_" #isa, level, op##_##isa);

@@ -3,21 +3,24 @@
 # is left alone. Works as root or through sudo. Says what it does.
 #   install-deps.sh        everything: tools, tests, benches, checks
 #   install-deps.sh demo   what the library and the examples need
+#   install-deps.sh peers  everything, and what the virtual environments of bench/peers need
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(build-essential cmake ninja-build ca-certificates libxxhash-dev)
 case "${1:-all}" in
   demo) ;;
-  all)
+  all | peers)
     packages+=(
       git pkg-config ccache python3
       clang clang-format libclang-rt-dev llvm # second compiler, fuzzers, format check
       libcli11-dev libfmt-dev nlohmann-json3-dev libtomlplusplus-dev zlib1g-dev libzstd-dev libssl-dev
       libgtest-dev libgmock-dev libbenchmark-dev
       libdnnl-dev ocl-icd-opencl-dev # oneDNN; its CMake files ask for OpenCL
-    ) ;;
-  *) echo "usage: $0 [demo]" >&2; exit 2 ;;
+    )
+    if [ "${1:-all}" = peers ]; then packages+=(python3-venv python3-dev); fi  # torch.compile includes Python.h
+    ;;
+  *) echo "usage: $0 [demo | peers]" >&2; exit 2 ;;
 esac
 say() { echo "install-deps: $*" >&2; }
 
@@ -40,12 +43,14 @@ else
 fi
 
 # SentencePiece as a static, position-independent library: Debian ships only the shared one, so build its source
-# package. The apt lists for sources live in a folder of ours; the system's configuration is not touched.
+# package. The apt lists for sources live in a folder for the occasion; the system's configuration is not touched.
 sp="$PWD/.deps/sentencepiece"
 if [ ! -e "$sp/lib/libsentencepiece.a" ] || [ ! -e "$sp/lib/libsentencepiece_train.a" ]; then
   say "building SentencePiece (static) from Debian's source package into .deps/"
-  work="$PWD/.deps/work"
-  rm -rf "$work" && mkdir -p "$work/lists/partial" "$work/src"
+  # Not in .deps/: SentencePiece's own build cannot stand in a folder with a space in its name.
+  work=$(mktemp -d)
+  trap '$sudo rm -rf "$work"' EXIT
+  mkdir -p "$work/lists/partial" "$work/src"
   . /etc/os-release
   keyring=/usr/share/keyrings/debian-archive-keyring.gpg
   echo "deb-src [signed-by=$keyring] http://deb.debian.org/debian ${VERSION_CODENAME:-bookworm} main" >"$work/src.list"
@@ -64,7 +69,6 @@ if [ ! -e "$sp/lib/libsentencepiece.a" ] || [ ! -e "$sp/lib/libsentencepiece_tra
   mkdir -p "$sp/include" "$sp/lib"
   cp "$work"/src/sentencepiece-*/src/sentencepiece_{processor,trainer}.h "$sp/include/"
   cp "$work"/build/src/libsentencepiece{,_train}.a "$sp/lib/"  # last: what is tested for above
-  $sudo rm -rf "$work"
 else
   say "SentencePiece is built"
 fi

@@ -30,6 +30,10 @@ flags=$(pkg-config --cflags --libs xsr)
 ${CC:-gcc} -std=c11 -Wall -Wextra -pedantic -Werror "$source/examples/embed.c" $flags -lm -Wl,-rpath,"$lib" -o "$work/embed-c"
 ${CXX:-g++} -std=c++20 -Wall -Wextra -pedantic -Werror "$source/examples/embed.cpp" $flags -Wl,-rpath,"$lib" -o "$work/embed-cpp"
 
+# Compilers of today begin with C++17: one line that says what to do, before a page about std::span.
+! ${CXX:-g++} -std=c++17 -fsyntax-only "$source/examples/embed.cpp" $flags 2>"$work/error" || fail "xsr.hpp compiles as C++17"
+grep -m 1 error "$work/error" | grep -q "needs C++20" || fail "the first error in C++17 does not name C++20: $(head -n 3 "$work/error")"
+
 # Without a model file: an error that names it. With the shipped one: vectors.
 ! "$work/embed-c" "$work/none.xsr" 2>"$work/error" || fail "embed-c took a file that does not exist"
 grep -q "none.xsr" "$work/error" || fail "the error does not name the file: $(cat "$work/error")"

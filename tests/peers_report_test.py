@@ -1,5 +1,7 @@
-"""bench/peers/peer_report.py: statistics, table and plot. No engine, no network, nothing installed."""
+"""bench/peers: statistics, table, plot and command line. No engine, no network, nothing installed."""
 
+import contextlib
+import io
 import pathlib
 import sys
 import unittest
@@ -7,6 +9,8 @@ import xml.etree.ElementTree as ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "bench/peers"))
 sys.dont_write_bytecode = True
+import bench_peers
+import peer_files
 import peer_report
 
 
@@ -89,6 +93,29 @@ class PeerReport(unittest.TestCase):
         self.assertTrue(any(t.startswith("quick <worse>") for t in texts))
         with self.assertRaises(ValueError):
             peer_report.svg(report([]), "text")
+
+
+class CommandLine(unittest.TestCase):
+    def test_what_cannot_run_is_told_before_anything_does(self):
+        for arguments, words in (
+            (["--races", "latency,corpus"], "no race is named corpus"),
+            (["--races", "latency", "--svg", "x.svg"], "other than latency"),
+            (["--text", "/nowhere/text"], "not found: /nowhere/text"),
+            (["--build", "/nowhere"], "not found: /nowhere/runtime/libxsr.so"),
+        ):
+            told = io.StringIO()
+            with self.assertRaises(SystemExit) as end, contextlib.redirect_stderr(told):
+                bench_peers.parse(arguments)
+            self.assertEqual(end.exception.code, 2)
+            self.assertIn(words, told.getvalue())
+
+
+class CpuModel(unittest.TestCase):
+    def test_generations_of_one_name_are_told_apart(self):
+        zen = ["cpu family\t: 25\n", "model\t\t: 1\n", "model name\t: AMD EPYC\n", "\n", "cpu family\t: 26\n"]
+        self.assertEqual(peer_files.cpu_model_of(zen), "AMD EPYC (family 25, model 1)")
+        self.assertEqual(peer_files.cpu_model_of(["model name\t: A: B\n"]), "A: B")
+        self.assertEqual(peer_files.cpu_model_of([]), "unknown")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
+#include <sstream>
 #include <thread>
 
 #include "bench/random_model.h"
+#include "runtime/device/cgroup.h"
 #include "runtime/device/cpu_threads.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
@@ -25,6 +29,39 @@ using test::ModelPointer;
 using test::open_memory;
 using test::Random;
 using test::SessionPointer;
+
+TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {
+  const std::string root = testing::TempDir() + "cgroup_test." + std::to_string(getpid());
+  const auto write = [&](const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(root + path).parent_path());
+    std::ofstream(root + path) << text;
+  };
+  const auto cpus = [&](const std::string& membership) {
+    std::istringstream lines(membership);
+    return cgroup_cpus(root, lines);
+  };
+  EXPECT_EQ(cpus("0::/\n"), 0);  // nothing is mounted
+  write("/a.slice/cpu.max", "300000 100000\n");
+  write("/a.slice/b.service/cpu.max", "150000 100000\n");
+  write("/c/cpu.max", "max 100000\n");
+  EXPECT_EQ(cpus("0::/a.slice/b.service\n"), 1.5);
+  EXPECT_EQ(cpus("0::/a.slice/b.service/inner\n"), 1.5);
+  EXPECT_EQ(cpus("0::/a.slice\n"), 3);
+  EXPECT_EQ(cpus("0::/c\n"), 0);
+  EXPECT_EQ(cpus("no line of this kind\n"), 0);
+  write("/cpu.max", "50000 100000\n");  // a container's own, whatever its path outside
+  EXPECT_EQ(cpus("0::/docker/0123\n"), 0.5);
+  EXPECT_EQ(cpus("0::/a.slice\n"), 0.5);
+  std::filesystem::remove(root + "/cpu.max");
+  write("/cpu/cpu.cfs_quota_us", "-1\n");
+  write("/cpu/cpu.cfs_period_us", "100000\n");
+  write("/cpu/d/cpu.cfs_quota_us", "250000\n");
+  write("/cpu/d/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(cpus("4:cpu,cpuacct:/d\n3:cpuset:/a.slice\n0::/\n"), 2.5);
+  EXPECT_EQ(cpus("4:cpu,cpuacct:/\n"), 0);
+  EXPECT_EQ(cpus("3:cpuset:/d\n"), 0);
+  std::filesystem::remove_all(root);
+}
 
 xsr_session_options options_for(xsr_isa isa, int32_t threads, int32_t batch_tokens = 0) {
   xsr_session_options options{};

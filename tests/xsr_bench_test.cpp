@@ -12,11 +12,13 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "bench/random_model.h"
 #include "bench/statistics.h"
+#include "runtime/device/machine.h"
 #include "runtime/format/xsr_file.h"
 
 namespace xsr::bench {
@@ -33,6 +35,17 @@ struct Result {
 std::string slurp(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST(CpuModel, TellsGenerationsOfOneNameApart) {
+  std::istringstream zen(
+      "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\n"
+      "processor\t: 1\ncpu family\t: 26\nmodel\t\t: 2\n");
+  EXPECT_EQ(cpu_model(zen), "AMD EPYC (family 25, model 1)");
+  std::istringstream bare("processor\t: 0\nmodel name\t: A: B\n");
+  EXPECT_EQ(cpu_model(bare), "A: B");
+  std::istringstream nothing("");
+  EXPECT_EQ(cpu_model(nothing), "unknown");
 }
 
 class XsrBench : public testing::Test {
@@ -116,6 +129,20 @@ TEST_F(XsrBench, TimesEveryIsaAndStorage) {
     EXPECT_EQ(json::parse(done.out)["isa"], isa);
     EXPECT_EQ(json::parse(done.out)["model"]["storage"], "bf16");
   }
+}
+
+TEST_F(XsrBench, ARandomModelStoresWhatIsAskedForElseWhatIsComputedIn) {
+  const auto stored = [&](const std::string& options) {
+    const Result done = run(quick_ + "--no-corpus --yardstick none --json - " + options);
+    return done.status == 0 ? json::parse(done.out)["model"]["storage"].get<std::string>()
+                            : done.err;
+  };
+  EXPECT_EQ(stored(""), "f32");
+  EXPECT_EQ(stored("--dtype bf16"), "bf16");
+  EXPECT_EQ(stored("--dtype int8"), "i8");
+  EXPECT_EQ(stored("--dtype int8 --storage bf16"), "bf16");
+  EXPECT_THAT(stored("--dtype bf16 --storage f32"),
+              HasSubstr("does not store its weights in bf16"));
 }
 
 TEST_F(XsrBench, RefusesToTimeAWrongResult) {

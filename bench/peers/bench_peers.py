@@ -9,6 +9,7 @@ Makes its own virtual environment (.venv/peers of the repository) on the first r
 import argparse
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -18,7 +19,8 @@ import tempfile
 import time
 import traceback
 
-from peer_files import HERE, ROOT, cpu_model, enter_venv
+import peer_report
+from peer_files import HERE, ROOT, SHARED, cpu_model, enter_venv
 
 LEAST_COSINE = {"f32": 0.99999, "bf16x3": 0.99999, "bf16": 0.99, "int8": 0.9}
 
@@ -45,33 +47,39 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
         return e.encode(sentences, batch) if form.texts_only else e.corpus(sentences, batch)
 
     def latency(calls, seed):
-        e, random, times = engine(modes[0]), np.random.default_rng(seed), []
+        e, random, times, vectors = engine(modes[0]), np.random.default_rng(seed), [], []
         for call in range(calls + 1):
             ids = random.integers(3, weights.vocab_size, (1, args.tokens), dtype=np.int32)
             lengths = np.array([args.tokens], np.int32)
             start = time.perf_counter_ns()
-            e.embed(ids, lengths)
+            vector = e.embed(ids, lengths)
             if call:  # the first finds its weights pushed out by the engine before
                 times.append((time.perf_counter_ns() - start) / 1000)
-        return times
+            vectors.append(np.array(vector[0]))
+        return times, np.stack(vectors)
 
     def search(sentences):
-        """Times on a sample for each way to spread and each batch size; the best becomes the setting."""
+        """Times on a sample for each way to spread and each batch size, the better of two; the best becomes the setting."""
         found = []
         own = form.kind == "xsr"
         for mode in modes[:1] if own or form.texts_only else modes:
-            for batch in [0] if own else args.batches:
+            seconds = {batch: math.inf for batch in ([0] if own else args.batches)}
+            for batch in seconds:
                 run(sentences[: max(2 * batch, 64)], mode, batch)  # untimed: kernels are made or chosen now
+            for batch in [*seconds] * (1 if args.quick else 2):
                 start = time.perf_counter()
                 run(sentences, mode, batch)
-                seconds = time.perf_counter() - start
-                found.append({"threads": mode[0], "streams": mode[1], "batch": batch, "seconds": seconds})
+                seconds[batch] = min(seconds[batch], time.perf_counter() - start)
+            found += [{"threads": mode[0], "streams": mode[1], "batch": b, "seconds": t} for b, t in seconds.items()]
         best = min(found, key=lambda f: f["seconds"])
         state["best"] = (best["threads"], best["streams"]), best["batch"]
         return {"best": best, "tried": found}
 
     def embed(sentences):
         return run(sentences, modes[0], 32)
+
+    def corpus_vectors(sentences):
+        return run(sentences, *state["best"])
 
     def corpus(sentences):
         mode, batch = state["best"]
@@ -83,7 +91,7 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
     def tokenize(texts):
         return [engine(modes[0]).tokenize(text) for text in texts]
 
-    commands = {f.__name__: f for f in (latency, search, embed, corpus, tokenize)}
+    commands = {f.__name__: f for f in (latency, search, embed, corpus_vectors, corpus, tokenize)}
     try:
         weights = peer_engines.Weights(args.model)
         pipe.send((True, engine(modes[0]).version))
@@ -113,6 +121,7 @@ class Worker:
         try:
             good, value = self.pipe.recv()
         except EOFError:
+            self.process.join()
             good, value = False, f"its process ended with status {self.process.exitcode}"
         if not good:
             raise RuntimeError(value)
@@ -145,8 +154,7 @@ def read_texts(path):
 
 
 def default_text():
-    shared = pathlib.Path(os.environ.get("XSR_SHARED", ROOT.parent / "shared"))
-    best = [shared / f"data/train/en-{language}.tsv.zst" for language in ("fr", "de", "es", "it")]
+    best = [SHARED / f"data/train/en-{language}.tsv.zst" for language in ("fr", "de", "es", "it")]
     return [path for path in best if path.exists()] or [ROOT / "examples/data/tatoeba.en-fr.tsv"]
 
 
@@ -161,40 +169,58 @@ def cosines(np, a, b):
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def main():
+def parse(arguments=None):
+    """The command line, checked as far as that can be done before anything is installed or run; exits with 2 if it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release", help="build folder of xsr")
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/xsr-multi.xsr")
     parser.add_argument("--text", type=pathlib.Path, nargs="+", default=default_text(), metavar="FILE",
-                        help="sentences: text, .tsv, or either as .zst")
+                        help="sentences: text, .tsv, or either as .zst (default: data/train/en-{fr,de,es,it}.tsv.zst of the folder"
+                        " XSR_SHARED, else the 800 sentences of examples/data)")
     parser.add_argument("--sentences", type=int, help="of the race text → .npy (default 100000; --quick 400)")
     parser.add_argument("--corpus", type=int, help="sentences of the races ids → vectors (default 5000; --quick 200)")
     parser.add_argument("--pairs", type=pathlib.Path, default=ROOT / "examples/data/tatoeba.en-fr.tsv")
     parser.add_argument("--tokens", type=int, default=20, help="of the latency race")
-    parser.add_argument("--rounds", type=int, help="of each race (default 5; --quick 1)")
+    parser.add_argument("--rounds", type=int, help="of each race (default 5; --quick 1); of latency five times as many, of text 3 at most")
     parser.add_argument("--forms", help="only these, by comma; xsr-f32 always runs")
-    parser.add_argument("--races", default="latency,corpus_1,corpus_all,text")
+    parser.add_argument("--races", default=",".join(peer_report.RACES), help="only these, by comma (default %(default)s)")
     parser.add_argument("--cpu", type=int, help="the core of the one-core races; default: the last one allowed")
-    parser.add_argument("--quick", action="store_true", help="two minutes: everything runs once, figures mean little")
+    parser.add_argument("--quick", action="store_true", help="some minutes: all but the compiled forms run once, figures mean little")
     parser.add_argument("--markdown", type=pathlib.Path, help="also write the table here")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures here")
     parser.add_argument("--svg", type=pathlib.Path, help="also draw speed against quality here")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    args.races = args.races.split(",")
+    unknown = set(args.races) - set(peer_report.RACES)
+    if unknown:
+        parser.error(f"--races: no race is named {', '.join(sorted(unknown))}; there are {', '.join(peer_report.RACES)}")
+    if args.svg and args.races == ["latency"]:
+        parser.error("--svg draws sentences/s: it needs a race other than latency")
+    missing = [path for path in [*args.text, args.pairs, args.model, args.build / "runtime/libxsr.so"] if not path.exists()]
+    if missing:
+        parser.error(f"not found: {', '.join(map(str, missing))}")
     args.sentences = args.sentences or (400 if args.quick else 100_000)
     args.corpus = args.corpus or (200 if args.quick else 5_000)
     args.rounds = args.rounds or (1 if args.quick else 5)
-    args.batches = [32] if args.quick else [8, 16, 32, 64, 128]
+    args.batches = [32] if args.quick else [2, 4, 8, 16, 32, 64, 128]
     args.build, args.model = args.build.resolve(), args.model.resolve()
-    races = args.races.split(",")
+    return args
+
+
+def main(args):
+    races = args.races
     os.environ["OPENBLAS_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
 
     import numpy as np
     import peer_engines
-    import peer_report
 
+    unknown = set(args.forms.split(",") if args.forms else ()) - set(peer_engines.FORM)
+    if unknown:
+        print(f"bench_peers: --forms: no form is named {', '.join(sorted(unknown))}; there are", *peer_engines.FORM, file=sys.stderr)
+        sys.exit(2)
     forms = [f for f in peer_engines.FORMS if not args.forms or f.key in args.forms.split(",") or f.key == "xsr-f32"]
-    if args.quick and not args.forms:  # compiling takes longer than all the rest
-        forms = [f for f in forms if "compiled" not in f.key]
+    left_out = [f for f in forms if args.quick and not args.forms and "compiled" in f.key]
+    forms = [f for f in forms if f not in left_out]
     weights = peer_engines.Weights(args.model)
     everything = os.sched_getaffinity(0)
     one = {args.cpu if args.cpu is not None else max(everything)}
@@ -202,8 +228,9 @@ def main():
     texts = list(dict.fromkeys(text for path in args.text for text in read_texts(path)))
     np.random.default_rng(1).shuffle(texts)
     texts = texts[: args.sentences]
-    ids = weights.tokenize(texts[: args.corpus], len(everything))
-    sample = [np.array(s, np.int32) for s in ids if s]
+    ids = weights.tokenize(texts, len(everything))
+    texts = [text for text, s in zip(texts, ids) if s]  # those without tokens have no vector to compare
+    sample = [np.array(s, np.int32) for s in ids if s][: args.corpus]
     num_tokens = sum(map(len, sample))
     pairs = [line.split("\t")[:2] for line in args.pairs.read_text(encoding="utf-8").splitlines()]
     sides = [[p[i] for p in pairs] for i in (0, 1)]
@@ -211,7 +238,8 @@ def main():
     probe_texts = [t for side in sides for t in side]
     probe_ids = side_ids[0] + side_ids[1]
 
-    rows, not_run, raw, reference = {}, {}, {}, None
+    rows, raw, wanted = {}, {}, {}
+    not_run = {f.key: "left out by --quick: compiling takes longer than all the rest; --forms can name it" for f in left_out}
     with tempfile.TemporaryDirectory(prefix="bench_peers.") as folder:
         folder = pathlib.Path(folder)
         np.save(folder / "calibration.npy", np.array(sample[:256] + [None], object)[:-1], allow_pickle=True)
@@ -235,6 +263,15 @@ def main():
                 except (RuntimeError, OSError) as reason:
                     drop(key, reason)
             return done
+
+        def hold(key, vectors, what):
+            """Cosines to the vectors of xsr f32, which come first. A form that one of them is too small for is not timed."""
+            if key == "xsr-f32":
+                wanted[what] = vectors
+            cosine = cosines(np, vectors, wanted[what])
+            if not cosine.min() > LEAST_COSINE[peer_engines.FORM[key].dtype]:
+                raise RuntimeError(f"not timed: {what}: least cosine to xsr f32 is {cosine.min():.6f}")
+            return {"min": float(cosine.min()), "mean": float(cosine.mean())}
 
         def race(name, keys, what, rounds):
             """Rounds by turns; the times of those that came through all of them, by key."""
@@ -263,18 +300,13 @@ def main():
             a, b = vectors[: len(pairs)], vectors[len(pairs) :]
             row = {"key": key, "name": form.name, "engine": form.engine, "dtype": form.dtype, "kind": form.kind}
             row |= {"version": version, "table": "table" in form.settings, "settings": {}}
-            cosine = cosines(np, vectors, vectors if key == "xsr-f32" else reference)
-            row["cosine"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
+            row["cosine"] = hold(key, vectors, "pairs")
             row["p1"] = {"forward": precision_at_1(np, a, b), "backward": precision_at_1(np, b, a)}
-            if not cosine.min() > LEAST_COSINE[form.dtype]:
-                raise RuntimeError(f"not timed: least cosine to xsr f32 is {cosine.min():.6f}")
             rows[key] = row
-            return vectors
 
         for form in forms:
-            vectors = each([form.key], first).get(form.key)
+            each([form.key], first)
             if form.key == "xsr-f32":
-                reference = vectors
                 own = workers[form.key].ask("tokenize", probe_texts)
                 differing = sum(x != y.tolist() for x, y in zip(own, probe_ids))
                 if differing:
@@ -287,11 +319,12 @@ def main():
             calls = {}
 
             def block(key, r):
-                times = workers[key].ask("latency", 10 if args.quick else 50, r)
+                times, vectors = workers[key].ask("latency", 10 if args.quick else 50, r)
+                hold(key, vectors, f"latency, round {r + 1}")
                 calls.setdefault(key, []).extend(times)
                 return peer_report.summary(times)["p50"]
 
-            each(by_ids(), lambda key: workers[key].ask("latency", 10, 10**6))
+            each(by_ids(), lambda key: hold(key, workers[key].ask("latency", 10, 10**6)[1], "latency"))
             times = race("latency", by_ids(), block, 5 * args.rounds)
 
             def figures(key):
@@ -310,8 +343,8 @@ def main():
             )
             for key, found in searched.items():
                 rows[key]["settings"][name] = found
-            # Untimed once: compiled graphs and kernels for the chosen setting and all shapes are made now.
-            each(by_ids(), lambda key: workers[key].ask("corpus", sample))
+            # Untimed once: compiled graphs and kernels for the chosen setting and all shapes are made now, and give equal vectors.
+            each(by_ids(), lambda key: hold(key, workers[key].ask("corpus_vectors", sample), name))
             times = race(name, by_ids(), lambda key, r: workers[key].ask("corpus", sample), args.rounds)
 
             def figures(key):
@@ -343,7 +376,6 @@ def main():
             text.write_text("\n".join(texts) + "\n", encoding="utf-8")
             embed = args.build / "corpus" / "xsr-embed"
             usage = subprocess.run([embed, "--help"], capture_output=True, text=True).stdout
-            outputs = {}
 
             def whole(key, r):
                 form, output = peer_engines.FORM[key], folder / f"{key}.npy"
@@ -360,13 +392,7 @@ def main():
                 if done.returncode:
                     raise RuntimeError((done.stderr.strip().splitlines() or ["failed without a word"])[-1])
                 if r == 0:
-                    outputs[key] = np.load(output)
-                    cosine = cosines(np, outputs[key], outputs["xsr-f32"])
-                    rows[key]["text_cosine"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
-                    if key != "xsr-f32":
-                        del outputs[key]
-                    if not cosine.min() > LEAST_COSINE[form.dtype]:
-                        raise RuntimeError(f"not timed: text → .npy: least cosine to xsr f32 is {cosine.min():.6f}")
+                    rows[key]["text_cosine"] = hold(key, np.load(output), "text → .npy")
                 output.unlink()
                 return seconds
 
@@ -381,16 +407,18 @@ def main():
 
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     speed = "text" if "text" in races else "corpus_all" if "corpus_all" in races else "corpus_1"
+    corpus = f"ids → vectors, {len(sample):,} sentences, {num_tokens:,} tokens, longest {max(map(len, sample))}"
     words = {
         "latency": f"ids → vector, one sentence of {args.tokens} random tokens, other ids every call, one core (CPU {min(one)})",
-        "corpus_1": f"ids → vectors, {len(sample):,} sentences, {num_tokens:,} tokens, longest {max(map(len, sample))}, one core",
-        "corpus_all": "the same on all cores",
+        "corpus_1": f"{corpus}, one core (CPU {min(one)})",
+        "corpus_all": f"{corpus}, all cores",
         "text": f"{len(texts):,} distinct sentences of {', '.join(path.name for path in args.text)}, text → .npy, whole processes, all cores",
     }
     report = {
         "heading": f"{cpu_model()}, {len(everything)} processors, {args.model.name}, {datetime.date.today()}."
         + (" A quick run: figures mean little." if args.quick else ""),
-        "plot_title": f"{args.model.name}: speed ({speed}, all cores) against quality, {cpu_model()}",
+        "plot_title": f"{args.model.name}: speed ({speed}, {'one core' if speed == 'corpus_1' else 'all cores'}) against quality,"
+        f" {cpu_model()}",
         "cpu": cpu_model(),
         "cores": len(everything),
         "commit": commit.stdout.strip(),
@@ -398,7 +426,7 @@ def main():
         "tokens": args.tokens,
         "rounds": args.rounds,
         "pairs": {"file": args.pairs.name, "count": len(pairs), "forward": "→", "backward": "←"},
-        "races": {name: words[name] for name in races},
+        "races": {name: words[name] for name in peer_report.RACES if name in raw},
         "rows": list(rows.values()),
         "not_run": not_run,
         "times_by_round": raw,
@@ -414,5 +442,6 @@ def main():
 
 
 if __name__ == "__main__":
+    arguments = parse()
     enter_venv(ROOT / ".venv/peers", HERE / "requirements-peers.txt", pathlib.Path(__file__).resolve())
-    main()
+    main(arguments)

@@ -63,13 +63,17 @@ class Engine:
     def embed(self, ids, lengths):
         raise NotImplementedError
 
+    def embed_batch(self, ids, lengths):
+        """The same for a batch of a corpus, which may be of one sentence too."""
+        return self.embed(ids, lengths)
+
     def corpus(self, sentences, batch):
         """[n, C] for n sentences: sorted by length, longest first, in batches; `streams` of them at once."""
         order = np.argsort([-len(s) for s in sentences], kind="stable")
         out = None
 
         def one(rows):
-            return rows, self.embed(*pad([sentences[i] for i in rows]))
+            return rows, self.embed_batch(*pad([sentences[i] for i in rows]))
 
         chunks = [order[i : i + batch] for i in range(0, len(order), batch)]
         if self.streams > 1:
@@ -219,21 +223,27 @@ class PyTorch(Engine):
         self.torch, self.version, self.streams = torch, torch.__version__, streams
         module = torch_encoder(weights)
         module = module.bfloat16() if dtype == "bf16" else module
-        self.plain = self.varying = module
+        self.eager = self.single = self.batch = module
         if compiled:
             import torch._inductor.config
 
             torch._inductor.config.freezing = True  # constant weights, packed for the products
-            # One sentence at a time: a graph of its own for each length. Batches: one graph for all shapes.
-            self.plain, self.varying = torch.compile(module, dynamic=False), torch.compile(module, dynamic=True)
+            # One sentence at a time: a graph of its own for each length, its products chosen by trying. Batches: one graph
+            # for all shapes, where trying chooses nothing faster and takes a minute.
+            self.single = torch.compile(module, dynamic=False, mode="max-autotune-no-cudagraphs")
+            self.batch = torch.compile(module, dynamic=True)
 
     def embed(self, ids, lengths):
-        torch = self.torch
-        with torch.inference_mode():
-            ids = torch.from_numpy(ids)
-            if len(ids) == 1:
-                return self.plain(ids).numpy()
-            return self.varying(ids, torch.from_numpy(lengths)).numpy()
+        return self.run(self.single if len(ids) == 1 else self.batch, ids, lengths)
+
+    def embed_batch(self, ids, lengths):
+        # One sentence that is left over is nothing to compile for.
+        return self.run(self.eager if len(ids) == 1 else self.batch, ids, lengths)
+
+    def run(self, module, ids, lengths):
+        mask = () if lengths.min() == ids.shape[1] else (self.torch.from_numpy(lengths),)
+        with self.torch.inference_mode():
+            return module(self.torch.from_numpy(ids), *mask).numpy()
 
 
 class OnnxRuntime(Engine):
@@ -478,7 +488,9 @@ def sentence_transformer_module(weights, threads):
         preprocess = tokenize
 
         def forward(self, features, **kwargs):
-            features["sentence_embedding"] = self.encoder(features["input_ids"], features["lengths"])
+            ids, lengths = features["input_ids"], features["lengths"]
+            mask = () if bool((lengths == ids.shape[1]).all()) else (lengths,)
+            features["sentence_embedding"] = self.encoder(ids, *mask)
             return features
 
         def get_sentence_embedding_dimension(self):

@@ -9,6 +9,9 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+# As in tests/support/paths.h: corpora and golden tensors that are too large for the repository.
+SHARED = pathlib.Path(os.environ.get("XSR_SHARED") or ROOT.parent / "shared")
+GOLDEN = pathlib.Path(os.environ.get("XSR_GOLDEN") or SHARED / "golden")
 
 
 def enter_venv(venv, requirements, script):
@@ -92,8 +95,21 @@ def read_xsr(path):
 
 
 def cpu_model():
+    """Name, family and model, since a virtual machine's name often tells neither: "AMD EPYC (family 25, model 1)"."""
     with open("/proc/cpuinfo") as file:
-        return next((line.split(": ")[1].strip() for line in file if line.startswith("model name")), "unknown")
+        return cpu_model_of(file)
+
+
+def cpu_model_of(cpuinfo):
+    """The same of the lines of another /proc/cpuinfo."""
+    fields = {}
+    for line in cpuinfo:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name", "unknown")
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
 
 
 def cpu_flags():

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-from peer_files import HERE, ROOT, cpu_model, enter_venv, read_safetensors
+from peer_files import GOLDEN, HERE, ROOT, cpu_model, enter_venv, read_safetensors
 
 # form: arguments of Peer
 FORMS = {
@@ -270,6 +270,8 @@ def check(args):
         failures += not found <= bound
         print(f"{'ok' if found <= bound else 'FAILED'}: {what}: relative error {found:.2e}, bound {bound:.0e}")
 
+    if not (args.golden / "losses.safetensors").exists():
+        sys.exit(f"train_baseline: no golden tensors in {args.golden}; --golden or XSR_GOLDEN names their folder")
     tensors, metadata = read_safetensors(args.golden / "losses.safetensors")
     values = json.loads(metadata["losses"])
     for name, loss in (("xsr_align", align), ("xsr_sim", lambda x, y: sim(x, y, 0.0))):
@@ -451,7 +453,7 @@ def speed(args):
     text = speed_as_markdown(results, args, torch.__version__)
     print(text, end="")
     if args.markdown:
-        args.markdown.write_text(text)
+        args.markdown.write_text(text, encoding="utf-8")
     if args.json:
         figures = {
             "device": device_name(args),
@@ -607,7 +609,7 @@ def main():
         return sub
 
     sub = command(check, "check", with_xsr=False)
-    sub.add_argument("--golden", type=pathlib.Path, default=ROOT.parent / "shared/golden")
+    sub.add_argument("--golden", type=pathlib.Path, default=GOLDEN, help="golden tensors (default: XSR_GOLDEN)")
     sub.add_argument("--compiled", action="store_true", help="the compiled form too, which takes minutes")
     def on_a_device(sub):
         sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: of this Python's PyTorch")

@@ -63,7 +63,7 @@ ModelConfig model_of(const std::vector<int32_t>& random) {
   return model;
 }
 
-/// XTR, amsgrad with weight decay and no clipping, dropout: perf.md 3.2.
+/// XTR, amsgrad with weight decay and no clipping, dropout.
 StepConfig step_of(const std::string& precision) {
   StepConfig step;
   step.objectives = objective_preset(Preset::kRelease);

@@ -4,7 +4,7 @@
  *
  *     xsr_model* model;
  *     xsr_session* session;
- *     char detail[256];
+ *     char detail[512];
  *     if (xsr_model_open("model.xsr", NULL, &model, detail, sizeof detail)) ...
  *     if (xsr_session_create(model, NULL, &session, detail, sizeof detail)) ...
  *     xsr_session_embed_texts(session, texts, count, embeddings, results);
@@ -16,7 +16,7 @@
  * Errors. Every function that can fail returns an xsr_status; 0 is success. Results come through
  * out-parameters, which are written only on success. Functions that open or create take a buffer
  * for a message that says what was found, what was expected and where; the buffer may be NULL. A
- * session keeps the message of its last failed call.
+ * session keeps the message of its last call, if that failed.
  *
  * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once;
  * it must outlive its sessions. An xsr_session serves one call at a time. After fork() the child
@@ -132,11 +132,13 @@ typedef struct xsr_model_options {
 typedef struct xsr_session_options {
   size_t size;
   xsr_device device;
-  xsr_isa isa;         /* a choice this CPU cannot run is XSR_STATUS_UNSUPPORTED */
-  int32_t num_threads; /* 0: the processors this process may use (affinity and cgroup quota) */
+  xsr_isa isa;         /* XSR_FORCE_ISA caps every choice; one that this CPU cannot run is
+                          XSR_STATUS_UNSUPPORTED */
+  int32_t num_threads; /* 1 to 1024; 0: the processors this process may use (affinity and cgroup
+                          quota) */
   xsr_normalize normalize;
-  int32_t max_batch_tokens; /* tokens per chunk of work; 0: tuned for the ISA or the device. Changes
-                               speed and memory, never bits. */
+  int32_t max_batch_tokens; /* tokens per chunk of work, 1 to 1,048,576; 0: tuned for the ISA or the
+                               device. Changes speed and memory, never bits. */
   xsr_compute compute;
   xsr_qkv_table qkv_table;
   uint64_t cuda_devices; /* XSR_DEVICE_CUDA: bit i stands for device i; those set share every call.
@@ -202,8 +204,8 @@ XSR_API xsr_status xsr_model_open_memory(const void* data, size_t size,
 XSR_API void xsr_model_close(xsr_model* model);
 /* Fills info up to info->size bytes. */
 XSR_API xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info);
-/* Checks the XXH3 checksum of every tensor; reads the whole file. Errors: BAD_FILE naming the
- * tensor. */
+/* Checks the XXH3 checksum of every tensor and makes the tokenizer's tables again; reads the whole
+ * file. Errors: BAD_FILE naming the tensor or the table. */
 XSR_API xsr_status xsr_model_verify(const xsr_model* model, char* detail, size_t detail_size);
 
 /* ---- Sessions
@@ -223,14 +225,13 @@ XSR_API int32_t xsr_session_get_num_threads(const xsr_session* session);
 /* "cpu", or the name of the CUDA device ("NVIDIA H100 80GB HBM3"), of several with ", " between
  * them; "" for NULL. Lives as long as the session. */
 XSR_API const char* xsr_session_get_device_name(const xsr_session* session);
-/* The message of the last call on this session that failed; "" if none did. Lives until the next
- * call. */
+/* The message of the session's last call, "" if that did not fail; lives until the next call. */
 XSR_API const char* xsr_session_get_error(const xsr_session* session);
 
 /* Embeds count texts of any length, in any order.
  *   embeddings [count, embedding_size] f32, row i is texts[i]; written only on success, but for
  *              BAD_FILE, OUT_OF_MEMORY and CUDA, which may leave some rows written
- *   results    [count], may be NULL
+ *   results    [count], may be NULL; written as embeddings are
  * An empty text gives a zero row and its flag. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without
  * tokenizer), BAD_FILE (a control piece of its tokenizer is a word of a text), OUT_OF_MEMORY,
  * CUDA. */
@@ -240,7 +241,9 @@ XSR_API xsr_status xsr_session_embed_texts(xsr_session* session, const xsr_text*
 
 /* Embeds count token sequences, as a tokenizer of this model gives them (special tokens included).
  *   token_ids  [offsets[count]] ids in [0, vocab_size)
- *   offsets    [count + 1]      sequence i is token_ids[offsets[i] .. offsets[i + 1])
+ *   offsets    [count + 1], never falling; sequence i is token_ids[offsets[i] .. offsets[i + 1])
+ *   embeddings [count, embedding_size] f32, as for texts
+ *   results    [count], as for texts
  * Sequences longer than max_seq_len are truncated and flagged. Errors: INVALID_ARGUMENT,
  * OUT_OF_MEMORY, CUDA. */
 XSR_API xsr_status xsr_session_embed_ids(xsr_session* session, const int32_t* token_ids,
@@ -250,8 +253,9 @@ XSR_API xsr_status xsr_session_embed_ids(xsr_session* session, const int32_t* to
 /* Tokenises one text as xsr_session_embed_texts does, truncation included.
  *   token_ids  [capacity], may be NULL when capacity is 0
  *   num_tokens receives how many ids the text has; only the first min(capacity, num_tokens) are
- * written result may be NULL. Errors: INVALID_ARGUMENT, UNSUPPORTED (model without tokenizer),
- * OUT_OF_MEMORY. */
+ *              written
+ *   result     may be NULL
+ * Errors: as of xsr_session_embed_texts, but for CUDA. */
 XSR_API xsr_status xsr_session_tokenize(xsr_session* session, xsr_text text, int32_t* token_ids,
                                         size_t capacity, size_t* num_tokens,
                                         xsr_text_result* result);

@@ -11,6 +11,11 @@
 #ifndef XSR_XSR_HPP
 #define XSR_XSR_HPP
 
+#if __cplusplus <= 201703L
+#error \
+    "xsr/xsr.hpp needs C++20: -std=c++20, or in CMake target_compile_features(TARGET PRIVATE cxx_std_20)"
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -106,7 +111,7 @@ class Model {
 class Session {
  public:
   /// options.size is filled in here. Throws Exception: INVALID_ARGUMENT, UNSUPPORTED,
-  /// OUT_OF_MEMORY.
+  /// OUT_OF_MEMORY, CUDA.
   explicit Session(const Model& model, xsr_session_options options = {}) : model_(model.handle_) {
     options.size = sizeof options;
     detail::Message message = "";
@@ -126,9 +131,11 @@ class Session {
   const char* device_name() const noexcept { return xsr_session_get_device_name(handle_.get()); }
 
   /// Embeds texts of any length, in any order.
-  ///   embeddings [texts.size(), embedding_size] f32, row i is texts[i]; written only on success
-  ///   results    [texts.size()], or empty when they are of no interest
-  /// Throws Exception: INVALID_ARGUMENT (a span of the wrong size too), UNSUPPORTED, OUT_OF_MEMORY.
+  ///   embeddings [texts.size(), embedding_size] f32, row i is texts[i]; after BAD_FILE,
+  ///              OUT_OF_MEMORY or CUDA some rows may have been written, otherwise none
+  ///   results    [texts.size()], or empty when they are of no interest; likewise
+  /// Throws Exception: INVALID_ARGUMENT (a span of the wrong size too), UNSUPPORTED, BAD_FILE,
+  /// OUT_OF_MEMORY, CUDA.
   void embed(std::span<const xsr_text> texts, std::span<float> embeddings,
              std::span<xsr_text_result> results = {}) {
     check_sizes(texts.size(), embeddings.size(), results.size());
@@ -155,10 +162,9 @@ class Session {
 
   /// Embeds token sequences, as a tokenizer of this model gives them (special tokens included).
   ///   token_ids  [offsets.back()] ids in [0, vocab_size)
-  ///   offsets    [count + 1], offsets[0] = 0, never falling: sequence i is token_ids[offsets[i] ..
-  ///   offsets[i + 1]) embeddings [count, embedding_size] f32; written only on success results
-  ///   [count], or empty
-  /// Throws Exception: INVALID_ARGUMENT (a span of the wrong size too), OUT_OF_MEMORY.
+  ///   offsets    [count + 1], never falling: sequence i is token_ids[offsets[i] .. offsets[i + 1])
+  ///   embeddings [count, embedding_size] f32, and results [count] or empty, as for texts
+  /// Throws Exception: INVALID_ARGUMENT (a span of the wrong size too), OUT_OF_MEMORY, CUDA.
   void embed_ids(std::span<const int32_t> token_ids, std::span<const size_t> offsets,
                  std::span<float> embeddings, std::span<xsr_text_result> results = {}) {
     if (offsets.empty() || offsets.back() > token_ids.size()) {
@@ -173,7 +179,7 @@ class Session {
                                 embeddings.data(), results.empty() ? nullptr : results.data()));
   }
 
-  /// The ids embed() would embed, truncation included. Throws Exception: UNSUPPORTED,
+  /// The ids embed() would embed, truncation included. Throws Exception: UNSUPPORTED, BAD_FILE,
   /// OUT_OF_MEMORY.
   std::vector<int32_t> tokenize(std::string_view text, xsr_text_result* result = nullptr) {
     const xsr_text c_text = {text.data(), text.size()};

@@ -86,7 +86,7 @@ embedding_backward_f32_t embedding_backward_f32_ref, embedding_backward_f32_avx2
 
 /// The first layer's Q, K and V from tables, where only a LayerNorm stands between the embedding
 /// and that product. With token and position rows centred beforehand and gamma taken into W, the
-/// product is linear in both rows (perf.md 2.8):
+/// product is linear in both rows:
 ///
 ///     out[i] = (token_table[token_ids[i]] + position_table[positions[i]]) · rstd[i] + bias
 ///     token_table = centred(token) · (W ∘ gamma)ᵀ     position_table likewise     bias = W beta +

@@ -5,11 +5,11 @@
 
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <new>
 #include <string>
 #include <system_error>
 
+#include "runtime/device/cgroup.h"
 #include "runtime/error.h"
 
 namespace xsr {
@@ -34,28 +34,6 @@ bool spin_until(Ready&& ready) {
     }
   } while (std::chrono::steady_clock::now() < end);
   return ready();
-}
-
-/// "quota period" of cgroup v2, or the two files of v1; 0 when there is no limit.
-double cgroup_cpus() {
-  double quota = 0, period = 0;
-  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "re")) {
-    const int fields = std::fscanf(file, "%lf %lf", &quota, &period);
-    std::fclose(file);
-    return fields == 2 && quota > 0 && period > 0 ? quota / period
-                                                  : 0;  // "max 100000" gives no first field
-  }
-  const char* const paths[] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
-                               "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
-  double* const values[] = {&quota, &period};
-  for (int i = 0; i < 2; ++i) {
-    std::FILE* file = std::fopen(paths[i], "re");
-    if (file == nullptr) return 0;
-    const int fields = std::fscanf(file, "%lf", values[i]);
-    std::fclose(file);
-    if (fields != 1) return 0;
-  }
-  return quota > 0 && period > 0 ? quota / period : 0;
 }
 
 uint32_t stage_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }

@@ -38,7 +38,7 @@ class DeviceEncoder {
 };
 
 /// Tokens of a chunk unless the caller wants others: the activations of the two chunks under way
-/// stay in the L2 of a device (perf.md 3.1). Not measured yet.
+/// stay in the L2 of a device. Not measured yet.
 constexpr int32_t kDeviceChunkTokens = 4096;
 
 struct CudaEncoderOptions {

@@ -34,8 +34,7 @@ constexpr int32_t kLeastChunkTokens = 12;
 constexpr int32_t kMostThreads = 1024;
 
 /// Tokens of a chunk: enough rows for the tiles and to pay for one pass over the weights, few
-/// enough that the chunk's activations stay in L2 (perf.md 2.5: 48 to 384 differ little in f32 with
-/// AVX-512).
+/// enough that the chunk's activations stay in L2 (48 to 384 differ little in f32 with AVX-512).
 int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef ? 32 : 96; }
 
 kernels::Isa isa_wanted(xsr_isa wanted) {

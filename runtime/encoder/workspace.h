@@ -8,8 +8,7 @@
 namespace xsr {
 
 /// Every buffer of a forward pass, laid out from the configuration in one allocation. Row strides
-/// are 16 floats longer than a row, so that rows do not fall into the same cache sets (perf.md 2.5,
-/// trap b).
+/// are 16 floats longer than a row, so that rows do not fall into the same cache sets.
 class Workspace {
  public:
   /// For chunks of up to max_tokens tokens and max_sentences sentences, the longest of max_seq_len
