@@ -551,6 +551,9 @@ void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
                        {20, 1536, 512, Storage::kBF16, Activation::kNone, true, false, 0, 48});
   check_gemm_bf16_case(row, filter, random,
                        {13, 512, 1024, Storage::kBF16, Activation::kNone, true, false, 0, 16});
+  // More panels than stay in L2 for the rows left over.
+  check_gemm_bf16_case(row, filter, random,
+                       {37, 300, 1030, Storage::kBF16, Activation::kSwish, true, true, 1, 10});
 }
 
 /// Against the double reference of the three products, and those against the product that they
@@ -648,6 +651,8 @@ void check_gemm_bf16x3(const KernelRow& row, const std::string& filter) {
     check(M, 70, 96, Activation::kSwish, true, true, 0, 3);
   check(5, 99, 64, Activation::kSwish, true, true, 1, 3);
   check(20, 1536, 512, Activation::kNone, true, false, 0, 48);
+  // More panels than stay in L2 for the rows left over.
+  check(37, 300, 1030, Activation::kSwish, true, true, 1, 10);
   check(70, 512, 1024, Activation::kNone, true, false, 0, 16);
 }
 
@@ -865,6 +870,9 @@ void check_gemm_i8(const KernelRow& row, const std::string& filter) {
                      {5, 99, 64, Storage::kI8, Activation::kSwish, true, true, 1, 3}, 1);
   check_gemm_i8_case(row, filter, random,
                      {20, 1536, 512, Storage::kI8, Activation::kNone, true, false, 0, 48}, 0);
+  // More panels than stay in L2 for the rows left over.
+  check_gemm_i8_case(row, filter, random,
+                     {37, 300, 1030, Storage::kI8, Activation::kSwish, true, true, 1, 10}, 0);
   check_gemm_i8_case(row, filter, random,
                      {13, 512, 1024, Storage::kI8, Activation::kNone, true, true, 0, 16}, 0);
 

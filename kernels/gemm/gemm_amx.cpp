@@ -218,11 +218,12 @@ struct alignas(64) Tail {
 struct Prefetch {
   const char* next;
   const char* end;
-  int32_t pairs_a_step;
+  const char* due;  // what is asked for by the end of the step
+  int64_t bytes_a_step;
 
   inline void step() {
-    for (int32_t i = 0; i < pairs_a_step && next < end; ++i, next += 128)
-      _mm_prefetch(next, _MM_HINT_T1);
+    due = end - due > bytes_a_step ? due + bytes_a_step : end;
+    for (; next < due; next += 128) _mm_prefetch(next, _MM_HINT_T1);
   }
 };
 
@@ -278,7 +279,12 @@ void multiply(const Call& call) {
                                                     : 1;
   const int32_t steps = call.row_bytes / kTileBytes;
   const int32_t steps_a_panel = steps > 0 ? (full > 0 ? full : 1) * steps : 1;
-  const int32_t pairs_a_step = (int32_t)((panel_bytes / 128 + steps_a_panel - 1) / steps_a_panel);
+  const int64_t bytes_a_step = (panel_bytes + steps_a_panel - 1) / steps_a_panel;
+  const auto prefetch_behind = [&](int32_t panel, bool wanted) {
+    const char* next = call.w + (panel + 1) * panel_bytes;
+    const bool asks = wanted && panel + 1 < call.last_panel;
+    return Prefetch{next, asks ? next + panel_bytes : next, next, bytes_a_step};
+  };
   Pending pending[2];
   int32_t now = 0;
   const auto block = [&](auto multiply_this, int32_t row, int32_t rows, int32_t panel,
@@ -294,9 +300,7 @@ void multiply(const Call& call) {
     if (full > 0) {
       if (rest > 0) configure_tiles(kBlockRows);
       for (int32_t panel = first; panel < last; ++panel) {
-        const char* next = call.w + (panel + 1) * panel_bytes;
-        Prefetch prefetch{next, panel + 1 < call.last_panel ? next + panel_bytes : next,
-                          pairs_a_step};
+        Prefetch prefetch = prefetch_behind(panel, true);
         for (int32_t b = 0; b < full; ++b) {
           if (full > 1) {
             block(multiply_block<Core, true, true>, b * kBlockRows, kBlockRows, panel, prefetch);
@@ -309,10 +313,7 @@ void multiply(const Call& call) {
     if (rest > 0) {
       if (full > 0) configure_tiles(rest);
       for (int32_t panel = first; panel < last; ++panel) {
-        const char* next = call.w + (panel + 1) * panel_bytes;
-        Prefetch prefetch{next,
-                          full == 0 && panel + 1 < call.last_panel ? next + panel_bytes : next,
-                          pairs_a_step};
+        Prefetch prefetch = prefetch_behind(panel, full == 0);  // else it was a moment ago
         if (rest > kTileRows) {
           block(multiply_block<Core, true, false>, full * kBlockRows, rest, panel, prefetch);
         } else {

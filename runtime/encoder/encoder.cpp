@@ -44,9 +44,10 @@ class Steps {
       // x and context are never waiting for a product at the same time, so they share their bf16
       // rows.
       x.narrow = context.narrow = w_.narrow;
-      const int64_t parts = compute_ == Compute::kBf16x3 ? 2 : 1;
-      x.narrow_stride = context.narrow_stride = parts * w_.narrow_stride;
-      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden), parts * w_.hidden_stride};
+      const bool halves = compute_ == Compute::kBf16x3;
+      x.narrow_stride = context.narrow_stride = halves ? 2 * w_.x_stride : w_.narrow_stride;
+      hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden),
+                halves ? 2 * w_.hidden_stride : w_.narrow_hidden_stride};
     }
   }
 

@@ -35,7 +35,15 @@ constexpr int32_t kMostThreads = 1024;
 
 /// Tokens of a chunk: enough rows for the tiles and to pay for one pass over the weights, few
 /// enough that the chunk's activations stay in L2 (48 to 384 differ little in f32 with AVX-512).
-int32_t tuned_chunk_tokens(kernels::Isa isa) { return isa == kernels::Isa::kRef ? 32 : 96; }
+/// AMX multiplies faster than weights come from beyond L2 until a chunk has some 128 tokens; from
+/// there up to 256, as many as leave x and the wider of Q, K, V and the hidden rows within its 2
+/// MiB.
+int32_t tuned_chunk_tokens(kernels::Isa isa, const ModelConfig& config) {
+  if (isa != kernels::Isa::kAmx) return isa == kernels::Isa::kRef ? 32 : 96;
+  const int64_t C = config.hidden_size, widest = std::max<int64_t>(3 * C, config.intermediate_size);
+  return static_cast<int32_t>(
+      std::clamp<int64_t>((2 << 20) / (sizeof(float) * (C + widest)), 128, 256));
+}
 
 kernels::Isa isa_wanted(xsr_isa wanted) {
   if (wanted == XSR_ISA_AUTO) return choose_isa(std::nullopt);
@@ -129,14 +137,15 @@ int32_t choose_threads(int32_t wanted) {
   return wanted == 0 ? usable_cpus() : wanted;
 }
 
-int32_t choose_chunk_tokens(const xsr_session_options& options, kernels::Isa isa) {
+int32_t choose_chunk_tokens(const xsr_session_options& options, kernels::Isa isa,
+                            const ModelConfig& config) {
   const int32_t wanted = options.max_batch_tokens;
   if (wanted < 0 || wanted > (1 << 20)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT, "max_batch_tokens is " + std::to_string(wanted) +
                                                  "; it can be 0 (tuned) to 1048576");
   }
   if (wanted != 0) return wanted;
-  return wants_cuda(options.device) ? kDeviceChunkTokens : tuned_chunk_tokens(isa);
+  return wants_cuda(options.device) ? kDeviceChunkTokens : tuned_chunk_tokens(isa, config);
 }
 
 std::vector<int32_t> choose_devices(uint64_t wanted) {
@@ -155,7 +164,7 @@ Session::Session(const Model& model, const xsr_session_options& options)
       encoder_{model.config(), derived_ == nullptr ? model.weights() : derived_->weights(),
                kernels::resolve_kernels(isa_wanted(options.isa)), choose_compute(options, model),
                choose_normalize(options.normalize, model.config())},
-      chunk_tokens_(choose_chunk_tokens(options, isa())),
+      chunk_tokens_(choose_chunk_tokens(options, isa(), model.config())),
       pool_(choose_threads(options.num_threads)) {
   if (options.qkv_table < XSR_QKV_TABLE_AUTO || options.qkv_table > XSR_QKV_TABLE_OFF) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,

@@ -11,10 +11,14 @@ namespace xsr {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr int64_t kStridePadding = 16;  // floats
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-int64_t padded_stride(int64_t columns) { return (columns + 15) / 16 * 16 + kStridePadding; }
+/// In elements: whole lines of 64 bytes, and one more.
+template <typename T>
+int64_t padded_stride(int64_t columns) {
+  constexpr int64_t line = kAlignment / sizeof(T);
+  return (columns + line - 1) / line * line + line;
+}
 
 }  // namespace
 
@@ -22,14 +26,17 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
                      int32_t num_threads)
     : max_tokens_(max_tokens), max_sentences_(max_sentences) {
   const int64_t C = config.hidden_size, F = config.intermediate_size, N = max_tokens;
-  x_stride = context_stride = narrow_stride = pooled_stride = padded_stride(C);
-  quantized_stride = padded_stride(C > F ? C : F);
-  qkv_stride = padded_stride(3 * C);
-  hidden_stride = padded_stride(F);
+  x_stride = context_stride = pooled_stride = padded_stride<float>(C);
+  qkv_stride = padded_stride<float>(3 * C);
+  hidden_stride = padded_stride<float>(F);
+  narrow_stride = padded_stride<uint16_t>(C);
+  narrow_hidden_stride = padded_stride<uint16_t>(F);  // 2 · this ≤ 4 · hidden_stride, in bytes
+  quantized_stride = padded_stride<uint8_t>(C > F ? C : F);
   const int32_t longest = config.max_seq_len < max_tokens ? config.max_seq_len : max_tokens;
   const int32_t D = config.hidden_size / config.num_heads;
-  attention_floats_ = padded_stride(std::max(kernels::attention_scratch_floats(longest, D),
-                                             kernels::attention_bf16_scratch_floats(longest, D)));
+  attention_floats_ =
+      padded_stride<float>(std::max(kernels::attention_scratch_floats(longest, D),
+                                    kernels::attention_bf16_scratch_floats(longest, D)));
 
   struct Piece {
     void** pointer;
@@ -40,7 +47,7 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
       {reinterpret_cast<void**>(&qkv), sizeof(float) * N * qkv_stride},
       {reinterpret_cast<void**>(&context), sizeof(float) * N * context_stride},
       {reinterpret_cast<void**>(&hidden), sizeof(float) * N * hidden_stride},
-      {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * 2 * narrow_stride},
+      {reinterpret_cast<void**>(&narrow), sizeof(uint16_t) * N * 2 * x_stride},
       {reinterpret_cast<void**>(&quantized), sizeof(uint8_t) * N * quantized_stride},
       {reinterpret_cast<void**>(&quantized_rows), sizeof(kernels::QuantizedRow) * N},
       {reinterpret_cast<void**>(&rstd), sizeof(float) * N},
