@@ -103,7 +103,7 @@ Compute choose_compute(const xsr_session_options& options, const Model& model) {
         throw Error(XSR_STATUS_UNSUPPORTED,
                     model.file().name() +
                         " does not store its weights in bf16, which computing in bf16 needs; "
-                        "convert it with --dtype bf16");
+                        "convert it, or what an i8 file was made from, with --dtype bf16");
       }
     }
   }
