@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
-#include <sstream>
 #include <thread>
 
 #include "bench/random_model.h"
@@ -19,6 +18,7 @@
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/session.h"
+#include "tests/support/temp_folder.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
@@ -31,15 +31,13 @@ using test::Random;
 using test::SessionPointer;
 
 TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {
-  const std::string root = testing::TempDir() + "cgroup_test." + std::to_string(getpid());
+  const test::TempFolder folder;
+  const std::string root = folder / "cgroup";
   const auto write = [&](const std::string& path, const std::string& text) {
     std::filesystem::create_directories(std::filesystem::path(root + path).parent_path());
     std::ofstream(root + path) << text;
   };
-  const auto cpus = [&](const std::string& membership) {
-    std::istringstream lines(membership);
-    return cgroup_cpus(root, lines);
-  };
+  const auto cpus = [&](const std::string& membership) { return cgroup_cpus(root, membership); };
   EXPECT_EQ(cpus("0::/\n"), 0);  // nothing is mounted
   write("/a.slice/cpu.max", "300000 100000\n");
   write("/a.slice/b.service/cpu.max", "150000 100000\n");
@@ -60,7 +58,6 @@ TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {
   EXPECT_EQ(cpus("4:cpu,cpuacct:/d\n3:cpuset:/a.slice\n0::/\n"), 2.5);
   EXPECT_EQ(cpus("4:cpu,cpuacct:/\n"), 0);
   EXPECT_EQ(cpus("3:cpuset:/d\n"), 0);
-  std::filesystem::remove_all(root);
 }
 
 xsr_session_options options_for(xsr_isa isa, int32_t threads, int32_t batch_tokens = 0) {

@@ -1,41 +1,61 @@
 #include "runtime/device/cgroup.h"
 
+#include <algorithm>
 #include <cstdint>
-#include <fstream>
+#include <cstdio>
+#include <memory>
 
 namespace xsr {
 namespace {
 
-double processors(int64_t quota, int64_t period) {
-  return quota > 0 && period > 0 ? static_cast<double>(quota) / static_cast<double>(period) : 0;
+// stdio: the first stream of a process costs a session more than all these files.
+struct Close {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, Close>;
+File open_file(const std::string& path) { return File(std::fopen(path.c_str(), "re")); }
+
+/// The number at the file's position; 0 where there is none.
+double number(const File& file) {
+  double value = 0;
+  return file != nullptr && std::fscanf(file.get(), "%lf", &value) == 1 ? value : 0;
+}
+
+double processors(double quota, double period) {
+  return quota > 0 && period > 0 ? quota / period : 0;
 }
 
 /// cpu.max holds "quota period", or "max period" without a limit; microseconds.
 double quota_v2(const std::string& folder) {
-  std::ifstream file(folder + "/cpu.max");
-  int64_t quota = 0, period = 0;
-  file >> quota >> period;
-  return file ? processors(quota, period) : 0;
+  const File file = open_file(folder + "/cpu.max");
+  const double quota = number(file);
+  return processors(quota, number(file));
 }
 
 /// A quota of -1 is no limit.
 double quota_v1(const std::string& folder) {
-  std::ifstream quota_file(folder + "/cpu.cfs_quota_us");
-  std::ifstream period_file(folder + "/cpu.cfs_period_us");
-  int64_t quota = 0, period = 0;
-  return quota_file >> quota && period_file >> period ? processors(quota, period) : 0;
+  return processors(number(open_file(folder + "/cpu.cfs_quota_us")),
+                    number(open_file(folder + "/cpu.cfs_period_us")));
 }
 
 }  // namespace
 
 double cgroup_cpus() {
-  std::ifstream membership("/proc/self/cgroup");
+  std::string membership;
+  if (const File file = open_file("/proc/self/cgroup")) {
+    char piece[1024];
+    for (size_t count; (count = std::fread(piece, 1, sizeof piece, file.get())) > 0;)
+      membership.append(piece, count);
+  }
   return cgroup_cpus("/sys/fs/cgroup", membership);
 }
 
-double cgroup_cpus(const std::string& root, std::istream& membership) {
+double cgroup_cpus(const std::string& root, const std::string& membership) {
   double least = 0;
-  for (std::string line; std::getline(membership, line);) {
+  for (size_t begin = 0; begin < membership.size();) {
+    const size_t end = std::min(membership.find('\n', begin), membership.size());
+    const std::string line = membership.substr(begin, end - begin);
+    begin = end + 1;
     // hierarchy:controllers:path; version 2 names no controllers.
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);

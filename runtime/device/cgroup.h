@@ -1,5 +1,4 @@
 #pragma once
-#include <istream>
 #include <string>
 
 namespace xsr {
@@ -9,6 +8,6 @@ namespace xsr {
 double cgroup_cpus();
 /// The same for a process whose /proc/self/cgroup reads as membership, with cgroups mounted below
 /// root.
-double cgroup_cpus(const std::string& root, std::istream& membership);
+double cgroup_cpus(const std::string& root, const std::string& membership);
 
 }  // namespace xsr

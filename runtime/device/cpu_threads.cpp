@@ -56,7 +56,7 @@ int32_t usable_cpus() {
 
 ThreadPool::ThreadPool(int32_t num_threads)
     : num_threads_(num_threads < 1 ? 1 : num_threads),
-      may_spin_(num_threads_ <= usable_cpus()),
+      may_spin_(num_threads_ == 1 || num_threads_ <= usable_cpus()),
       process_(::getpid()),
       threads_(std::make_unique<std::vector<std::thread>>()) {
   try {
