@@ -7,12 +7,14 @@ Makes its own virtual environment (.venv/peers of the repository) on the first r
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
 import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ LEAST_COSINE = {"f32": 0.99999, "bf16x3": 0.99999, "bf16": 0.99, "int8": 0.9}
 
 def work(pipe, key, args, folder, cpus, streams_allowed):
     """A worker process: one form on the given processors; answers (True, result) or (False, reason) to each command."""
+    os.setpgid(0, 0)
     os.sched_setaffinity(0, cpus)
     os.environ["OMP_NUM_THREADS"] = str(len(cpus))
     import numpy as np
@@ -39,6 +42,8 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
 
     def engine(mode):
         if state.get("mode") != mode:
+            if "engine" in state:
+                state["engine"].close()
             state["engine"], state["mode"] = form.create(weights, folder, *mode, args.build), mode
         return state["engine"]
 
@@ -62,7 +67,7 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
         """Times on a sample for each way to spread and each batch size, the better of two; the best becomes the setting."""
         found = []
         own = form.kind == "xsr"
-        for mode in modes[:1] if own or form.texts_only else modes:
+        for mode in modes[:1] if own else modes:
             seconds = {batch: math.inf for batch in ([0] if own else args.batches)}
             for batch in seconds:
                 run(sentences[: max(2 * batch, 64)], mode, batch)  # untimed: kernels are made or chosen now
@@ -98,6 +103,7 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
         while True:
             name, *values = pipe.recv()
             if name == "end":
+                state["engine"].close()
                 return
             pipe.send((True, commands[name](*values)))
     except EOFError:
@@ -109,17 +115,33 @@ def work(pipe, key, args, folder, cpus, streams_allowed):
         pipe.send((False, f"{type(reason).__name__}: {reason}".splitlines()[0]))
 
 
+def kill_group(process):
+    """Of a process that leads a group: those it started, too."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # none is left, or it has not come to make one
+        process.kill()
+
+
 class Worker:
+    """The process of one form. One that is silent for `--timeout` seconds is killed."""
+
     def __init__(self, key, args, folder, cpus, streams_allowed=True):
         context = multiprocessing.get_context("spawn")
+        self.timeout = args.timeout
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, key, args, folder, cpus, streams_allowed), daemon=True)
+        # No daemon: those may not have processes of their own, and an engine may.
+        self.process = context.Process(target=work, args=(other, key, args, folder, cpus, streams_allowed))
         self.process.start()
         other.close()
 
     def answer(self):
         try:
-            good, value = self.pipe.recv()
+            if self.pipe.poll(self.timeout):
+                good, value = self.pipe.recv()
+            else:
+                kill_group(self.process)
+                good, value = False, f"killed: no answer within {self.timeout} s (--timeout)"
         except EOFError:
             self.process.join()
             good, value = False, f"its process ended with status {self.process.exitcode}"
@@ -136,7 +158,10 @@ class Worker:
             self.pipe.send(("end",))
         except OSError:
             pass
-        self.process.join()
+        self.process.join(10)
+        if self.process.exitcode is None:
+            kill_group(self.process)
+            self.process.join()
 
 
 def read_texts(path):
@@ -185,6 +210,8 @@ def parse(arguments=None):
     parser.add_argument("--forms", help="only these, by comma; xsr-f32 always runs")
     parser.add_argument("--races", default=",".join(peer_report.RACES), help="only these, by comma (default %(default)s)")
     parser.add_argument("--cpu", type=int, help="the core of the one-core races; default: the last one allowed")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="a form that takes longer for one step of a race is dropped"
+                        " (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="some minutes: all but the compiled forms run once, figures mean little")
     parser.add_argument("--markdown", type=pathlib.Path, help="also write the table here")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures here")
@@ -240,10 +267,17 @@ def main(args):
 
     rows, raw, wanted = {}, {}, {}
     not_run = {f.key: "left out by --quick: compiling takes longer than all the rest; --forms can name it" for f in left_out}
-    with tempfile.TemporaryDirectory(prefix="bench_peers.") as folder:
+    workers = {}
+
+    def end_workers():
+        for worker in workers.values():
+            worker.end()
+        workers.clear()
+
+    with tempfile.TemporaryDirectory(prefix="bench_peers.") as folder, contextlib.ExitStack() as stack:
+        stack.callback(end_workers)
         folder = pathlib.Path(folder)
         np.save(folder / "calibration.npy", np.array(sample[:256] + [None], object)[:-1], allow_pickle=True)
-        workers = {}
 
         def drop(key, reason):
             not_run[key] = str(reason)
@@ -356,9 +390,7 @@ def main(args):
 
         if "corpus_1" in races:
             corpus_race("corpus_1")
-        for worker in workers.values():
-            worker.end()
-        workers.clear()
+        end_workers()
 
         if "corpus_all" in races or "text" in races:
             def again(key):
@@ -367,9 +399,7 @@ def main(args):
 
             each(list(rows), again)
             corpus_race("corpus_all")
-            for worker in workers.values():
-                worker.end()
-            workers.clear()
+            end_workers()
 
         if "text" in races:
             text = folder / "sentences.txt"
@@ -387,10 +417,18 @@ def main(args):
                     command = [sys.executable, HERE / "peer_embed.py", key, args.model, text, output, folder,
                                best["batch"], best["threads"], best["streams"]]
                 start = time.perf_counter()
-                done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+                process = subprocess.Popen(
+                    list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+                )
+                try:
+                    said = process.communicate(timeout=args.timeout)[1]
+                except subprocess.TimeoutExpired:
+                    kill_group(process)
+                    process.communicate()
+                    raise RuntimeError(f"killed: not done within {args.timeout} s (--timeout)") from None
                 seconds = time.perf_counter() - start
-                if done.returncode:
-                    raise RuntimeError((done.stderr.strip().splitlines() or ["failed without a word"])[-1])
+                if process.returncode:
+                    raise RuntimeError((said.strip().splitlines() or ["failed without a word"])[-1])
                 if r == 0:
                     rows[key]["text_cosine"] = hold(key, np.load(output), "text → .npy")
                 output.unlink()

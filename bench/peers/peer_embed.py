@@ -20,7 +20,9 @@ def main():
         vectors = np.zeros((len(ids), weights.dim), np.float32)
         full = [i for i, s in enumerate(ids) if len(s)]
         vectors[full] = engine.corpus([ids[i] for i in full], batch)
+    engine.close()
     np.save(output, vectors)
 
 
-main()
+if __name__ == "__main__":  # the processes of a pool import this file
+    main()

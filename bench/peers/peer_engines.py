@@ -60,6 +60,9 @@ def pad(sentences):
 class Engine:
     streams = 1
 
+    def close(self):
+        """Ends the processes of its own, if it has any."""
+
     def embed(self, ids, lengths):
         raise NotImplementedError
 
@@ -451,26 +454,33 @@ class OpenVino(Engine):
 
 
 class SentenceTransformers(Engine):
-    """SentenceTransformer.encode over a module with the same weights and tokenizer; texts in, vectors out."""
+    """SentenceTransformer.encode over a module with the same weights and tokenizer; texts in, vectors out. Streams are the processes
+    of its own pool."""
 
     def __init__(self, weights, folder, threads, streams, dtype):
         import sentence_transformers
-        import torch
 
-        torch.set_num_threads(threads)
-        self.version = sentence_transformers.__version__
-        self.model = sentence_transformers.SentenceTransformer(
-            modules=[sentence_transformer_module(weights, threads)], device="cpu"
-        )
+        self.version, self.pool = sentence_transformers.__version__, None
+        module = sentence_transformer_module(weights.path, threads)
+        self.model = sentence_transformers.SentenceTransformer(modules=[module], device="cpu")
+        if streams > 1:
+            self.pool = self.model.start_multi_process_pool(["cpu"] * streams)
 
     def encode(self, texts, batch):
-        return self.model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_numpy=True)
+        return self.model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_numpy=True, pool=self.pool)
+
+    def close(self):
+        if self.pool:
+            self.model.stop_multi_process_pool(self.pool)
 
 
-def sentence_transformer_module(weights, threads):
+def sentence_transformer_module(path, threads):
     import sentencepiece
     import torch
     from sentence_transformers.models import Module
+
+    torch.set_num_threads(threads)
+    weights = Weights(path)
 
     class XsrModule(Module):
         """ids and lengths as features in, sentence_embedding out."""
@@ -479,6 +489,9 @@ def sentence_transformer_module(weights, threads):
             super().__init__()
             self.encoder = torch_encoder(weights)
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=weights.tokenizer)
+
+        def __reduce__(self):
+            return sentence_transformer_module, (path, threads)  # a process of the pool reads the file itself
 
         def tokenize(self, texts, **kwargs):
             texts = [text.lower() if weights.lowercase else text for text in texts]
