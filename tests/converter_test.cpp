@@ -1180,7 +1180,7 @@ TEST(Models, the_shipped_model_is_what_its_manifest_says) {
   const std::string path = (kSource / "models" / manifest["file"].get<std::string>()).string();
   const std::string bytes = read_file(path);
   EXPECT_EQ(bytes.size(), manifest["size"]);
-  EXPECT_EQ(sha256_hex(as_span(bytes)), manifest["sha256"]);
+  EXPECT_EQ(sha256_hex(as_span(bytes)), manifest["sha256"].get<std::string>());
   EXPECT_THAT(check_xsr_file(path), HasSubstr("checksums hold"));
   const auto file = XsrFile::open(path);
   const ModelConfig& c = file->config();

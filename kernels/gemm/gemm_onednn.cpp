@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <dnnl_version.h>
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -45,6 +46,27 @@ dnnl::algorithm eltwise_algorithm(Activation activation) {
   return dnnl::algorithm::undef;
 }
 
+// oneDNN 2 (Debian bookworm) and 3 (trixie) word these differently.
+#if DNNL_VERSION_MAJOR >= 3
+template <typename Primitive, typename... Descs>
+typename Primitive::primitive_desc describe(const dnnl::primitive_attr& attributes,
+                                            const Descs&... descs) {
+  return {cpu_engine(), descs..., attributes};
+}
+void append_eltwise(dnnl::post_ops& post_ops, dnnl::algorithm algorithm, float alpha) {
+  post_ops.append_eltwise(algorithm, alpha, 0.0f);
+}
+#else
+template <typename Primitive, typename... Descs>
+typename Primitive::primitive_desc describe(const dnnl::primitive_attr& attributes,
+                                            const Descs&... descs) {
+  return {{descs...}, attributes, cpu_engine()};
+}
+void append_eltwise(dnnl::post_ops& post_ops, dnnl::algorithm algorithm, float alpha) {
+  post_ops.append_eltwise(1.0f, algorithm, alpha, 0.0f);
+}
+#endif
+
 /// On 2 MiB pages where the system grants them, as xsr's own weights are.
 std::shared_ptr<void> huge_memory(size_t bytes) {
   constexpr size_t kPage = size_t{2} << 20;
@@ -67,12 +89,12 @@ struct Product {
   std::string implementation;
   bool reads_panels = false;
 
-  void set(const float* a_data, const float* bias_data, const float* residual_data, float* out_data,
-           const dnnl::stream& stream) {
-    a.set_data_handle(const_cast<float*>(a_data), stream);
-    out.set_data_handle(out_data, stream);
-    if (bias) bias.set_data_handle(const_cast<float*>(bias_data), stream);
-    if (residual) residual.set_data_handle(const_cast<float*>(residual_data), stream);
+  void set(const float* a_data, const float* bias_data, const float* residual_data,
+           float* out_data) {
+    a.set_data_handle(const_cast<float*>(a_data));
+    out.set_data_handle(out_data);
+    if (bias) bias.set_data_handle(const_cast<float*>(bias_data));
+    if (residual) residual.set_data_handle(const_cast<float*>(residual_data));
   }
 };
 
@@ -136,7 +158,7 @@ struct OnednnGemm::State {
     dnnl::post_ops post_ops;
     if (epilogue.activation != Activation::kNone) {
       const float alpha = epilogue.activation == Activation::kSwish ? 1.0f : 0.0f;
-      post_ops.append_eltwise(1.0f, eltwise_algorithm(epilogue.activation), alpha, 0.0f);
+      append_eltwise(post_ops, eltwise_algorithm(epilogue.activation), alpha);
     }
     if (in_place) post_ops.append_sum(1.0f);
     const bool add_residual = epilogue.residual != nullptr && !in_place;
@@ -155,10 +177,9 @@ struct OnednnGemm::State {
     try {
       if (kind == Kind::kInnerProduct) {
         plain_weights = memory::desc({N, K}, f32, memory::dims{1, w.N});
-        const dnnl::inner_product_forward::primitive_desc description(
-            {dnnl::prop_kind::forward_inference, a,
-             memory::desc({N, K}, f32, memory::format_tag::any), bias, out},
-            attributes, cpu_engine());
+        const auto description = describe<dnnl::inner_product_forward>(
+            attributes, dnnl::prop_kind::forward_inference, a,
+            memory::desc({N, K}, f32, memory::format_tag::any), bias, out);
         take(description);
         product.primitive = dnnl::inner_product_forward(description);
       } else {
@@ -169,8 +190,7 @@ struct OnednnGemm::State {
         const memory::desc layout(
             {K, N}, f32,
             product.reads_panels ? memory::format_tag::BA16a32b : memory::format_tag::any);
-        const dnnl::matmul::primitive_desc description({a, layout, bias, out}, attributes,
-                                                       cpu_engine());
+        const auto description = describe<dnnl::matmul>(attributes, a, layout, bias, out);
         take(description);
         product.primitive = dnnl::matmul(description);
       }
@@ -224,7 +244,7 @@ struct OnednnGemm::State {
       std::optional<Product> product =
           make(kind, a_stride, M, first_panel, last_panel, epilogue, in_place, out_stride);
       if (!product) continue;
-      product->set(a.data(), bias.data(), residual.data(), out.data(), stream);
+      product->set(a.data(), bias.data(), residual.data(), out.data());
       double seconds = std::numeric_limits<double>::infinity();
       for (int i = 0; i < 8; ++i) {
         const auto start = std::chrono::steady_clock::now();
@@ -270,8 +290,7 @@ void OnednnGemm::forward(const float* a, int64_t a_stride, int32_t M, int32_t fi
     Product& product = found->second;
     const int64_t first = int64_t{first_panel} * kPanelColumns;
     product.set(a, epilogue.bias == nullptr ? nullptr : epilogue.bias + first,
-                epilogue.residual == nullptr ? nullptr : epilogue.residual + first, out + first,
-                state.stream);
+                epilogue.residual == nullptr ? nullptr : epilogue.residual + first, out + first);
     product.primitive.execute(state.stream, product.arguments);
     state.stream.wait();
     state.last = &product;
