@@ -1,6 +1,7 @@
 #include "bench/onednn_chain.h"
 
 #ifdef XSR_HAVE_ONEDNN
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <list>

@@ -1,6 +1,7 @@
 // xsr-embed: one sentence a line in, one vector a line out.
 #include <fmt/format.h>
 #include <unistd.h>
+#include <functional>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

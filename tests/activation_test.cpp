@@ -1,6 +1,7 @@
 // Sweeps float bit patterns through every activation kernel and asserts the largest error in units
 // in the last place of the correctly rounded result (with a floor at the smallest normal, below
 // which an ulp no longer shrinks).
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 

@@ -3,6 +3,9 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
 
 #include <cmath>
 #include <cstdio>

@@ -2,6 +2,7 @@
 // short, several devices. With the emulated device and, where nvcc is, with real ones.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
+#include <limits>
 
 #include <algorithm>
 #include <csignal>

@@ -1,6 +1,7 @@
 // Whole models against golden tensors made with PyTorch in double precision, at every ISA. The
 // folder is XSR_GOLDEN, so that goldens made with another seed run unchanged; the trained model's
 // test reads the shared folder (XSR_SHARED).
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>

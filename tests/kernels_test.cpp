@@ -1,6 +1,7 @@
 // Every row of kernels.inc against its double-precision reference: odd and real shapes, misaligned
 // pointers, NaN in padding, guard words, and the promise that a row's bits depend on that row
 // alone.
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <map>

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
 #include <sys/resource.h>
+#include <algorithm>
 
 #include <chrono>
 #include <cstdlib>

@@ -2,6 +2,8 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <sys/file.h>
+#include <cstring>
+#include <random>
 
 #include <chrono>
 #include <csignal>

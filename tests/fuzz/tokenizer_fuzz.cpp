@@ -1,5 +1,6 @@
 // Arbitrary bytes as text. The first byte chooses: bit 0 the tiny model (bpe, unigram), the others,
 // when they are 1, that the text is repeated up to 1,500 bytes (long texts are cut; slow).
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>

@@ -3,6 +3,7 @@
 // failure.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cerrno>  // program_invocation_short_name
 #include <cmath>
 #include <cstdint>
