@@ -234,7 +234,7 @@ CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const s
     }
   }
   CheckpointContents contents;
-  contents.format = "PyTorch zip";
+  contents.format = zip.has_checksums() ? "PyTorch zip" : "PyTorch zip without checksums";
   if (const auto* order = zip.find(folder + "byteorder")) {
     std::vector<unsigned char> buffer;
     const auto text = zip.read(*order, buffer);

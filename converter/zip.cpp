@@ -121,6 +121,7 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
     Entry e;
     e.method = load<uint16_t>(file, at + 10);
     e.crc = load<uint32_t>(file, at + 16);
+    has_checksums_ |= e.crc != 0;
     uint64_t compressed = load<uint32_t>(file, at + 20);
     e.size = load<uint32_t>(file, at + 24);
     const uint64_t name_size = load<uint16_t>(file, at + 28),
@@ -277,6 +278,7 @@ std::span<const unsigned char> ZipArchive::read(const Entry& entry,
     }
     out = buffer;
   }
+  if (!has_checksums_) return out;
   const uLong crc = crc32_z(0, out.data(), out.size());
   if (crc != entry.crc) {
     throw Error(XSR_STATUS_BAD_FILE,

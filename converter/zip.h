@@ -34,8 +34,10 @@ class ZipArchive {
 
   std::span<const Entry> entries() const { return entries_; }
   const Entry* find(std::string_view name) const;  // null when there is none
-  /// The contents of an entry, its CRC-32 checked. A deflated one is inflated into buffer, which
-  /// must outlive the result.
+  /// False where the CRC-32 of every entry is said to be 0: torch.save without compute_crc32.
+  bool has_checksums() const { return has_checksums_; }
+  /// The contents of an entry, its CRC-32 checked where the archive has any. A deflated one is
+  /// inflated into buffer, which must outlive the result.
   std::span<const unsigned char> read(const Entry& entry, std::vector<unsigned char>& buffer) const;
 
  private:
@@ -43,6 +45,7 @@ class ZipArchive {
 
   std::string name_;
   std::vector<Entry> entries_;
+  bool has_checksums_ = false;
   std::unordered_map<std::string_view, size_t> index_;
 };
 
