@@ -79,6 +79,28 @@ function(xsr_compile_files_quickly)
   set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS ${XSR_QUICK_OPTIONS})
 endfunction()
 
+# xsr_unite(LIBRARY...): libraries whose files XSR_UNITY compiles together. Those with options of their own stay by themselves.
+function(xsr_unite)
+  set_target_properties(${ARGN} PROPERTIES UNITY_BUILD ${XSR_UNITY} UNITY_BUILD_BATCH_SIZE 10)
+endfunction()
+
+# xsr_precompile(TEST): shares what nearly all tests include, compiled once for each set of options, where XSR_PCH is on.
+function(xsr_precompile test)
+  if(NOT XSR_PCH)
+    return()
+  endif()
+  get_target_property(options ${test} COMPILE_OPTIONS)
+  string(MD5 options "${options}")
+  get_property(owner GLOBAL PROPERTY xsr_precompiled_${options})
+  if(owner)
+    target_precompile_headers(${test} REUSE_FROM ${owner})
+  else()
+    target_precompile_headers(${test} PRIVATE <algorithm> <cmath> <filesystem> <fstream> <functional> <map> <memory> <random> <span>
+      <string> <thread> <vector> <gmock/gmock.h> <gtest/gtest.h> <nlohmann/json.hpp>)
+    set_property(GLOBAL PROPERTY xsr_precompiled_${options} ${test})
+  endif()
+endfunction()
+
 # xsr_cover_for_fuzzers(TARGET): what the fuzzers feed tells them where an input led.
 function(xsr_cover_for_fuzzers target)
   if(XSR_BUILD_FUZZERS)

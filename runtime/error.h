@@ -18,4 +18,11 @@ class Error : public std::runtime_error {
   xsr_status status_;
 };
 
+[[noreturn]] inline void throw_invalid(const std::string& message) {
+  throw Error(XSR_STATUS_INVALID_ARGUMENT, message);
+}
+[[noreturn]] inline void throw_bad_file(const std::string& message) {
+  throw Error(XSR_STATUS_BAD_FILE, message);
+}
+
 }  // namespace xsr

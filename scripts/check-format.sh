@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Checks that every C and C++ file is formatted as .clang-format says; --fix formats them. Generated files are left
-# out: they say so in their first lines. Exit 77: clang-format is not installed.
+# out: they say so in their first lines. Exit 77: clang-format is not installed, or not that of Debian bookworm, which formatted them:
+# others wrap a few lines in another way.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command -v clang-format >/dev/null || { echo "check-format: no clang-format (scripts/install-deps.sh)" >&2; exit 77; }
+wanted=14
+clang_format=$(command -v clang-format-$wanted || command -v clang-format) ||
+  { echo "check-format: no clang-format (scripts/install-deps.sh)" >&2; exit 77; }
+version=$("$clang_format" --version)
+[[ $version =~ version\ $wanted\. ]] || { echo "check-format: needs clang-format $wanted, found: $version" >&2; exit 77; }
 
 if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
   list=$(git ls-files --cached --others --exclude-standard -- '*.c' '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh')
@@ -19,9 +24,9 @@ done
 [ ${#files[@]} -gt 0 ] || { echo "check-format: found no files" >&2; exit 1; }
 
 if [ "${1:-}" = --fix ]; then
-  clang-format -i "${files[@]}"
+  "$clang_format" -i "${files[@]}"
   echo "check-format: formatted ${#files[@]} files"
-elif clang-format --dry-run -Werror "${files[@]}"; then
+elif "$clang_format" --dry-run -Werror "${files[@]}"; then
   echo "check-format: ${#files[@]} files are formatted"
 else
   echo "check-format: mend with 'make format'" >&2

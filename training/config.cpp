@@ -22,10 +22,6 @@ namespace {
 
 constexpr double kMany = 1e15;  // an upper bound that only says "no bound that matters"
 
-[[noreturn]] void invalid(const std::string& message) {
-  throw Error(XSR_STATUS_INVALID_ARGUMENT, message);
-}
-
 template <typename T>
 Slot number(T& target, double low, double high) {
   return {&target, low, high};
@@ -258,7 +254,7 @@ std::string shown(const Scalar& s) {
 }
 
 [[noreturn]] void expected(const Written& w, const Scalar& found, const std::string& what) {
-  invalid(fmt::format("{} is {}, expected {}", w.where, shown(found), what));
+  throw_invalid(fmt::format("{} is {}, expected {}", w.where, shown(found), what));
 }
 
 template <typename T>
@@ -323,7 +319,7 @@ void assign(const Slot& slot, const Written& w) {
           for (const Scalar& s : w.items) target->push_back(to_integer<int64_t>(w, s, slot));
         } else {
           if (w.list || w.items.size() != 1) {
-            invalid(fmt::format("{} has {} values, expected one", w.where, w.items.size()));
+            throw_invalid(fmt::format("{} has {} values, expected one", w.where, w.items.size()));
           }
           const Scalar& s = w.items[0];
           if constexpr (std::is_same_v<T, bool*>) {
@@ -394,7 +390,7 @@ Scalar scalar_of(const toml::node& node, const std::string& where) {
     s.type = Scalar::kReal;
     s.real = real->get();
   } else {
-    invalid(where + " is neither text, a number, true, false nor a list of these");
+    throw_invalid(where + " is neither text, a number, true, false nor a list of these");
   }
   return s;
 }
@@ -406,9 +402,9 @@ struct FileKey {
 
 void unknown_key(const std::string& at, const std::string& name) {
   const std::string near = nearest_key(name);
-  invalid(fmt::format("{}unknown key '{}'{}", at, name,
-                      near.empty() ? "; `xsr-train --print-config` lists all keys"
-                                   : "; did you mean '" + near + "'?"));
+  throw_invalid(fmt::format("{}unknown key '{}'{}", at, name,
+                            near.empty() ? "; `xsr-train --print-config` lists all keys"
+                                         : "; did you mean '" + near + "'?"));
 }
 
 void collect(const std::string& path, const toml::table& table, const std::string& section,
@@ -421,7 +417,7 @@ void collect(const std::string& path, const toml::table& table, const std::strin
       const bool known = std::any_of(kKeys.begin(), kKeys.end(),
                                      [&](const ConfigKey& k) { return full == k.section; });
       if (!known && find_key(full) == nullptr && inner->empty()) unknown_key(at, full);
-      if (find_key(full) != nullptr) invalid(at + "'" + full + "' is a key, not a section");
+      if (find_key(full) != nullptr) throw_invalid(at + "'" + full + "' is a key, not a section");
       collect(path, *inner, full, out);
       continue;
     }
@@ -453,7 +449,7 @@ std::vector<FileKey> read_toml(const std::string& path) {
     const toml::table table = toml::parse(text, path);
     collect(path, table, "", keys);
   } catch (const toml::parse_error& error) {
-    invalid(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));
+    throw_invalid(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));
   }
   return keys;
 }
@@ -566,41 +562,41 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
 
 void validate(const TrainConfig& config) {
   cuda_devices_of(config.device);
-  if (config.run.empty()) invalid("run is not set: the folder that the run is written to");
-  if (config.train.empty()) invalid("data.train is not set: the files of sentence pairs");
+  if (config.run.empty()) throw_invalid("run is not set: the folder that the run is written to");
+  if (config.train.empty()) throw_invalid("data.train is not set: the files of sentence pairs");
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {
-    invalid("data.columns must name two different columns, e.g. [1, 2]");
+    throw_invalid("data.columns must name two different columns, e.g. [1, 2]");
   }
   const size_t pairs = parse_language_pairs(config.train, config.columns).size();
   const std::vector<double>& weights = config.sampler.weights;
   if (!weights.empty() && weights.size() != pairs) {
-    invalid(fmt::format("data.weights has {} share{} for {} language pair{} of data.train",
-                        weights.size(), weights.size() == 1 ? "" : "s", pairs,
-                        pairs == 1 ? "" : "s"));
+    throw_invalid(fmt::format("data.weights has {} share{} for {} language pair{} of data.train",
+                              weights.size(), weights.size() == 1 ? "" : "s", pairs,
+                              pairs == 1 ? "" : "s"));
   }
   if (!weights.empty() && *std::max_element(weights.begin(), weights.end()) == 0) {
-    invalid("data.weights are all 0: nothing would be drawn");
+    throw_invalid("data.weights are all 0: nothing would be drawn");
   }
   validate(config.corpus, config.model.max_seq_len);
   if (kernels::Isa isa; config.isa != "auto" && !kernels::parse_isa(config.isa.c_str(), &isa)) {
-    invalid(fmt::format("isa is \"{}\", expected auto, {}", config.isa, kernels::kIsaNames));
+    throw_invalid(fmt::format("isa is \"{}\", expected auto, {}", config.isa, kernels::kIsaNames));
   }
   if (config.model.hidden_size % config.model.num_heads != 0) {
-    invalid(fmt::format("model.hidden_size {} is not a multiple of model.num_heads {}",
-                        config.model.hidden_size, config.model.num_heads));
+    throw_invalid(fmt::format("model.hidden_size {} is not a multiple of model.num_heads {}",
+                              config.model.hidden_size, config.model.num_heads));
   }
   if (!config.mask &&
       (config.step.objectives.ugt_weight > 0 || config.step.objectives.smlm_weight > 0)) {
-    invalid("objective.ugt_weight and objective.smlm_weight need objective.mask = true");
+    throw_invalid("objective.ugt_weight and objective.smlm_weight need objective.mask = true");
   }
   if (config.checkpoint_every == 0 && config.checkpoint_minutes == 0) {
-    invalid("train.checkpoint_every and train.checkpoint_minutes are both 0: no checkpoints");
+    throw_invalid("train.checkpoint_every and train.checkpoint_minutes are both 0: no checkpoints");
   }
   if (config.schedule.warmup == Warmup::kLinear && config.schedule.warmup_steps == 0) {
-    invalid("schedule.warmup = \"linear\" needs schedule.warmup_steps");
+    throw_invalid("schedule.warmup = \"linear\" needs schedule.warmup_steps");
   }
   if (config.dev.empty() && config.dev_pairs == 0 && (config.patience > 0 || config.average > 0)) {
-    invalid(
+    throw_invalid(
         "train.patience and train.average go by evaluations, and without dev pairs there are none; "
         "set data.dev or data.dev_pairs");
   }

@@ -12,7 +12,7 @@
 namespace xsr {
 namespace {
 
-constexpr int32_t kRowsPerTask = 96;
+constexpr int32_t kTokensPerTask = 96;
 
 struct Free {
   void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
@@ -74,11 +74,11 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
   const int64_t stride = C + 16;
   std::vector<AlignedFloats> rows;
   for (int32_t thread = 0; thread < pool.num_threads(); ++thread)
-    rows.push_back(aligned_floats(stride * kRowsPerTask));
+    rows.push_back(aligned_floats(stride * kTokensPerTask));
   const auto fill = [&](const void* table, const float* scales, int32_t count, const float* extra,
                         float* out) {
-    pool.for_each((count + kRowsPerTask - 1) / kRowsPerTask, [&](int32_t task, int32_t thread) {
-      const int32_t first = task * kRowsPerTask, last = std::min(count, first + kRowsPerTask);
+    pool.for_each((count + kTokensPerTask - 1) / kTokensPerTask, [&](int32_t task, int32_t thread) {
+      const int32_t first = task * kTokensPerTask, last = std::min(count, first + kTokensPerTask);
       for (int32_t row = first; row < last; ++row) {
         centred_row(table, weights.table_storage, scales, row, extra, C,
                     rows[thread].get() + (row - first) * stride);

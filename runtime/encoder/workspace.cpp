@@ -10,13 +10,13 @@
 namespace xsr {
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kLineBytes = 64;
 
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t aligned(size_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }
 /// In elements: whole lines of 64 bytes, and one more.
 template <typename T>
 int64_t padded_stride(int64_t columns) {
-  constexpr int64_t line = kAlignment / sizeof(T);
+  constexpr int64_t line = kLineBytes / sizeof(T);
   return (columns + line - 1) / line * line + line;
 }
 

@@ -11,7 +11,7 @@ namespace xsr {
 namespace {
 
 // A task's rows, and one panel of the other side's, stay in L2 while they are multiplied.
-constexpr int64_t kTaskRows = 64, kPanelRows = kernels::kPanelRows;
+constexpr int64_t kTaskRows = 64, kOthersAtOnce = kernels::kPanelRows;
 
 /// Rows of length 1 (or 0), in double.
 std::vector<double> normalized(const float* u, int64_t rows, int32_t size) {
@@ -28,13 +28,13 @@ std::vector<double> normalized(const float* u, int64_t rows, int32_t size) {
   return out;
 }
 
-/// [panels][size][kPanelRows]: rows as columns side by side, zeros behind the last.
+/// [panels][size][kOthersAtOnce]: rows as columns side by side, zeros behind the last.
 std::vector<double> panels_of(const std::vector<double>& u, int64_t rows, int32_t size) {
-  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
-  std::vector<double> out(static_cast<size_t>(panels * kPanelRows) * size);
+  const int64_t panels = (rows + kOthersAtOnce - 1) / kOthersAtOnce;
+  std::vector<double> out(static_cast<size_t>(panels * kOthersAtOnce) * size);
   for (int64_t i = 0; i < rows; ++i) {
-    double* panel = out.data() + i / kPanelRows * size * kPanelRows + i % kPanelRows;
-    for (int32_t k = 0; k < size; ++k) panel[k * kPanelRows] = u[i * size + k];
+    double* panel = out.data() + i / kOthersAtOnce * size * kOthersAtOnce + i % kOthersAtOnce;
+    for (int32_t k = 0; k < size; ++k) panel[k * kOthersAtOnce] = u[i * size + k];
   }
   return out;
 }
@@ -47,17 +47,17 @@ int64_t count_hits(const std::vector<double>& a, const std::vector<double>& pane
   std::atomic<int64_t> hits{0};
   const auto search = [&](int32_t task, int32_t) {
     const int64_t first = task * kTaskRows, count = std::min(kTaskRows, rows - first);
-    double cosines[kTaskRows * kPanelRows], best[kTaskRows];
+    double cosines[kTaskRows * kOthersAtOnce], best[kTaskRows];
     int64_t nearest[kTaskRows];
     std::fill_n(best, kTaskRows, -HUGE_VAL);
     std::fill_n(nearest, kTaskRows, -1);
-    for (int64_t other = 0; other < rows; other += kPanelRows) {
+    for (int64_t other = 0; other < rows; other += kOthersAtOnce) {
       inner_products(a.data() + first * size, panels.data() + other * size, count, size, cosines);
-      const int64_t columns = std::min(kPanelRows, rows - other);
+      const int64_t columns = std::min(kOthersAtOnce, rows - other);
       for (int64_t r = 0; r < count; ++r) {
         for (int64_t j = 0; j < columns; ++j) {
-          if (cosines[r * kPanelRows + j] > best[r]) {
-            best[r] = cosines[r * kPanelRows + j];
+          if (cosines[r * kOthersAtOnce + j] > best[r]) {
+            best[r] = cosines[r * kOthersAtOnce + j];
             nearest[r] = other + j;
           }
         }

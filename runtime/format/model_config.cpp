@@ -33,18 +33,16 @@ constexpr int32_t kMaxHiddenSize = 1 << 16;
 constexpr int32_t kMaxIntermediateSize = 1 << 20;
 constexpr int32_t kMaxPositions = 1 << 20;
 
-[[noreturn]] void bad(const std::string& message) { throw Error(XSR_STATUS_BAD_FILE, message); }
-
 void check_range(const char* field, int32_t value, int32_t first, int32_t last) {
   if (value >= first && value <= last) return;
-  bad(std::string(field) + " is " + std::to_string(value) + ", expected " + std::to_string(first) +
-      " to " + std::to_string(last));
+  throw_bad_file(std::string(field) + " is " + std::to_string(value) + ", expected " +
+                 std::to_string(first) + " to " + std::to_string(last));
 }
 
 void check_id(const char* field, int32_t id, int32_t vocab_size) {
   if (id >= -1 && id < vocab_size) return;
-  bad(std::string(field) + " is " + std::to_string(id) +
-      ", expected -1 (none) or an id below vocab_size " + std::to_string(vocab_size));
+  throw_bad_file(std::string(field) + " is " + std::to_string(id) +
+                 ", expected -1 (none) or an id below vocab_size " + std::to_string(vocab_size));
 }
 
 }  // namespace
@@ -67,8 +65,8 @@ void validate(const ModelConfig& c) {
   check_range("hidden_size", c.hidden_size, 1, kMaxHiddenSize);
   check_range("num_heads", c.num_heads, 1, c.hidden_size);
   if (c.hidden_size % c.num_heads != 0) {
-    bad("num_heads is " + std::to_string(c.num_heads) + ", expected a divisor of hidden_size " +
-        std::to_string(c.hidden_size));
+    throw_bad_file("num_heads is " + std::to_string(c.num_heads) +
+                   ", expected a divisor of hidden_size " + std::to_string(c.hidden_size));
   }
   check_range("intermediate_size", c.intermediate_size, 1, kMaxIntermediateSize);
   check_range("vocab_size", c.vocab_size, 1, INT32_MAX);
@@ -77,23 +75,25 @@ void validate(const ModelConfig& c) {
   check_range("num_token_types", c.num_token_types, 0, kMaxPositions);
   const int32_t positions = c.num_positions - c.position_offset;
   if (c.max_seq_len < 1 || c.max_seq_len > positions) {
-    bad("max_seq_len is " + std::to_string(c.max_seq_len) + ", expected 1 to " +
-        std::to_string(positions) + " (num_positions " + std::to_string(c.num_positions) +
-        " less position_offset " + std::to_string(c.position_offset) + ")");
+    throw_bad_file("max_seq_len is " + std::to_string(c.max_seq_len) + ", expected 1 to " +
+                   std::to_string(positions) + " (num_positions " +
+                   std::to_string(c.num_positions) + " less position_offset " +
+                   std::to_string(c.position_offset) + ")");
   }
   check_range("embedding_size", c.embedding_size, 1, kMaxIntermediateSize);
   if (!c.has_pooler && c.embedding_size != c.hidden_size) {
-    bad("embedding_size is " + std::to_string(c.embedding_size) + ", expected hidden_size " +
-        std::to_string(c.hidden_size) + " in a model without a dense layer after pooling");
+    throw_bad_file("embedding_size is " + std::to_string(c.embedding_size) +
+                   ", expected hidden_size " + std::to_string(c.hidden_size) +
+                   " in a model without a dense layer after pooling");
   }
   if (!c.has_pooler && c.pooler_activation != Activation::kNone) {
-    bad(std::string("pooler_activation is ") + to_string(c.pooler_activation) +
-        ", expected none in a model without a dense layer after pooling");
+    throw_bad_file(std::string("pooler_activation is ") + to_string(c.pooler_activation) +
+                   ", expected none in a model without a dense layer after pooling");
   }
   if (!(c.layer_norm_eps >= 0 && c.layer_norm_eps < 1)) {  // false for NaN too
     char text[32];
     std::snprintf(text, sizeof text, "%g", c.layer_norm_eps);
-    bad(std::string("layer_norm_eps is ") + text + ", expected a number in [0, 1)");
+    throw_bad_file(std::string("layer_norm_eps is ") + text + ", expected a number in [0, 1)");
   }
 
   check_id("pad_id", c.pad_id, c.vocab_size);
@@ -101,12 +101,14 @@ void validate(const ModelConfig& c) {
   check_id("mask_id", c.mask_id, c.vocab_size);
   check_id("cls_id", c.cls_id, c.vocab_size);
   check_id("sep_id", c.sep_id, c.vocab_size);
-  if (c.add_cls && c.cls_id < 0) bad("cls_id is -1 (none), expected an id, because add_cls is set");
-  if (c.add_sep && c.sep_id < 0) bad("sep_id is -1 (none), expected an id, because add_sep is set");
+  if (c.add_cls && c.cls_id < 0)
+    throw_bad_file("cls_id is -1 (none), expected an id, because add_cls is set");
+  if (c.add_sep && c.sep_id < 0)
+    throw_bad_file("sep_id is -1 (none), expected an id, because add_sep is set");
   const int32_t special_tokens = (c.add_cls ? 1 : 0) + (c.add_sep ? 1 : 0);
   if (c.max_seq_len <= special_tokens) {
-    bad("max_seq_len is " + std::to_string(c.max_seq_len) + ", expected more than the " +
-        std::to_string(special_tokens) + " special tokens that every sentence gets");
+    throw_bad_file("max_seq_len is " + std::to_string(c.max_seq_len) + ", expected more than the " +
+                   std::to_string(special_tokens) + " special tokens that every sentence gets");
   }
 }
 

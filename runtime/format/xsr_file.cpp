@@ -37,10 +37,8 @@ std::string hex(uint64_t value) {
 
 std::string number(uint64_t value) { return std::to_string(value); }
 
-[[noreturn]] void bad(const std::string& message) { throw Error(XSR_STATUS_BAD_FILE, message); }
-
 [[noreturn]] void bad_at(uint64_t offset, const std::string& message) {
-  bad("offset " + number(offset) + ": " + message);
+  throw_bad_file("offset " + number(offset) + ": " + message);
 }
 
 [[noreturn]] void unsupported_at(uint64_t offset, const std::string& message) {
@@ -50,7 +48,7 @@ std::string number(uint64_t value) { return std::to_string(value); }
 uint64_t checked_product(uint64_t a, uint64_t b) {
   uint64_t product;
   if (__builtin_mul_overflow(a, b, &product))
-    bad("the product of its dimensions overflows 64 bits");
+    throw_bad_file("the product of its dimensions overflows 64 bits");
   return product;
 }
 
@@ -116,8 +114,8 @@ void check_magic(const unsigned char* file, uint64_t size) {
            "mode.");
   }
   if (size < sizeof kMagic && std::memcmp(file, kMagic, size) == 0) {
-    bad("the file has " + number(size) + " bytes, a header has " + number(sizeof(FileHeader)) +
-        kDamaged);
+    throw_bad_file("the file has " + number(size) + " bytes, a header has " +
+                   number(sizeof(FileHeader)) + kDamaged);
   }
   std::string found;
   for (uint64_t i = 0; i < std::min<uint64_t>(size, sizeof kMagic); ++i) {
@@ -302,17 +300,18 @@ const char* to_string(Layout value) { return name_of(kLayouts, value); }
 uint64_t tensor_bytes(DType dtype, Layout layout, std::span<const uint64_t> dims) {
   check_known("layout", kLayouts, layout);
   if (dims.empty() || dims.size() > kMaxRank) {
-    bad("rank is " + number(dims.size()) + ", expected 1 to " + number(kMaxRank));
+    throw_bad_file("rank is " + number(dims.size()) + ", expected 1 to " + number(kMaxRank));
   }
   for (size_t i = 0; i < dims.size(); ++i) {
-    if (dims[i] == 0) bad("dimension " + number(i) + " is 0, expected at least 1");
+    if (dims[i] == 0) throw_bad_file("dimension " + number(i) + " is 0, expected at least 1");
   }
   uint64_t bytes = dtype_size(dtype);
   if (layout == Layout::kRowMajor) {
     for (const uint64_t dim : dims) bytes = checked_product(bytes, dim);
     return bytes;
   }
-  if (dims.size() != 2) bad("rank is " + number(dims.size()) + ", expected 2 for layout panels32");
+  if (dims.size() != 2)
+    throw_bad_file("rank is " + number(dims.size()) + ", expected 2 for layout panels32");
   const uint64_t inputs = panel_inputs(dtype);
   bytes = checked_product(bytes * kPanelRows * inputs, ceil_div(dims[0], kPanelRows));
   return checked_product(bytes, ceil_div(dims[1], inputs));
@@ -369,11 +368,11 @@ uint64_t find_panel_damage(DType dtype, Layout layout, const std::vector<uint64_
 }
 
 Metadata parse_metadata(const unsigned char* file, uint64_t size) {
-  if (size == 0) bad(std::string("the file is empty") + kDamaged);
+  if (size == 0) throw_bad_file(std::string("the file is empty") + kDamaged);
   check_magic(file, size);
   if (size < sizeof(FileHeader)) {
-    bad("the file has " + number(size) + " bytes, a header has " + number(sizeof(FileHeader)) +
-        kDamaged);
+    throw_bad_file("the file has " + number(size) + " bytes, a header has " +
+                   number(sizeof(FileHeader)) + kDamaged);
   }
   FileHeader header;
   std::memcpy(&header, file, sizeof header);
@@ -612,8 +611,8 @@ void XsrFile::verify() const {
     const uint64_t scales_size = tensor.scales ? tensor.dims[0] * sizeof(float) : 0;
     const uint64_t checksum = tensor_checksum(tensor.data, tensor.size, tensor.scales, scales_size);
     if (checksum != tensor.checksum) {
-      bad(what + "its data gives checksum " + hex(checksum) + ", expected " + hex(tensor.checksum) +
-          kDamaged);
+      throw_bad_file(what + "its data gives checksum " + hex(checksum) + ", expected " +
+                     hex(tensor.checksum) + kDamaged);
     }
     uint64_t end = tensor.offset + tensor.size;
     uint64_t found = find_nonzero(data_, end, end + padding_after(end));
@@ -623,14 +622,14 @@ void XsrFile::verify() const {
       found = find_nonzero(data_, end, end + padding_after(end));
     }
     if (found != end + padding_after(end)) {
-      bad(what + "the padding behind it holds byte " + number(data_[found]) + " at offset " +
-          number(found) + ", expected 0" + kDamaged);
+      throw_bad_file(what + "the padding behind it holds byte " + number(data_[found]) +
+                     " at offset " + number(found) + ", expected 0" + kDamaged);
     }
     const uint64_t damage =
         find_panel_damage(tensor.dtype, tensor.layout, tensor.dims, tensor.data, tensor.size);
     if (damage != tensor.size) {
-      bad(what + "its panel padding is not zero at offset " + number(tensor.offset + damage) +
-          ". Convert the model again.");
+      throw_bad_file(what + "its panel padding is not zero at offset " +
+                     number(tensor.offset + damage) + ". Convert the model again.");
     }
   }
 }

@@ -10,10 +10,6 @@
 namespace xsr {
 namespace {
 
-[[noreturn]] void invalid(const std::string& message) {
-  throw Error(XSR_STATUS_INVALID_ARGUMENT, message);
-}
-
 /// A run of bytes of the caller's, and where it goes.
 struct Chunk {
   uint64_t offset;
@@ -36,7 +32,7 @@ Section place(uint64_t* end, uint64_t size) {
   uint64_t next;
   if (__builtin_add_overflow(*end, size, &next) ||
       __builtin_add_overflow(next, padding_after(next), &next)) {
-    invalid("the tensors together have more bytes than 64 bits can count");
+    throw_invalid("the tensors together have more bytes than 64 bits can count");
   }
   *end = next;
   return section;
@@ -79,15 +75,16 @@ TensorEntry place_tensor(const TensorSource& source, uint64_t* end, std::vector<
   const uint64_t size = tensor_bytes(source.dtype, source.layout, source.dims);
   entry.rank = static_cast<uint32_t>(source.dims.size());
   std::copy(source.dims.begin(), source.dims.end(), entry.dims);
-  if (source.data == nullptr) invalid("its data is a null pointer");
+  if (source.data == nullptr) throw_invalid("its data is a null pointer");
   const bool has_scales = source.dtype == DType::kI8;
   if (has_scales != (source.scales != nullptr)) {
-    invalid(has_scales
-                ? "its scales are a null pointer, expected one scale for each row of an i8 tensor"
-                : std::string("it has scales, expected none for dtype ") + to_string(source.dtype));
+    throw_invalid(
+        has_scales
+            ? "its scales are a null pointer, expected one scale for each row of an i8 tensor"
+            : std::string("it has scales, expected none for dtype ") + to_string(source.dtype));
   }
   if (find_panel_damage(source.dtype, source.layout, source.dims, source.data, size) != size) {
-    invalid("its panel padding is not zero");
+    throw_invalid("its panel padding is not zero");
   }
   const Section data = place(end, size);
   entry.data_offset = data.offset;
@@ -107,13 +104,14 @@ TensorEntry place_tensor(const TensorSource& source, uint64_t* end, std::vector<
 Plan make_plan(const ModelConfig& config, std::span<const TensorSource> tensors,
                std::string_view tokenizer, std::string_view provenance,
                std::span<const unsigned char> tokenizer_tables) {
-  if (tensors.size() > UINT32_MAX) invalid("a file holds at most 2^32 - 1 tensors");
+  if (tensors.size() > UINT32_MAX) throw_invalid("a file holds at most 2^32 - 1 tensors");
   std::string names;
   std::vector<TensorEntry> table(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     table[i].name_offset = static_cast<uint32_t>(names.size());
     names.append(tensors[i].name).push_back('\0');
-    if (names.size() > UINT32_MAX) invalid("the tensors' names have more than 2^32 - 1 bytes");
+    if (names.size() > UINT32_MAX)
+      throw_invalid("the tensors' names have more than 2^32 - 1 bytes");
   }
 
   FileHeader header{};
@@ -173,7 +171,7 @@ Plan make_plan_or_invalid(const std::string& name, const ModelConfig& config,
   try {
     return make_plan(config, tensors, tokenizer, provenance, tokenizer_tables);
   } catch (const Error& error) {
-    invalid(name + ": not written, the reader would refuse it: " + error.what());
+    throw_invalid(name + ": not written, the reader would refuse it: " + error.what());
   }
 }
 

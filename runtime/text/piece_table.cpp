@@ -14,10 +14,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "keep_bytes counts from the low byte");
 
-[[noreturn]] void fail(const std::string& what) {
-  throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
-}
-
 [[noreturn]] void fail_tables(const std::string& what) {
   throw Error(XSR_STATUS_BAD_FILE, "tokenizer tables: " + what + ". Convert the model again.");
 }
@@ -133,11 +129,11 @@ void PieceTable::read_pieces(uint32_t text_bytes) {
   }
   std::sort(symbol_sizes_.begin(), symbol_sizes_.end(), std::greater<>());
   symbol_sizes_.erase(std::unique(symbol_sizes_.begin(), symbol_sizes_.end()), symbol_sizes_.end());
-  if (unk_id_ < 0) fail("unk is not defined: no piece is of the type unknown");
+  if (unk_id_ < 0) bad_sentencepiece_model("unk is not defined: no piece is of the type unknown");
   for (size_t byte = 0; byte < byte_ids_.size(); ++byte) {
     if (byte_ids_[byte] < 0) {
-      fail("byte_fallback is on, but there is no byte piece for byte " + std::to_string(byte) +
-           ", expected all 256");
+      bad_sentencepiece_model("byte_fallback is on, but there is no byte piece for byte " +
+                              std::to_string(byte) + ", expected all 256");
     }
   }
 }
@@ -147,19 +143,20 @@ void PieceTable::note_reserved(int32_t id) {
   const PieceType type = (*this)[id].type;
   if (type == PieceType::kUnknown) {
     if (unk_id_ >= 0) {
-      fail("unk is already defined, pieces " + std::to_string(unk_id_) + " and " +
-           std::to_string(id) + " are both of the type unknown");
+      bad_sentencepiece_model("unk is already defined, pieces " + std::to_string(unk_id_) +
+                              " and " + std::to_string(id) + " are both of the type unknown");
     }
     unk_id_ = id;
   }
   if (type == PieceType::kByte) {
     if (!settings_.byte_fallback) {
-      fail("byte piece " + std::string(text(id)) + " is found although byte_fallback is off");
+      bad_sentencepiece_model("byte piece " + std::string(text(id)) +
+                              " is found although byte_fallback is off");
     }
     const int byte = byte_of(text(id));
     if (byte < 0) {
-      fail("byte piece " + std::to_string(id) + " is \"" + std::string(text(id)) +
-           "\", expected <0x00> to <0xFF>");
+      bad_sentencepiece_model("byte piece " + std::to_string(id) + " is \"" +
+                              std::string(text(id)) + "\", expected <0x00> to <0xFF>");
     }
     byte_ids_[static_cast<size_t>(byte)] = id;
   }

@@ -12,8 +12,6 @@ namespace {
 
 // Up to here the best merge is looked for among all of them; beyond, a heap finds it.
 constexpr size_t kFewSymbols = 32;
-// Scratch buffers above this size are given back.
-constexpr size_t kKeptBytes = 1 << 20;
 constexpr size_t kLongSizeBuckets = 8192;
 constexpr size_t kVeryLongPiece = 63;
 // What the library takes off the lowest score for an unknown character.
@@ -34,7 +32,7 @@ static_assert(kLongSizeBuckets == size_t{1} << (32 - 19));
 
 template <typename T>
 void shrink_vector(std::vector<T>& v) {
-  if (v.capacity() * sizeof(T) > kKeptBytes) std::vector<T>().swap(v);
+  if (v.capacity() * sizeof(T) > kKeptScratchBytes) std::vector<T>().swap(v);
 }
 
 }  // namespace

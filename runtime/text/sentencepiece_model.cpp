@@ -7,6 +7,10 @@
 #include "runtime/error.h"
 
 namespace xsr {
+[[noreturn]] void bad_sentencepiece_model(const std::string& what) {
+  throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
+}
+
 namespace {
 
 // The library's tables for user-defined symbols that are prefixes of each other have 64 places.
@@ -15,10 +19,6 @@ constexpr size_t kMaxNestedSymbols = 64;
 constexpr size_t kMaxPieceBytes = 4096;
 // The library counts bytes in int.
 constexpr size_t kMaxBlobBytes = size_t{1} << 30;
-
-[[noreturn]] void fail(const std::string& what) {
-  throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
-}
 
 /// Reads the fields of one protocol-buffers message, wire format as in the protobuf encoding
 /// document.
@@ -100,7 +100,7 @@ class Message {
     fail_here("a number of more than 10 bytes");
   }
   [[noreturn]] void fail_here(const std::string& what) const {
-    fail("offset " + std::to_string(offset_ + field_begin_) + ": " + what);
+    bad_sentencepiece_model("offset " + std::to_string(offset_ + field_begin_) + ": " + what);
   }
   [[noreturn]] void fail_type(const std::string& expected) const {
     fail_here("field " + std::to_string(number_) + " has wire type " + std::to_string(wire_) +
@@ -120,8 +120,8 @@ void parse_trainer(Message&& m, SentencePieceModel& model) {
     switch (m.number()) {
       case 3:
         if (m.value() < 1 || m.value() > 4) {
-          fail("model_type is " + std::to_string(m.value()) +
-               ", expected 1 (unigram), 2 (bpe), 3 (word) or 4 (char)");
+          bad_sentencepiece_model("model_type is " + std::to_string(m.value()) +
+                                  ", expected 1 (unigram), 2 (bpe), 3 (word) or 4 (char)");
         }
         model.type = static_cast<SentencePieceType>(m.value());
         break;
@@ -168,15 +168,16 @@ void parse_piece(Message&& m, SentencePieceModel& model) {
       piece.score = m.real();
     } else if (m.number() == 3) {
       if (m.value() < 1 || m.value() > 6) {
-        fail("piece " + std::to_string(model.pieces.size()) + " has type " +
-             std::to_string(m.value()) + ", expected 1 to 6");
+        bad_sentencepiece_model("piece " + std::to_string(model.pieces.size()) + " has type " +
+                                std::to_string(m.value()) + ", expected 1 to 6");
       }
       piece.type = static_cast<PieceType>(m.value());
     }
   }
   if (text.empty() || text.size() > kMaxPieceBytes) {
-    fail("piece " + std::to_string(model.pieces.size()) + " has " + std::to_string(text.size()) +
-         " bytes, expected 1 to " + std::to_string(kMaxPieceBytes));
+    bad_sentencepiece_model("piece " + std::to_string(model.pieces.size()) + " has " +
+                            std::to_string(text.size()) + " bytes, expected 1 to " +
+                            std::to_string(kMaxPieceBytes));
   }
   piece.begin = static_cast<uint32_t>(model.texts.size());
   piece.size = static_cast<uint16_t>(text.size());
@@ -189,7 +190,7 @@ void check_nul(const SentencePieceModel& model) {
   if (nul == std::string::npos) return;
   size_t id = 0;
   while (model.pieces[id].begin + model.pieces[id].size <= nul) ++id;
-  fail("piece " + std::to_string(id) + " contains a NUL byte");
+  bad_sentencepiece_model("piece " + std::to_string(id) + " contains a NUL byte");
 }
 
 void check_nesting(const SentencePieceModel& model) {
@@ -202,8 +203,9 @@ void check_nesting(const SentencePieceModel& model) {
     while (!open.empty() && s.substr(0, open.back().size()) != open.back()) open.pop_back();
     open.push_back(s);
     if (open.size() > kMaxNestedSymbols) {
-      fail("more than " + std::to_string(kMaxNestedSymbols) +
-           " user-defined symbols begin with each other: " + std::string(open.front()));
+      bad_sentencepiece_model(
+          "more than " + std::to_string(kMaxNestedSymbols) +
+          " user-defined symbols begin with each other: " + std::string(open.front()));
     }
   }
 }
@@ -213,7 +215,8 @@ void check_nesting(const SentencePieceModel& model) {
 SentencePieceModel parse_sentencepiece_model(std::string_view blob) {
   SentencePieceModel model;
   if (blob.size() > kMaxBlobBytes) {
-    fail(std::to_string(blob.size()) + " bytes, expected at most " + std::to_string(kMaxBlobBytes));
+    bad_sentencepiece_model(std::to_string(blob.size()) + " bytes, expected at most " +
+                            std::to_string(kMaxBlobBytes));
   }
   // A piece takes some 20 bytes: text, score, type and their tags.
   model.pieces.reserve(blob.size() / 16);
@@ -233,7 +236,8 @@ SentencePieceModel parse_sentencepiece_model(std::string_view blob) {
         break;
     }
   }
-  if (model.pieces.empty()) fail("there are no pieces; is this a SentencePiece model?");
+  if (model.pieces.empty())
+    bad_sentencepiece_model("there are no pieces; is this a SentencePiece model?");
   check_nul(model);
   check_nesting(model);
   model.texts.append(kTextPadding, '\0');

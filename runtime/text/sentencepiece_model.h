@@ -51,6 +51,9 @@ struct SentencePieceModel : SentencePieceSettings {
   }
 };
 
+/// Throws Error(BAD_FILE).
+[[noreturn]] void bad_sentencepiece_model(const std::string& what);
+
 /// Parses and checks the bytes of a SentencePiece model: every length, and what the library itself
 /// takes on trust (pieces with NUL bytes, very long pieces, more nested user-defined symbols than
 /// its tables hold). Throws Error(BAD_FILE) with the offset.

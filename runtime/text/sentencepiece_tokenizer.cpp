@@ -41,8 +41,6 @@ constexpr size_t kUnigramSegmentBytes = 65536;
 // library needs some 100 bytes of memory for each. What comes behind the cut can only matter to ids
 // near it.
 constexpr size_t kMaxSegmentBytes = 256 * 1024;
-// Scratch buffers above this size are given back after the call.
-constexpr size_t kKeptBytes = 1 << 20;
 // A text with a longer word (no space: another script, or no text at all) is normalised as a whole.
 constexpr size_t kMaxWordBytes = 1024;
 
@@ -77,10 +75,11 @@ struct ThreadScratch {
 
   void shrink() {
     for (std::string* s : {&well_formed, &lower, &normalized, &padded}) {
-      if (s->capacity() > kKeptBytes) std::string().swap(*s);
+      if (s->capacity() > kKeptScratchBytes) std::string().swap(*s);
     }
-    if (ids.capacity() * sizeof(int32_t) > kKeptBytes) std::vector<int32_t>().swap(ids);
-    if (library_ids.capacity() * sizeof(int) > kKeptBytes) std::vector<int>().swap(library_ids);
+    if (ids.capacity() * sizeof(int32_t) > kKeptScratchBytes) std::vector<int32_t>().swap(ids);
+    if (library_ids.capacity() * sizeof(int) > kKeptScratchBytes)
+      std::vector<int>().swap(library_ids);
     segmenter.shrink();
   }
 };
@@ -540,7 +539,7 @@ Tokenizer::Result SentencePieceTokenizer::encode(std::string_view text, size_t m
       !encode_words(text, limit, ids, static_cast<Memo*>(state), scratch, &result.truncated)) {
     result = encode_text(text, limit, ids, scratch);
   }
-  if (text.size() > kKeptBytes / 16) scratch.shrink();
+  if (text.size() > kKeptScratchBytes / 16) scratch.shrink();
   if (ids.size() == first_piece && !result.truncated) {
     ids.resize(first_id);  // an empty text has no special tokens either
   } else {

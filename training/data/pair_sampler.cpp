@@ -88,10 +88,6 @@ char32_t take_character(std::string_view& text) {
   return c;
 }
 
-[[noreturn]] void invalid(const std::string& message) {
-  throw Error(XSR_STATUS_INVALID_ARGUMENT, message);
-}
-
 }  // namespace
 
 std::vector<uint8_t> maskable_tokens(std::string_view tokenizer_model, const ModelConfig& config) {
@@ -117,8 +113,8 @@ BatchBuilder::BatchBuilder(std::shared_ptr<const TokenizedCorpus> corpus, int32_
     : corpus_(std::move(corpus)), mask_id_(mask_id), maskable_(std::move(maskable)), seed_(seed) {
   const size_t vocab_size = static_cast<size_t>(corpus_->vocab_size());
   if (mask_id >= 0 && maskable_.size() != vocab_size) {
-    invalid(fmt::format("{} tokens are said to be maskable or not, expected the corpus' {}",
-                        maskable_.size(), vocab_size));
+    throw_invalid(fmt::format("{} tokens are said to be maskable or not, expected the corpus' {}",
+                              maskable_.size(), vocab_size));
   }
 }
 
@@ -182,19 +178,19 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
   const auto parts = corpus.parts();
   if (options.batch_pairs < 1 || options.batch_tokens < 0 || options.pool_batches < 1 ||
       !(options.temperature > 0)) {
-    invalid(fmt::format(
+    throw_invalid(fmt::format(
         "batches of {} pairs and {} tokens, sorted within {}, at a temperature of "
         "{} make no sense; expected at least 1 pair, 0 or more tokens, at least 1 "
         "batch and a temperature above 0",
         options.batch_pairs, options.batch_tokens, options.pool_batches, options.temperature));
   }
   if (!options.weights.empty() && options.weights.size() != parts.size()) {
-    invalid(fmt::format("there are {} weights for {} language pairs", options.weights.size(),
-                        parts.size()));
+    throw_invalid(fmt::format("there are {} weights for {} language pairs", options.weights.size(),
+                              parts.size()));
   }
   if (options.batch_tokens > 0 &&
       corpus.longest_pair() > static_cast<uint64_t>(options.batch_tokens)) {
-    invalid(
+    throw_invalid(
         fmt::format("batches of {} tokens cannot hold the longest pair, which has {}; raise "
                     "batch_tokens or drop long sentences with max_tokens",
                     options.batch_tokens, corpus.longest_pair()));
@@ -218,14 +214,15 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
                                                        1 / options.temperature));
     }
     if (!(weights[l] >= 0) || !std::isfinite(weights[l])) {
-      invalid(fmt::format("{}: has a weight of {}, expected 0 or more", parts[l].name, weights[l]));
+      throw_invalid(
+          fmt::format("{}: has a weight of {}, expected 0 or more", parts[l].name, weights[l]));
     }
     if (weights[l] > 0 && lane.num_pairs == 0)
-      invalid(parts[l].name + ": has no pair to train on beside those held out");
+      throw_invalid(parts[l].name + ": has no pair to train on beside those held out");
     sum += weights[l];
     if (weights[l] > 0) pairs += lane.num_pairs;
   }
-  if (pairs == 0) invalid("there is no pair to train on");
+  if (pairs == 0) throw_invalid("there is no pair to train on");
   for (size_t l = 0; l < lanes_.size(); ++l) {
     Lane& lane = lanes_[l];
     if (weights[l] == 0) continue;
@@ -240,7 +237,7 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
   if (options.batch_tokens == 0) {
     if (options.drop_last) used_draws_ -= draws_per_epoch_ % batch_pairs;
     if (used_draws_ == 0) {
-      invalid(
+      throw_invalid(
           fmt::format("one batch of {} pairs is more than the {} there are to train on; lower "
                       "data.batch_pairs, or set data.drop_last = false",
                       batch_pairs, draws_per_epoch_));
@@ -350,7 +347,7 @@ void PairSampler::load_pool(uint64_t epoch, uint64_t pool) {
 void PairSampler::next(DataPosition& position, PairBatch& batch) {
   const auto must_exist = [&](bool exists) {
     if (!exists) {
-      invalid(
+      throw_invalid(
           fmt::format("the data has no batch {} in pool {} of epoch {}; was the position saved "
                       "with other data or other options?",
                       position.batch, position.pool, position.epoch));
