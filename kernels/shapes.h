@@ -1,5 +1,5 @@
 #pragma once
-// The shapes that tests and benches share: those of the released XSR encoder (papers.md 1a).
+// The shapes that tests and benches share: those of the encoder that Mao et al. 2021 released.
 #include <stdint.h>
 
 #include "kernels/activation/activation.h"

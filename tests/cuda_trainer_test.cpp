@@ -55,7 +55,7 @@ TEST_P(CudaTrainerGolden, LossesAndEveryGradientMatch) {
 
 TEST_P(CudaTrainerGolden, TenStepsOfAmsgradFollow) {
   if (golden_->trajectory().empty()) GTEST_SKIP() << "the file has no trajectory";
-  const Schedule schedule;  // papers.md 1d
+  const Schedule schedule;  // as released
   const test::GoldenTrajectory trajectory(*golden_, [&](int64_t t) { return schedule.at(t, 0); });
   CudaTrainer trainer(golden_->config(), release_step(), tiles_of(48));
   load(trainer);

@@ -443,7 +443,7 @@ void check_gemm(const KernelRow& row, const std::string& filter) {
       check_gemm_case(row, filter, random, {5, 70, 33, storage, activation, true, false, 0, 1}, 2);
     }
   }
-  // The real shapes of XSR, LEALLA-small and EMS (papers.md 1a, 4a, 2a).
+  // The real shapes of XSR, LEALLA-small and EMS.
   const int32_t real[][3] = {{20, 1536, 512}, {3, 512, 512}, {13, 1024, 512},
                              {20, 512, 1024}, {7, 384, 128}, {2, 512, 4096}};
   for (const auto& shape : real) {
@@ -1887,7 +1887,7 @@ void check_vocabulary_softmax(const KernelRow& row, const std::string& filter) {
     const int64_t stride = N + 3;
     const bool with_bias = variant % 2, in_place = variant % 3 == 0;
     const int shift = variant++ % 4;
-    // The released initialisation gives logits of this size (papers.md 1a).
+    // The released initialisation gives logits of this size (docs/methods.md, Initial values).
     Guarded z = random_rows(random, R, N, stride, shift, 22.6f), bias(R);
     for (int32_t v = 0; v < R; ++v) bias[v] = random.normal();
     std::vector<double> z64 = widen(z), bias64 = widen(bias), e64(R * stride), max64(N), sum64(N);

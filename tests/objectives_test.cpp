@@ -97,7 +97,8 @@ std::vector<std::pair<int32_t, float>> bag(const SparseTarget& target, int32_t s
 using Bag = std::vector<std::pair<int32_t, float>>;
 
 TEST(Targets, FollowEverySwitch) {
-  // papers.md 7.1: 3 4 5 with 4 masked, and 6 7 7; then a pair whose masked word is on both sides.
+  // docs/methods.md, Golden values: 3 4 5 with 4 masked, and 6 7 7; then a pair whose masked word
+  // is on both sides.
   const PairBatch batch = batch_of({{{{3, 4, 5}, 1}, {{6, 7, 7}}}, {{{8, 9}}, {{9, 5, 9, 3}, 0}}});
   const float third = 1.0f / 3, sixth = 1.0f / 6;
   const TargetSettings release, counted{true, false, false}, clean{false, true, false},
@@ -343,7 +344,7 @@ TEST(GenerativeHead, MatchesThePlainHead) {
     int32_t B, C, V;
     float token_scale;
   };
-  // Vocabularies around the tile of 256; logits as large as those of the first step (papers.md 1a).
+  // Vocabularies around the tile of 256; logits as large as those of the first step.
   const Shape shapes[] = {{1, 4, 5, 1},    {3, 24, 53, 1},   {5, 7, 255, 1},     {4, 16, 256, 1},
                           {2, 33, 257, 1}, {17, 64, 700, 1}, {40, 32, 900, .2f}, {6, 512, 600, 1}};
   for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
@@ -460,8 +461,8 @@ TEST(GenerativeHead, WhatIsNotFiniteShows) {
   }
 }
 
-TEST(VocabularyLoss, GivesTheValuesOfTheSheet) {
-  // papers.md 7.1: logits1[i] = 0.1 i, logits2[i] = 0.2 (i mod 3)
+TEST(VocabularyLoss, GivesTheGoldenValues) {
+  // docs/methods.md, Golden values: logits1[i] = 0.1 i, logits2[i] = 0.2 (i mod 3)
   const PairBatch masked = batch_of({{{{3, 4, 5}, 1}, {{6, 7, 7}}}}),
                   whole = batch_of({{{{3, 4, 5}}, {{6, 7, 7}}}});
   std::vector<float> token(16), bias(8, 0), t = {1, 0, 0, 1};
@@ -753,8 +754,8 @@ TEST(Similarities, TheBoundOfTheCosineHoldsTheGradient) {
   EXPECT_LT(bounded_loss, loss);
 }
 
-TEST(Similarities, GiveTheValuesOfTheSheet) {
-  // papers.md 7.1
+TEST(Similarities, GiveTheGoldenValues) {
+  // docs/methods.md, Golden values
   const float u[] = {1, 0, 0, 1, 1, 1, 0.9f, 0.1f, 0.2f, 1.0f, 0.8f, 1.1f};
   const kernels::KernelTable kernels = fastest();
   ThreadPool threads(1);

@@ -46,7 +46,7 @@ ModelConfig make_config(int32_t V, int32_t C, int32_t F, int32_t L, int32_t H, i
   return c;
 }
 
-/// The released model (papers.md 1a).
+/// The model of Mao et al. 2021, as released.
 ModelConfig released_config() { return make_config(50000, 512, 1024, 2, 8, 200); }
 
 /// Widths that fill no vector, three layers.
@@ -124,7 +124,7 @@ TEST(Parameters, AreThoseOfTheReleasedModel) {
     end = p.offset + p.size;
     all += p.size;
   }
-  EXPECT_EQ(30223184, all);  // papers.md 1a, "training total"
+  EXPECT_EQ(30223184, all);  // docs/methods.md, Encoder
   EXPECT_EQ((std::vector<int64_t>{1536, 512}), table.at("layer.1.qkv.weight").shape);
   EXPECT_EQ((std::vector<int64_t>{50000}), table.at("head.output.bias").shape);
   EXPECT_THROW(table.at("layer.2.qkv.weight"), std::out_of_range);

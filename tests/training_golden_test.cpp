@@ -64,7 +64,7 @@ TEST_P(TrainingGolden, LossesAndEveryGradientMatch) {
 
 TEST_P(TrainingGolden, TenStepsOfAmsgradFollow) {
   if (golden_->trajectory().empty()) GTEST_SKIP() << "the file has no trajectory";
-  const Schedule schedule;  // papers.md 1d
+  const Schedule schedule;  // as released
   const test::GoldenTrajectory trajectory(*golden_, [&](int64_t t) { return schedule.at(t, 0); });
   for (const kernels::Isa isa : test::training_isas()) {
     const kernels::KernelTable kernels = kernels::resolve_kernels(isa);

@@ -487,8 +487,8 @@ TrainConfig::TrainConfig(Preset p) : preset(p) {
   tokenizer_training.vocab_size = 50000;
   step.objectives = objective_preset(p);
   step.optimizer = optimizer_preset(p);
-  dev_dropout = p == Preset::kRelease;                     // papers.md 7.3
-  if (p != Preset::kStable) selection = Selection::kLoss;  // papers.md 1d
+  dev_dropout = p == Preset::kRelease;                     // as released: docs/methods.md
+  if (p != Preset::kStable) selection = Selection::kLoss;  // likewise
 }
 
 const std::vector<ConfigKey>& config_keys() { return kKeys; }

@@ -13,8 +13,9 @@
 namespace xsr::training {
 
 /// The encoder of runtime/encoder with what training adds: it keeps what the backward pass needs,
-/// drops out where papers.md 1a does, and walks back. Bits depend on the batch, the parameters and
-/// the ISA, never on the number of threads: work is cut by outputs or by sizes of the shapes.
+/// drops out (docs/methods.md, Dropout and random numbers), and walks back. Bits depend on the
+/// batch, the parameters and the ISA, never on the number of threads: work is cut by outputs or by
+/// sizes of the shapes.
 ///
 /// Precision::kBF16 rounds the operands of the matrix products of linear layers to bf16, forward
 /// and backward; they are summed in f32, and everything else is f32.

@@ -32,8 +32,8 @@ struct EncoderParameters {
   EncoderParameters(const ParameterTable& table, int32_t num_layers);
 };
 
-// The places of papers.md 1a that drop out, and their streams, the same on every device. Attention
-// takes one a head.
+// The places that drop out (docs/methods.md), and their streams, the same on every device.
+// Attention takes one a head.
 inline uint32_t embedding_stream() { return 0; }
 inline uint32_t probabilities_stream(int32_t layer, int32_t H) { return 1 + layer * (H + 2); }
 inline uint32_t attention_output_stream(int32_t layer, int32_t H) {

@@ -6,8 +6,8 @@
 
 namespace xsr::training {
 
-/// Initial values as PyTorch gives them by default (papers.md 1a), a function of config and seed
-/// alone:
+/// Initial values as PyTorch gives them by default, as released (Mao et al. 2021), a function of
+/// config and seed alone:
 ///
 ///     token and position table   N(0, 1), row 0 zero (the padding's)
 ///     weight [N, K], its bias    U(−1/√K, 1/√K): Kaiming-uniform with a = √5

@@ -20,10 +20,10 @@ struct Parameter {
 
 /// The one list of a model's trained tensors, which initialisation, gradients, optimiser moments,
 /// checkpoints, the .xsr writer and the tests all walk. The token table stands once: its gradient
-/// is the sum of its two uses (papers.md 1a).
+/// is the sum of its two uses (docs/methods.md, Generative head).
 class ParameterTable {
  public:
-  /// Encoder tensors in the order of the .xsr file, then the generative head of papers.md 1a:
+  /// Encoder tensors in the order of the .xsr file, then the generative head:
   /// head.transform.weight [C, C], head.transform.bias [C], head.norm.gamma [C], head.norm.beta
   /// [C], head.output.bias [V].
   explicit ParameterTable(const ModelConfig& config);

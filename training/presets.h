@@ -4,7 +4,7 @@
 
 namespace xsr::training {
 
-/// Named sets of the switches of papers.md 7.3.
+/// Named sets of switches (docs/methods.md, Total and presets).
 ///
 ///     release  as the authors' code: distinct ids, <MASK> in targets, overwritten masses, no
 ///              clipping

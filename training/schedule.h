@@ -13,7 +13,7 @@ enum class Decay { kConstant, kStep, kCosine };
 ///
 ///     warmup   none             1
 ///              linear           min(1, t / warmup_steps)
-///              untuned linear   min(1, t (1 − β2) / 2)          Ma & Yarats 2019; papers.md 1d
+///              untuned linear   min(1, t (1 − β2) / 2)          Ma & Yarats 2019
 ///     decay    constant         1
 ///              step             step_factor ^ (entries of step_epochs that are ≤ e
 ///                                              + entries of step_updates that are < t)

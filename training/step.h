@@ -17,7 +17,7 @@ struct StepConfig {
   ObjectiveConfig objectives;
   OptimizerConfig optimizer;
   Precision precision = Precision::kF32;
-  double dropout = 0.1;  // [0, 1); papers.md 1a
+  double dropout = 0.1;  // [0, 1)
   uint64_t seed = 1;     // of dropout
 };
 

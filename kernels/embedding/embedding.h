@@ -23,7 +23,8 @@ namespace xsr::kernels {
 ///
 /// Accumulates in f32, two passes (mean, then centred squares). Error against the double reference
 /// ≤ 2× that of the f32 reference. Pure: no allocation, no threads, no globals. Alignment: none
-/// needed, 64 bytes is faster. Source: papers.md 1a; LayerNorm: Ba et al. 2016, eq. 4.
+/// needed, 64 bytes is faster. Source: Mao et al. 2021, as released; LayerNorm: Ba et al. 2016,
+/// eq. 4.
 using embedding_forward_f32_t = void(const int32_t* token_ids, const int32_t* positions,
                                      int32_t first, int32_t last, const void* token,
                                      const void* position, Storage storage, const float* token_type,
@@ -62,8 +63,8 @@ static constexpr int64_t bucket_rows_memory(int32_t N, int32_t V) {
 }
 
 /// Sorts the rows [0, N) by their ids in [0, V), by counting. Rows of `skipped_id` are left out:
-/// the padding token, whose look-up gives no gradient (papers.md 1a); -1 = none. The result points
-/// into `memory` [bucket_rows_memory(N, V)].
+/// the padding token, whose look-up gives no gradient (docs/methods.md, Generative head); -1 =
+/// none. The result points into `memory` [bucket_rows_memory(N, V)].
 RowBuckets bucket_rows(const int32_t* ids, int32_t N, int32_t V, int32_t skipped_id,
                        int32_t* memory);
 

@@ -13,7 +13,8 @@ namespace xsr::kernels {
 ///
 /// Accumulates in f32, two passes. Error against the double reference ≤ 2× that of the f32
 /// reference. A row of equal values gives beta when eps > 0. Pure: no allocation, no threads, no
-/// globals. Source: Ba et al. 2016, eq. 4; eps inside the root as in papers.md 1a.
+/// globals. Source: Ba et al. 2016, eq. 4; eps inside the root as released by Mao et al.
+/// 2021.
 using layernorm_forward_f32_t = void(const float* x, int64_t x_stride, int32_t first, int32_t last,
                                      int32_t C, const float* gamma, const float* beta, float eps,
                                      float* out, int64_t out_stride);

@@ -69,7 +69,7 @@ using softmax_forward_f32_t = void(const float* s, int64_t s_stride, int32_t fir
 
 softmax_forward_f32_t softmax_forward_f32_ref, softmax_forward_f32_avx2, softmax_forward_f32_avx512;
 
-/// SIM of papers.md 1b on rows [first, last) of two row softmaxes, with its gradient for the
+/// SIM (docs/methods.md, SIM) on rows [first, last) of two row softmaxes, with its gradient for the
 /// similarities below them. With x = argument · (p1[i, j] − p2[i, j]):
 ///
 ///     loss[i] = − Σ_j log max(cos x, min_cosine)

@@ -67,7 +67,7 @@ void softmax_forward_ref(const T* s, int64_t s_stride, int32_t first, int32_t la
   }
 }
 
-/// −log cos x and tan x of papers.md 1b, in double. Most cells of a batch have a small x, where the
+/// −log cos x and tan x of SIM, in double. Most cells of a batch have a small x, where the
 /// series are exact to double and several times cheaper; larger ones take 1 − sin² for cos², since
 /// the logarithm of a cosine near 1 has lost the digits of x.
 XSR_HOST_DEVICE static inline void log_cos_tan(double x, double* minus_log_cos, double* tangent) {

@@ -16,7 +16,7 @@ enum class Pooling : uint32_t { kMean = 0, kMax = 1, kCls = 2 };
 ///
 /// Accumulates in f32, in row order. A sentence without tokens gives zeros. A NaN among the rows
 /// gives NaN (mean) or may be passed over (max). Pure: no allocation, no threads, no globals.
-/// Source: papers.md 1a (mean), 4f (cls).
+/// Source: Mao et al. 2021 (mean), Feng et al. 2022 (cls).
 using pooling_forward_f32_t = void(const float* x, int64_t x_stride, const int32_t* cu_seqlens,
                                    int32_t first, int32_t last, int32_t C, Pooling pooling,
                                    float* out, int64_t out_stride);

@@ -24,7 +24,7 @@ struct ModelConfig {
   int32_t intermediate_size = 0;  // F
   int32_t vocab_size = 0;         // V
   int32_t num_positions = 0;      // rows of the position table
-  int32_t position_offset = 0;    // the first token of a sentence takes this row (papers.md 1a: 1)
+  int32_t position_offset = 0;    // the first token of a sentence takes this row (xsr: 1)
   int32_t num_token_types = 0;    // rows of the token-type table; 0 = none
   int32_t max_seq_len = 0;        // tokens, special tokens included
   int32_t embedding_size = 0;     // floats per sentence embedding

@@ -38,8 +38,8 @@ class PlainModel {
   explicit PlainModel(const ModelConfig& config)
       : config_(config), table(config), values(table.size()), gradients(table.size()) {}
 
-  /// UGT + align_weight · ALIGN + sim_weight · SIM as released (papers.md 1b), u, and what the
-  /// losses add to the gradients.
+  /// UGT + align_weight · ALIGN + sim_weight · SIM as Mao et al. 2021 released them, u, and what
+  /// the losses add to the gradients.
   PlainLosses losses(const PairBatch& batch, double align_weight, double sim_weight,
                      const kernels::Dropout& dropout = {}) {
     std::fill(gradients.begin(), gradients.end(), T(0));
@@ -151,7 +151,7 @@ class PlainModel {
     }
   }
 
-  /// One step of AMSGrad with coupled L2 as released (papers.md 1d), t = 1, 2, …
+  /// One step of AMSGrad with coupled L2 (docs/methods.md, Optimiser), t = 1, 2, …
   void amsgrad(int t, double learning_rate) {
     m_.resize(values.size());
     v_.resize(values.size());

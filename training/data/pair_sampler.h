@@ -11,7 +11,7 @@
 namespace xsr::training {
 
 /// Which tokens may be masked: [V], 0 for padding, <MASK> and pieces of punctuation and spaces
-/// alone (papers.md 1b). tokenizer_model: the bytes of a SentencePiece model.
+/// alone (docs/methods.md, Masks). tokenizer_model: the bytes of a SentencePiece model.
 std::vector<uint8_t> maskable_tokens(std::string_view tokenizer_model, const ModelConfig& config);
 
 /// Packs pairs of a corpus into batches and masks one token of each.

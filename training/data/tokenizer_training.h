@@ -8,7 +8,7 @@
 
 namespace xsr::training {
 
-/// How a SentencePiece model is trained on both sides of the data (papers.md 1a).
+/// How a SentencePiece model is trained on both sides of the data: BPE, as Mao et al. 2021.
 struct TokenizerOptions {
   int32_t vocab_size = 16000;
   double character_coverage = 0.9995;  // of the characters of the sample; the others become <unk>

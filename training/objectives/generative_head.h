@@ -12,7 +12,7 @@
 
 namespace xsr::training {
 
-/// The generative head of papers.md 1a, forward and backward:
+/// The generative head of Mao et al. 2021, as released, forward and backward:
 ///
 ///     t = LayerNorm(swish(u Wᵀ + b))      z = t Eᵀ + c      loss of VocabularyLoss
 ///

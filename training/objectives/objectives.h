@@ -10,7 +10,7 @@
 
 namespace xsr::training {
 
-/// What is trained: a weighted sum. A weight of 0 leaves a part out.
+/// What is trained: a weighted sum (docs/methods.md). A weight of 0 leaves a part out.
 struct ObjectiveConfig {
   double xtr_weight = 0;
   double ugt_weight = 1;

@@ -6,8 +6,8 @@
 
 namespace xsr::training {
 
-/// SIM of papers.md 1b: how alike sentences are within side 1 should be how alike they are within
-/// side 2.
+/// SIM of Mao et al. 2021: how alike sentences are within side 1 should be how alike they are
+/// within side 2.
 ///
 ///     P1 = rowsoftmax(U1 U1ᵀ)    P2 = rowsoftmax(U2 U2ᵀ)      diagonal included
 ///     loss = − Σ_ij log max(cos(argument · (P1 − P2)), min_cosine) / normaliser

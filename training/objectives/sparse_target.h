@@ -6,7 +6,7 @@
 
 namespace xsr::training {
 
-/// How the bags of words of XTR and UGT are built (papers.md 1f, 7.3). All off is the release.
+/// How the bags of words of XTR and UGT are built (docs/methods.md). All off is the release.
 struct TargetSettings {
   bool count_weighted = false;  // count/len, which sums to 1; else 1/len on every distinct id
   bool clean_ids = false;       // the id under <MASK>; else <MASK> is an id like any other
@@ -22,7 +22,7 @@ struct SparseTarget {
   std::vector<float> masses;       // > 0
 };
 
-/// XTR (papers.md 1b): of each sentence, the words of the other side.
+/// XTR (Mao et al. 2021, as released): of each sentence, the words of the other side.
 SparseTarget xtr_target(const PairBatch& batch, const TargetSettings& settings);
 /// UGT: XTR, but a masked side gives half its mass to the word under <MASK>.
 SparseTarget ugt_target(const PairBatch& batch, const TargetSettings& settings);
