@@ -81,7 +81,12 @@ endfunction()
 
 # xsr_unite(LIBRARY...): libraries whose files XSR_UNITY compiles together. Those with options of their own stay by themselves.
 function(xsr_unite)
-  set_target_properties(${ARGN} PROPERTIES UNITY_BUILD ${XSR_UNITY} UNITY_BUILD_BATCH_SIZE 10)
+  if(XSR_UNITY)
+    set_target_properties(${ARGN} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 10)
+    foreach(library ${ARGN})  # which takes the files for headers
+      target_compile_options(${library} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+    endforeach()
+  endif()
 endfunction()
 
 # xsr_precompile(TEST): shares what nearly all tests include, compiled once for each set of options, where XSR_PCH is on.

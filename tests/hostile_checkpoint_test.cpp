@@ -47,7 +47,6 @@ std::string f32(size_t n) { return bytes_of(std::vector<float>(n, 1.5f)); }
 
 // A string rather than a literal before "+": GCC 12 sees an overlap in inserting at the front (GCC
 // bug 105651).
-const std::string kOpen = "{";
 
 std::string tensor_json(const std::string& name, const std::string& body) {
   return "\"" + name + "\":{" + body + "}";

@@ -345,7 +345,7 @@ void assign(const Slot& slot, const Written& w) {
 }
 
 /// A TOML basic string.
-std::string quoted(const std::string& text) {
+std::string in_quotes(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') {
@@ -613,11 +613,11 @@ std::string value_text(const ConfigKey& key, const TrainConfig& config) {
         } else if constexpr (std::is_same_v<T, double*>) {
           return toml_number(*target);
         } else if constexpr (std::is_same_v<T, std::string*>) {
-          return quoted(*target);
+          return in_quotes(*target);
         } else if constexpr (std::is_same_v<T, Slot::Choice>) {
-          return quoted(target.names[target.get()]);
+          return in_quotes(target.names[target.get()]);
         } else if constexpr (std::is_same_v<T, std::vector<std::string>*>) {
-          return toml_list(*target, quoted);
+          return toml_list(*target, in_quotes);
         } else if constexpr (std::is_same_v<T, std::vector<double>*> ||
                              std::is_same_v<T, std::vector<int64_t>*>) {
           return toml_list(*target, [](auto item) { return toml_number(item); });
