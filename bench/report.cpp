@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "bench/machine.h"
 
 namespace xsr::bench {
@@ -86,8 +88,11 @@ void print_table(const Report& report, std::FILE* to) {
   }
 }
 
-nlohmann::ordered_json to_json(const Report& report) {
-  using Json = nlohmann::ordered_json;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json to_json(const Report& report) {
   Json json;
   json["cpu"] = cpu_model();
   json["device"] = report.device;
@@ -153,6 +158,15 @@ nlohmann::ordered_json to_json(const Report& report) {
       {"version", xsr_version_string()}, {"compiler", compiler()}, {"commit", commit()}};
   json["pinned_cpu"] = report.pinned_cpu >= 0 ? Json(report.pinned_cpu) : Json(nullptr);
   return json;
+}
+
+}  // namespace
+
+std::string reports_as_json(std::span<const Report> reports) {
+  if (reports.size() == 1) return to_json(reports[0]).dump(2) + "\n";
+  Json list = Json::array();
+  for (const Report& report : reports) list.push_back(to_json(report));
+  return list.dump(2) + "\n";
 }
 
 }  // namespace xsr::bench

@@ -1,8 +1,8 @@
 #pragma once
 #include <cstdint>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,8 +36,8 @@ struct Report {
 
 /// A table for people.
 void print_table(const Report& report, std::FILE* to);
-/// cpu, isa, dtype, threads, latency, corpus, and what else is known. Times in µs where a key says
-/// so.
-nlohmann::ordered_json to_json(const Report& report);
+/// JSON, of several reports an array: cpu, isa, dtype, threads, latency, corpus, and what else is
+/// known. Times in µs where a key says so.
+std::string reports_as_json(std::span<const Report> reports);
 
 }  // namespace xsr::bench

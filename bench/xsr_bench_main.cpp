@@ -197,17 +197,13 @@ int run(const Options& options) {
 
   require_writable(options.json);
   std::FILE* const table = table_stream(options.json);
-  nlohmann::ordered_json reports = nlohmann::ordered_json::array();
+  std::vector<Report> reports;
   for (size_t i = 0; i < options.threads.size(); ++i) {
-    const Report report = measure(options, *model, *file, shape, name, options.threads[i]);
+    reports.push_back(measure(options, *model, *file, shape, name, options.threads[i]));
     if (i > 0) fmt::print(table, "\n");
-    print_table(report, table);
-    reports.push_back(to_json(report));
+    print_table(reports.back(), table);
   }
-  if (!options.json.empty()) {
-    const auto& json = reports.size() == 1 ? reports[0] : reports;
-    write_json(options.json, json.dump(2) + "\n");
-  }
+  if (!options.json.empty()) write_json(options.json, reports_as_json(reports));
   return 0;
 }
 

@@ -12,7 +12,7 @@
 #include <unordered_set>
 
 #include "converter/family.h"
-#include "converter/provenance.h"
+#include "converter/json_text.h"
 #include "converter/sentencepiece_info.h"
 #include "converter/sha256.h"
 #include "kernels/gemm/gemm.h"
@@ -351,7 +351,7 @@ class Conversion {
       json["tokenizer"] = {{"file", base_name(options_.sentencepiece_name)},
                            {"sha256", sha256_hex({data, options_.sentencepiece.size()})}};
     }
-    model_.provenance = provenance_text(json);
+    model_.provenance = json_text(json);
   }
 
   const Checkpoint& checkpoint_;
@@ -477,7 +477,7 @@ ConvertedModel FinishedModel::retyped(DType dtype) const {
     throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: tensor {} is unexpected in family {}", path,
                                                  t.name, to_string(model.config.family)));
   }
-  auto json = nlohmann::json::parse(file_->provenance(), nullptr, false);
+  auto json = parse_json(file_->provenance());
   if (!json.is_object()) json = {{"original", std::string(file_->provenance())}};
   json.erase("quality");
   json["dtype"] = to_string(dtype);
@@ -485,7 +485,7 @@ ConvertedModel FinishedModel::retyped(DType dtype) const {
   json["retyped"].push_back({{"converter", converter_version()},
                              {"dtype", to_string(dtype)},
                              {"source", {{"file", base_name(path)}, {"sha256", sha256_}}}});
-  model.provenance = provenance_text(json);
+  model.provenance = json_text(json);
   return model;
 }
 

@@ -1,15 +1,15 @@
 #include "converter/provenance.h"
 
+#include <nlohmann/json.hpp>
+
+#include "converter/json_text.h"
+
 namespace xsr {
 
-std::string provenance_text(const nlohmann::json& json) {
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
 void record(ConvertedModel& model, const char* key, const nlohmann::json& value) {
-  nlohmann::json json = nlohmann::json::parse(model.provenance);
+  nlohmann::json json = parse_json(model.provenance);
   json[key] = value;
-  model.provenance = provenance_text(json);
+  model.provenance = json_text(json);
 }
 
 }  // namespace xsr

@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
+#include "converter/json_text.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 
@@ -41,7 +43,7 @@ std::vector<ordered_json> keep_lines(const std::string& path, int64_t last_step)
   if (last_step >= 0 && std::filesystem::exists(path)) kept = read_metrics(path, last_step);
   PartialFile file(path);
   for (const ordered_json& record : kept) {
-    const std::string line = record.dump() + "\n";
+    const std::string line = json_text(record) + "\n";
     file.write(line.data(), line.size());
   }
   file.commit();
@@ -60,7 +62,7 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
   std::vector<ordered_json> records;
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {
-    ordered_json record = ordered_json::parse(line, nullptr, false);
+    ordered_json record = parse_ordered_json(line);
     const bool whole = record.is_object() && record.contains("kind") &&
                        record["kind"].is_string() && record.contains("step") &&
                        record["step"].is_number_integer() && record.contains("time") &&
@@ -84,7 +86,7 @@ MetricsLog::MetricsLog(const std::string& folder, int64_t last_step)
 }
 
 void MetricsLog::write(const ordered_json& record) {
-  lines_ << record.dump() << '\n';
+  lines_ << json_text(record) << '\n';
   if (!lines_.flush()) throw Error(XSR_STATUS_IO, path_ + ": cannot write the metrics");
   write_event(events_, record);
 }

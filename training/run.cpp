@@ -15,6 +15,7 @@
 #include <optional>
 #include <span>
 
+#include "converter/json_text.h"
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
@@ -428,7 +429,7 @@ class Run {
     last_log_ += Clock::now() - begin;
   }
 
-  std::string config_json() const { return ordered_json(fixed_values(config_)).dump(); }
+  std::string config_json() const { return json_text(ordered_json(fixed_values(config_))); }
 
   void write_weights(const std::string& file) {
     write_checkpoint(file, trainer_->table(), {{"value.", &trainer_->values()}},
@@ -476,7 +477,7 @@ class Run {
         {"evaluated", fmt::format("{}", fmt::join(evaluated_, " "))},
         {"isa", kernels::isa_name(isa_)},
         {"config", config_json()},
-        {"inputs", inputs.dump()},
+        {"inputs", json_text(inputs)},
     };
     if (evaluation_due_) fields["evaluation_due"] = std::to_string(*evaluation_due_);
     if (best_step_ >= 0) {
@@ -503,7 +504,7 @@ class Run {
   }
 
   void check_config() const {
-    const ordered_json then = ordered_json::parse(checkpoint_->field("config"), nullptr, false);
+    const ordered_json then = parse_ordered_json(checkpoint_->field("config"));
     std::string changes;
     for (const auto& [key, now] : fixed_values(config_)) {
       const std::string before = then.is_object() ? then.value(key, "") : "";
@@ -539,7 +540,7 @@ class Run {
 
   void check_inputs(std::span<const InputFile> inputs) {
     if (!checkpoint_) return;
-    const ordered_json all = ordered_json::parse(checkpoint_->field("inputs"), nullptr, false);
+    const ordered_json all = parse_ordered_json(checkpoint_->field("inputs"));
     std::vector<InputFile> before;
     for (const ordered_json& input : all.is_array() ? all : ordered_json::array()) {
       before.push_back({input.value("key", ""), input.value("file", ""), input.value("hash", ""),
@@ -645,7 +646,7 @@ class Run {
     provenance["inputs"] = inputs;
     if (!license_.empty()) provenance["license"] = license_;
     write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
-                provenance.dump());
+                json_text(provenance));
 
     ordered_json manifest = {{"model", "model.xsr"}, {"weights", weights}, {"steps", steps}};
     manifest["pairs_seen"] = pairs_seen_;
@@ -685,7 +686,7 @@ class Run {
     manifest["times"] = {{"finished", unix_time()},
                          {"seconds_since_start_or_resume", seconds_since(start_)},
                          {"first_step_of_this_process", first_step_}};
-    write_whole_file(path("manifest.json"), manifest.dump(2) + "\n");
+    write_whole_file(path("manifest.json"), json_text(manifest, 2) + "\n");
     say(fmt::format("wrote {} from {}", path("model.xsr"), weights));
   }
 

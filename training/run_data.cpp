@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "converter/json_text.h"
 #include "converter/sentencepiece_info.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
@@ -111,8 +112,8 @@ std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const Mode
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
     const TrainingCheckpoint checkpoint(config.init);
-    const nlohmann::json theirs = nlohmann::json::parse(
-        checkpoint.has("config") ? checkpoint.field("config") : "{}", nullptr, false);
+    const nlohmann::json theirs =
+        parse_json(checkpoint.has("config") ? checkpoint.field("config") : "{}");
     check_same_model(config, [&](const ConfigKey& key) {
       return theirs.is_object() ? theirs.value(key.full_name(), "") : "";
     });

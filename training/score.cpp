@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "converter/json_text.h"
 #include "xsr/xsr.hpp"
 
 namespace xsr::training {
@@ -59,7 +60,7 @@ std::string scores_as_json(const std::vector<PairFileScore>& scores) {
                     {"p1_forward", score.forward_share()},
                     {"p1_backward", score.backward_share()}});
   }
-  return list.dump(2) + "\n";
+  return json_text(list, 2) + "\n";
 }
 
 }  // namespace xsr::training

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "converter/json_text.h"
 #include "runtime/format/partial_file.h"
 
 namespace xsr::training {
@@ -16,7 +17,7 @@ std::string TensorFile::head(
         {"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {offset, offset + t.size}}};
     offset += t.size;
   }
-  std::string text = header.dump();
+  std::string text = json_text(header);
   text.resize((text.size() + sizeof(uint64_t) + 63) / 64 * 64 - sizeof(uint64_t), ' ');
   const uint64_t size = text.size();
   return std::string(reinterpret_cast<const char*>(&size), sizeof size) + text;

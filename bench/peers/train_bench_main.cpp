@@ -21,6 +21,7 @@
 #include "bench/roofline.h"
 #include "bench/statistics.h"
 #include "bench/workload.h"
+#include "converter/json_text.h"
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
@@ -261,7 +262,7 @@ void run(const Options& options) {
       {"xsr", xsr_version_string()},
       {"compiler", compiler()},
       {"commit", commit()}};
-  write_json(options.json, report.dump(2) + "\n");
+  write_json(options.json, json_text(report, 2) + "\n");
 }
 
 }  // namespace

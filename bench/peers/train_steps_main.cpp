@@ -15,6 +15,7 @@
 
 #include "bench/peers/step_work.h"
 #include "bench/roofline.h"
+#include "converter/json_text.h"
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
@@ -104,11 +105,11 @@ void Trace::write(const std::string& path, const TrainConfig& config, const RunD
                                   {"eps", a.eps},
                                   {"weight_decay", a.weight_decay},
                                   {"clip_norm", a.clip_norm}};
-  file.write(path, file.head({{"model", model.dump()},
-                              {"objective", objective.dump()},
-                              {"optimizer", optimizer.dump()},
-                              {"dropout", ordered_json(config.step.dropout).dump()},
-                              {"config", ordered_json(fixed_values(config)).dump()}}));
+  file.write(path, file.head({{"model", xsr::json_text(model)},
+                              {"objective", xsr::json_text(objective)},
+                              {"optimizer", xsr::json_text(optimizer)},
+                              {"dropout", xsr::json_text(ordered_json(config.step.dropout))},
+                              {"config", xsr::json_text(ordered_json(fixed_values(config)))}}));
 }
 
 /// Answers the lines of stdin with a line of JSON each, until there are no more:
@@ -149,7 +150,7 @@ class StepServer {
             XSR_STATUS_INVALID_ARGUMENT,
             "stdin has \"" + line + "\", expected \"step N\", \"evaluate\" or \"roofline\"");
       }
-      fmt::print("{}\n", answer.dump());
+      fmt::print("{}\n", xsr::json_text(answer));
       std::fflush(stdout);
     }
   }
@@ -240,13 +241,12 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
     trace.learning_rates.push_back(schedule.at(step, epoch));
   }
   if (!output.empty()) trace.write(output, config, data, trainer->table(), trainer->values());
-  fmt::print("{}\n",
-             ordered_json{{"device", trainer->device()},
-                          {"isa", xsr::kernels::isa_name(isa)},
-                          {"threads", threads.num_threads()},
-                          {"precision", config.step.precision == Precision::kBF16 ? "bf16" : "f32"},
-                          {"steps", num_steps}}
-                 .dump());
+  fmt::print("{}\n", xsr::json_text(ordered_json{
+                         {"device", trainer->device()},
+                         {"isa", xsr::kernels::isa_name(isa)},
+                         {"threads", threads.num_threads()},
+                         {"precision", config.step.precision == Precision::kBF16 ? "bf16" : "f32"},
+                         {"steps", num_steps}}));
   std::fflush(stdout);
   StepServer(config, data, trace, *trainer, isa, threads).serve();
 }

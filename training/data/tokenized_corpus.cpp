@@ -20,6 +20,7 @@
 #include <thread>
 #include <utility>
 
+#include "converter/json_text.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/text/line_reader.h"
@@ -249,7 +250,7 @@ class CorpusWriter {
     spool_.read_back([&](const void* data, size_t size) { file_.write(data, size); });
     file_.pad_to(aligned(file_.size()));
     header.text_offset = file_.size();
-    const std::string json = text.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    const std::string json = json_text(text);
     file_.write(json.data(), json.size());
 
     std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -494,7 +495,7 @@ TokenizedCorpus::TokenizedCorpus(const std::string& path, const std::string& key
   require(inside, "it names tokens that are not there");
 
   try {
-    const nlohmann::json json = nlohmann::json::parse(text, text + h.text_size);
+    const nlohmann::json json = parse_json({text, h.text_size});
     for (const auto& part : json.at("parts")) {
       parts_.push_back(
           {"", part.at("first_pair"), part.at("num_pairs"), report_from(part.at("drops"))});
