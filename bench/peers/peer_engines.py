@@ -461,7 +461,7 @@ class SentenceTransformers(Engine):
         import sentence_transformers
 
         self.version, self.pool = sentence_transformers.__version__, None
-        module = sentence_transformer_module(weights.path, threads)
+        module = sentence_transformer_module(weights, threads)
         self.model = sentence_transformers.SentenceTransformer(modules=[module], device="cpu")
         if streams > 1:
             self.pool = self.model.start_multi_process_pool(["cpu"] * streams)
@@ -474,13 +474,17 @@ class SentenceTransformers(Engine):
             self.model.stop_multi_process_pool(self.pool)
 
 
-def sentence_transformer_module(path, threads):
+def read_sentence_transformer_module(path, threads):
+    """The same in a process of the pool, which reads the file itself."""
+    return sentence_transformer_module(Weights(path), threads)
+
+
+def sentence_transformer_module(weights, threads):
     import sentencepiece
     import torch
     from sentence_transformers.models import Module
 
     torch.set_num_threads(threads)
-    weights = Weights(path)
 
     class XsrModule(Module):
         """ids and lengths as features in, sentence_embedding out."""
@@ -491,7 +495,7 @@ def sentence_transformer_module(path, threads):
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=weights.tokenizer)
 
         def __reduce__(self):
-            return sentence_transformer_module, (path, threads)  # a process of the pool reads the file itself
+            return read_sentence_transformer_module, (weights.path, threads)
 
         def tokenize(self, texts, **kwargs):
             texts = [text.lower() if weights.lowercase else text for text in texts]
