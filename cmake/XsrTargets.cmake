@@ -57,7 +57,8 @@ if(XSR_SANITIZE)
 endif()
 # xsr_compile_quickly(TARGET...): programs of that kind; tests not optimised at all, but for those that hold plain loops, which
 # sanitizers make slow enough.
-# xsr_compile_files_quickly(SOURCE...): files of that kind in a library. To be called where the library is.
+# xsr_compile_files_quickly(LIBRARY SOURCE...): files of that kind in a library, to be called where it is; with sanitizers all of
+# it: half the time to compile, and quick enough for small data, since loops are in the kernels.
 function(xsr_compile_quickly)
   set(with_loops "^(activation|dropout|golden|gradients|kernels|optimizer|training_golden)_test$")
   foreach(target ${ARGN})
@@ -75,8 +76,12 @@ function(xsr_compile_quickly)
     target_compile_options(${target} PRIVATE ${options})
   endforeach()
 endfunction()
-function(xsr_compile_files_quickly)
-  set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS ${XSR_QUICK_OPTIONS})
+function(xsr_compile_files_quickly library)
+  if(XSR_SANITIZE)
+    target_compile_options(${library} PRIVATE ${XSR_QUICK_OPTIONS})
+  else()
+    set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS ${XSR_QUICK_OPTIONS})
+  endif()
 endfunction()
 
 # xsr_unite(LIBRARY...): libraries whose files XSR_UNITY compiles together. Those with options of their own stay by themselves.
