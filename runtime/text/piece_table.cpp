@@ -15,7 +15,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "keep_bytes counts from the low byte");
 
 [[noreturn]] void fail_tables(const std::string& what) {
-  throw Error(XSR_STATUS_BAD_FILE, "tokenizer tables: " + what + ". Convert the model again.");
+  throw_bad_file("tokenizer tables: " + what + ". Convert the model again.");
 }
 
 /// The byte that a piece of the form <0x3F> stands for; -1 when it has another form.

@@ -30,19 +30,14 @@ size_t long_bucket(const char* text) {
 }
 static_assert(kLongSizeBuckets == size_t{1} << (32 - 19));
 
-template <typename T>
-void shrink_vector(std::vector<T>& v) {
-  if (v.capacity() * sizeof(T) > kKeptScratchBytes) std::vector<T>().swap(v);
-}
-
 }  // namespace
 
 void Segmenter::Scratch::shrink() {
-  shrink_vector(symbols);
-  shrink_vector(merges);
-  shrink_vector(nodes);
-  shrink_vector(word_nodes);
-  shrink_vector(path);
+  shrink_scratch(symbols);
+  shrink_scratch(merges);
+  shrink_scratch(nodes);
+  shrink_scratch(word_nodes);
+  shrink_scratch(path);
 }
 
 std::unique_ptr<Segmenter> Segmenter::make(const PieceTable& pieces) {

@@ -13,6 +13,11 @@ namespace xsr {
 
 /// Scratch buffers above this size are given back after a call.
 constexpr size_t kKeptScratchBytes = 1 << 20;
+template <typename Buffer>
+void shrink_scratch(Buffer& buffer) {
+  if (buffer.capacity() * sizeof(typename Buffer::value_type) > kKeptScratchBytes)
+    Buffer().swap(buffer);
+}
 
 /// SentencePiece's segmentation of normalised text into pieces, BPE and unigram, the ids the same
 /// as those of the library's (0.1.97). Immutable; any number of threads at once, each with a

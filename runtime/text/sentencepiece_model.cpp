@@ -8,7 +8,7 @@
 
 namespace xsr {
 [[noreturn]] void bad_sentencepiece_model(const std::string& what) {
-  throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + what);
+  throw_bad_file("SentencePiece model: " + what);
 }
 
 namespace {

@@ -74,12 +74,9 @@ struct ThreadScratch {
   std::vector<int> library_ids;
 
   void shrink() {
-    for (std::string* s : {&well_formed, &lower, &normalized, &padded}) {
-      if (s->capacity() > kKeptScratchBytes) std::string().swap(*s);
-    }
-    if (ids.capacity() * sizeof(int32_t) > kKeptScratchBytes) std::vector<int32_t>().swap(ids);
-    if (library_ids.capacity() * sizeof(int) > kKeptScratchBytes)
-      std::vector<int>().swap(library_ids);
+    for (std::string* s : {&well_formed, &lower, &normalized, &padded}) shrink_scratch(*s);
+    shrink_scratch(ids);
+    shrink_scratch(library_ids);
     segmenter.shrink();
   }
 };
