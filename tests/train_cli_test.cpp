@@ -393,13 +393,17 @@ TEST_F(TrainCli, ASignalWhileTheDataIsMadeReadyIsToldToo) {
 }
 
 TEST_F(TrainCli, StopsEarly) {
-  const Outcome o =
-      train("--run r --schedule.learning_rate 1e-12 --train.eval_every 5 --train.patience 2");
+  const Outcome o = train(
+      "--run r --schedule.learning_rate 1e-12 --train.eval_every 5 --train.patience 2 "
+      "--train.log_every 10");
   ASSERT_EQ(o.exit_status, 0) << o.err;
   const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
   EXPECT_EQ(manifest["steps"], 15);
   EXPECT_EQ(manifest["best_step"], 5);
   EXPECT_EQ(manifest["stopped_early"], true);
+  const auto lines = metrics_of(path("r"), "train");
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[1]["step"], 15);
 }
 
 /// A crash behind a new best leaves a later one than the checkpoint knows; elsewhere the same steps

@@ -200,6 +200,8 @@ class Run {
   void end_step() {
     if (evaluation_due_) {
       evaluate(*evaluation_due_);
+      // By patience it was the last step, which only the evaluation could tell.
+      if (finished() && interval_steps_ > 0) log_step(*evaluation_due_);
       evaluation_due_.reset();
     }
     if (finished() || checkpoint_due()) save_checkpoint();
