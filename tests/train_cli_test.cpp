@@ -444,7 +444,9 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
   }
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
     const Outcome o = train(std::string("--run b --model.hidden_size 64 --model.num_layers 0 ") +
-                            "--model.num_heads 4 --model.activation gelu --model.init " + init);
+                            "--model.num_heads 4 --model.activation gelu --model.pooling max "
+                            "--model.layer_norm_eps 1e-5 --model.init " +
+                            init);
     EXPECT_EQ(o.exit_status, 1);
     EXPECT_THAT(o.err, HasSubstr(std::string(init) +
                                  ": the run's model is another one:\n"
@@ -452,6 +454,8 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
                                  "  model.hidden_size is 64, the file has 32\n"
                                  "  model.num_heads is 4, the file has 2\n"
                                  "  model.activation is \"gelu\", the file has \"swish\"\n"
+                                 "  model.pooling is \"max\", the file has \"mean\"\n"
+                                 "  model.layer_norm_eps is 1e-05, the file has 1e-12\n"
                                  "Set these keys as the file has them"));
   }
 }

@@ -364,6 +364,8 @@ TEST_F(TrainingData, FiltersByLengthAndRatioSayWhatTheyDropped) {
   EXPECT_EQ(drops.counts[static_cast<size_t>(DropReason::kRatio)], 1u);
   EXPECT_EQ(drops.counts[static_cast<size_t>(DropReason::kLong)], 1u);
   EXPECT_THAT(drops.text(), HasSubstr("lengths.tsv:1"));
+  EXPECT_THAT(drops.text(), HasSubstr("lengths.tsv:3: 40 and " + std::to_string(many) +
+                                      " tokens as cut to max_seq_len"));
   options.max_ratio = 0.5;
   EXPECT_THAT(corpus_error({{"a-b", {{name}}}}, options), HasSubstr("max_ratio 0.5"));
   options = {};

@@ -39,7 +39,12 @@ InitialModel read_init(const TrainConfig& config) {
   options.num_heads = config.model.num_heads;
   options.activation = config.model.activation;
   options.lowercase = config.model.lowercase;
-  return read_initial_model(config.init, options, config.seed);
+  InitialModel model = read_initial_model(config.init, options, config.seed);
+  if (!is_xsr_file(config.init)) {  // such a checkpoint does not tell them
+    model.config.pooling = config.model.pooling;
+    model.config.layer_norm_eps = config.model.layer_norm_eps;
+  }
+  return model;
 }
 
 /// init: model.init, where it was read for its tokenizer.
@@ -92,9 +97,9 @@ ModelConfig complete_model(const TrainConfig& config, const TokenizerBytes& toke
 void check_same_model(const TrainConfig& config,
                       const std::function<std::string(const ConfigKey&)>& theirs) {
   std::string differences;
-  for (const char* name :
-       {"model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
-        "model.max_seq_len", "model.activation", "model.lowercase"}) {
+  for (const char* name : {"model.num_layers", "model.hidden_size", "model.num_heads",
+                           "model.intermediate_size", "model.max_seq_len", "model.activation",
+                           "model.pooling", "model.lowercase", "model.layer_norm_eps"}) {
     const ConfigKey& key = *find_key(name);
     const std::string file = theirs(key), run = value_text(key, config);
     if (file != run && !file.empty())

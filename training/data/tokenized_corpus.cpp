@@ -349,7 +349,8 @@ class CorpusWriter {
         if (is_fault(reason)) {
           example += ": " + describe_drop(reason, line, file);
         } else if (reason > DropReason::kNoTokens) {
-          example += fmt::format(": {} and {} tokens", record.length[0], record.length[1]);
+          example += fmt::format(": {} and {} tokens{}", record.length[0], record.length[1],
+                                 truncated > 0 ? " as cut to max_seq_len" : "");
         }
       }
       if (first_fault) chunk.fault = example;
