@@ -77,6 +77,8 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--isa sse", "isa is \"sse\", expected auto, ref"},
       {"--data.dev_pairs 0 --train.patience 2", "data.dev_pairs"},
       {"--data.dev_pairs 0 --train.average 2", "data.dev_pairs"},
+      {"--data.batch_pairs 1 --objective.ugt_weight 0", "data.batch_pairs is 1"},
+      {"--model.num_layers 0 --model.pooling cls", "model.pooling = \"cls\""},
   };
   for (const auto& [flags, message] : cases) {
     const Outcome o = train(std::string("--run r ") + flags);
@@ -85,6 +87,17 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
     EXPECT_FALSE(fs::exists(path("r"))) << flags;
     fs::remove_all(path("r"));
   }
+}
+
+TEST_F(TrainCli, WhatHasNoEffectIsTold) {
+  const Outcome o = train(
+      "--run r --train.steps 1 --schedule.warmup none --schedule.warmup_steps 7 "
+      "--schedule.decay cosine --schedule.step_updates 3 --objective.align_weight 0 "
+      "--objective.align_margin 0.3 --objective.info_nce_margin 0.3");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_THAT(o.err, HasSubstr("without effect: objective.align_margin (objective.align_weight is "
+                               "0.0), schedule.warmup_steps (schedule.warmup is \"none\"), "
+                               "schedule.step_updates (schedule.decay is \"cosine\")\n"));
 }
 
 TEST_F(TrainCli, WhatIsNoConfigFileIsAnError) {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <tuple>
 
 #define TOML_ENABLE_FORMATTERS 0
 #include <toml++/toml.h>
@@ -592,6 +593,17 @@ void validate(const TrainConfig& config) {
       (config.step.objectives.ugt_weight > 0 || config.step.objectives.smlm_weight > 0)) {
     throw_invalid("objective.ugt_weight and objective.smlm_weight need objective.mask = true");
   }
+  if (const ObjectiveConfig& o = config.step.objectives;
+      config.sampler.batch_pairs == 1 && o.xtr_weight + o.ugt_weight + o.smlm_weight == 0) {
+    throw_invalid(
+        "data.batch_pairs is 1, and the objectives all contrast the pairs of a batch: there would "
+        "be nothing to learn");
+  }
+  if (config.model.num_layers == 0 && config.model.pooling == Pooling::kCls) {
+    throw_invalid(
+        "model.pooling = \"cls\" takes the first token's vector, which without layers "
+        "(model.num_layers = 0) knows of no other");
+  }
   if (config.checkpoint_every == 0 && config.checkpoint_minutes == 0) {
     throw_invalid("train.checkpoint_every and train.checkpoint_minutes are both 0: no checkpoints");
   }
@@ -604,6 +616,41 @@ void validate(const TrainConfig& config) {
         "set data.dev or data.dev_pairs");
   }
   validate(config.step.objectives);
+}
+
+std::vector<std::string> idle_keys(const TrainConfig& config) {
+  const Schedule& s = config.schedule;
+  const ObjectiveConfig& o = config.step.objectives;
+  const bool words = o.xtr_weight > 0 || o.ugt_weight > 0;
+  // What the name begins with, whether it is read, and the key that decides it.
+  const std::tuple<std::string_view, bool, const char*> rules[] = {
+      {"schedule.warmup_steps", s.warmup == Warmup::kLinear, "schedule.warmup"},
+      {"schedule.step_", s.decay == Decay::kStep, "schedule.decay"},
+      {"schedule.final_fraction", s.decay == Decay::kCosine, "schedule.decay"},
+      {"objective.count_weighted", words, "objective.ugt_weight"},
+      {"objective.clean_ids", words, "objective.ugt_weight"},
+      {"objective.clean_ids", config.mask, "objective.mask"},
+      {"objective.add_masses", o.ugt_weight > 0, "objective.ugt_weight"},
+      {"objective.align_", o.align_weight > 0, "objective.align_weight"},
+      {"objective.sim_", o.sim_weight > 0, "objective.sim_weight"},
+      {"objective.info_nce_", o.info_nce_weight > 0, "objective.info_nce_weight"},
+      {"data.temperature", config.sampler.weights.empty(), "data.weights"},
+      {"data.drop_last", config.sampler.batch_tokens == 0, "data.batch_tokens"},
+      {"train.epochs", config.steps == 0, "train.steps"},
+      {"train.dev_dropout", config.step.dropout > 0, "model.dropout"},
+  };
+  const TrainConfig usual(config.preset);
+  std::vector<std::string> idle;
+  for (const ConfigKey& key : kKeys) {
+    if (value_text(key, config) == value_text(key, usual)) continue;
+    for (const auto& [name, read, by] : rules) {
+      if (read || key.full_name() == by || !key.full_name().starts_with(name)) continue;
+      idle.push_back(
+          fmt::format("{} ({} is {})", key.full_name(), by, value_text(*find_key(by), config)));
+      break;
+    }
+  }
+  return idle;
 }
 
 std::string value_text(const ConfigKey& key, const TrainConfig& config) {

@@ -115,6 +115,10 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
 /// together.
 void validate(const TrainConfig& config);
 
+/// Keys that differ from the preset's and are not read beside the others, each with what stands in
+/// its way: "schedule.warmup_steps (schedule.warmup is "untuned_linear")".
+std::vector<std::string> idle_keys(const TrainConfig& config);
+
 /// A TOML file that load_config reads back to the same config. helps: with a comment on each key.
 std::string to_toml(const TrainConfig& config, bool helps);
 /// The value alone, as in TOML.

@@ -283,6 +283,8 @@ class Run {
       say(fmt::format("precision is bf16, which with these instructions ({}) is slower than f32",
                       kernels::isa_name(isa_)));
     }
+    if (const std::vector<std::string> idle = idle_keys(config_); !idle.empty())
+      say(fmt::format("without effect: {}", fmt::join(idle, ", ")));
     if (resumed_) say(fmt::format("goes on behind step {}", with_separators(step())));
   }
   std::string progress_text(uint64_t epoch, const LossMean& loss, double rate, double token_rate,
