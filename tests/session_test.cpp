@@ -15,6 +15,7 @@
 #include "bench/random_model.h"
 #include "runtime/device/cgroup.h"
 #include "runtime/device/cpu_threads.h"
+#include "runtime/encoder/session.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/session.h"
@@ -29,6 +30,26 @@ using test::ModelPointer;
 using test::open_memory;
 using test::Random;
 using test::SessionPointer;
+
+TEST(TunedChunkTokens, FillTheSecondLevelCacheWithAmxAlone) {
+  ModelConfig config;
+  const auto tokens = [&](kernels::Isa isa, int32_t hidden_size, int32_t intermediate_size) {
+    config.hidden_size = hidden_size;
+    config.intermediate_size = intermediate_size;
+    return tuned_chunk_tokens(isa, config);
+  };
+  EXPECT_EQ(tokens(kernels::Isa::kRef, 768, 3072), 32);
+  for (const kernels::Isa isa : {kernels::Isa::kAvx2, kernels::Isa::kAvx512,
+                                 kernels::Isa::kAvx512Vnni, kernels::Isa::kAvx512Bf16}) {
+    EXPECT_EQ(tokens(isa, 768, 3072), 96);
+    EXPECT_EQ(tokens(isa, 64, 64), 96);
+  }
+  // 2^21 bytes over four times the hidden size and the wider of three times that and the FFN's
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 768, 3072), 136);
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 768, 768), 170);
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 256, 512), 256);    // 512 would fit
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 1024, 4096), 128);  // 102 would fit
+}
 
 TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {
   const test::TempFolder folder;

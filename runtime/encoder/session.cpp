@@ -33,18 +33,6 @@ constexpr size_t kTextsPerTask = 16;
 constexpr int32_t kLeastChunkTokens = 12;
 constexpr int32_t kMostThreads = 1024;
 
-/// Tokens of a chunk: enough rows for the tiles and to pay for one pass over the weights, few
-/// enough that the chunk's activations stay in L2 (48 to 384 differ little in f32 with AVX-512).
-/// AMX multiplies faster than weights come from beyond L2 until a chunk has some 128 tokens; from
-/// there up to 256, as many as leave x and the wider of Q, K, V and the hidden rows within its 2
-/// MiB.
-int32_t tuned_chunk_tokens(kernels::Isa isa, const ModelConfig& config) {
-  if (isa != kernels::Isa::kAmx) return isa == kernels::Isa::kRef ? 32 : 96;
-  const int64_t C = config.hidden_size, widest = std::max<int64_t>(3 * C, config.intermediate_size);
-  return static_cast<int32_t>(
-      std::clamp<int64_t>((2 << 20) / (sizeof(float) * (C + widest)), 128, 256));
-}
-
 kernels::Isa isa_wanted(xsr_isa wanted) {
   if (wanted == XSR_ISA_AUTO) return choose_isa(std::nullopt);
   if (wanted < XSR_ISA_REF || wanted > XSR_ISA_AMX) {
@@ -157,6 +145,13 @@ std::vector<int32_t> choose_devices(uint64_t wanted) {
 }
 
 }  // namespace
+
+int32_t tuned_chunk_tokens(kernels::Isa isa, const ModelConfig& config) {
+  if (isa != kernels::Isa::kAmx) return isa == kernels::Isa::kRef ? 32 : 96;
+  const int64_t C = config.hidden_size, widest = std::max<int64_t>(3 * C, config.intermediate_size);
+  return static_cast<int32_t>(
+      std::clamp<int64_t>((2 << 20) / (sizeof(float) * (C + widest)), 128, 256));
+}
 
 Session::Session(const Model& model, const xsr_session_options& options)
     : model_(model),
