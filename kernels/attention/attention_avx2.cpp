@@ -151,7 +151,7 @@ void score_gradient(const Head& head, const HeadGradient& gradient, int32_t row)
                lse = _mm256_set1_ps(gradient.lse[row * gradient.lse_stride]),
                keep = _mm256_set1_ps(head.dropout.scale);
   const bool drops = head.dropout.threshold != 0;
-  __m256 sum = _mm256_setzero_ps();
+  __m256 sum = _mm256_setzero_ps(), weighted = _mm256_setzero_ps();
   for (int32_t begin = 0; begin < head.T; begin += 32) {
     __m256i words[4];
     if (drops) dropout_words(head.dropout, head.begin + row, begin, words);
@@ -166,16 +166,20 @@ void score_gradient(const Head& head, const HeadGradient& gradient, int32_t row)
         dp = _mm256_mul_ps(dp, multiplier);
         dropped = _mm256_mul_ps(dropped, multiplier);
       }
-      sum = _mm256_fmadd_ps(probability, dp, sum);
+      sum = _mm256_add_ps(sum, probability);
+      weighted = _mm256_fmadd_ps(probability, dp, weighted);
       _mm256_store_ps(gradient.row + j, probability);
       _mm256_store_ps(p + j, dropped);
       _mm256_store_ps(ds + j, dp);
     }
   }
-  const __m256 delta = _mm256_set1_ps(reduce_add(sum));
+  const float factor = 1 / reduce_add(sum);
+  const __m256 factors = _mm256_set1_ps(factor);
+  const __m256 delta = _mm256_set1_ps(reduce_add(weighted) * factor);
   for (int32_t j = 0; j < head.T; j += 8) {
     const __m256 dp = _mm256_sub_ps(_mm256_load_ps(ds + j), delta);
-    const __m256 probability = _mm256_load_ps(gradient.row + j);
+    const __m256 probability = _mm256_mul_ps(_mm256_load_ps(gradient.row + j), factors);
+    _mm256_store_ps(p + j, _mm256_mul_ps(_mm256_load_ps(p + j), factors));
     _mm256_store_ps(ds + j, _mm256_mul_ps(_mm256_mul_ps(probability, dp), scale));
   }
 }

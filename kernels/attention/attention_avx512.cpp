@@ -175,7 +175,7 @@ void score_gradient(const Head& head, const HeadGradient& gradient, int32_t row)
                lse = _mm512_set1_ps(gradient.lse[row * gradient.lse_stride]),
                keep = _mm512_set1_ps(head.dropout.scale);
   const bool drops = head.dropout.threshold != 0;
-  __m512 sum = _mm512_setzero_ps();
+  __m512 sum = _mm512_setzero_ps(), weighted = _mm512_setzero_ps();
   for (int32_t begin = 0; begin < head.T; begin += 64) {
     __m512i words[4];
     if (drops) dropout_words(head.dropout, head.begin + row, begin, words);
@@ -189,16 +189,20 @@ void score_gradient(const Head& head, const HeadGradient& gradient, int32_t row)
         dp = _mm512_maskz_mul_ps(kept, dp, keep);
         dropped = _mm512_maskz_mul_ps(kept, dropped, keep);
       }
-      sum = _mm512_fmadd_ps(probability, dp, sum);
+      sum = _mm512_add_ps(sum, probability);
+      weighted = _mm512_fmadd_ps(probability, dp, weighted);
       _mm512_store_ps(gradient.row + j, probability);
       _mm512_store_ps(p + j, dropped);
       _mm512_store_ps(ds + j, dp);
     }
   }
-  const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+  const float factor = 1 / _mm512_reduce_add_ps(sum);
+  const __m512 factors = _mm512_set1_ps(factor);
+  const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(weighted) * factor);
   for (int32_t j = 0; j < head.T; j += 16) {
     const __m512 dp = _mm512_sub_ps(_mm512_load_ps(ds + j), delta);
-    const __m512 probability = _mm512_load_ps(gradient.row + j);
+    const __m512 probability = _mm512_mul_ps(_mm512_load_ps(gradient.row + j), factors);
+    _mm512_store_ps(p + j, _mm512_mul_ps(_mm512_load_ps(p + j), factors));
     _mm512_store_ps(ds + j, _mm512_mul_ps(_mm512_mul_ps(probability, dp), scale));
   }
 }

@@ -92,7 +92,7 @@ void attention_backward_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_
       }
       for (int32_t i = 0; i < length; ++i) {
         const T* gradient = dout + (begin + i) * dout_stride + h * D;
-        T delta = 0;  // Σ_j P ∘ dP
+        T sum = 0, delta = 0;  // of e^(S - lse), and Σ_j P ∘ dP
         for (int32_t j = 0; j < length; ++j) {
           T score = 0, dot = 0;
           for (int32_t d = 0; d < D; ++d) {
@@ -103,14 +103,17 @@ void attention_backward_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_
           p[j] = exp(score * scale - lse[(int64_t)(begin + i) * H + h]);
           dropped[j] = p[j] * multiplier;
           dp[j] = dot * multiplier;
+          sum += p[j];
           delta += p[j] * dp[j];
         }
+        const T factor = 1 / sum;
+        delta *= factor;
         for (int32_t j = 0; j < length; ++j) {
-          const T ds = p[j] * (dp[j] - delta) * scale;
+          const T ds = p[j] * factor * (dp[j] - delta) * scale;
           for (int32_t d = 0; d < D; ++d) {
             dq[i * dqkv_stride + d] += ds * k[j * qkv_stride + d];
             dk[j * dqkv_stride + d] += ds * q[i * qkv_stride + d];
-            dv[j * dqkv_stride + d] += dropped[j] * gradient[d];
+            dv[j * dqkv_stride + d] += dropped[j] * factor * gradient[d];
           }
         }
       }
