@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs programs of a build on an emulated Sapphire Rapids (AVX-512, VNNI, BF16, AMX): the instructions as they are encoded, detection, and
-# Linux's permission for tiles, on a machine that has none of it. Slow (some 50 times), and no word about speed.
+# Linux's permission for tiles, on a machine that has none of it. Slow (some 50 times), and no word about speed. AMX with one thread only (0019 says why).
 #
 #   BOCHS=… KERNEL=… scripts/run-in-bochs.sh BUILD 'COMMAND; COMMAND…'
 #
