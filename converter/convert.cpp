@@ -275,6 +275,8 @@ class Conversion {
     c.max_seq_len = c.num_positions - c.position_offset;
     if (options_.activation) c.activation = *options_.activation;
     if (options_.lowercase) c.lowercase = *options_.lowercase;
+    if (options_.pooling) c.pooling = *options_.pooling;
+    if (options_.layer_norm_eps) c.layer_norm_eps = *options_.layer_norm_eps;
     if (options_.num_heads) {
       c.num_heads = *options_.num_heads;
       if (c.num_heads < 1 || c.hidden_size % c.num_heads != 0) {

@@ -15,6 +15,8 @@ struct ConvertOptions {
   std::optional<int32_t> num_heads;      // default: hidden_size / 64 where that is whole
   std::optional<Activation> activation;  // the others: the family's default
   std::optional<bool> lowercase;
+  std::optional<Pooling> pooling;
+  std::optional<double> layer_norm_eps;
   DType dtype = DType::kF32;  // of weight matrices and embedding tables: kF32, kBF16, kF16 or kI8
   std::string prefix;  // only tensors whose name begins so are looked at, and it is taken off
   std::string

@@ -39,12 +39,9 @@ InitialModel read_init(const TrainConfig& config) {
   options.num_heads = config.model.num_heads;
   options.activation = config.model.activation;
   options.lowercase = config.model.lowercase;
-  InitialModel model = read_initial_model(config.init, options, config.seed);
-  if (!is_xsr_file(config.init)) {  // such a checkpoint does not tell them
-    model.config.pooling = config.model.pooling;
-    model.config.layer_norm_eps = config.model.layer_norm_eps;
-  }
-  return model;
+  options.pooling = config.model.pooling;
+  options.layer_norm_eps = config.model.layer_norm_eps;
+  return read_initial_model(config.init, options, config.seed);
 }
 
 /// init: model.init, where it was read for its tokenizer.
