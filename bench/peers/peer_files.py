@@ -59,21 +59,11 @@ def read_safetensors(path):
     return tensors, metadata
 
 
-def read_xsr(path):
-    """(config, float32 tensors by name in row-major order, tokenizer bytes) of a .xsr file; docs/FORMAT.md, unverified."""
+def xsr_tensors(data):
+    """(name, storage type, float32 values in row-major order) of each tensor of a .xsr file's bytes; docs/FORMAT.md, unverified."""
     import numpy as np
 
-    data = pathlib.Path(path).read_bytes()
-    if data[:8] != b"\x89XSR\r\n\x1a\n" or struct.unpack_from("<I", data, 8) != (1,):
-        raise ValueError(f"{path}: no .xsr file of version 1")
-    (config_at, _, table_at, _, names_at, _, _, _, tokenizer_at, tokenizer_size) = struct.unpack_from("<10Q", data, 32)
-    names = (
-        "family num_layers hidden_size num_heads intermediate_size vocab_size num_positions position_offset"
-        " num_token_types max_seq_len embedding_size activation norm_placement pooling pooler_activation flags"
-    ).split()
-    config = dict(zip(names, struct.unpack_from("<I14iI", data, config_at)))
-    (config["layer_norm_eps"],) = struct.unpack_from("<d", data, config_at + 64)
-    tensors = {}
+    table_at, _, names_at = struct.unpack_from("<3Q", data, 48)
     for i in range(struct.unpack_from("<I", data, 128)[0]):
         at = table_at + 128 * i
         name_offset, name_size, dtype, layout, rank = struct.unpack_from("<5I", data, at)
@@ -90,7 +80,22 @@ def read_xsr(path):
         if dtype == 3:
             value *= np.frombuffer(data, "<f4", scales_size // 4, scales).reshape(-1, *[1] * (rank - 1))
         name = data[names_at + name_offset : names_at + name_offset + name_size].decode()
-        tensors[name] = np.ascontiguousarray(value)
+        yield name, ("f32", "f16", "bf16", "i8")[dtype], np.ascontiguousarray(value)
+
+
+def read_xsr(path):
+    """(config, float32 tensors by name in row-major order, tokenizer bytes) of a .xsr file; docs/FORMAT.md, unverified."""
+    data = pathlib.Path(path).read_bytes()
+    if data[:8] != b"\x89XSR\r\n\x1a\n" or struct.unpack_from("<I", data, 8) != (1,):
+        raise ValueError(f"{path}: no .xsr file of version 1")
+    (config_at,), (tokenizer_at, tokenizer_size) = struct.unpack_from("<Q", data, 32), struct.unpack_from("<2Q", data, 96)
+    names = (
+        "family num_layers hidden_size num_heads intermediate_size vocab_size num_positions position_offset"
+        " num_token_types max_seq_len embedding_size activation norm_placement pooling pooler_activation flags"
+    ).split()
+    config = dict(zip(names, struct.unpack_from("<I14iI", data, config_at)))
+    (config["layer_norm_eps"],) = struct.unpack_from("<d", data, config_at + 64)
+    tensors = {name: value for name, _, value in xsr_tensors(data)}
     return config, tensors, data[tokenizer_at : tokenizer_at + tokenizer_size]
 
 
