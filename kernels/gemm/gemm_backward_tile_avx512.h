@@ -79,6 +79,18 @@ static void weight_tile(const float* dy, const float* x, int32_t steps, bool sto
   }
 }
 
+/// Of the next panel's `rows` rows those that fall to the tile at row r of `chunk`: packing them
+/// would wait for each, since only a line of a row is read at a time.
+template <typename Element>
+static inline void prefetch_share(const Element* next, int64_t stride, int32_t rows, int32_t r,
+                                  int32_t chunk) {
+  const int32_t end = r + kWeightRows < chunk ? r + kWeightRows : chunk;
+  for (int32_t m = rows * r / chunk; m < rows * end / chunk; ++m) {
+    for (int32_t c = 0; c < kWeightColumns; c += 64 / (int32_t)sizeof(Element))
+      _mm_prefetch((const char*)(next + m * stride + c), _MM_HINT_T1);
+  }
+}
+
 template <typename Core>
 static void backward_weight(const typename Core::Element* dy, int64_t dy_stride,
                             const typename Core::Element* x, int64_t x_stride, int32_t M,
@@ -99,6 +111,8 @@ static void backward_weight(const typename Core::Element* dy, int64_t dy_stride,
         const int32_t columns = K - k < kWeightColumns ? K - k : kWeightColumns;
         pack_steps<Core, kWeightColumns>(x + m * x_stride + k, x_stride, rows, columns, inputs);
         for (int32_t r = 0; r < chunk; r += kWeightRows) {
+          if (k + kWeightColumns < K)
+            prefetch_share(x + m * x_stride + k + kWeightColumns, x_stride, rows, r, chunk);
           weight_tile<Core>(gradients + (int64_t)r * steps, inputs, steps, m == 0 && !accumulate,
                             chunk - r, columns, dw + (n + r) * dw_stride + k, dw_stride);
         }
