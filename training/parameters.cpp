@@ -53,6 +53,8 @@ FlatBuffer::FlatBuffer(int64_t size) : size_(size) {
   void* memory = mmap(nullptr, sizeof(float) * size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
+  // Steps walk columns of many rows at once: fewer page walks. Without such pages nothing is lost.
+  madvise(memory, sizeof(float) * size, MADV_HUGEPAGE);
   data_ = static_cast<float*>(memory);
 }
 
