@@ -15,14 +15,13 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
     rows.reach(i);
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
     float* row = out + i * out_stride;
-    for (int32_t c = 0; c < C; c += 16) {
-      const __mmask16 mask = tail_mask(C - c);
+    for_each_vector(C, [&](int32_t c, __mmask16 mask) {
       __m512 value = _mm512_add_ps(load_f32(token, storage, t + c, mask),
                                    load_f32(position, storage, p + c, mask));
       if (token_type != nullptr)
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
       _mm512_mask_storeu_ps(row + c, mask, value);
-    }
+    });
     if (gamma == nullptr) continue;
     const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
     if (rstd != nullptr) rstd[i] = inverse;
@@ -42,14 +41,13 @@ void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positi
     const __m512 token_scale = _mm512_set1_ps(token_scales[token_ids[i]]);
     const __m512 position_scale = _mm512_set1_ps(position_scales[positions[i]]);
     float* row = out + i * out_stride;
-    for (int32_t c = 0; c < C; c += 16) {
-      const __mmask16 mask = tail_mask(C - c);
+    for_each_vector(C, [&](int32_t c, __mmask16 mask) {
       __m512 value = _mm512_add_ps(_mm512_mul_ps(load_i8(token + t + c, mask), token_scale),
                                    _mm512_mul_ps(load_i8(position + p + c, mask), position_scale));
       if (token_type != nullptr)
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
       _mm512_mask_storeu_ps(row + c, mask, value);
-    }
+    });
     const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
     if (rstd != nullptr) rstd[i] = inverse;
   }
@@ -65,14 +63,13 @@ void qkv_table_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
     // The next row comes from DRAM: its lines are asked for while this one is worked on.
     const float* next = i + 1 < last ? token_table + (int64_t)token_ids[i + 1] * N : token;
     const __m512 scale = _mm512_set1_ps(rstd[i]);
-    for (int32_t n = 0; n < N; n += 16) {
+    for_each_vector(N, [&](int32_t n, __mmask16 mask) {
       _mm_prefetch((const char*)(next + n), _MM_HINT_T0);
-      const __mmask16 mask = tail_mask(N - n);
       const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, token + n),
                                        _mm512_maskz_loadu_ps(mask, position + n));
       _mm512_mask_storeu_ps(out + i * out_stride + n, mask,
                             _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, bias + n)));
-    }
+    });
   }
 }
 

@@ -32,8 +32,7 @@ void layernorm_backward_f32_avx512(const float* x, int64_t x_stride, const float
       const __m512 rstd = _mm512_set1_ps(layernorm_statistics_avx512(row, C, eps, &mean_x));
       const __m512 mean = _mm512_set1_ps(mean_x);
       __m512 sum = zero, sum_normalized = zero;  // of g and of g · x̂; lanes beyond C add 0
-      for (int32_t c = 0; c < C; c += 16) {
-        const __mmask16 mask = tail_mask(C - c);
+      for_each_vector(C, [&](int32_t c, __mmask16 mask) {
         const __m512 normalized =
             _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row + c), mean), rstd);
         const __m512 d = _mm512_maskz_loadu_ps(mask, gradient + c);
@@ -45,12 +44,11 @@ void layernorm_backward_f32_avx512(const float* x, int64_t x_stride, const float
             _mm512_fmadd_ps(d, normalized, _mm512_maskz_loadu_ps(mask, dgamma + c)));
         _mm512_mask_storeu_ps(dbeta + c, mask,
                               _mm512_add_ps(d, _mm512_maskz_loadu_ps(mask, dbeta + c)));
-      }
+      });
       const __m512 mean_g = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)C);
       const __m512 mean_normalized =
           _mm512_set1_ps(_mm512_reduce_add_ps(sum_normalized) / (float)C);
-      for (int32_t c = 0; c < C; c += 16) {
-        const __mmask16 mask = tail_mask(C - c);
+      for_each_vector(C, [&](int32_t c, __mmask16 mask) {
         const __m512 normalized =
             _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row + c), mean), rstd);
         const __m512 g = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, gradient + c),
@@ -58,7 +56,7 @@ void layernorm_backward_f32_avx512(const float* x, int64_t x_stride, const float
         const __m512 centred =
             _mm512_fnmadd_ps(normalized, mean_normalized, _mm512_sub_ps(g, mean_g));
         _mm512_mask_storeu_ps(dx + i * dx_stride + c, mask, _mm512_mul_ps(rstd, centred));
-      }
+      });
     }
   }
 }

@@ -46,14 +46,13 @@ static inline float layernorm_row_avx512(const float* x, int32_t C, const float*
   const float inverse = layernorm_statistics_avx512(x, C, eps, &mean);
   const __m512 means = _mm512_set1_ps(mean);
   const __m512 scale = _mm512_set1_ps(inverse);
-  for (int32_t c = 0; c < C; c += 16) {
-    const __mmask16 mask = tail_mask(C - c);
+  for_each_vector(C, [&](int32_t c, __mmask16 mask) {
     const __m512 centred = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + c), means);
     const __m512 value =
         _mm512_fmadd_ps(_mm512_mul_ps(centred, scale), _mm512_maskz_loadu_ps(mask, gamma + c),
                         _mm512_maskz_loadu_ps(mask, beta + c));
     _mm512_mask_storeu_ps(out + c, mask, value);
-  }
+  });
   return inverse;
 }
 

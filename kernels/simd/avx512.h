@@ -14,6 +14,14 @@ static inline __mmask16 tail_mask(int64_t n) {
   return n >= 16 ? (__mmask16)0xffff : n <= 0 ? (__mmask16)0 : (__mmask16)((1u << n) - 1u);
 }
 
+/// body(c, mask) for the vectors of C columns, without a mask but for the last.
+template <typename Body>
+static inline __attribute__((always_inline)) void for_each_vector(int32_t C, const Body& body) {
+  int32_t c = 0;
+  for (; c + 16 <= C; c += 16) body(c, (__mmask16)0xffff);
+  if (c < C) body(c, tail_mask(C - c));
+}
+
 /// e^x. Overflows to infinity, underflows through the subnormals to 0, passes NaN on.
 static inline __m512 exp_f32(__m512 x) {
   // min/max give their second operand when either is NaN. The bounds lie beyond the largest and

@@ -395,6 +395,16 @@ XSR_EMULATED __m512i _mm512_maskz_max_epi32(__mmask16 mask, __m512i a, __m512i b
 XSR_EMULATED __m512 _mm512_maskz_mul_ps(__mmask16 mask, __m512 a, __m512 b) {
   return _mm512_maskz_mov_ps(mask, _mm512_mul_ps(a, b));
 }
+XSR_EMULATED __m512 _mm512_movehdup_ps(__m512 a) {
+  return {{_mm256_movehdup_ps(a.half[0]), _mm256_movehdup_ps(a.half[1])}};
+}
+XSR_EMULATED __m512 _mm512_mask_movehdup_ps(__m512 source, __mmask16 mask, __m512 a) {
+  return _mm512_mask_mov_ps(source, mask, _mm512_movehdup_ps(a));
+}
+XSR_EMULATED __m512 _mm512_mask_moveldup_ps(__m512 source, __mmask16 mask, __m512 a) {
+  return _mm512_mask_mov_ps(source, mask,
+                            {{_mm256_moveldup_ps(a.half[0]), _mm256_moveldup_ps(a.half[1])}});
+}
 XSR_EMULATED __m512 _mm512_maskz_sub_ps(__mmask16 mask, __m512 a, __m512 b) {
   return _mm512_maskz_mov_ps(mask, _mm512_sub_ps(a, b));
 }
