@@ -471,7 +471,7 @@ TEST_F(CudaTraining, AttentionForwardAndBackward) {
     padded_qkv.resize(padded * 3 * C, NAN);
     padded_dout.resize(padded * C, NAN);
     DeviceArray<float> in(padded_qkv), gradient(padded_dout), out(padded * C), lse(padded * H),
-        dqkv(padded * 3 * C), delta(padded * H);
+        dqkv(padded * 3 * C), delta(2 * padded * H);
     DeviceArray<uint16_t> narrow(padded * C), dqkv_narrow(padded * 3 * C);
     DeviceArray<int32_t> device_cu(cu);
     DeviceArray<Dropout> dropout(std::vector<Dropout>{masks});
@@ -596,7 +596,7 @@ TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
     padded_dout.resize(padded * C, NAN);
     DeviceArray<uint16_t> in(narrow(padded_x)), gradient(narrow(padded_dout)), out(padded * C),
         dqkv(padded * 3 * C);
-    DeviceArray<float> device_bias(bias), lse(padded * H), delta(2 * padded * H);
+    DeviceArray<float> device_bias(bias), lse(padded * H), delta(3 * padded * H);
     DeviceArray<int32_t> device_cu(cu);
     DeviceArray<Dropout> dropout(std::vector<Dropout>{masks});
     const auto both = [&] {
@@ -629,6 +629,69 @@ TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
     EXPECT_EQ(first_dqkv, dqkv.host()) << what;
   }
   for (const int32_t D : {0, 8, 20, 144}) EXPECT_FALSE(attention_bf16_takes(D));
+}
+
+/// At scores whose lse rounds by more than a probability does: every column of dV must still add up
+/// to that of dO, as the probabilities of a query add up to 1.
+void expect_whole_probabilities(const std::string& what, const std::vector<int32_t>& cu, int32_t C,
+                                const Floats& dout, const Floats& dqkv, double budget) {
+  for (size_t b = 0; b + 1 < cu.size(); ++b) {
+    for (int32_t x = 0; x < C; ++x) {
+      double found = 0, expected = 0, size = 0;
+      for (int32_t i = cu[b]; i < cu[b + 1]; ++i) {
+        found += dqkv[int64_t{i} * 3 * C + 2 * C + x];
+        expected += dout[int64_t{i} * C + x];
+        size += std::fabs(dout[int64_t{i} * C + x]);
+      }
+      EXPECT_NEAR(found, expected, budget * size) << what << ", sentence " << b << " column " << x;
+    }
+  }
+}
+
+TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
+  Random random(25);
+  const std::vector<int32_t> cu = cumulate({20, 1, 33});
+  const int32_t B = 3, N = cu[B], H = 2, D = 32, C = H * D;
+  DeviceArray<int32_t> device_cu(cu);
+  DeviceArray<Dropout> dropout(std::vector<Dropout>{Dropout()});
+  const auto enlarge = [&](Floats qkv, float factor) {
+    for (int64_t i = 0; i < N * 3 * C; ++i) {
+      if (i % (3 * C) < 2 * C) qkv[i] *= factor;
+    }
+    return qkv;
+  };
+  {
+    const Floats dout = normal(random, N * C);
+    DeviceArray<float> in(enlarge(normal(random, N * 3 * C), 60)), gradient(dout), out(N * C),
+        lse(N * H), dqkv(N * 3 * C), delta(2 * N * H);
+    run([&] {
+      return attention_training_forward_f32_cuda(in.data(), device_cu.data(), B, N, H, D,
+                                                 dropout.data(), 0, out.data(), nullptr, lse.data(),
+                                                 stream());
+    });
+    run([&] {
+      return attention_backward_f32_cuda(in.data(), device_cu.data(), B, N, H, D, lse.data(),
+                                         dropout.data(), 0, gradient.data(), dqkv.data(), nullptr,
+                                         delta.data(), stream());
+    });
+    expect_whole_probabilities("f32", cu, C, dout, dqkv.host(), 1e-6);
+  }
+  // Larger still, since a probability is rounded to bf16, by up to 0.004 of it, before it meets dO.
+  const Floats dout = bf16_values(random, N * C);
+  DeviceArray<uint16_t> in(narrow(enlarge(bf16_values(random, N * 3 * C), 1024))),
+      gradient(narrow(dout)), out(N * C), dqkv(N * 3 * C);
+  DeviceArray<float> bias(Floats(3 * C, 0.0f)), lse(N * H), delta(3 * N * H);
+  run([&] {
+    return attention_training_forward_bf16_cuda(in.data(), bias.data(), device_cu.data(), B, N, H,
+                                                D, dropout.data(), 0, out.data(), lse.data(),
+                                                stream());
+  });
+  run([&] {
+    return attention_backward_bf16_cuda(in.data(), bias.data(), device_cu.data(), B, N, H, D,
+                                        lse.data(), dropout.data(), 0, gradient.data(), dqkv.data(),
+                                        delta.data(), stream());
+  });
+  expect_whole_probabilities("bf16", cu, C, dout, widened(dqkv.host()), 4e-3);
 }
 
 /// The loss over a vocabulary in T, from logits without their bias.

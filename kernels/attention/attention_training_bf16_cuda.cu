@@ -138,14 +138,16 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       out + h * D, C, lse + h, H);
 }
 
-/// dQ and, for the next kernel, delta and shift: rows of a fragment are queries, columns keys.
+/// dQ and, for the next kernel, delta and shift, and the factors that make P of E: rows of a
+/// fragment are queries, columns keys.
 template <int32_t kD>
 __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     attention_backward_queries_bf16_kernel(const uint16_t* qkv, const float* bias,
                                            const int32_t* cu_seqlens, int32_t B, int32_t N,
                                            int32_t H, int32_t D, const float* lse,
                                            const Dropout* dropout, uint32_t place,
-                                           const uint16_t* dout, uint16_t* dqkv, float2* delta) {
+                                           const uint16_t* dout, uint16_t* dqkv, float2* delta,
+                                           float* factors) {
   const WarpTile found = find_tile(cu_seqlens, B, N, global_warp_id());
   const AttentionTile tile = found.rows;
   if (tile.row >= tile.end) return;  // the whole warp, and only warps meet here
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   const bool drops = dropout->threshold != 0;
   const float factor = drops ? dropout->scale : 1.0f;
   const uint32_t stream = dropout->stream + place + (uint32_t)h;
-  float row_lse[2], row_delta[2] = {0, 0};
+  float row_lse[2], row_factor[2] = {0, 0}, row_delta[2] = {0, 0};
   // dO · V's bias, which all dP of a query have, and which cancels in dP - delta if none is
   // dropped.
   float shift[2] = {0, 0};
@@ -181,9 +183,10 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     row_lse[r] = row < tile.end ? lse[row * H + h] : 0.0f;
   }
 
-  // Σ_j P ∘ dP, then dQ. The sum is taken over the terms that it is taken from later, and not as
-  // dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn, here and where lse
-  // is taken from a score, since a product that is not rounded before its difference would not.
+  // Σ_j E and Σ_j P ∘ dP, then dQ. The latter is taken over the terms that it is taken from later,
+  // and not as dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn, here and
+  // where lse is taken from a score, since a product that is not rounded before its difference
+  // would not.
   const bool one_tile = tile.end - tile.begin <= kTileRows;
   float dq[kD / 8][4], p[2][4], dp[2][4];
   clear_sums(dq);
@@ -213,16 +216,20 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       for (int32_t e = 0; e < 8; ++e) {
         const int32_t n = e / 4, i = e % 4;
         if (pass == 0) {
+          row_factor[i / 2] += p[n][i];
           row_delta[i / 2] += p[n][i] * dp[n][i];
         } else {
-          dp[n][i] = p[n][i] * (dp[n][i] - row_delta[i / 2]);
+          dp[n][i] = p[n][i] * row_factor[i / 2] * (dp[n][i] - row_delta[i / 2]);
         }
       }
       if (pass == 1) add_rows<kD>(dp, k, dq);
     }
     if (pass == 0) {
       XSR_UNROLL
-      for (int32_t r = 0; r < 2; ++r) row_delta[r] = quad_sum(row_delta[r]);
+      for (int32_t r = 0; r < 2; ++r) {
+        row_factor[r] = 1 / quad_sum(row_factor[r]);
+        row_delta[r] = quad_sum(row_delta[r]) * row_factor[r];
+      }
     }
   }
   XSR_UNROLL
@@ -230,7 +237,10 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     const int64_t row = tile.row + g + r * 8;
     if (row >= tile.end) continue;
     put_row<kD, true>(dq, r, scale, nullptr, 0, D, dqkv + row * stride + h * D);
-    if (t == 0) delta[row * H + h] = make_float2(row_delta[r], shift[r]);
+    if (t == 0) {
+      delta[row * H + h] = make_float2(row_delta[r], shift[r]);
+      factors[row * H + h] = row_factor[r];
+    }
   }
 }
 
@@ -241,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
                                         const int32_t* cu_seqlens, int32_t B, int32_t N, int32_t H,
                                         int32_t D, const float* lse, const Dropout* dropout,
                                         uint32_t place, const uint16_t* dout, const float2* delta,
-                                        uint16_t* dqkv) {
+                                        const float* factors, uint16_t* dqkv) {
   const WarpTile found = find_tile(cu_seqlens, B, N, global_warp_id());
   const AttentionTile tile = found.rows;
   if (tile.row >= tile.end || found.padding) return;  // the whole warp, and only warps meet here
@@ -280,7 +290,8 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       const int32_t n = e / 4, i = e % 4;
       const int64_t row = query + n * 8 + 2 * t + i % 2;  // of the query
       const bool there = row < tile.end, kept = (keep >> e & 1u) != 0;
-      const float probability = there ? expf(__fmul_rn(p[n][i], scale) - lse[row * H + h]) : 0.0f;
+      const float probability =
+          there ? expf(__fmul_rn(p[n][i], scale) - lse[row * H + h]) * factors[row * H + h] : 0.0f;
       const float2 of_row = there ? delta[row * H + h] : make_float2(0, 0);
       const float dp = kept ? __fmul_rn(ds[n][i] + of_row.y, factor) : 0.0f;
       ds[n][i] = probability * (dp - of_row.x);
@@ -330,13 +341,14 @@ Status attention_backward_bf16_cuda(const uint16_t* qkv, const float* bias,
     constexpr int32_t kD = decltype(rounded)::value;
     const size_t bytes = tile_bytes<kD>(kWarps, kBackwardTiles);
     float2* const pairs = reinterpret_cast<float2*>(delta);
-    const Status status =
-        launch(attention_backward_queries_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads), bytes,
-               stream, qkv, bias, cu_seqlens, B, N, H, D, lse, dropout, place, dout, dqkv, pairs);
+    float* const factors = delta + 2 * (int64_t)N * H;
+    const Status status = launch(attention_backward_queries_bf16_kernel<kD>, grid_of(B, N, H),
+                                 dim3(kThreads), bytes, stream, qkv, bias, cu_seqlens, B, N, H, D,
+                                 lse, dropout, place, dout, dqkv, pairs, factors);
     if (status != 0) return status;
     return launch(attention_backward_keys_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads), bytes,
                   stream, qkv, bias, cu_seqlens, B, N, H, D, lse, dropout, place, dout, pairs,
-                  dqkv);
+                  factors, dqkv);
   });
 }
 

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads,
     attention_backward_kernel(const float* qkv, const int32_t* cu_seqlens, int32_t B, int32_t N,
                               int32_t H, int32_t D, const float* lse, const Dropout* dropout,
                               uint32_t place, const float* dout, float* dqkv, uint16_t* narrow,
-                              float* delta) {
+                              float2* of_rows) {
   const int32_t b = (int32_t)blockIdx.x, h = (int32_t)blockIdx.y;
   const int64_t C = (int64_t)H * D;
   if (b == B) {
@@ -179,14 +179,14 @@ __global__ void __launch_bounds__(kThreads,
   const uint32_t stream = place + (uint32_t)h;
   const Shared s = shared_layout(D);
 
-  // A query a warp: Σ_j P ∘ dP, then dQ. The sum is taken over the terms that it is taken from
-  // later, and not as dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn,
-  // here and where lse is taken from a score, since a product that is not rounded before its
-  // difference would not.
+  // A query a warp: Σ_j E and Σ_j P ∘ dP, then dQ. The latter sum is taken over the terms that it
+  // is taken from later, and not as dO · O: where one key has all of a row, they cancel to the bit;
+  // __fmul_rn, here and where lse is taken from a score, since a product that is not rounded before
+  // its difference would not.
   for (int32_t group = begin; group < end; group += kWarps) {
     const int32_t i = group + (int32_t)threadIdx.x / kWarp;
     const bool active = i < end;  // the whole warp
-    float dq[kPerLane] = {}, row_delta = 0, row_lse = 0, p = 0, dp = 0;
+    float dq[kPerLane] = {}, factor = 0, row_delta = 0, row_lse = 0, p = 0, dp = 0;
     if (active) {
       take_row(q + i * 3 * C, D, s.row_a);
       take_row(gradient + i * C, D, s.row_b);
@@ -207,18 +207,22 @@ __global__ void __launch_bounds__(kThreads,
                    : 0.0f;
         }
         if (pass == 0) {
+          factor += p;
           row_delta += p * dp;
           continue;
         }
-        s.weights_a[lane_id()] = p * (dp - row_delta) * scale;
+        s.weights_a[lane_id()] = p * factor * (dp - row_delta) * scale;
         __syncwarp();
         add_rows(s.weights_a, s.tile_a, D, dq);
       }
-      if (active && pass == 0) row_delta = warp_sum(row_delta);
+      if (active && pass == 0) {
+        factor = 1 / warp_sum(factor);
+        row_delta = warp_sum(row_delta) * factor;
+      }
     }
     if (active) {
       put(dq, 1, D, i * 3 * C + h * D, dqkv, narrow);
-      if (lane_id() == 0) delta[(int64_t)i * H + h] = row_delta;
+      if (lane_id() == 0) of_rows[(int64_t)i * H + h] = make_float2(row_delta, factor);
     }
     __syncwarp();
   }
@@ -235,18 +239,20 @@ __global__ void __launch_bounds__(kThreads,
     for (int32_t tile = begin; tile < end; tile += kWarp) {
       if (group == begin || !one_tile) {
         stage_both(q, 3 * C, gradient, C, tile, end, D,
-                   s);  // waits for delta of the loop above, too
+                   s);  // waits for of_rows of the loop above, too
       }
       if (!active) continue;
       __syncwarp();
       const int32_t i = tile + lane_id();
       float ds = 0, dropped = 0;
       if (i < end) {
-        const float p = expf(__fmul_rn(dot(s.row_a, s.tile_a, D), scale) - lse[(int64_t)i * H + h]);
+        const float2 of_row = of_rows[(int64_t)i * H + h];
+        const float e = expf(__fmul_rn(dot(s.row_a, s.tile_a, D), scale) - lse[(int64_t)i * H + h]);
+        const float p = e * of_row.y;
         const float factor = multiplier(dropout, stream, i, j - begin);
         const float dp = __fmul_rn(dot(s.row_b, s.tile_b, D), factor);
         dropped = p * factor;
-        ds = p * (dp - delta[(int64_t)i * H + h]) * scale;
+        ds = p * (dp - of_row.x) * scale;
       }
       s.weights_a[lane_id()] = ds;
       s.weights_b[lane_id()] = dropped;
@@ -283,7 +289,7 @@ Status attention_backward_f32_cuda(const float* qkv, const int32_t* cu_seqlens, 
                       : D <= 64 ? attention_backward_kernel<2>
                                 : attention_backward_kernel<4>;
   return launch(kernel, dim3(B + 1, H), kThreads, shared_bytes(D), stream, qkv, cu_seqlens, B, N, H,
-                D, lse, dropout, place, dout, dqkv, narrow, delta);
+                D, lse, dropout, place, dout, dqkv, narrow, reinterpret_cast<float2*>(delta));
 }
 
 }  // namespace xsr::cuda

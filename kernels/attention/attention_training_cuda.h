@@ -30,7 +30,7 @@ Status attention_training_forward_f32_cuda(const float* qkv, const int32_t* cu_s
 /// dout    [N, H·D]
 /// dqkv    [N, 3, H, D]  =; null = not wanted
 /// narrow  [N, 3, H, D]  dqkv in bf16; null = not wanted
-/// delta   [N, H]  scratch
+/// delta   [N, H, 2]  scratch, 8-byte aligned
 Status attention_backward_f32_cuda(const float* qkv, const int32_t* cu_seqlens, int32_t B,
                                    int32_t N, int32_t H, int32_t D, const float* lse,
                                    const kernels::Dropout* dropout, uint32_t place,
@@ -68,7 +68,7 @@ Status attention_training_forward_bf16_cuda(const uint16_t* qkv, const float* bi
 
 /// dout   [N, H·D]
 /// dqkv   [N, 3, H, D]  =
-/// delta  [N, H, 2]  scratch, 8-byte aligned
+/// delta  [N, H, 3]  scratch, 8-byte aligned
 Status attention_backward_bf16_cuda(const uint16_t* qkv, const float* bias,
                                     const int32_t* cu_seqlens, int32_t B, int32_t N, int32_t H,
                                     int32_t D, const float* lse, const kernels::Dropout* dropout,

@@ -368,7 +368,7 @@ class CudaTrainer::Impl {
     plan.add(&output_, N * c);
     plan.add(&dx_, N * c);
     either(&dcontext_, c, bf16_attention_);
-    plan.add(&delta_, 2 * N * static_cast<size_t>(H));
+    plan.add(&delta_, 3 * N * static_cast<size_t>(H));
     either(&dbranch_, c, bf16_);
     either(&dwide_, std::max(3 * c, f), bf16_);
     const int32_t most = static_cast<int32_t>(std::max(N, S));
