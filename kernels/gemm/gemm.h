@@ -112,7 +112,7 @@ struct SplitMatrix {
 static constexpr int64_t split_elements(int32_t N, int32_t K) {
   return (int64_t)panel_count(N) * kPanelColumns * 2 * split_columns(K);
 }
-/// Splits a packed f32, f16 or bf16 matrix into `split` [split_elements(N, K)].
+/// Splits a packed matrix into `split` [split_elements(N, K)].
 void gemm_split_panels(const PackedMatrix& w, uint16_t* split);
 
 /// The f32 product from bf16 multipliers ("bf16x3"), every operand split:

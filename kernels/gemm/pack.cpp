@@ -100,18 +100,24 @@ float scale_i8(const float* w, int64_t count) {
 
 int8_t code_i8(float w, float scale) { return scale > 0 ? (int8_t)round_even(w / scale) : 0; }
 
-/// out[c] = input k of a panel's 32 outputs.
-inline void widen_input(Storage storage, const uint32_t* panel, int32_t k, float* out) {
-  if (storage == Storage::kF32) {
-    const uint32_t* lanes = panel + (int64_t)k * kPanelColumns;
-    for (int32_t c = 0; c < kPanelColumns; ++c) out[c] = f32_from_bits(lanes[c]);
-    return;
-  }
-  const uint32_t* lanes = panel + (int64_t)(k / 2) * kPanelColumns;
-  const int32_t shift = 16 * (k % 2);
-  for (int32_t c = 0; c < kPanelColumns; ++c) {
-    const uint16_t half = (uint16_t)(lanes[c] >> shift);
-    out[c] = storage == Storage::kBF16 ? f32_from_bf16(half) : f32_from_f16(half);
+/// out[c] = input k of panel p's 32 outputs, scales included; 0 beyond N.
+inline void widen_input(const PackedMatrix& w, int32_t p, int32_t k, float* out) {
+  const int32_t first = p * kPanelColumns;
+  const int32_t columns = w.N - first < kPanelColumns ? w.N - first : kPanelColumns;
+  const int32_t kp = panel_group(w.storage);
+  const uint32_t* lanes =
+      (const uint32_t*)w.data + p * panel_words(w.K, w.storage) + (int64_t)(k / kp) * kPanelColumns;
+  const int32_t shift = 32 / kp * (k % kp);
+  for (int32_t c = columns; c < kPanelColumns; ++c) out[c] = 0;
+  if (w.storage == Storage::kF32) {
+    for (int32_t c = 0; c < columns; ++c) out[c] = f32_from_bits(lanes[c]);
+  } else if (w.storage == Storage::kBF16) {
+    for (int32_t c = 0; c < columns; ++c) out[c] = f32_from_bf16((uint16_t)(lanes[c] >> shift));
+  } else if (w.storage == Storage::kF16) {
+    for (int32_t c = 0; c < columns; ++c) out[c] = f32_from_f16((uint16_t)(lanes[c] >> shift));
+  } else {
+    const float* scales = w.scales + first;
+    for (int32_t c = 0; c < columns; ++c) out[c] = scales[c] * (float)(int8_t)(lanes[c] >> shift);
   }
 }
 
@@ -174,10 +180,9 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
   uint32_t* out = (uint32_t*)packed;  // four inputs of one output each
   float values[kPanelColumns], divisors[kPanelColumns];
   for (int32_t p = 0; p < panel_count(w.N); ++p) {
-    const uint32_t* panel = (const uint32_t*)w.data + p * panel_words(w.K, w.storage);
     float largest[kPanelColumns] = {};
     for (int32_t k = 0; k < w.K; ++k) {
-      widen_input(w.storage, panel, k, values);
+      widen_input(w, p, k, values);
       for (int32_t c = 0; c < kPanelColumns; ++c) largest[c] = larger(largest[c], values[c]);
     }
     for (int32_t c = 0; c < kPanelColumns; ++c) {
@@ -189,7 +194,7 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
     for (int32_t k = 0; k < w.K; k += 4, out += kPanelColumns) {
       uint32_t codes[kPanelColumns] = {};
       for (int32_t j = 0; j < 4 && k + j < w.K; ++j) {
-        widen_input(w.storage, panel, k + j, values);
+        widen_input(w, p, k + j, values);
         for (int32_t c = 0; c < kPanelColumns; ++c) {
           const int32_t code = (int32_t)round_even(values[c] / divisors[c]);
           codes[c] |= ((uint32_t)code & 0xffu) << 8 * j;
@@ -202,16 +207,7 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
 
 void gemm_widen_panels(const PackedMatrix& w, float* packed) {
   for (int32_t p = 0; p < panel_count(w.N); ++p) {
-    const uint32_t* panel = (const uint32_t*)w.data + p * panel_words(w.K, w.storage);
-    float scales[kPanelColumns] = {};
-    for (int32_t c = 0; c < kPanelColumns && p * kPanelColumns + c < w.N; ++c)
-      scales[c] = w.scales[p * kPanelColumns + c];
-    for (int32_t k = 0; k < w.K; ++k, packed += kPanelColumns) {
-      const uint32_t* fours = panel + (int64_t)(k / 4) * kPanelColumns;
-      const int32_t shift = 8 * (k % 4);
-      for (int32_t c = 0; c < kPanelColumns; ++c)
-        packed[c] = scales[c] * (float)(int8_t)(fours[c] >> shift);
-    }
+    for (int32_t k = 0; k < w.K; ++k, packed += kPanelColumns) widen_input(w, p, k, packed);
   }
 }
 
@@ -233,16 +229,20 @@ void gemm_sum_panels(const PackedMatrix& w, int32_t* sums) {
 
 void gemm_split_panels(const PackedMatrix& w, uint16_t* split) {
   const int32_t S = split_columns(w.K);
-  for (int32_t panel = 0; panel < panel_count(w.N); ++panel) {
+  float values[kPanelColumns];
+  for (int32_t p = 0; p < panel_count(w.N); ++p) {
     for (int32_t k = 0; k < S; k += 2, split += 4 * kPanelColumns) {
-      for (int32_t column = 0; column < kPanelColumns; ++column) {
-        for (int32_t j = 0; j < 2; ++j) {
-          const int32_t n = panel * kPanelColumns + column;
-          const float value = n < w.N && k + j < w.K ? gemm_packed_element(w, n, k + j) : 0.0f;
-          uint16_t* hi = split + 2 * column + j;
-          split_bf16(value, hi, hi + 2 * kPanelColumns);
+      uint32_t pairs[2][kPanelColumns] = {};  // the hi of inputs k and k + 1, and the lo
+      for (int32_t j = 0; j < 2 && k + j < w.K; ++j) {
+        widen_input(w, p, k + j, values);
+        for (int32_t c = 0; c < kPanelColumns; ++c) {
+          uint16_t hi, lo;
+          split_bf16(values[c], &hi, &lo);
+          pairs[0][c] |= (uint32_t)hi << 16 * j;
+          pairs[1][c] |= (uint32_t)lo << 16 * j;
         }
       }
+      memcpy(split, pairs, sizeof pairs);
     }
   }
 }
