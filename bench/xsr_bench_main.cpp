@@ -181,6 +181,11 @@ int run(const Options& options) {
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
                                    options.random[3], options.random[4]};
+    if (options.dtype == "bf16" && storage_of(options) != DType::kBF16) {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT, "--storage " + options.storage +
+                                                   ": computing in bf16 needs weights in bf16; "
+                                                   "leave --storage out");
+    }
     random = std::make_unique<RandomModel>(random_shape, storage_of(options), kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
     file = XsrFile::open_memory(random->data(), random->size());
@@ -219,17 +224,19 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", xsr_version_string());
   auto* source = app.add_option_group("model");
   source->add_option("-m,--model", options.model, "the .xsr file");
-  source
-      ->add_option("--random", options.random,
-                   "a random model: layers,hidden,heads,intermediate,vocabulary, e.g. "
-                   "2,512,8,1024,50000")
-      ->delimiter(',')
-      ->expected(5);
+  auto* random =
+      source
+          ->add_option("--random", options.random,
+                       "a random model: layers,hidden,heads,intermediate,vocabulary, e.g. "
+                       "2,512,8,1024,50000")
+          ->delimiter(',')
+          ->expected(5);
   source->require_option(1);
   app.add_option("--storage", options.storage,
                  "of the random model's weights; auto: bf16 or i8 where --dtype is bf16 or int8, "
                  "else f32")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "f16", "i8"}))
+      ->needs(random)
       ->capture_default_str();
   app.add_option("--threads", options.threads,
                  "one or more, each timed by itself; 0: all processors. One thread is pinned")

@@ -141,8 +141,13 @@ TEST_F(XsrBench, ARandomModelStoresWhatIsAskedForElseWhatIsComputedIn) {
   EXPECT_EQ(stored("--dtype bf16"), "bf16");
   EXPECT_EQ(stored("--dtype int8"), "i8");
   EXPECT_EQ(stored("--dtype int8 --storage bf16"), "bf16");
-  EXPECT_THAT(stored("--dtype bf16 --storage f32"),
-              HasSubstr("does not store its weights in bf16"));
+  EXPECT_THAT(stored("--dtype bf16 --storage f32"), HasSubstr("leave --storage out"));
+}
+
+TEST_F(XsrBench, StorageIsOfARandomModelAlone) {
+  const Result done = run("--model any.xsr --storage bf16");
+  EXPECT_EQ(done.status, 2);
+  EXPECT_THAT(done.err, HasSubstr("--storage requires --random"));
 }
 
 TEST_F(XsrBench, RefusesToTimeAWrongResult) {
