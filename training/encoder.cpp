@@ -20,7 +20,7 @@ constexpr int32_t kRowsPerTask = 64;  // of steps that walk rows
 static_assert(kRowsPerTask % kernels::kLayernormBlockRows == 0);
 constexpr int32_t kGemmRowsPerTask = 192;  // of a product: in L2 while its panels pass
 constexpr int32_t kPanelsPerTask = 8;
-constexpr int32_t kOutputsPerTask = 192;  // rows of a weight's gradient: the kernel's own block
+constexpr int32_t kOutputsPerTask = 384;  // rows of a weight's gradient: the kernel's own block
 constexpr int32_t kFewestOutputsPerTask = 32;
 constexpr int32_t kSentencesPerTask = 4;
 constexpr int32_t kBucketsPerTask = 32;

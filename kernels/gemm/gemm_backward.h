@@ -42,9 +42,9 @@ using gemm_backward_weight_bf16_t = void(const uint16_t* dy, int64_t dy_stride, 
 gemm_backward_weight_bf16_t gemm_backward_weight_bf16_ref, gemm_backward_weight_bf16_avx2,
     gemm_backward_weight_bf16_avx512_bf16;
 
-/// A block of columns of dy and one panel of x, packed: 256 rows (or pairs of bf16 rows) of 192 and
-/// 32 lanes.
-static constexpr int64_t kGemmBackwardScratchFloats = 256 * (192 + 32);
+/// A block of columns of dy and one panel of x, packed, of the ISA that takes most: 192 rows (or
+/// pairs of bf16 rows) of 384 and 32 lanes.
+static constexpr int64_t kGemmBackwardScratchFloats = 192 * (384 + 32);
 
 /// Gradient of a bias: sum[n] (+)= Σ_m dy[m, n]      for the columns n in [first, last)
 ///

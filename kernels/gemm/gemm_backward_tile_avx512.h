@@ -23,8 +23,9 @@ static constexpr int32_t kWeightColumns = 32;
 // Steps that are summed at a time: their panel of x (24 KiB) and 12 columns of dy (9 KiB) stay in a
 // 48 KiB L1.
 static constexpr int32_t kWeightBlock = 192;
-// Rows of dw that share a packed panel of x; their part of dy (144 KiB) stays in L2.
-static constexpr int32_t kWeightChunk = 192;
+// Rows of dw that share a packed panel of x; their part of dy (288 KiB) stays in L2. Half as many
+// pack x twice as often: 1.04 times a step of bf16 training on Zen 5.
+static constexpr int32_t kWeightChunk = 384;
 static_assert(kWeightChunk % kWeightRows == 0 &&
               kWeightBlock * (kWeightChunk + kWeightColumns) <= kGemmBackwardScratchFloats);
 
