@@ -133,9 +133,9 @@ struct Encoder::Buffers {
   int64_t C_stride, qkv_stride, F_stride, dwide_stride;
 
   Buffers(const ModelConfig& config, Precision precision, int32_t num_threads)
-      : C_stride(row_stride(config.hidden_size)),
-        qkv_stride(row_stride(3 * config.hidden_size)),
-        F_stride(row_stride(config.intermediate_size)),
+      : C_stride(stride(config.hidden_size, precision)),
+        qkv_stride(stride(3 * config.hidden_size, precision)),
+        F_stride(stride(config.intermediate_size, precision)),
         dwide_stride(std::max(qkv_stride, F_stride)),
         config_(config),
         narrow_(precision == Precision::kBF16),
@@ -157,6 +157,10 @@ struct Encoder::Buffers {
   size_t bytes() const { return sizeof(float) * static_cast<size_t>(floats_); }
 
  private:
+  static int64_t stride(int32_t columns, Precision precision) {
+    return precision == Precision::kBF16 ? bf16_row_stride(columns) : row_stride(columns);
+  }
+
   /// Gives every piece its place behind `base`; a base of null counts only.
   void lay_out(float* base) {
     const int64_t N = max_tokens_, H = config_.num_heads;

@@ -26,6 +26,8 @@ class Workspace {
 /// Rows of `columns` floats (or pairs of bf16) that start on 64 bytes and fall into different cache
 /// sets.
 constexpr int64_t row_stride(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
+/// The same of rows that stand in bf16 too.
+constexpr int64_t bf16_row_stride(int64_t columns) { return 2 * row_stride((columns + 1) / 2); }
 
 /// Tasks of `block` items.
 constexpr int32_t block_count(int64_t items, int64_t block) {

@@ -132,7 +132,7 @@ std::vector<double> VocabularyLoss::forward(std::span<const WeightedTarget> targ
   token_narrow_ = token_narrow;
   bias_ = bias;
   z_stride_ = row_stride(S);
-  e_stride_ = bf16() ? 2 * row_stride((S + 1) / 2) : z_stride_;
+  e_stride_ = bf16() ? bf16_row_stride(S) : z_stride_;
   stored_ = keep && int64_t{V} * S * (bf16() ? 2 : 4) <= stored_bytes_;
   sort_words(targets);
   max_ = statistics_.floats(2 * int64_t{tiles_} * S);
