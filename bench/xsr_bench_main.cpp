@@ -181,12 +181,13 @@ int run(const Options& options) {
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
                                    options.random[3], options.random[4]};
-    if (options.dtype == "bf16" && storage_of(options) != DType::kBF16) {
+    const DType storage = storage_of(options);
+    if (options.dtype == "bf16" && storage != DType::kBF16) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT, "--storage " + options.storage +
                                                    ": computing in bf16 needs weights in bf16; "
                                                    "leave --storage out");
     }
-    random = std::make_unique<RandomModel>(random_shape, storage_of(options), kSeed);
+    random = std::make_unique<RandomModel>(random_shape, storage, kSeed);
     model = std::make_unique<Model>(random->data(), random->size());
     file = XsrFile::open_memory(random->data(), random->size());
     name = "random";

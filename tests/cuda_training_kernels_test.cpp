@@ -631,23 +631,6 @@ TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
   for (const int32_t D : {0, 8, 20, 144}) EXPECT_FALSE(attention_bf16_takes(D));
 }
 
-/// At scores whose lse rounds by more than a probability does: every column of dV must still add up
-/// to that of dO, as the probabilities of a query add up to 1.
-void expect_whole_probabilities(const std::string& what, const std::vector<int32_t>& cu, int32_t C,
-                                const Floats& dout, const Floats& dqkv, double budget) {
-  for (size_t b = 0; b + 1 < cu.size(); ++b) {
-    for (int32_t x = 0; x < C; ++x) {
-      double found = 0, expected = 0, size = 0;
-      for (int32_t i = cu[b]; i < cu[b + 1]; ++i) {
-        found += dqkv[int64_t{i} * 3 * C + 2 * C + x];
-        expected += dout[int64_t{i} * C + x];
-        size += std::fabs(dout[int64_t{i} * C + x]);
-      }
-      EXPECT_NEAR(found, expected, budget * size) << what << ", sentence " << b << " column " << x;
-    }
-  }
-}
-
 TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
   Random random(25);
   const std::vector<int32_t> cu = cumulate({20, 1, 33});
@@ -675,7 +658,7 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                                          dropout.data(), 0, gradient.data(), dqkv.data(), nullptr,
                                          delta.data(), stream());
     });
-    expect_whole_probabilities("f32", cu, C, dout, dqkv.host(), 1e-6);
+    test::expect_whole_probabilities("f32", cu, C, dout, dqkv.host(), 1e-6);
   }
   // Larger still, since a probability is rounded to bf16, by up to 0.004 of it, before it meets dO.
   const Floats qkv = enlarge(bf16_values(random, N * 3 * C), 1024),
@@ -687,7 +670,7 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                                         lse.data(), dropout.data(), 0, gradient.data(), dqkv.data(),
                                         delta.data(), stream());
   });
-  expect_whole_probabilities("bf16", cu, C, dout, widened(dqkv.host()), 4e-3);
+  test::expect_whole_probabilities("bf16", cu, C, dout, widened(dqkv.host()), 4e-3);
 }
 
 /// The loss over a vocabulary in T, from logits without their bias.

@@ -126,11 +126,10 @@ void split_forward_bf16x3_avx512_bf16(const float* x, int64_t x_stride, int32_t 
 void narrow_forward_bf16_avx512_bf16(const float* x, int64_t x_stride, int32_t first, int32_t last,
                                      int32_t C, uint16_t* out, int64_t out_stride) {
   for (int32_t i = first; i < last; ++i) {
-    for (int32_t c = 0; c < C; c += 16) {
-      const __mmask16 mask = tail_mask(C - c);
+    for_each_vector(C, [&](int32_t c, __mmask16 mask) {
       store_narrow(out + i * out_stride + c, mask,
                    _mm512_maskz_loadu_ps(mask, x + i * x_stride + c));
-    }
+    });
     if (C % 2 == 1) out[i * out_stride + C] = 0;
   }
 }

@@ -125,4 +125,22 @@ class ErrorBudget {
   Worst worst_;
 };
 
+/// The probabilities of a query add up to 1, so that without dropout every column of dV, part 2 of
+/// dqkv [N, 3, C], adds up to that of dO [N, C] over a sentence's rows.
+template <typename Gradient, typename Result>
+void expect_whole_probabilities(const std::string& what, const std::vector<int32_t>& cu, int32_t C,
+                                Gradient&& dout, Result&& dqkv, double budget) {
+  for (size_t b = 0; b + 1 < cu.size(); ++b) {
+    for (int32_t x = 0; x < C; ++x) {
+      double found = 0, expected = 0, size = 0;
+      for (int32_t i = cu[b]; i < cu[b + 1]; ++i) {
+        found += dqkv[int64_t{i} * 3 * C + 2 * C + x];
+        expected += dout[int64_t{i} * C + x];
+        size += std::fabs(dout[int64_t{i} * C + x]);
+      }
+      EXPECT_NEAR(found, expected, budget * size) << what << ": sentence " << b << " column " << x;
+    }
+  }
+}
+
 }  // namespace xsr::test
