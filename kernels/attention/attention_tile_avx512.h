@@ -4,34 +4,6 @@
 
 namespace xsr::kernels {
 
-/// rows[j] lane i  →  rows[i] lane j.
-static inline void transpose_16x16(__m512 (&rows)[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-  }
-  __m512 u[16];
-  for (int i = 0; i < 16; i += 4) {
-    for (int half = 0; half < 2; ++half) {
-      const __m512d low = _mm512_castps_pd(t[i + half]), high = _mm512_castps_pd(t[i + 2 + half]);
-      u[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      u[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  }
-  // u[4 g + c] holds, in 128-bit lane l, column 4 l + c of rows 4 g … 4 g + 3.
-  for (int c = 0; c < 4; ++c) {
-    const __m512 a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88),
-                 b = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
-    const __m512 d = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd),
-                 e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
-    rows[c] = _mm512_shuffle_f32x4(a, b, 0x88);
-    rows[8 + c] = _mm512_shuffle_f32x4(a, b, 0xdd);
-    rows[4 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
-    rows[12 + c] = _mm512_shuffle_f32x4(d, e, 0xdd);
-  }
-}
-
 /// The largest of T scores.
 static inline float largest_score(const float* scores, int32_t T) {
   const __m512 lowest = _mm512_set1_ps(-__builtin_inff());

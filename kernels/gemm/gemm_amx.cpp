@@ -1,32 +1,15 @@
 // Products on AMX tiles over the panels that the AVX-512 files read: 32 inputs in bf16 (64 in int8)
 // of 16 outputs are one tile of 16 rows 128 bytes apart, so that a panel is two tiles wide.
 //
-// Tiles 0 to 3 hold the sums of up to 32 rows × 32 outputs, 4 and 5 the rows, 6 and 7 the weights.
 // Rows left over (M mod 32) get tiles of just so many rows.
 #include "kernels/gemm/gemm.h"
-#include "kernels/simd/amx.h"
+#include "kernels/gemm/gemm_tile_amx.h"
 
 namespace xsr::kernels {
 namespace {
 
-constexpr int32_t kBlockRows = 2 * kTileRows;
-constexpr int64_t kPanelRowBytes = 128;  // a 32-bit lane for each of 32 outputs
 // Panels that the rows left over read again after the full blocks have: they should still be in L2.
 constexpr int64_t kGroupBytes = 256 << 10;
-
-/// For blocks of `rows` rows, 1 to 32; zeroes all tiles.
-void configure_tiles(int32_t rows) {
-  const int32_t upper = rows < kTileRows ? rows : kTileRows, lower = rows - upper;
-  TileConfig config = {};
-  config.palette = 1;
-  for (int tile = 0; tile < 8; ++tile) {
-    const bool weights = tile >= 6, of_lower = tile == 2 || tile == 3 || tile == 5;
-    const int32_t count = weights ? kTileRows : of_lower ? lower : upper;
-    config.rows[tile] = (uint8_t)count;
-    config.row_bytes[tile] = count > 0 ? kTileBytes : 0;
-  }
-  load_tile_config(config);
-}
 
 /// What a call multiplies, the same for every element type.
 struct Call {
@@ -55,20 +38,6 @@ struct Pending {
   int32_t column = 0;
   int32_t next = 0, count = 0;  // rows finished, rows there are
 };
-
-/// One step of 64 bytes of every row: the products of both halves of the panel's columns.
-template <bool kInt8, bool kTwo, bool kStreamRows>
-inline void multiply_step(const char* a, int64_t a_stride, const char* w) {
-  tile_load<6, !kStreamRows>(w, kPanelRowBytes);
-  tile_load<7, !kStreamRows>(w + kTileBytes, kPanelRowBytes);
-  tile_load<4, kStreamRows>(a, a_stride);
-  tile_product<kInt8, 0, 4, 6>();
-  tile_product<kInt8, 1, 4, 7>();
-  if (!kTwo) return;
-  tile_load<5, kStreamRows>(a + kTileRows * a_stride, a_stride);
-  tile_product<kInt8, 2, 5, 6>();
-  tile_product<kInt8, 3, 5, 7>();
-}
 
 /// bf16: two inputs a lane.
 struct CoreBf16 {

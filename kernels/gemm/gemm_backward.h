@@ -33,14 +33,15 @@ gemm_backward_weight_f32_t gemm_backward_weight_f32_ref, gemm_backward_weight_f3
 
 /// The same from bf16 dy and x, accumulated in f32; strides in elements, with no demand on their
 /// parity. Products of two bf16 are exact in f32; sums round in the order of m, by pairs of rows
-/// (2i, 2i + 1) where the ISA adds pairs (avx512_bf16, which also takes subnormals for 0).
+/// (2i, 2i + 1) where the ISA adds pairs (avx512_bf16, and amx, which adds the even m of 32 and the
+/// odd ones apart; both take subnormals for 0).
 using gemm_backward_weight_bf16_t = void(const uint16_t* dy, int64_t dy_stride, const uint16_t* x,
                                          int64_t x_stride, int32_t M, int32_t first, int32_t last,
                                          int32_t K, bool accumulate, float* dw, int64_t dw_stride,
                                          float* scratch);
 
 gemm_backward_weight_bf16_t gemm_backward_weight_bf16_ref, gemm_backward_weight_bf16_avx2,
-    gemm_backward_weight_bf16_avx512_bf16;
+    gemm_backward_weight_bf16_avx512_bf16, gemm_backward_weight_bf16_amx;
 
 /// A block of columns of dy and one panel of x, packed, of the ISA that takes most: 192 rows (or
 /// pairs of bf16 rows) of 384 and 32 lanes.

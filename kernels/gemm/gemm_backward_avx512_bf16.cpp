@@ -5,15 +5,11 @@
 namespace xsr::kernels {
 namespace {
 
-/// A 32-bit lane holds one column of rows 2i (low half) and 2i + 1 (high half).
 struct CoreBf16 {
   using Element = uint16_t;
   static constexpr int32_t kStepRows = 2;
   static inline __m512 load(const uint16_t* row, int64_t stride, int32_t rows, __mmask16 mask) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
-    if (rows < 2) return _mm512_castsi512_ps(low);
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + stride));
-    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    return load_row_pair(row, stride, rows, mask);
   }
   static inline __m512 multiply_add(__m512 sum, __m512 a, __m512 b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);

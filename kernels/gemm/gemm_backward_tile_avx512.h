@@ -29,6 +29,15 @@ static constexpr int32_t kWeightChunk = 384;
 static_assert(kWeightChunk % kWeightRows == 0 &&
               kWeightBlock * (kWeightChunk + kWeightColumns) <= kGemmBackwardScratchFloats);
 
+/// A step of bf16: a 32-bit lane holds one column of rows 2i (low half) and 2i + 1 (high half).
+static inline __m512 load_row_pair(const uint16_t* row, int64_t stride, int32_t rows,
+                                   __mmask16 mask) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
+  if (rows < 2) return _mm512_castsi512_ps(low);
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + stride));
+  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
 /// [rows, count columns] → [⌈count/kWidth⌉][steps][kWidth]; what is beyond rows and count is zero.
 template <typename Core, int32_t kWidth>
 static void pack_steps(const typename Core::Element* from, int64_t stride, int32_t rows,
@@ -80,12 +89,12 @@ static void weight_tile(const float* dy, const float* x, int32_t steps, bool sto
   }
 }
 
-/// Of the next panel's `rows` rows those that fall to the tile at row r of `chunk`: packing them
-/// would wait for each, since only a line of a row is read at a time.
+/// Of the next panel's `rows` rows those that fall to the tile of `tile_rows` rows at row r of
+/// `chunk`: packing them would wait for each, since only a line of a row is read at a time.
 template <typename Element>
 static inline void prefetch_share(const Element* next, int64_t stride, int32_t rows, int32_t r,
-                                  int32_t chunk) {
-  const int32_t end = r + kWeightRows < chunk ? r + kWeightRows : chunk;
+                                  int32_t tile_rows, int32_t chunk) {
+  const int32_t end = r + tile_rows < chunk ? r + tile_rows : chunk;
   for (int32_t m = rows * r / chunk; m < rows * end / chunk; ++m) {
     for (int32_t c = 0; c < kWeightColumns; c += 64 / (int32_t)sizeof(Element))
       _mm_prefetch((const char*)(next + m * stride + c), _MM_HINT_T1);
@@ -113,7 +122,8 @@ static void backward_weight(const typename Core::Element* dy, int64_t dy_stride,
         pack_steps<Core, kWeightColumns>(x + m * x_stride + k, x_stride, rows, columns, inputs);
         for (int32_t r = 0; r < chunk; r += kWeightRows) {
           if (k + kWeightColumns < K)
-            prefetch_share(x + m * x_stride + k + kWeightColumns, x_stride, rows, r, chunk);
+            prefetch_share(x + m * x_stride + k + kWeightColumns, x_stride, rows, r, kWeightRows,
+                           chunk);
           weight_tile<Core>(gradients + (int64_t)r * steps, inputs, steps, m == 0 && !accumulate,
                             chunk - r, columns, dw + (n + r) * dw_stride + k, dw_stride);
         }

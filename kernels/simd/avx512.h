@@ -22,6 +22,34 @@ static inline __attribute__((always_inline)) void for_each_vector(int32_t C, con
   if (c < C) body(c, tail_mask(C - c));
 }
 
+/// rows[j] lane i  →  rows[i] lane j.
+static inline void transpose_16x16(__m512 (&rows)[16]) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  __m512 u[16];
+  for (int i = 0; i < 16; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      const __m512d low = _mm512_castps_pd(t[i + half]), high = _mm512_castps_pd(t[i + 2 + half]);
+      u[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      u[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+  // u[4 g + c] holds, in 128-bit lane l, column 4 l + c of rows 4 g … 4 g + 3.
+  for (int c = 0; c < 4; ++c) {
+    const __m512 a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88),
+                 b = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd),
+                 e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
+    rows[c] = _mm512_shuffle_f32x4(a, b, 0x88);
+    rows[8 + c] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    rows[4 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
+    rows[12 + c] = _mm512_shuffle_f32x4(d, e, 0xdd);
+  }
+}
+
 /// e^x. Overflows to infinity, underflows through the subnormals to 0, passes NaN on.
 static inline __m512 exp_f32(__m512 x) {
   // min/max give their second operand when either is NaN. The bounds lie beyond the largest and
