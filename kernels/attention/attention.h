@@ -42,14 +42,15 @@ attention_forward_f32_t attention_forward_f32_ref, attention_forward_f32_avx2,
 /// scratch  attention_bf16_scratch_floats(longest sentence of the range, D) floats, 64-byte aligned
 ///
 /// The rest is as above. Error against the double reference of the same bf16 Q, K and V ≤ 2× that
-/// of the plain f32 loop, which rounds E as well. avx512_bf16 takes subnormals for 0.
+/// of the plain f32 loop, which rounds E as well. avx512_bf16 and amx take subnormals for 0.
 using attention_forward_bf16_t = void(const float* qkv, int64_t qkv_stride,
                                       const int32_t* cu_seqlens, int32_t first, int32_t last,
                                       int32_t first_head, int32_t last_head, int32_t H, int32_t D,
                                       float* out, int64_t out_stride, uint16_t* narrow,
                                       int64_t narrow_stride, float* scratch);
 
-attention_forward_bf16_t attention_forward_bf16_ref, attention_forward_bf16_avx512_bf16;
+attention_forward_bf16_t attention_forward_bf16_ref, attention_forward_bf16_avx512_bf16,
+    attention_forward_bf16_amx;
 
 /// The same for training, with dropout on the probabilities: O = dropout(P) V.
 ///
@@ -104,12 +105,11 @@ static constexpr int64_t attention_scratch_floats(int32_t T, int32_t D) {
   return ((int64_t)(T + 31) / 32 * 32) * (D + 8);
 }
 
-/// Queries, keys and values in pairs of bf16, then the scores and the probabilities of six query
-/// rows.
+/// Queries, keys and values in pairs of bf16, then scores, probabilities and results of up to 32
+/// query rows; T and D rounded up to whole tiles.
 static constexpr int64_t attention_bf16_scratch_floats(int32_t T, int32_t D) {
-  const int64_t columns = (T + 15) / 16 * 16;
-  return (int64_t)T * ((D + 31) / 32 * 16) + columns * ((D + 1) / 2) +
-         (int64_t)(T + 1) / 2 * ((D + 15) / 16 * 16) + 9 * columns;
+  const int64_t rows = (T + 31) / 32 * 32, columns = (D + 31) / 32 * 32;
+  return rows * columns / 2 * 3 + 48 * rows + 32 * columns;
 }
 
 /// Keys and values transposed to [D][T rounded up to 32], the dropped probabilities and the

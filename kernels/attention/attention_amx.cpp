@@ -1,0 +1,121 @@
+// Attention on AMX tiles: 32 query rows at a time against all keys, then against all values. Rows,
+// keys and columns beyond T and D are zeros, so that one tile configuration serves every sentence.
+#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_pairs_avx512.h"
+#include "kernels/gemm/gemm_tile_amx.h"
+
+namespace xsr::kernels {
+namespace {
+
+/// c [32 or, unless kTwo, 16 rows, columns] ← a · b. a's rows are `steps` · 64 bytes of bf16, b has
+/// `steps` · 16 rows of `columns` pairs; columns is a multiple of 32, strides are in 32-bit lanes.
+template <bool kTwo>
+void multiply_tiles(const void* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                    int32_t steps, int32_t columns, float* c, int64_t c_stride) {
+  const int64_t a_bytes = 4 * a_stride, b_bytes = 4 * b_stride, c_bytes = 4 * c_stride;
+  for (int32_t column = 0; column < columns; column += 32) {
+    const char* rows = (const char*)a;
+    const uint32_t* lines = b + column;
+    tile_zero<0>();
+    tile_zero<1>();
+    if (kTwo) {
+      tile_zero<2>();
+      tile_zero<3>();
+    }
+    for (int32_t step = 0; step < steps; ++step) {
+      tile_load<4>(rows, a_bytes);
+      tile_load<6>(lines, b_bytes);
+      tile_load<7>(lines + 16, b_bytes);
+      tile_product<false, 0, 4, 6>();
+      tile_product<false, 1, 4, 7>();
+      if (kTwo) {
+        tile_load<5>(rows + kTileRows * a_bytes, a_bytes);
+        tile_product<false, 2, 5, 6>();
+        tile_product<false, 3, 5, 7>();
+      }
+      rows += kTileBytes;
+      lines += kTileRows * b_stride;
+    }
+    tile_store<0>(c + column, c_bytes);
+    tile_store<1>(c + column + 16, c_bytes);
+    if (kTwo) {
+      tile_store<2>(c + kTileRows * c_stride + column, c_bytes);
+      tile_store<3>(c + kTileRows * c_stride + column + 16, c_bytes);
+    }
+  }
+}
+
+/// Row `row` of the result from its weighted values.
+void finish_row(const Head& head, int32_t row, const float* weighted, float inverse,
+                uint16_t* narrow, int64_t narrow_stride) {
+  const __m512 factor = _mm512_set1_ps(inverse);
+  for_each_vector(head.D, [&](int32_t d, __mmask16 mask) {
+    const __m512 result = _mm512_mul_ps(_mm512_load_ps(weighted + d), factor);
+    if (head.out != nullptr)
+      _mm512_mask_storeu_ps(head.out + row * head.out_stride + d, mask, result);
+    if (narrow != nullptr) store_narrow(narrow + row * narrow_stride + d, mask, result);
+  });
+}
+
+template <bool kTwo>
+void attend_rows(const Head& head, const Pairs& pairs, int32_t first, float* weighted,
+                 uint16_t* narrow, int64_t narrow_stride) {
+  const int32_t rows = head.T - first < kBlockRows ? head.T - first : kBlockRows;
+  const float scale = head.scale * 1.44269504f;
+  multiply_tiles<kTwo>(pairs.q + (int64_t)first * pairs.q_stride, pairs.q_stride, pairs.k,
+                       pairs.columns, pairs.q_stride / kTileRows, pairs.columns, pairs.scores,
+                       pairs.columns);
+  float shift[kBlockRows], inverse[kBlockRows];
+  for (int32_t m = 0; m < rows; ++m)
+    shift[m] = largest_score(pairs.scores + m * pairs.columns, head.T) * scale;
+  for (int32_t m = 0; m < rows; ++m) {
+    inverse[m] = 1 / exponentiate_row(pairs.scores + m * pairs.columns, head.T, pairs.columns,
+                                      scale, shift[m], pairs.p + m * pairs.columns);
+  }
+  multiply_tiles<kTwo>(pairs.p, pairs.columns / 2, pairs.v, pairs.v_stride, pairs.columns / 32,
+                       pairs.v_stride, weighted, pairs.v_stride);
+  for (int32_t m = 0; m < rows; ++m)
+    finish_row(head, first + m, weighted + m * pairs.v_stride, inverse[m], narrow, narrow_stride);
+}
+
+}  // namespace
+
+void attention_forward_bf16_amx(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+                                int32_t first, int32_t last, int32_t first_head, int32_t last_head,
+                                int32_t H, int32_t D, float* out, int64_t out_stride,
+                                uint16_t* narrow, int64_t narrow_stride, float* scratch) {
+  configure_tiles(kBlockRows);
+  for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, {}, out,
+                out_stride, nullptr, scratch, [=](const Head& head) {
+                  Pairs pairs;
+                  pairs.rows = pairs.columns = (head.T + 31) / 32 * 32;
+                  pairs.v_stride = (D + 31) / 32 * 32;
+                  pairs.q_stride = pairs.v_stride / 2;
+                  const int64_t each = (int64_t)pairs.rows * pairs.q_stride;
+                  pairs.q = (uint32_t*)scratch;
+                  pairs.k = pairs.q + each;
+                  pairs.v = pairs.k + each;
+                  pairs.scores = (float*)(pairs.v + each);
+                  pairs.p = (uint16_t*)(pairs.scores + (int64_t)kBlockRows * pairs.columns);
+                  float* const weighted = (float*)(pairs.p + (int64_t)kBlockRows * pairs.columns);
+                  uint16_t* const rows = narrow == nullptr
+                                             ? nullptr
+                                             : narrow + head.begin * narrow_stride + head.h * D;
+                  narrow_queries(head, pairs);
+                  transpose_keys(head, pairs);
+                  pair_values(head, pairs);
+                  for (int32_t row = 0; row < head.T; row += kBlockRows) {
+                    if (head.T - row > kTileRows) {
+                      attend_rows<true>(head, pairs, row, weighted, rows, narrow_stride);
+                    } else {
+                      attend_rows<false>(head, pairs, row, weighted, rows, narrow_stride);
+                    }
+                  }
+                  if (rows != nullptr && H * D % 2 == 1 && head.h == H - 1) {
+                    for (int32_t i = 0; i < head.T; ++i) rows[i * narrow_stride + D] = 0;
+                  }
+                });
+  release_tiles();
+}
+
+}  // namespace xsr::kernels
