@@ -17,6 +17,7 @@
 namespace {
 
 namespace fs = std::filesystem;
+using testing::ContainsRegex;
 using testing::HasSubstr;
 using xsr::test::kSlow;
 using xsr::test::metrics_of;
@@ -470,6 +471,25 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
                                  "  model.pooling is \"max\", the file has \"mean\"\n"
                                  "  model.layer_norm_eps is 1e-05, the file has 1e-12\n"
                                  "Set these keys as the file has them"));
+  }
+}
+
+TEST_F(TrainCli, RefusesATokenizerOfOtherPiecesThanTheModelsItStartsFrom) {
+  ASSERT_EQ(train("--run a --train.steps 1").exit_status, 0);
+  std::string text = read_file(path("toy.tsv"));
+  std::replace(text.begin(), text.end(), 'b', 'z');
+  write("other.tsv", text);
+  ASSERT_EQ(train("--run b --train.steps 1 --data.train other.tsv").exit_status, 0);
+  for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
+    const std::string from = std::string(" --train.steps 1 --model.init ") + init;
+    const Outcome o = train("--run c --tokenizer.model b/tokenizer.model" + from);
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, ContainsRegex(std::string(init) +
+                                     ": token [0-9]+ is \".+\", in b/tokenizer.model it is \".+\"; "
+                                     "leave tokenizer.model out"));
+    fs::remove_all(path("c"));
+    EXPECT_EQ(train("--run c --tokenizer.model a/tokenizer.model" + from).exit_status, 0);
+    fs::remove_all(path("c"));
   }
 }
 

@@ -14,6 +14,7 @@
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
+#include "runtime/text/sentencepiece_model.h"
 #include "training/checkpoint.h"
 #include "training/data/held_out.h"
 #include "training/initialization.h"
@@ -44,6 +45,10 @@ InitialModel read_init(const TrainConfig& config) {
   return read_initial_model(config.init, options, config.seed);
 }
 
+std::string tokenizer_beside(const std::string& checkpoint) {
+  return fs::path(checkpoint).replace_filename("tokenizer.model");
+}
+
 /// init: model.init, where it was read for its tokenizer.
 TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
                               std::vector<LanguagePair>& languages, const DataLog& log,
@@ -55,7 +60,7 @@ TokenizerBytes find_tokenizer(const TrainConfig& config, bool resumed,
   }
   if (!config.init.empty()) {
     if (TrainingCheckpoint::recognize(config.init)) {
-      const std::string beside = fs::path(config.init).replace_filename("tokenizer.model");
+      const std::string beside = tokenizer_beside(config.init);
       return {read_whole_file(beside, " the tokenizer beside model.init"), beside};
     }
     init = read_init(config);
@@ -109,7 +114,27 @@ void check_same_model(const TrainConfig& config,
                           config.init, differences));
 }
 
+/// A row of the token table means the piece that it was trained for. theirs: the tokenizer of
+/// model.init.
+void check_same_pieces(const TrainConfig& config, std::string_view theirs, std::string_view ours) {
+  if (theirs == ours) return;
+  const SentencePieceModel of_file = parse_sentencepiece_model(theirs),
+                           of_run = parse_sentencepiece_model(ours);
+  const size_t common = std::min(of_file.pieces.size(), of_run.pieces.size());
+  for (size_t id = 0; id < common; ++id) {  // another size has a message of its own
+    const std::string_view file = of_file.text(of_file.pieces[id]),
+                           run = of_run.text(of_run.pieces[id]);
+    if (file == run) continue;
+    throw Error(
+        XSR_STATUS_INVALID_ARGUMENT,
+        fmt::format("{}: token {} is \"{}\", in {} it is \"{}\"; leave tokenizer.model out, "
+                    "so that the model's own is taken, or leave model.init out",
+                    config.init, id, file, config.tokenizer, run));
+  }
+}
+
 std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const ModelConfig& model,
+                                           std::string_view tokenizer,
                                            std::optional<InitialModel> init) {
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
@@ -119,6 +144,10 @@ std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const Mode
     check_same_model(config, [&](const ConfigKey& key) {
       return theirs.is_object() ? theirs.value(key.full_name(), "") : "";
     });
+    const std::string beside = tokenizer_beside(config.init);
+    if (fs::exists(beside))
+      check_same_pieces(config, read_whole_file(beside, " the tokenizer beside model.init"),
+                        tokenizer);
     auto values = std::make_unique<FlatBuffer>(table.size());
     checkpoint.read(table, "value.", *values);
     return values;
@@ -130,6 +159,7 @@ std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const Mode
   theirs.model.max_seq_len = initial.config.num_positions - config.model.position_offset;
   check_same_model(config, [&](const ConfigKey& key) { return value_text(key, theirs); });
   check_same_vocabulary(config.init, initial.config, model);
+  if (!initial.tokenizer.empty()) check_same_pieces(config, initial.tokenizer, tokenizer);
   return std::move(initial.values);
 }
 
@@ -188,7 +218,7 @@ RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& thread
   if (!resumed) {
     write_whole_file(own, data.tokenizer);
     if (!config.init.empty()) {
-      data.initial = initial_values(config, data.model, std::move(init));
+      data.initial = initial_values(config, data.model, data.tokenizer, std::move(init));
       data.inputs.push_back({"model.init", config.init, hash_file(config.init, log.stop).hex, ""});
     }
   }
