@@ -296,9 +296,13 @@ class Encoder::Steps {
   void attention(const Dropout& dropout, Buffers::Layer& layer) {
     split(batch_.num_sentences(), kSentencesPerTask,
           [&](int32_t first, int32_t last, int32_t thread) {
-            kernels_.attention_dropout_forward_f32(
-                layer.qkv, b_.qkv_stride, cu_seqlens(), first, last, 0, H_, H_, C_ / H_, dropout,
-                layer.context.wide, layer.context.stride, layer.lse, b_.attention_scratch(thread));
+            for (int32_t b = first; b < last; ++b) {
+              read_sentence_ahead(layer.qkv, b_.qkv_stride, 3 * C_, b);
+              kernels_.attention_dropout_forward_f32(layer.qkv, b_.qkv_stride, cu_seqlens(), b,
+                                                     b + 1, 0, H_, H_, C_ / H_, dropout,
+                                                     layer.context.wide, layer.context.stride,
+                                                     layer.lse, b_.attention_scratch(thread));
+            }
             narrow(layer.context, cu_seqlens()[first], cu_seqlens()[last], C_);
           });
   }
@@ -403,10 +407,15 @@ class Encoder::Steps {
                    const Rows& dqkv) {
     split(batch_.num_sentences(), kSentencesPerTask,
           [&](int32_t first, int32_t last, int32_t thread) {
-            kernels_.attention_backward_f32(layer.qkv, b_.qkv_stride, cu_seqlens(), first, last, 0,
-                                            H_, H_, C_ / H_, layer.lse, dropout, dcontext,
-                                            b_.C_stride, dqkv.wide, dqkv.stride,
-                                            b_.attention_scratch(thread));
+            for (int32_t b = first; b < last; ++b) {
+              read_sentence_ahead(layer.qkv, b_.qkv_stride, 3 * C_, b);
+              read_sentence_ahead(dcontext, b_.C_stride, C_, b);
+              read_sentence_ahead(dqkv.wide, dqkv.stride, 3 * C_, b);
+              kernels_.attention_backward_f32(layer.qkv, b_.qkv_stride, cu_seqlens(), b, b + 1, 0,
+                                              H_, H_, C_ / H_, layer.lse, dropout, dcontext,
+                                              b_.C_stride, dqkv.wide, dqkv.stride,
+                                              b_.attention_scratch(thread));
+            }
             narrow(dqkv, cu_seqlens()[first], cu_seqlens()[last], 3 * C_);
           });
   }
@@ -430,6 +439,12 @@ class Encoder::Steps {
  private:
   const int32_t* cu_seqlens() const { return batch_.cu_seqlens.data(); }
 
+  void read_sentence_ahead(const float* rows, int64_t stride, int32_t columns, int32_t b) const {
+    const int32_t begin = cu_seqlens()[b];
+    read_ahead(rows + begin * stride, 4 * stride, 4 * int64_t{columns},
+               cu_seqlens()[b + 1] - begin);
+  }
+
   void product(const Rows& a, const PackedMatrix& w, GemmEpilogue epilogue, float* out,
                int64_t out_stride) {
     const int32_t panels = kernels::panel_count(w.N);
@@ -441,7 +456,12 @@ class Encoder::Steps {
       const int32_t first = task % groups * kPanelsPerTask;
       const int32_t last = std::min(first + kPanelsPerTask, panels);
       GemmEpilogue at = epilogue;
-      if (at.residual != nullptr) at.residual += row * at.residual_stride;
+      if (at.residual != nullptr) {
+        at.residual += row * at.residual_stride;
+        const int32_t column = first * kernels::kPanelColumns;
+        const int64_t columns = std::min(w.N - column, kPanelsPerTask * kernels::kPanelColumns);
+        read_ahead(at.residual + column, 4 * at.residual_stride, 4 * columns, M);
+      }
       if (a.narrow != nullptr) {
         kernels_.gemm_forward_bf16(a.narrow + row * a.stride, a.stride, M, w, first, last, at,
                                    out + row * out_stride, out_stride, nullptr, 0);
