@@ -69,6 +69,42 @@ static inline void for_each_tile(int32_t rows, const Body& body) {
   }
 }
 
+// Both passes over one (sentence, head) pair. `Core` is the arithmetic of an ISA:
+//
+//     struct Core {
+//       static constexpr int32_t kQueryRows = ...;  // that share what is read of keys and values
+//       static void transpose_keys(keys, stride, T, D, transposed, columns);
+//       template <int MR> static void score_rows(q, stride, transposed, D, columns, scores);
+//       static float softmax_row(scores, T, scale, float* largest);
+//       static void drop_row(dropout, row, T, p);
+//       template <int MR> static void weigh_rows(p, row_step, column_step, v, v_stride, T, D, sum,
+//                                                out, out_stride);
+//       static void score_gradient(head, gradient, row);
+//     };
+
+template <typename Core, int MR>
+static void attend_rows(const Head& head, int32_t row) {
+  Core::template score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, head.D,
+                                head.columns, head.scores);
+  float sum[MR];
+  for (int m = 0; m < MR; ++m) {
+    float* p = head.scores + m * head.columns;
+    float largest;
+    sum[m] = Core::softmax_row(p, head.T, head.scale, &largest);
+    if (head.lse != nullptr) head.lse[(row + m) * head.lse_stride] = largest + logf(sum[m]);
+    if (head.dropout.threshold != 0) Core::drop_row(head.dropout, head.begin + row + m, head.T, p);
+  }
+  Core::template weigh_rows<MR>(head.scores, head.columns, 1, head.v, head.stride, head.T, head.D,
+                                sum, head.out + row * head.out_stride, head.out_stride);
+}
+
+template <typename Core>
+static void attend(const Head& head) {
+  Core::transpose_keys(head.k, head.stride, head.T, head.D, head.transposed, head.columns);
+  for_each_tile<Core::kQueryRows>(head.T,
+                                  [&]<int MR>(int32_t row) { attend_rows<Core, MR>(head, row); });
+}
+
 /// Calls attend(head) for every sentence with tokens and every head of the ranges; the arguments
 /// are those of attention_forward_f32_t.
 template <typename Attend>
@@ -121,6 +157,32 @@ struct HeadGradient {
   float* dscores;
   float* row;  // [columns], a row of probabilities before dropout
 };
+
+template <typename Core>
+static void attend_backward(const Head& head, const HeadGradient& gradient) {
+  const int32_t T = head.T, D = head.D;
+  const int64_t columns = head.columns;
+  Core::transpose_keys(head.k, head.stride, T, D, head.transposed, head.columns);
+  Core::transpose_keys(head.v, head.stride, T, D, gradient.transposed_values, head.columns);
+  for_each_tile<Core::kQueryRows>(T, [&]<int MR>(int32_t row) {
+    Core::template score_rows<MR>(head.q + row * head.stride, head.stride, head.transposed, D,
+                                  head.columns, gradient.dropped + row * columns);
+    Core::template score_rows<MR>(gradient.dout + row * gradient.dout_stride, gradient.dout_stride,
+                                  gradient.transposed_values, D, head.columns,
+                                  gradient.dscores + row * columns);
+    for (int m = 0; m < MR; ++m) Core::score_gradient(head, gradient, row + m);
+    Core::template weigh_rows<MR>(gradient.dscores + row * columns, columns, 1, head.k, head.stride,
+                                  T, D, nullptr, gradient.dq + row * gradient.stride,
+                                  gradient.stride);
+  });
+  for_each_tile<Core::kQueryRows>(T, [&]<int MR>(int32_t row) {
+    Core::template weigh_rows<MR>(gradient.dscores + row, 1, columns, head.q, head.stride, T, D,
+                                  nullptr, gradient.dk + row * gradient.stride, gradient.stride);
+    Core::template weigh_rows<MR>(gradient.dropped + row, 1, columns, gradient.dout,
+                                  gradient.dout_stride, T, D, nullptr,
+                                  gradient.dv + row * gradient.stride, gradient.stride);
+  });
+}
 
 /// Calls backward(head, gradient) as for_each_head calls attend; the arguments are those of
 /// attention_backward_f32_t.
