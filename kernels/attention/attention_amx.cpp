@@ -12,16 +12,11 @@ namespace {
 template <bool kTwo>
 void multiply_tiles(const void* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
                     int32_t steps, int32_t columns, float* c, int64_t c_stride) {
-  const int64_t a_bytes = 4 * a_stride, b_bytes = 4 * b_stride, c_bytes = 4 * c_stride;
+  const int64_t a_bytes = 4 * a_stride, b_bytes = 4 * b_stride;
   for (int32_t column = 0; column < columns; column += 32) {
     const char* rows = (const char*)a;
     const uint32_t* lines = b + column;
-    tile_zero<0>();
-    tile_zero<1>();
-    if (kTwo) {
-      tile_zero<2>();
-      tile_zero<3>();
-    }
+    zero_sums<kTwo>();
     for (int32_t step = 0; step < steps; ++step) {
       tile_load<4>(rows, a_bytes);
       tile_load<6>(lines, b_bytes);
@@ -36,12 +31,7 @@ void multiply_tiles(const void* a, int64_t a_stride, const uint32_t* b, int64_t 
       rows += kTileBytes;
       lines += kTileRows * b_stride;
     }
-    tile_store<0>(c + column, c_bytes);
-    tile_store<1>(c + column + 16, c_bytes);
-    if (kTwo) {
-      tile_store<2>(c + kTileRows * c_stride + column, c_bytes);
-      tile_store<3>(c + kTileRows * c_stride + column + 16, c_bytes);
-    }
+    store_sums<kTwo>(c + column, c_stride);
   }
 }
 

@@ -204,12 +204,7 @@ void multiply_block(const Call& call, int32_t row, int32_t rows, int32_t panel, 
   const int32_t steps = call.row_bytes / kTileBytes, tail = call.row_bytes % kTileBytes;
   const int64_t low = Core::kSplit ? call.row_bytes : 0;
   const int32_t rows_a_step = steps > 0 ? (kBlockRows + steps - 1) / steps : 0;
-  tile_zero<0>();
-  tile_zero<1>();
-  if (kTwo) {
-    tile_zero<2>();
-    tile_zero<3>();
-  }
+  zero_sums<kTwo>();
   for (int32_t step = 0; step < steps; ++step) {
     Core::template step<kTwo, kStreamRows>(a, call.a_stride, low, w);
     a += kTileBytes;
@@ -222,15 +217,7 @@ void multiply_block(const Call& call, int32_t row, int32_t rows, int32_t panel, 
     Core::template step<kTwo, false>(last.a[0], kTileBytes, 0, last.w[0]);
   }
   finish_rows<Core>(call, before, kBlockRows);
-  constexpr int64_t kSumsStride = sizeof(float) * kPanelColumns;
-  float* upper = sums.sums[0];
-  tile_store<0>(upper, kSumsStride);
-  tile_store<1>(upper + 16, kSumsStride);
-  if (kTwo) {
-    float* lower = sums.sums[kTileRows];
-    tile_store<2>(lower, kSumsStride);
-    tile_store<3>(lower + 16, kSumsStride);
-  }
+  store_sums<kTwo>(sums.sums[0], kPanelColumns);
   sums.row = row;
   sums.column = panel * kPanelColumns;
   sums.next = 0;

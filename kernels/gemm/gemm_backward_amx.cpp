@@ -84,12 +84,7 @@ void multiply_block(const float* gradients, const float* inputs, int32_t tiles, 
     _mm_prefetch((const char*)(sums.dw + r * dw_stride), _MM_HINT_T0);
     _mm_prefetch((const char*)(sums.dw + r * dw_stride + 16), _MM_HINT_T0);
   }
-  tile_zero<0>();
-  tile_zero<1>();
-  if (kTwo) {
-    tile_zero<2>();
-    tile_zero<3>();
-  }
+  zero_sums<kTwo>();
   const int32_t rows_a_step = (kBlockRows + tiles - 1) / tiles;
   for (int32_t tile = 0; tile < tiles; ++tile) {
     multiply_step<false, kTwo, true>((const char*)gradients, kTileBytes, (const char*)inputs);
@@ -97,15 +92,7 @@ void multiply_block(const float* gradients, const float* inputs, int32_t tiles, 
     inputs += kTileLanes * kWeightColumns;
     finish_rows(before, dw_stride, rows_a_step);
   }
-  constexpr int64_t kSumsStride = sizeof(float) * kWeightColumns;
-  float* upper = sums.sums[0];
-  tile_store<0>(upper, kSumsStride);
-  tile_store<1>(upper + 16, kSumsStride);
-  if (kTwo) {
-    float* lower = sums.sums[kTileRows];
-    tile_store<2>(lower, kSumsStride);
-    tile_store<3>(lower + 16, kSumsStride);
-  }
+  store_sums<kTwo>(sums.sums[0], kWeightColumns);
 }
 
 }  // namespace

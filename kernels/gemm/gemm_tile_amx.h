@@ -24,6 +24,26 @@ static inline void configure_tiles(int32_t rows) {
   load_tile_config(config);
 }
 
+/// The sums of a block: of 32 rows, or of 16 unless kTwo, times 32 columns.
+template <bool kTwo>
+static inline void zero_sums() {
+  tile_zero<0>();
+  tile_zero<1>();
+  if (!kTwo) return;
+  tile_zero<2>();
+  tile_zero<3>();
+}
+
+/// to: 32-bit lanes, `stride` lanes a row.
+template <bool kTwo>
+static inline void store_sums(float* to, int64_t stride) {
+  tile_store<0>(to, 4 * stride);
+  tile_store<1>(to + 16, 4 * stride);
+  if (!kTwo) return;
+  tile_store<2>(to + kTileRows * stride, 4 * stride);
+  tile_store<3>(to + kTileRows * stride + 16, 4 * stride);
+}
+
 /// One step of 64 bytes of every row: the products of both halves of the panel's columns.
 template <bool kInt8, bool kTwo, bool kStreamRows>
 static inline void multiply_step(const char* a, int64_t a_stride, const char* w) {
