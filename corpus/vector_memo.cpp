@@ -1,6 +1,8 @@
 #include "corpus/vector_memo.h"
 
-#include <cstring>
+#include <xxhash.h>
+
+#include <algorithm>
 #include <utility>
 
 namespace xsr {
@@ -8,45 +10,91 @@ namespace {
 
 // Long lines hardly ever come twice, and cost most to keep.
 constexpr size_t kMaxTextBytes = 4096;
-// Node, string, bucket and the allocator's headers of one entry.
-constexpr size_t kEntryOverhead = 128;
+constexpr size_t kFewestSlots = 1024;
 
 }  // namespace
 
-VectorMemo::VectorMemo(size_t columns, size_t max_bytes)
-    : columns_(columns), max_bytes_(max_bytes) {}
+// ---- one generation ----
 
-size_t VectorMemo::entry_bytes(std::string_view text) const {
-  return text.size() + columns_ * sizeof(float) + kEntryOverhead;
+std::optional<size_t> VectorMemo::Generation::find(std::string_view text, uint64_t hash) const {
+  if (slots_.empty()) return std::nullopt;
+  const size_t mask = slots_.size() - 1;
+  for (size_t i = hash & mask; slots_[i].place != 0; i = (i + 1) & mask) {
+    if (slots_[i].tag != hash >> 32) continue;
+    const Text& there = texts_[slots_[i].place - 1];
+    if (text == std::string_view(bytes_).substr(there.begin, there.size)) {
+      return slots_[i].place - 1;
+    }
+  }
+  return std::nullopt;
 }
 
-const VectorMemo::Entry* VectorMemo::find(std::string_view text) {
-  if (const auto found = young_.entries.find(text); found != young_.entries.end()) {
-    return &found->second;
+size_t VectorMemo::Generation::add(std::string_view text, uint64_t hash, const float* vector,
+                                   size_t columns, const xsr_text_result& result) {
+  if (2 * (texts_.size() + 1) > slots_.size()) grow();
+  const size_t place = texts_.size();
+  slots_[free_slot(hash)] = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(place + 1)};
+  texts_.push_back({bytes_.size(), static_cast<uint32_t>(text.size()), hash, result});
+  bytes_.append(text);
+  vectors_.insert(vectors_.end(), vector, vector + columns);
+  return place;
+}
+
+size_t VectorMemo::Generation::free_slot(uint64_t hash) const {
+  const size_t mask = slots_.size() - 1;
+  size_t i = hash & mask;
+  while (slots_[i].place != 0) i = (i + 1) & mask;
+  return i;
+}
+
+void VectorMemo::Generation::grow() {
+  slots_.assign(std::max(2 * slots_.size(), kFewestSlots), Slot{});
+  for (size_t place = 0; place < texts_.size(); ++place) {
+    const uint64_t hash = texts_[place].hash;
+    slots_[free_slot(hash)] = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(place + 1)};
   }
-  const auto found = old_.entries.find(text);
-  if (found == old_.entries.end()) return nullptr;
-  auto node = old_.entries.extract(found);
-  old_.bytes -= entry_bytes(node.key());
-  return keep(std::move(node.key()), std::move(node.mapped()));
+}
+
+void VectorMemo::Generation::clear() {
+  bytes = 0;
+  bytes_.clear();
+  texts_.clear();
+  vectors_.clear();
+  std::fill(slots_.begin(), slots_.end(), Slot{});
+}
+
+// ---- both ----
+
+VectorMemo::VectorMemo(size_t columns, size_t max_bytes)
+    : columns_(columns), max_bytes_(max_bytes) {
+  for (Generation* generation : {&young_, &old_})
+    generation->reserve_vectors(max_bytes / 2 / entry_bytes(""), columns);
+}
+
+std::optional<VectorMemo::Entry> VectorMemo::find(std::string_view text) {
+  const uint64_t hash = XXH3_64bits(text.data(), text.size());
+  if (const auto place = young_.find(text, hash)) return young_.at(*place, columns_);
+  const auto place = old_.find(text, hash);
+  if (!place) return std::nullopt;
+  const Entry entry = old_.at(*place, columns_);
+  moved_.assign(entry.vector, entry.vector + columns_);  // old_ may be forgotten now
+  return keep(text, hash, moved_.data(), entry.result);
 }
 
 void VectorMemo::insert(std::string_view text, const float* vector, const xsr_text_result& result) {
   if (text.size() > kMaxTextBytes || entry_bytes(text) > max_bytes_ / 2) return;
-  Entry entry{std::make_unique_for_overwrite<float[]>(columns_), result};
-  std::memcpy(entry.vector.get(), vector, columns_ * sizeof(float));
-  keep(std::string(text), std::move(entry));
+  const uint64_t hash = XXH3_64bits(text.data(), text.size());
+  if (!young_.find(text, hash)) keep(text, hash, vector, result);
 }
 
-const VectorMemo::Entry* VectorMemo::keep(std::string text, Entry entry) {
-  const size_t bytes = entry_bytes(text);
-  if (young_.bytes + bytes > max_bytes_ / 2) {
-    old_ = std::move(young_);
-    young_ = {};
+VectorMemo::Entry VectorMemo::keep(std::string_view text, uint64_t hash, const float* vector,
+                                   const xsr_text_result& result) {
+  if (young_.bytes + entry_bytes(text) > max_bytes_ / 2) {
+    std::swap(young_, old_);
+    young_.clear();
   }
-  const auto [place, inserted] = young_.entries.try_emplace(std::move(text), std::move(entry));
-  if (inserted) young_.bytes += bytes;
-  return &place->second;
+  young_.bytes += entry_bytes(text);
+  return young_.at(young_.add(text, hash, vector, columns_, result), columns_);
 }
 
 }  // namespace xsr

@@ -158,8 +158,8 @@ class Embedder {
       // Of a line that was cut the rest is unknown.
       if (!memo_ || batch.cut[i]) {
         computed_.push_back(i);
-      } else if (const xsr::VectorMemo::Entry* known = memo_->find(batch.line(i))) {
-        set_row(vectors, i, known->vector.get(), known->result);
+      } else if (const auto known = memo_->find(batch.line(i))) {
+        set_row(vectors, i, known->vector, known->result);
       } else if (const auto [at, is_first] = first_seen_.try_emplace(batch.line(i), i); is_first) {
         computed_.push_back(i);
       } else {

@@ -430,26 +430,26 @@ TEST(VectorMemo, RemembersExactTextsWithinItsMemory) {
     return r;
   };
   const auto expect_known = [&](const std::string& text, int i) {
-    const xsr::VectorMemo::Entry* entry = memo.find(text);
-    ASSERT_NE(entry, nullptr) << text;
+    const auto entry = memo.find(text);
+    ASSERT_TRUE(entry.has_value()) << text;
     EXPECT_EQ(entry->result.num_tokens, i);
-    EXPECT_EQ(std::vector<float>(entry->vector.get(), entry->vector.get() + kColumns), vector(i));
+    EXPECT_EQ(std::vector<float>(entry->vector, entry->vector + kColumns), vector(i));
   };
   memo.insert("", vector(7).data(), result(7));
   memo.insert("nul \0a"s, vector(8).data(), result(8));
   expect_known("", 7);
   expect_known("nul \0a"s, 8);
-  EXPECT_EQ(memo.find("nul \0b"s), nullptr);
-  EXPECT_EQ(memo.find("nul "), nullptr);
+  EXPECT_FALSE(memo.find("nul \0b"s));
+  EXPECT_FALSE(memo.find("nul "));
   for (int i = 0; i < 1000; ++i) {
     memo.insert("text " + std::to_string(i), vector(i).data(), result(i));
     EXPECT_LE(memo.bytes(), kBytes);
     if (i % 10 == 0) expect_known("text 0", 0);  // what keeps coming stays
   }
   expect_known("text 999", 999);
-  EXPECT_EQ(memo.find("text 1"), nullptr);
+  EXPECT_FALSE(memo.find("text 1"));
   memo.insert(std::string(5000, 'x'), vector(1).data(), result(1));
-  EXPECT_EQ(memo.find(std::string(5000, 'x')), nullptr) << "long lines are passed over";
+  EXPECT_FALSE(memo.find(std::string(5000, 'x'))) << "long lines are passed over";
 }
 
 }  // namespace
