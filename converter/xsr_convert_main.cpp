@@ -170,9 +170,7 @@ int run(int argc, char** argv) {
   if (*inspect) text = xsr::inspect_file(a.inspect);
   if (*check) text = xsr::check_xsr_file(a.check);
   if (!text.empty()) {
-    if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
-      throw xsr::Error(XSR_STATUS_IO, "standard output: cannot write");
-    }
+    std::fputs(text.c_str(), stdout);
     return 0;
   }
   xsr::ConvertOptions options;
@@ -189,13 +187,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  xsr::occupy_closed_standard_streams();
-  try {
-    return run(argc, argv);
-  } catch (const std::bad_alloc&) {
-    xsr::tell("xsr-convert: out of memory\n");
-  } catch (const std::exception& e) {
-    xsr::tell(fmt::format("xsr-convert: {}\n", e.what()));
-  }
-  return 1;
+  return xsr::run_tool("xsr-convert", [&] { return run(argc, argv); });
 }

@@ -304,10 +304,7 @@ int run(const Options& options) {
   return kOk;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  xsr::occupy_closed_standard_streams();
+int tool_main(int argc, char** argv) {
   Options options;
   CLI::App app{
       "Turns sentences into vectors: one sentence a line in, row i is line i (blank lines are zero "
@@ -365,12 +362,11 @@ int main(int argc, char** argv) {
     xsr::tell(fmt::format("xsr-embed: {}\n", e.what()));
     return kUsage;
   }
-  try {
-    return run(options);
-  } catch (const std::bad_alloc&) {
-    xsr::tell("xsr-embed: out of memory\n");
-  } catch (const std::exception& e) {
-    xsr::tell(fmt::format("xsr-embed: {}\n", e.what()));
-  }
-  return kFailed;
+  return run(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return xsr::run_tool("xsr-embed", [&] { return tool_main(argc, argv); });
 }

@@ -1400,6 +1400,21 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_EQ(run("--check " + input_), 1);
 }
 
+TEST_F(CommandLine, a_full_disk_is_told_and_leaves_nothing) {
+  const std::string output = folder_ / "full.xsr", tool = tool_;
+  tool_ = "ulimit -f 1; " + tool;  // the limit on a file's size plays the full disk
+  EXPECT_EQ(run(input_ + " --heads 3 -o " + output), 1);
+  EXPECT_THAT(err_, HasSubstr("full.xsr.partial: cannot write after "));
+  EXPECT_FALSE(fs::exists(output));
+  EXPECT_FALSE(fs::exists(output + ".partial"));
+  for (const std::string& what : {"--inspect " + input_, std::string("--help")}) {
+    const std::string command = tool + " " + what + " >/dev/full 2>" + (folder_ / "err");
+    EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1) << what;
+    EXPECT_THAT(read_file(folder_ / "err"), HasSubstr("xsr-convert: standard output: cannot write"))
+        << what;
+  }
+}
+
 TEST_F(CommandLine, wrong_usage_exits_with_2) {
   EXPECT_EQ(run(""), 2);
   EXPECT_EQ(run(input_), 2);

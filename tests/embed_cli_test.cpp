@@ -317,6 +317,8 @@ TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
   }
   EXPECT_EQ(shell("-i in.txt -o - >&- 2>err"), 1) << "nowhere to write to";
   EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write: bad file descriptor"));
+  EXPECT_EQ(status_of("--help >/dev/full 2>err"), 1);
+  EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write; is it closed"));
   EXPECT_EQ(shell("-o v.npy <&- 2>err"), 1) << "nothing to read";
   EXPECT_THAT(read("err"), HasSubstr("standard input: cannot read: Bad file descriptor"));
 }

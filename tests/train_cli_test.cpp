@@ -551,6 +551,22 @@ TEST_F(TrainCli, StandardErrorMayBeFullOrClosed) {
   EXPECT_EQ(status_of("--config missing.toml --run none 2>&-"), 1);
 }
 
+/// Figures and configs that nobody gets are a failure.
+TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  for (const std::string command :
+       {"score r/model.xsr toy.tsv", "--print-config", "--help-markdown", "--help", "--version"}) {
+    EXPECT_EQ(status_of(command + " >/dev/full 2>err"), 1) << command;
+    EXPECT_EQ(read_file(path("err")),
+              "xsr-train: standard output: cannot write; is it closed, or its disk full?\n")
+        << command;
+  }
+  const Outcome full = run("plot r -o r.svg", "ulimit -f 1;");
+  EXPECT_EQ(full.exit_status, 1);
+  EXPECT_THAT(full.err, HasSubstr("r.svg.partial: cannot write after "));
+  EXPECT_FALSE(fs::exists(path("r.svg.partial")));
+}
+
 TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   ASSERT_EQ(

@@ -60,8 +60,10 @@ class XsrBench : public testing::Test {
   explicit XsrBench(std::string tool = "xsr-bench") : tool_(std::move(tool)) {}
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  Result run(const std::string& arguments) const {
-    const std::string command = "'" + kFolder + tool_ + "' " + arguments + " >'" + path("out") +
+  Result run(const std::string& arguments) const { return run_to(arguments, path("out")); }
+  Result run_to(const std::string& arguments, const std::string& out,
+                const std::string& before = "") const {
+    const std::string command = before + "'" + kFolder + tool_ + "' " + arguments + " >'" + out +
                                 "' 2>'" + path("err") + "'";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
@@ -190,6 +192,15 @@ TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
   done = run(quick_ + "--corpus-ids '" + path("missing") + "'");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("No such file"));
+}
+
+TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
+  const std::string quick = quick_ + "--no-corpus --yardstick none ";
+  for (const char* json : {"", "--json - "}) {
+    EXPECT_EQ(run_to(quick + json, "/dev/full").status, 1) << json;
+    EXPECT_THAT(slurp(path("err")),
+                HasSubstr("xsr-bench: standard output: cannot write; is it closed"));
+  }
 }
 
 TEST_F(XsrBench, UsageErrorsExitWithTwo) {
