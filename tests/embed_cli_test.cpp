@@ -11,6 +11,7 @@
 #include <sstream>
 #include <thread>
 
+#include "tests/support/sanitizers.h"
 #include "tests/support/tool_test.h"
 #include "xsr/xsr.h"
 
@@ -321,6 +322,16 @@ TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
   EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write; is it closed"));
   EXPECT_EQ(shell("-o v.npy <&- 2>err"), 1) << "nothing to read";
   EXPECT_THAT(read("err"), HasSubstr("standard input: cannot read: Bad file descriptor"));
+}
+
+TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {
+  if (xsr::test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  write("in.txt", "The cat sleeps.\n\n" + std::string(20000, '\n') + "Le chat dort.\n");
+  ASSERT_EQ(embed("-i in.txt -o whole.f32").exit_status, 0);
+  const Outcome outcome =
+      wait_for(start("-m " + kModel + " -i in.txt -o v.f32 --threads 1", xsr::test::kNoThreads));
+  EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+  EXPECT_TRUE(read("v.f32") == read("whole.f32"));
 }
 
 TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {

@@ -567,6 +567,14 @@ TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
   EXPECT_FALSE(fs::exists(path("r.svg.partial")));
 }
 
+TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {
+  if (kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  const Outcome o = train("--run r --threads 1", xsr::test::kNoThreads);
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("xsr-train: cannot start a thread: "));
+  EXPECT_EQ(run("--resume r").exit_status, 0);
+}
+
 TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   ASSERT_EQ(
