@@ -179,6 +179,18 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   ASSERT_EQ(plot.exit_status, 0) << plot.err;
   EXPECT_THAT(read_file(path("r.html")), HasSubstr("loss: info_nce"));
   EXPECT_EQ(run("plot r -o r.png").exit_status, 1);
+  // A folder opens as a file does, and cannot be read.
+  for (const auto& [unreadable, message] : {std::pair("metrics.jsonl", "cannot read the metrics"),
+                                            std::pair("config.toml", "is no regular file")}) {
+    fs::copy(path("r"), path("unreadable"));
+    fs::remove(path("unreadable/") + unreadable);
+    fs::create_directory(path("unreadable/") + unreadable);
+    const Outcome o = run("plot unreadable -o u.html");
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, HasSubstr(std::string("unreadable/") + unreadable + ": " + message));
+    EXPECT_FALSE(fs::exists(path("u.html")));
+    fs::remove_all(path("unreadable"));
+  }
 
   const Outcome again = train("--run r");
   EXPECT_EQ(again.exit_status, 1);

@@ -76,6 +76,7 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
     }
     if (record["step"] <= last_step) records.push_back(std::move(record));
   }
+  if (in.bad()) throw Error(XSR_STATUS_IO, path + ": cannot read the metrics");
   return records;
 }
 
