@@ -192,6 +192,9 @@ TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
   done = run(quick_ + "--corpus-ids '" + path("missing") + "'");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("No such file"));
+  done = run(quick_ + "--corpus-ids '" + path(".") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("cannot read: Is a directory"));
 }
 
 TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
@@ -201,6 +204,14 @@ TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
     EXPECT_THAT(slurp(path("err")),
                 HasSubstr("xsr-bench: standard output: cannot write; is it closed"));
   }
+  write("figures.json", "old", 3);
+  const std::string to_file = quick + "--json '" + path("figures.json") + "'";
+  EXPECT_EQ(run_to(to_file, "/dev/null", "ulimit -f 1; ").status, 1);
+  EXPECT_THAT(slurp(path("err")), HasSubstr("figures.json.partial: cannot write after "));
+  EXPECT_EQ(slurp(path("figures.json")), "old");
+  EXPECT_FALSE(std::filesystem::exists(path("figures.json.partial")));
+  EXPECT_EQ(run_to(to_file, "/dev/null").status, 0);
+  EXPECT_GT(slurp(path("figures.json")).size(), 1024u) << "more than the limit";
 }
 
 TEST_F(XsrBench, UsageErrorsExitWithTwo) {
@@ -215,7 +226,7 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_THAT(impossible.err, HasSubstr("heads"));
   const Result nowhere = run(quick_ + "--json /no/such/x.json");
   EXPECT_EQ(nowhere.status, 1);
-  EXPECT_THAT(nowhere.err, HasSubstr("/no/such/x.json: cannot write"));
+  EXPECT_THAT(nowhere.err, HasSubstr("/no/such/x.json.partial: cannot create the file"));
   EXPECT_EQ(nowhere.out, "") << "nothing was timed";
 }
 
