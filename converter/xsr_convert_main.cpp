@@ -29,7 +29,12 @@ struct Arguments {
 };
 
 void convert(const Arguments& a, xsr::ConvertOptions options) {
-  xsr::require_other_file(a.in, a.out);
+  xsr::require_other_file({a.in, a.spm, a.license}, a.out);
+  for (const std::string& corpus : {a.calibrate, a.quality}) {
+    if (corpus.empty()) continue;
+    const xsr::PairFile pairs = xsr::parse_pair_file(corpus);
+    xsr::require_other_file({pairs.first, pairs.second}, a.out);
+  }
   if (!a.spm.empty()) {
     options.sentencepiece = xsr::read_whole_file(a.spm);
     options.sentencepiece_name = a.spm;

@@ -257,9 +257,12 @@ TEST_F(EmbedCli, UsageAndFailures) {
   for (const char* output : {"same.tsv", "link.tsv"}) {
     const Outcome same = embed("-i same.tsv -o "s + output);
     EXPECT_EQ(same.exit_status, 1);
-    EXPECT_THAT(same.err, HasSubstr("is the input too, which would be overwritten"));
+    EXPECT_THAT(same.err, HasSubstr("is an input too, which would be overwritten"));
     EXPECT_EQ(read("same.tsv"), "a\n");
   }
+  fs::create_symlink(kModel, path("model.tsv"));
+  EXPECT_THAT(run("-m model.tsv -i in.txt -o model.tsv").err, HasSubstr("model.tsv: is an input"));
+  EXPECT_TRUE(fs::is_symlink(path("model.tsv")));
   EXPECT_EQ(embed("-i in.txt -o v.npy --device gpu").exit_status, 2);
   const Outcome no_library = wait_for(start("-m " + kModel + " -i in.txt -o v.npy --device cuda",
                                             "export XSR_CUDA_LIBRARY=/no/such/libxsr_cuda.so; "));

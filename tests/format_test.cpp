@@ -1383,7 +1383,17 @@ TEST(Format, WritingWhereItCannotBeRenamedLeavesNothing) {
   const Error error = error_of(
       [&] { write_xsr_file(folder / "model.xsr", make_config(), {}, kTokenizer, kProvenance); });
   EXPECT_EQ(error.status(), XSR_STATUS_IO);
-  EXPECT_THAT(error.what(), HasSubstr("model.xsr: is a folder; give the path of a file"));
+  EXPECT_THAT(
+      error.what(),
+      HasSubstr("model.xsr: is a folder, which the file would take the place of; give the path"));
+  // It would take the place of /dev/null just as well.
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const Error device = error_of([&] { write_whole_file(pipe, "bytes"); });
+  EXPECT_EQ(device.status(), XSR_STATUS_IO);
+  EXPECT_THAT(device.what(), HasSubstr("pipe: is a pipe or device, which"));
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  ::unlink(pipe.c_str());
   const Error late = error_of([&] {
     PartialFile file(folder / "late.xsr");
     std::filesystem::create_directories(folder / "late.xsr/in the way");

@@ -573,6 +573,9 @@ TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
               "xsr-train: standard output: cannot write; is it closed, or its disk full?\n")
         << command;
   }
+  const Outcome same = run("score r/model.xsr toy.tsv --json toy.tsv");
+  EXPECT_EQ(same.exit_status, 1);
+  EXPECT_THAT(same.err, HasSubstr("toy.tsv: is an input too"));
   const Outcome full = run("plot r -o r.svg", "ulimit -f 1;");
   EXPECT_EQ(full.exit_status, 1);
   EXPECT_THAT(full.err, HasSubstr("r.svg.partial: cannot write after "));

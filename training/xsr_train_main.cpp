@@ -88,7 +88,11 @@ int plot_main(const Options& options) {
 
 int score_main(const Options& options) {
   std::vector<xsr::PairFile> files;
-  for (const std::string& text : options.score_files) files.push_back(xsr::parse_pair_file(text));
+  xsr::require_other_file({options.score_model}, options.score_json);
+  for (const std::string& text : options.score_files) {
+    files.push_back(xsr::parse_pair_file(text));
+    xsr::require_other_file({files.back().first, files.back().second}, options.score_json);
+  }
   const std::vector<PairFileScore> scores =
       score_model(options.score_model, files, options.score_threads);
   if (!options.score_json.empty()) {
