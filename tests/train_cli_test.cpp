@@ -9,10 +9,14 @@
 #include <csignal>
 #include <thread>
 
+#include "runtime/error.h"
+#include "support/file_size_limit.h"
 #include "support/sanitizers.h"
+#include "support/temp_folder.h"
 #include "support/train_cli.h"
 #include "training/config.h"
 #include "training/event_file.h"
+#include "training/metrics.h"
 
 namespace {
 
@@ -681,6 +685,28 @@ TEST(EventFile, ChecksumIsCastagnolis) {
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\0')), 0x8a9136aau);
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\xff')), 0x62a8ab43u);
   EXPECT_EQ(xsr::training::crc32c("123456789"), 0xe3069283u);
+}
+
+TEST(MetricsLog, AFullDiskIsToldWithFileAndReason) {
+  const xsr::test::TempFolder folder;
+  const nlohmann::ordered_json record = {{"kind", "train"}, {"step", 1}, {"time", 0.5}, {"x", 2}};
+  const auto message = [](const auto& write) -> std::string {
+    try {
+      write();
+    } catch (const xsr::Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  xsr::training::MetricsLog log(folder / "", -1);
+  xsr::training::EventFile events(folder / "events", 1.5);
+  const xsr::test::FileSizeLimit limit(1);
+  EXPECT_EQ(message([&] { log.write(record); }),
+            folder / "/metrics.jsonl: cannot write the metrics: File too large");
+  EXPECT_EQ(message([&] {
+              events.write(2.5, 1, {{"x", 2}});
+            }),
+            folder / "events: cannot write the event file: File too large");
 }
 
 TEST(EventFile, HoldsWhatWasWritten) {
