@@ -1400,6 +1400,11 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_THAT(err_, HasSubstr("is an input too"));
   EXPECT_EQ(run(input_ + " --heads 3 --spm " + kept + " -o " + kept), 1);
   EXPECT_THAT(err_, HasSubstr("kept.xsr: is an input too"));
+  fs::create_symlink("loop", folder_ / "loop");
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + (folder_ / "loop") + " -o " + kept), 1);
+  EXPECT_THAT(err_, HasSubstr("loop: cannot tell whether this names a file: Too many levels"));
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + std::string(5000, 'x') + " -o " + kept + "2"), 0)
+      << "terms that are no name";
   EXPECT_EQ(run("/nonexistent -o " + kept), 1);
   EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
   EXPECT_EQ(run("--check " + input_), 1);
