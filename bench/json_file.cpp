@@ -1,11 +1,6 @@
 #include "bench/json_file.h"
 
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-
-#include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 
 namespace xsr::bench {
 
@@ -14,18 +9,11 @@ void write_json(const std::string& path, const std::string& text) {
     std::fwrite(text.data(), 1, text.size(), stdout);
     return;
   }
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file) throw Error(XSR_STATUS_IO, path + ": cannot write: " + std::strerror(errno));
+  write_whole_file(path, text);
 }
 
 void require_writable(const std::string& path) {
-  if (path.empty() || path == "-") return;
-  const bool there = std::filesystem::exists(path);
-  if (!std::ofstream(path, std::ios::binary | std::ios::app))
-    throw Error(XSR_STATUS_IO, path + ": cannot write: " + std::strerror(errno));
-  if (!there) std::filesystem::remove(path);
+  if (!path.empty() && path != "-") const PartialFile gone_again(path);
 }
 
 }  // namespace xsr::bench

@@ -4,7 +4,7 @@
 
 namespace xsr::bench {
 
-/// Writes a text to the file at `path`, - for stdout. Throws Error(IO).
+/// Writes a text to the file at `path`, whole or not at all, or for - to stdout. Throws Error(IO).
 void write_json(const std::string& path, const std::string& text);
 
 /// Throws Error(IO) where write_json() could not write: to be known before hours of measuring.

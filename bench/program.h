@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <exception>
 #include <string>
 
 #include "runtime/device/cuda_library.h"
@@ -17,22 +16,18 @@ namespace xsr::bench {
 template <typename Body>
 int run_program(const char* name, CLI::App& app, int argc, char** argv, const std::string& device,
                 Body&& body) {
-  occupy_closed_standard_streams();
-  try {
-    app.parse(argc, argv);
-    cuda_devices_of(device);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const Error& error) {
-    tell(fmt::format("{}: {}\n", name, error.what()));
-    return 2;
-  }
-  try {
+  return run_tool(name, [&] {
+    try {
+      app.parse(argc, argv);
+      cuda_devices_of(device);
+    } catch (const CLI::ParseError& error) {
+      return app.exit(error) == 0 ? 0 : 2;
+    } catch (const Error& error) {
+      tell(fmt::format("{}: {}\n", name, error.what()));
+      return 2;
+    }
     return body();
-  } catch (const std::exception& error) {
-    tell(fmt::format("{}: {}\n", name, error.what()));
-    return 1;
-  }
+  });
 }
 
 }  // namespace xsr::bench

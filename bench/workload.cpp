@@ -1,13 +1,11 @@
 #include "bench/workload.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstring>
-#include <fstream>
 
 #include "runtime/error.h"
+#include "runtime/text/line_reader.h"
 
 namespace xsr::bench {
 
@@ -41,21 +39,10 @@ IdBatch log_normal_sentences(int32_t sentences, int32_t vocab_size, int32_t max_
   return batch;
 }
 
-namespace {
-
-std::ifstream open_for_reading(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(XSR_STATUS_IO, path + ": " + std::strerror(errno));
-  return file;
-}
-
-}  // namespace
-
 IdBatch read_ids(const std::string& path, int32_t vocab_size) {
-  std::ifstream file = open_for_reading(path);
   IdBatch batch;
   size_t number = 0;
-  for (std::string line; std::getline(file, line);) {
+  for (const std::string& line : read_lines(path)) {
     ++number;
     std::vector<int32_t> ids;
     const char* at = line.data();
@@ -79,14 +66,11 @@ IdBatch read_ids(const std::string& path, int32_t vocab_size) {
     }
     batch.append(ids);
   }
-  if (batch.count() == 0) throw Error(XSR_STATUS_INVALID_ARGUMENT, path + ": no lines in it");
   return batch;
 }
 
 std::vector<std::string> read_lines(const std::string& path) {
-  std::ifstream file = open_for_reading(path);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(file, line);) lines.push_back(std::move(line));
+  std::vector<std::string> lines = read_all_lines(path);
   if (lines.empty()) throw Error(XSR_STATUS_INVALID_ARGUMENT, path + ": no lines in it");
   return lines;
 }

@@ -29,7 +29,12 @@ struct Arguments {
 };
 
 void convert(const Arguments& a, xsr::ConvertOptions options) {
-  xsr::require_other_file(a.in, a.out);
+  xsr::require_other_file({a.in, a.spm, a.license}, a.out);
+  for (const std::string& corpus : {a.calibrate, a.quality}) {
+    if (corpus.empty()) continue;
+    const xsr::PairFile pairs = xsr::parse_pair_file(corpus);
+    xsr::require_other_file({pairs.first, pairs.second}, a.out);
+  }
   if (!a.spm.empty()) {
     options.sentencepiece = xsr::read_whole_file(a.spm);
     options.sentencepiece_name = a.spm;
@@ -170,9 +175,7 @@ int run(int argc, char** argv) {
   if (*inspect) text = xsr::inspect_file(a.inspect);
   if (*check) text = xsr::check_xsr_file(a.check);
   if (!text.empty()) {
-    if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
-      throw xsr::Error(XSR_STATUS_IO, "standard output: cannot write");
-    }
+    std::fputs(text.c_str(), stdout);
     return 0;
   }
   xsr::ConvertOptions options;
@@ -189,13 +192,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  xsr::occupy_closed_standard_streams();
-  try {
-    return run(argc, argv);
-  } catch (const std::bad_alloc&) {
-    xsr::tell("xsr-convert: out of memory\n");
-  } catch (const std::exception& e) {
-    xsr::tell(fmt::format("xsr-convert: {}\n", e.what()));
-  }
-  return 1;
+  return xsr::run_tool("xsr-convert", [&] { return run(argc, argv); });
 }

@@ -21,7 +21,7 @@ VectorFormat vector_format(const std::string& path);
 /// error. With path "-" the rows go straight to standard output. Not for several threads at once.
 class VectorWriter {
  public:
-  /// Throws Error(IO), before any row is computed where path is a folder.
+  /// Throws Error(IO), before any row is computed where path is a folder, a pipe or a device.
   VectorWriter(const std::string& path, VectorFormat format, size_t columns);
   /// Closes the file. Without finish() or abandon() the partial file stays as it is.
   ~VectorWriter();

@@ -42,6 +42,8 @@ constexpr size_t kBatchVectorBytes = 16 << 20;
 constexpr size_t kDeviceBatches = 8;  // times as much for a CUDA device, which soon runs dry
 constexpr size_t kMaxLineBytes = 16 << 20;
 constexpr size_t kMessageBytes = 1024;
+// On a thread of its own; where none is to be had, in its turn.
+constexpr auto kAsync = std::launch::async | std::launch::deferred;
 constexpr size_t kMemoBytes = 64 << 20;  // of vectors kept for sentences that come again
 
 std::atomic<bool> stop_requested{false};
@@ -232,7 +234,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 int run(const Options& options) {
   const xsr::VectorFormat format = xsr::vector_format(options.output);
-  xsr::require_other_file(options.input, options.output);
+  xsr::require_other_file({options.input, options.model}, options.output);
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
   xsr::VectorWriter writer(options.output, format, embedder.columns());
@@ -254,15 +256,14 @@ int run(const Options& options) {
     const auto read = [&](LineBatch& batch) {
       return reader.read(batch_lines, scale * kBatchTextBytes, batch);
     };
-    next = std::async(std::launch::async, read, std::ref(batches[0]));
+    next = std::async(kAsync, read, std::ref(batches[0]));
     for (size_t turn = 0; next.get(); turn ^= 1) {
       const LineBatch& batch = batches[turn];
-      next = std::async(std::launch::async, read, std::ref(batches[turn ^ 1]));
+      next = std::async(kAsync, read, std::ref(batches[turn ^ 1]));
       embedder.embed(batch, reader.name(), vectors[turn], totals);
       if (written.valid()) written.get();
-      written = std::async(std::launch::async, [&, turn, count = batch.size()] {
-        writer.append(vectors[turn].data(), count);
-      });
+      written = std::async(
+          kAsync, [&, turn, count = batch.size()] { writer.append(vectors[turn].data(), count); });
       if (!options.quiet) {
         progress.update(batch.bytes_consumed, totals.lines, seconds_since(start));
       }
@@ -304,10 +305,7 @@ int run(const Options& options) {
   return kOk;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  xsr::occupy_closed_standard_streams();
+int tool_main(int argc, char** argv) {
   Options options;
   CLI::App app{
       "Turns sentences into vectors: one sentence a line in, row i is line i (blank lines are zero "
@@ -365,12 +363,11 @@ int main(int argc, char** argv) {
     xsr::tell(fmt::format("xsr-embed: {}\n", e.what()));
     return kUsage;
   }
-  try {
-    return run(options);
-  } catch (const std::bad_alloc&) {
-    xsr::tell("xsr-embed: out of memory\n");
-  } catch (const std::exception& e) {
-    xsr::tell(fmt::format("xsr-embed: {}\n", e.what()));
-  }
-  return kFailed;
+  return run(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return xsr::run_tool("xsr-embed", [&] { return tool_main(argc, argv); });
 }

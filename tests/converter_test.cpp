@@ -1369,6 +1369,9 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
   EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
   EXPECT_THAT(err_, HasSubstr("--quality"));
   EXPECT_EQ(run(convert + ".missing --dtype int8"), 1);
+  const std::string pairs = folder_ / "pairs.tsv";
+  EXPECT_EQ(run(input + " --heads 3 --dtype int8 --quality " + pairs + " -o " + pairs), 1);
+  EXPECT_EQ(read_file(pairs), text.corpus) << err_;
 }
 
 TEST_F(CommandLine, retypes_a_finished_model) {
@@ -1381,7 +1384,7 @@ TEST_F(CommandLine, retypes_a_finished_model) {
   EXPECT_EQ(run(narrow + " -o " + wide + ".2 --dtype bf16"), 1);
   EXPECT_FALSE(fs::exists(wide + ".2"));
   EXPECT_EQ(run(wide + " -o " + wide + " --dtype int8"), 1);
-  EXPECT_THAT(err_, HasSubstr("is the input too"));
+  EXPECT_THAT(err_, HasSubstr("is an input too"));
   EXPECT_EQ(run(wide + " -o " + narrow + " --heads 3"), 2);
   EXPECT_THAT(err_, HasSubstr("a .xsr file keeps what it has"));
   EXPECT_EQ(read_file(narrow), kept);
@@ -1394,10 +1397,32 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
                                         ": hidden_size 24 is no multiple of 64"));
   EXPECT_EQ(read_file(kept), "kept");
   EXPECT_EQ(run(input_ + " --heads 3 -o " + input_), 1);
-  EXPECT_THAT(err_, HasSubstr("is the input too"));
+  EXPECT_THAT(err_, HasSubstr("is an input too"));
+  EXPECT_EQ(run(input_ + " --heads 3 --spm " + kept + " -o " + kept), 1);
+  EXPECT_THAT(err_, HasSubstr("kept.xsr: is an input too"));
+  fs::create_symlink("loop", folder_ / "loop");
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + (folder_ / "loop") + " -o " + kept), 1);
+  EXPECT_THAT(err_, HasSubstr("loop: cannot tell whether this names a file: Too many levels"));
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + std::string(5000, 'x') + " -o " + kept + "2"), 0)
+      << "terms that are no name";
   EXPECT_EQ(run("/nonexistent -o " + kept), 1);
   EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
   EXPECT_EQ(run("--check " + input_), 1);
+}
+
+TEST_F(CommandLine, a_full_disk_is_told_and_leaves_nothing) {
+  const std::string output = folder_ / "full.xsr", tool = tool_;
+  tool_ = "ulimit -f 1; " + tool;  // the limit on a file's size plays the full disk
+  EXPECT_EQ(run(input_ + " --heads 3 -o " + output), 1);
+  EXPECT_THAT(err_, HasSubstr("full.xsr.partial: cannot write after "));
+  EXPECT_FALSE(fs::exists(output));
+  EXPECT_FALSE(fs::exists(output + ".partial"));
+  for (const std::string& what : {"--inspect " + input_, std::string("--help")}) {
+    const std::string command = tool + " " + what + " >/dev/full 2>" + (folder_ / "err");
+    EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1) << what;
+    EXPECT_THAT(read_file(folder_ / "err"), HasSubstr("xsr-convert: standard output: cannot write"))
+        << what;
+  }
 }
 
 TEST_F(CommandLine, wrong_usage_exits_with_2) {

@@ -11,6 +11,7 @@
 #include <sstream>
 #include <thread>
 
+#include "tests/support/sanitizers.h"
 #include "tests/support/tool_test.h"
 #include "xsr/xsr.h"
 
@@ -256,9 +257,12 @@ TEST_F(EmbedCli, UsageAndFailures) {
   for (const char* output : {"same.tsv", "link.tsv"}) {
     const Outcome same = embed("-i same.tsv -o "s + output);
     EXPECT_EQ(same.exit_status, 1);
-    EXPECT_THAT(same.err, HasSubstr("is the input too, which would be overwritten"));
+    EXPECT_THAT(same.err, HasSubstr("is an input too, which would be overwritten"));
     EXPECT_EQ(read("same.tsv"), "a\n");
   }
+  fs::create_symlink(kModel, path("model.tsv"));
+  EXPECT_THAT(run("-m model.tsv -i in.txt -o model.tsv").err, HasSubstr("model.tsv: is an input"));
+  EXPECT_TRUE(fs::is_symlink(path("model.tsv")));
   EXPECT_EQ(embed("-i in.txt -o v.npy --device gpu").exit_status, 2);
   const Outcome no_library = wait_for(start("-m " + kModel + " -i in.txt -o v.npy --device cuda",
                                             "export XSR_CUDA_LIBRARY=/no/such/libxsr_cuda.so; "));
@@ -317,8 +321,20 @@ TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
   }
   EXPECT_EQ(shell("-i in.txt -o - >&- 2>err"), 1) << "nowhere to write to";
   EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write: bad file descriptor"));
+  EXPECT_EQ(status_of("--help >/dev/full 2>err"), 1);
+  EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write; is it closed"));
   EXPECT_EQ(shell("-o v.npy <&- 2>err"), 1) << "nothing to read";
   EXPECT_THAT(read("err"), HasSubstr("standard input: cannot read: Bad file descriptor"));
+}
+
+TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {
+  if (xsr::test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  write("in.txt", "The cat sleeps.\n\n" + std::string(20000, '\n') + "Le chat dort.\n");
+  ASSERT_EQ(embed("-i in.txt -o whole.f32").exit_status, 0);
+  const Outcome outcome =
+      wait_for(start("-m " + kModel + " -i in.txt -o v.f32 --threads 1", xsr::test::kNoThreads));
+  EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+  EXPECT_TRUE(read("v.f32") == read("whole.f32"));
 }
 
 TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {

@@ -2,14 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 #include <limits>
 
 #include <algorithm>
-#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -24,6 +22,7 @@
 #include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/format/xsr_layout.h"
+#include "tests/support/file_size_limit.h"
 #include "tests/support/temp_folder.h"
 
 namespace xsr {
@@ -1331,26 +1330,6 @@ TEST(Format, WriterRefusesWhatTheReaderWould) {
                  "expected to hold one NUL");
 }
 
-/// Limits the size of files that this process writes, as a full disk would, while it lives.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    old_handler_ = std::signal(SIGXFSZ, SIG_IGN);
-    ::getrlimit(RLIMIT_FSIZE, &old_limit_);
-    rlimit limit = old_limit_;
-    limit.rlim_cur = bytes;
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &old_limit_);
-    std::signal(SIGXFSZ, old_handler_);
-  }
-
- private:
-  rlimit old_limit_;
-  void (*old_handler_)(int);
-};
-
 TEST(Format, AFullDiskLeavesTheOldFileAndNoPartialOne) {
   const TempFolder folder;
   const SampleTensors tensors;
@@ -1362,7 +1341,7 @@ TEST(Format, AFullDiskLeavesTheOldFileAndNoPartialOne) {
   for (const uint64_t limit :
        {uint64_t{1}, uint64_t{100}, uint64_t{2000}, uint64_t{old.size()} - 1}) {
     const Error error = error_of([&] {
-      const FileSizeLimit full(limit);
+      const test::FileSizeLimit full(limit);
       write_xsr_file(path, other, tensors.sources(), kTokenizer, kProvenance);
     });
     EXPECT_EQ(error.status(), XSR_STATUS_IO);
@@ -1372,7 +1351,7 @@ TEST(Format, AFullDiskLeavesTheOldFileAndNoPartialOne) {
     EXPECT_EQ(folder.names(), std::set<std::string>{"model.xsr"});
     EXPECT_EQ(read_all(path), old);
   }
-  const FileSizeLimit enough(old.size());
+  const test::FileSizeLimit enough(old.size());
   EXPECT_NO_THROW(write_xsr_file(path, other, tensors.sources(), kTokenizer, kProvenance));
   EXPECT_EQ(XsrFile::open(path)->config().pooling, Pooling::kMax);
 }
@@ -1383,7 +1362,17 @@ TEST(Format, WritingWhereItCannotBeRenamedLeavesNothing) {
   const Error error = error_of(
       [&] { write_xsr_file(folder / "model.xsr", make_config(), {}, kTokenizer, kProvenance); });
   EXPECT_EQ(error.status(), XSR_STATUS_IO);
-  EXPECT_THAT(error.what(), HasSubstr("model.xsr: is a folder; give the path of a file"));
+  EXPECT_THAT(
+      error.what(),
+      HasSubstr("model.xsr: is a folder, which the file would take the place of; give the path"));
+  // It would take the place of /dev/null just as well.
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const Error device = error_of([&] { write_whole_file(pipe, "bytes"); });
+  EXPECT_EQ(device.status(), XSR_STATUS_IO);
+  EXPECT_THAT(device.what(), HasSubstr("pipe: is a pipe or device, which"));
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  ::unlink(pipe.c_str());
   const Error late = error_of([&] {
     PartialFile file(folder / "late.xsr");
     std::filesystem::create_directories(folder / "late.xsr/in the way");

@@ -9,10 +9,14 @@
 #include <csignal>
 #include <thread>
 
+#include "runtime/error.h"
+#include "support/file_size_limit.h"
 #include "support/sanitizers.h"
+#include "support/temp_folder.h"
 #include "support/train_cli.h"
 #include "training/config.h"
 #include "training/event_file.h"
+#include "training/metrics.h"
 
 namespace {
 
@@ -179,6 +183,18 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   ASSERT_EQ(plot.exit_status, 0) << plot.err;
   EXPECT_THAT(read_file(path("r.html")), HasSubstr("loss: info_nce"));
   EXPECT_EQ(run("plot r -o r.png").exit_status, 1);
+  // A folder opens as a file does, and cannot be read.
+  for (const auto& [unreadable, message] : {std::pair("metrics.jsonl", "cannot read the metrics"),
+                                            std::pair("config.toml", "is no regular file")}) {
+    fs::copy(path("r"), path("unreadable"));
+    fs::remove(path("unreadable/") + unreadable);
+    fs::create_directory(path("unreadable/") + unreadable);
+    const Outcome o = run("plot unreadable -o u.html");
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, HasSubstr(std::string("unreadable/") + unreadable + ": " + message));
+    EXPECT_FALSE(fs::exists(path("u.html")));
+    fs::remove_all(path("unreadable"));
+  }
 
   const Outcome again = train("--run r");
   EXPECT_EQ(again.exit_status, 1);
@@ -551,6 +567,33 @@ TEST_F(TrainCli, StandardErrorMayBeFullOrClosed) {
   EXPECT_EQ(status_of("--config missing.toml --run none 2>&-"), 1);
 }
 
+/// Figures and configs that nobody gets are a failure.
+TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  for (const std::string command :
+       {"score r/model.xsr toy.tsv", "--print-config", "--help-markdown", "--help", "--version"}) {
+    EXPECT_EQ(status_of(command + " >/dev/full 2>err"), 1) << command;
+    EXPECT_EQ(read_file(path("err")),
+              "xsr-train: standard output: cannot write; is it closed, or its disk full?\n")
+        << command;
+  }
+  const Outcome same = run("score r/model.xsr toy.tsv --json toy.tsv");
+  EXPECT_EQ(same.exit_status, 1);
+  EXPECT_THAT(same.err, HasSubstr("toy.tsv: is an input too"));
+  const Outcome full = run("plot r -o r.svg", "ulimit -f 1;");
+  EXPECT_EQ(full.exit_status, 1);
+  EXPECT_THAT(full.err, HasSubstr("r.svg.partial: cannot write after "));
+  EXPECT_FALSE(fs::exists(path("r.svg.partial")));
+}
+
+TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {
+  if (kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  const Outcome o = train("--run r --threads 1", xsr::test::kNoThreads);
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("xsr-train: cannot start a thread: "));
+  EXPECT_EQ(run("--resume r").exit_status, 0);
+}
+
 TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   ASSERT_EQ(
@@ -642,6 +685,28 @@ TEST(EventFile, ChecksumIsCastagnolis) {
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\0')), 0x8a9136aau);
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\xff')), 0x62a8ab43u);
   EXPECT_EQ(xsr::training::crc32c("123456789"), 0xe3069283u);
+}
+
+TEST(MetricsLog, AFullDiskIsToldWithFileAndReason) {
+  const xsr::test::TempFolder folder;
+  const nlohmann::ordered_json record = {{"kind", "train"}, {"step", 1}, {"time", 0.5}, {"x", 2}};
+  const auto message = [](const auto& write) -> std::string {
+    try {
+      write();
+    } catch (const xsr::Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  xsr::training::MetricsLog log(folder / "", -1);
+  xsr::training::EventFile events(folder / "events", 1.5);
+  const xsr::test::FileSizeLimit limit(1);
+  EXPECT_EQ(message([&] { log.write(record); }),
+            folder / "/metrics.jsonl: cannot write the metrics: File too large");
+  EXPECT_EQ(message([&] {
+              events.write(2.5, 1, {{"x", 2}});
+            }),
+            folder / "events: cannot write the event file: File too large");
 }
 
 TEST(EventFile, HoldsWhatWasWritten) {

@@ -60,8 +60,10 @@ class XsrBench : public testing::Test {
   explicit XsrBench(std::string tool = "xsr-bench") : tool_(std::move(tool)) {}
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  Result run(const std::string& arguments) const {
-    const std::string command = "'" + kFolder + tool_ + "' " + arguments + " >'" + path("out") +
+  Result run(const std::string& arguments) const { return run_to(arguments, path("out")); }
+  Result run_to(const std::string& arguments, const std::string& out,
+                const std::string& before = "") const {
+    const std::string command = before + "'" + kFolder + tool_ + "' " + arguments + " >'" + out +
                                 "' 2>'" + path("err") + "'";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
@@ -190,6 +192,26 @@ TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
   done = run(quick_ + "--corpus-ids '" + path("missing") + "'");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("No such file"));
+  done = run(quick_ + "--corpus-ids '" + path(".") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("cannot read: Is a directory"));
+}
+
+TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
+  const std::string quick = quick_ + "--no-corpus --yardstick none ";
+  for (const char* json : {"", "--json - "}) {
+    EXPECT_EQ(run_to(quick + json, "/dev/full").status, 1) << json;
+    EXPECT_THAT(slurp(path("err")),
+                HasSubstr("xsr-bench: standard output: cannot write; is it closed"));
+  }
+  write("figures.json", "old", 3);
+  const std::string to_file = quick + "--json '" + path("figures.json") + "'";
+  EXPECT_EQ(run_to(to_file, "/dev/null", "ulimit -f 1; ").status, 1);
+  EXPECT_THAT(slurp(path("err")), HasSubstr("figures.json.partial: cannot write after "));
+  EXPECT_EQ(slurp(path("figures.json")), "old");
+  EXPECT_FALSE(std::filesystem::exists(path("figures.json.partial")));
+  EXPECT_EQ(run_to(to_file, "/dev/null").status, 0);
+  EXPECT_GT(slurp(path("figures.json")).size(), 1024u) << "more than the limit";
 }
 
 TEST_F(XsrBench, UsageErrorsExitWithTwo) {
@@ -204,7 +226,7 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_THAT(impossible.err, HasSubstr("heads"));
   const Result nowhere = run(quick_ + "--json /no/such/x.json");
   EXPECT_EQ(nowhere.status, 1);
-  EXPECT_THAT(nowhere.err, HasSubstr("/no/such/x.json: cannot write"));
+  EXPECT_THAT(nowhere.err, HasSubstr("/no/such/x.json.partial: cannot create the file"));
   EXPECT_EQ(nowhere.out, "") << "nothing was timed";
 }
 

@@ -1,7 +1,9 @@
 #include "training/event_file.h"
 
 #include <array>
+#include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "runtime/error.h"
 
@@ -83,7 +85,10 @@ void EventFile::write(double wall_time, int64_t step,
 void EventFile::record(const std::string& event) {
   const std::string length = raw(static_cast<uint64_t>(event.size()));
   out_ << length << raw(masked_crc32c(length)) << event << raw(masked_crc32c(event));
-  if (!out_.flush()) throw Error(XSR_STATUS_IO, path_ + ": cannot write the event file");
+  if (!out_.flush()) {
+    throw Error(XSR_STATUS_IO,
+                path_ + ": cannot write the event file: " + std::generic_category().message(errno));
+  }
 }
 
 }  // namespace xsr::training

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "converter/json_text.h"
 #include "runtime/error.h"
@@ -76,6 +78,7 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
     }
     if (record["step"] <= last_step) records.push_back(std::move(record));
   }
+  if (in.bad()) throw Error(XSR_STATUS_IO, path + ": cannot read the metrics");
   return records;
 }
 
@@ -87,7 +90,10 @@ MetricsLog::MetricsLog(const std::string& folder, int64_t last_step)
 
 void MetricsLog::write(const ordered_json& record) {
   lines_ << json_text(record) << '\n';
-  if (!lines_.flush()) throw Error(XSR_STATUS_IO, path_ + ": cannot write the metrics");
+  if (!lines_.flush()) {
+    throw Error(XSR_STATUS_IO,
+                path_ + ": cannot write the metrics: " + std::generic_category().message(errno));
+  }
   write_event(events_, record);
 }
 

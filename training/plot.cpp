@@ -5,15 +5,15 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <vector>
 
 #include "runtime/error.h"
+#include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
 #include "training/metrics.h"
+#include "training/run.h"
 
 namespace xsr::training {
 namespace {
@@ -362,16 +362,15 @@ void plot_run(const std::string& run, const std::string& output) {
   const std::string svg = draw(panels, name);
   std::string text = svg;
   if (suffix == ".html") {
-    std::ifstream config(run + "/config.toml", std::ios::binary);
-    std::ostringstream toml;
-    if (config) toml << config.rdbuf();
+    const std::string config = run_config_path(run);
+    const std::string toml = std::filesystem::exists(config) ? read_whole_file(config) : "";
     text = fmt::format(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n"
         "<style>body{{font-family:sans-serif;margin:1.5em}}svg{{max-width:100%;height:auto}}"
         "td{{padding:1px 12px 1px 0}}td+td{{text-align:right;font-variant-numeric:tabular-nums}}"
         "</style></head><body>\n<h1>{0}</h1>\n{1}<h2>Last figures</h2>\n<table>\n{2}</table>\n"
         "<details><summary>Config</summary><pre>{3}</pre></details>\n</body></html>\n",
-        escaped(name), svg, last_figures(records), escaped(toml.str()));
+        escaped(name), svg, last_figures(records), escaped(toml));
   } else {
     text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" + svg;
   }

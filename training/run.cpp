@@ -48,7 +48,8 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Keeps a second process out of the run's folder; the system lets go of it when this one dies.
+/// Keeps a second process out of the run's folder, where the file system can lock; the system lets
+/// go of it when this one dies.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& folder)
@@ -57,7 +58,7 @@ class FolderLock {
       throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it: " +
                                      std::generic_category().message(errno));
     }
-    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
       ::close(fd_);
       throw Error(XSR_STATUS_IO, folder + ": another xsr-train works in this folder");
     }

@@ -61,7 +61,7 @@ int train_main(const Options& options) {
     }
     config = load_config(file, flags);
     if (options.print_config) {
-      fmt::print("{}", to_toml(config, true));
+      std::fputs(to_toml(config, true).c_str(), stdout);
       return kOk;
     }
     validate(config);
@@ -88,13 +88,17 @@ int plot_main(const Options& options) {
 
 int score_main(const Options& options) {
   std::vector<xsr::PairFile> files;
-  for (const std::string& text : options.score_files) files.push_back(xsr::parse_pair_file(text));
+  xsr::require_other_file({options.score_model}, options.score_json);
+  for (const std::string& text : options.score_files) {
+    files.push_back(xsr::parse_pair_file(text));
+    xsr::require_other_file({files.back().first, files.back().second}, options.score_json);
+  }
   const std::vector<PairFileScore> scores =
       score_model(options.score_model, files, options.score_threads);
   if (!options.score_json.empty()) {
     xsr::write_whole_file(options.score_json, scores_as_json(scores));
   }
-  fmt::print("{}", scores_as_markdown(scores));
+  std::fputs(scores_as_markdown(scores).c_str(), stdout);
   return kOk;
 }
 
@@ -113,10 +117,7 @@ int unknown_flag(const std::vector<std::string>& extras) {
   return kUsage;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  xsr::occupy_closed_standard_streams();
+int tool_main(int argc, char** argv) {
   Options options;
   CLI::App app{"Trains a light cross-lingual sentence encoder from sentence pairs."};
   app.footer(
@@ -162,18 +163,17 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? kOk : kUsage;
   }
-  try {
-    if (options.help_markdown) {
-      fmt::print("{}", keys_as_markdown());
-      return kOk;
-    }
-    if (plot->parsed()) return plot_main(options);
-    if (score->parsed()) return score_main(options);
-    return train_main(options);
-  } catch (const std::bad_alloc&) {
-    xsr::tell("xsr-train: out of memory\n");
-  } catch (const std::exception& e) {
-    xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
+  if (options.help_markdown) {
+    std::fputs(keys_as_markdown().c_str(), stdout);
+    return kOk;
   }
-  return kFailed;
+  if (plot->parsed()) return plot_main(options);
+  if (score->parsed()) return score_main(options);
+  return train_main(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return xsr::run_tool("xsr-train", [&] { return tool_main(argc, argv); });
 }

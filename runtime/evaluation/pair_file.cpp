@@ -6,19 +6,6 @@
 #include "runtime/text/line_reader.h"
 
 namespace xsr {
-namespace {
-
-std::vector<std::string> read_lines(const std::string& path) {
-  LineReader reader(path);
-  LineBatch batch;
-  std::vector<std::string> lines;
-  while (reader.read(1 << 16, 16 << 20, batch)) {
-    for (size_t i = 0; i < batch.size(); ++i) lines.emplace_back(batch.line(i));
-  }
-  return lines;
-}
-
-}  // namespace
 
 NamedFile parse_named_file(const std::string& text) {
   const size_t equals = text.find('=');
@@ -47,9 +34,9 @@ PairFile parse_pair_file(const std::string& text) {
 
 PairLines read_pairs(const PairFile& file) {
   PairLines sides;
-  sides.first = read_lines(file.first);
+  sides.first = read_all_lines(file.first);
   if (!file.second.empty()) {
-    sides.second = read_lines(file.second);
+    sides.second = read_all_lines(file.second);
     if (sides.first.size() != sides.second.size()) {
       throw Error(XSR_STATUS_BAD_FILE, file.first + " has " + std::to_string(sides.first.size()) +
                                            " lines, " + file.second + " has " +

@@ -54,8 +54,14 @@ std::string read_whole_file(const std::string& path, const std::string& what) {
 }
 
 std::string text_or_file(const std::string& text) {
-  std::error_code ignored;
-  return std::filesystem::is_regular_file(text, ignored) ? read_whole_file(text) : text;
+  std::error_code error;
+  const auto type = std::filesystem::status(text, error).type();
+  // Terms of some lines are too long for a name. Any other error may hide a file.
+  if (type == std::filesystem::file_type::none && error != std::errc::filename_too_long) {
+    throw Error(XSR_STATUS_IO,
+                text + ": cannot tell whether this names a file: " + error.message());
+  }
+  return type == std::filesystem::file_type::regular ? read_whole_file(text) : text;
 }
 
 }  // namespace xsr

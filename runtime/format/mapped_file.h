@@ -29,7 +29,8 @@ class MappedFile {
 /// The bytes of a file. Throws as MappedFile does.
 std::string read_whole_file(const std::string& path, const std::string& what = "");
 
-/// The bytes of the regular file that a text names; the text itself where it names none.
+/// The bytes of the regular file that a text names; the text itself where it names none. Throws
+/// Error(IO) where the system does not tell.
 std::string text_or_file(const std::string& text);
 
 }  // namespace xsr

@@ -34,8 +34,10 @@ namespace {
 int open_partial_file(const std::string& path) {
   const std::string partial = path + ".partial";
   struct stat opened, named;
-  if (::stat(path.c_str(), &named) == 0 && S_ISDIR(named.st_mode)) {
-    throw Error(XSR_STATUS_IO, path + ": is a folder; give the path of a file");
+  if (::stat(path.c_str(), &named) == 0 && !S_ISREG(named.st_mode)) {
+    throw Error(XSR_STATUS_IO,
+                path + (S_ISDIR(named.st_mode) ? ": is a folder" : ": is a pipe or device") +
+                    ", which the file would take the place of; give the path of a file");
   }
   // Opened again where the one that held the lock has renamed it meanwhile.
   int fd;
@@ -81,12 +83,14 @@ void flush_name(const std::string& path) {
   }
 }
 
-void require_other_file(const std::string& input, const std::string& output) {
+void require_other_file(std::initializer_list<std::string> inputs, const std::string& output) {
   for (const std::string& written : {output, output + ".partial"}) {
-    std::error_code ignored;
-    if (std::filesystem::equivalent(input, written, ignored)) {
-      throw Error(XSR_STATUS_INVALID_ARGUMENT,
-                  written + ": is the input too, which would be overwritten: give another -o");
+    for (const std::string& input : inputs) {
+      std::error_code ignored;
+      if (std::filesystem::equivalent(input, written, ignored)) {
+        throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                    written + ": is an input too, which would be overwritten; give another output");
+      }
     }
   }
 }
@@ -140,7 +144,7 @@ void PartialFile::commit() {
   if (::fsync(fd_) != 0) fail("cannot flush the file to disk");
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
   renamed_ = true;
-  if (::close(std::exchange(fd_, -1)) != 0) fail("cannot close the file");
+  ::close(std::exchange(fd_, -1));
   flush_name(path_);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -8,7 +9,8 @@ namespace xsr {
 /// Opens path.partial, empty, to be written until it takes the place of path: locked, so that a
 /// second process that wants to write the same file at the same time gets an error, for as long as
 /// the descriptor is open (rename or remove the file before it is closed). Throws Error(IO), also
-/// where path is a folder, which no file can take the place of.
+/// where path is a folder, which no file can take the place of, or a pipe or device, which none
+/// shall: /dev/null would be gone.
 int open_partial_file(const std::string& path);
 
 /// Flushes the folder of a file that got its name a moment ago, so that a crash does not take it
@@ -16,9 +18,9 @@ int open_partial_file(const std::string& path);
 /// it.
 void flush_name(const std::string& path);
 
-/// Throws Error(INVALID_ARGUMENT) where output, or its partial file, is the file `input`, whose
-/// bytes would be lost.
-void require_other_file(const std::string& input, const std::string& output);
+/// Throws Error(INVALID_ARGUMENT) where output, or its partial file, is one of the files `inputs`,
+/// whose bytes would be lost.
+void require_other_file(std::initializer_list<std::string> inputs, const std::string& output);
 
 /// A file under the name path.partial that takes the place of path only once it is whole and on the
 /// disk, so that a crash at any time leaves the old file or the whole new one. Removed again unless

@@ -97,4 +97,14 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
   return batch.size() > 0;
 }
 
+std::vector<std::string> read_all_lines(const std::string& path) {
+  LineReader reader(path);
+  LineBatch batch;
+  std::vector<std::string> lines;
+  while (reader.read(1 << 16, 16 << 20, batch)) {
+    for (size_t i = 0; i < batch.size(); ++i) lines.emplace_back(batch.line(i));
+  }
+  return lines;
+}
+
 }  // namespace xsr

@@ -61,4 +61,7 @@ class LineReader {
   uint64_t consumed_ = 0, lines_ = 0;
 };
 
+/// All lines of a file as a LineReader gives them. Throws Error(IO).
+std::vector<std::string> read_all_lines(const std::string& path);
+
 }  // namespace xsr

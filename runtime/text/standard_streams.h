@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <string_view>
 
 namespace xsr {
@@ -7,10 +8,13 @@ namespace xsr {
 /// the work goes on: it is worth more than the words about it.
 void tell(std::string_view text) noexcept;
 
-/// For the first line of a tool's main(). A standard stream that the caller has closed leaves its
-/// number to the next file that is opened, which words for people would then be written into. Puts
-/// something in such a place that can be neither read nor written, so that using it is the error it
-/// would have been.
-void occupy_closed_standard_streams() noexcept;
+/// All of a tool's main(): gives what body() returns, or 1 behind words of what it has thrown, or
+/// where what was printed on standard output is not all written.
+///
+/// The limit on a file's size becomes an error of the writing call, not a silent death. A standard
+/// stream that the caller has closed leaves its number to the next file that is opened, which words
+/// for people would then be written into: such a place is filled with something that can be neither
+/// read nor written, so that using it is the error it would have been.
+int run_tool(const char* name, const std::function<int()>& body) noexcept;
 
 }  // namespace xsr

@@ -28,7 +28,6 @@ void install_stop_signals(std::atomic<bool>* stop) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN);
 }
 
 }  // namespace xsr

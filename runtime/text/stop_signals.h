@@ -5,8 +5,8 @@ namespace xsr {
 
 /// For tools with long work. The first SIGINT or SIGTERM sets `stop`, so that the work ends in good
 /// order; the second, whichever, ends the process at once. A reader of standard output that has
-/// gone away and the limit on a file's size become errors of the writing call, not silent deaths.
-/// `stop` has to live as long as the process. To be called once.
+/// gone away becomes an error of the writing call, not a silent death. `stop` has to live as long
+/// as the process. To be called once.
 void install_stop_signals(std::atomic<bool>* stop);
 
 }  // namespace xsr

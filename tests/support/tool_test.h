@@ -21,6 +21,9 @@ struct Outcome {
   long max_rss = 0;  // KiB
 };
 
+/// Goes before a command: a thread's stack is larger than all memory that the process may have.
+constexpr char kNoThreads[] = "ulimit -s 4000000 && ulimit -v 2000000 && ";
+
 class ToolTest : public testing::Test {
  protected:
   explicit ToolTest(std::string tool) : tool_(std::move(tool)) {
