@@ -197,7 +197,7 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(number(c.schedule.step_updates, 0, kMany))},
     {"schedule", "final_fraction", "Of cosine", SLOT(number(c.schedule.final_fraction, 0, 1))},
 
-    {"train", "epochs", "", SLOT(number(c.epochs, 1, kMany))},
+    {"train", "epochs", "", SLOT(number(c.epochs, 1, 1e9))},
     {"train", "steps", "> 0: so many updates, whatever epochs says",
      SLOT(number(c.steps, 0, kMany))},
     {"train", "log_every", "Steps between lines of metrics", SLOT(number(c.log_every, 1, kMany)),
