@@ -8,7 +8,7 @@ namespace xsr {
 // Between JSON and its text. nlohmann's own parse() and dump() are templates, seconds to compile in
 // every file that calls them; these are compiled once.
 
-/// Throw nothing: what is no JSON gives a value that is_discarded().
+/// Throw nothing: what is no JSON, or nested more than 100 deep, gives a value that is_discarded().
 nlohmann::json parse_json(std::string_view text);
 nlohmann::ordered_json parse_ordered_json(std::string_view text);
 

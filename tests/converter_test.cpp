@@ -1265,6 +1265,17 @@ TEST(Retype, provenance_keeps_its_history) {
   EXPECT_EQ(json["retyped"][1]["source"]["sha256"], sha256_hex(as_span(read_file(second))));
 }
 
+TEST(Retype, provenance_that_is_nested_too_deep_is_kept_as_text) {
+  const Folder folder;
+  const ConvertedModel model = convert(xsr_tensors());
+  std::string deep;
+  for (int i = 0; i < 200'000; ++i) deep += "{\"a\":";
+  deep += "1" + std::string(200'000, '}');
+  write_xsr_file(folder / "deep.xsr", model.config, model.sources(), "", deep);
+  const ConvertedModel narrow = FinishedModel(folder / "deep.xsr").retyped(DType::kBF16);
+  EXPECT_TRUE(nlohmann::json::parse(narrow.provenance)["original"] == deep);
+}
+
 TEST(Retype, i8_damage_and_what_does_not_fit_are_refused) {
   const Folder folder;
   const std::string i8 = write_model_file(folder, "i8.xsr", DType::kI8);

@@ -56,6 +56,9 @@ TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
       {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
       {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},
       {"[optimizer]\namsgrad = 1\n", "optimizer.amsgrad is 1, expected true or false"},
+      {"seed = 1\n[%data]\n", "bad.toml:2: Error while parsing key"},
+      // Times the batches of an epoch they would not fit 64 bits.
+      {"[train]\nepochs = 1000000000000000\n", "train.epochs is 1000000000000000, expected a"},
   };
   for (const auto& [text, message] : cases) {
     write("bad.toml", text);
@@ -554,8 +557,27 @@ TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
     write("r/checkpoint.safetensors", whole.substr(0, size));
     EXPECT_EQ(run("--resume r").exit_status, 1) << size;
   }
+  // The file ends within the digits that the checksum should have.
+  const std::string header =
+      R"({"__metadata__":{"format":"xsr-train checkpoint 1","checksum":""}})";
+  write("r/checkpoint.safetensors",
+        std::string(1, static_cast<char>(header.size())) + std::string(7, '\0') + header);
+  const Outcome o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("checkpoint.safetensors: has no checksum"));
   write("r/checkpoint.safetensors", whole);
   EXPECT_EQ(run("--resume r").exit_status, 0);
+}
+
+TEST_F(TrainCli, MetricsThatAreNestedTooDeepAreNone) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  std::string deep = R"({"kind":"train","step":5,"time":1,"loss":)";
+  for (int i = 0; i < 200'000; ++i) deep += "{\"a\":";
+  deep += "1" + std::string(200'001, '}') + "\n";
+  write("r/metrics.jsonl", deep + read_file(path("r/metrics.jsonl")));
+  const Outcome o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("metrics.jsonl:1: is no record of metrics"));
 }
 
 TEST_F(TrainCli, StandardErrorMayBeFullOrClosed) {

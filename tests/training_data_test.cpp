@@ -210,6 +210,9 @@ TEST_F(TrainingData, PlainGzipAndZstdGiveTheSameLines) {
   EXPECT_EQ(lines_of(write("one.zst", zstd(text))), plain);
   EXPECT_EQ(lines_of(write("two.zst", zstd(half) + zstd(rest))), plain);  // two frames
   EXPECT_EQ(lines_of(write("long.zst", zstd(text, 27))), plain);
+  // As pzstd writes: before each frame another that says how long it is, and is to be skipped.
+  const std::string skipped("\x50\x2A\x4D\x18\x04\0\0\0size", 12);
+  EXPECT_EQ(lines_of(write("p.zst", skipped + zstd(half) + skipped + zstd(rest))), plain);
   EXPECT_THAT(reading_error(write("longer.zst", zstd(text, 28))), HasSubstr("--long=27"));
   EXPECT_TRUE(lines_of(write("empty", "")).empty());
   EXPECT_TRUE(lines_of(write("empty.gz", gzip(""))).empty());

@@ -74,8 +74,10 @@ TrainingCheckpoint::TrainingCheckpoint(const std::string& path) {
   const std::span<const unsigned char> file = checkpoint_->file();
   const std::string_view bytes(reinterpret_cast<const char*>(file.data()), file.size());
   const size_t at = bytes.substr(0, 256).find(kChecksumKey);
-  if (at == std::string_view::npos) bad(path, "has no checksum where its header begins");
   const size_t digits = at + sizeof kChecksumKey - 1, behind = digits + kChecksumDigits;
+  if (at == std::string_view::npos || behind > bytes.size()) {
+    bad(path, "has no checksum where its header begins");
+  }
   Hash hash;
   hash.add(bytes.data(), digits);
   hash.add(kNoChecksum, kChecksumDigits);

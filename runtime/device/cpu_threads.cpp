@@ -142,8 +142,11 @@ void ThreadPool::run(Function function, void* context, int32_t total) {
 }
 
 void ThreadPool::work(int32_t thread) {
-  while (!stop_.load(std::memory_order_acquire)) {
+  for (;;) {
+    // Before stop_ is looked at: what stops the threads sets that first and then changes wake_, so
+    // that one who misses it does not sleep.
     const int32_t wake = wake_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_acquire)) return;
     if (claim_and_do(thread)) continue;
     const auto something_to_do = [&] { return wake_.load(std::memory_order_relaxed) != wake; };
     if (may_spin_ && spin_until(something_to_do)) continue;

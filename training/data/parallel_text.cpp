@@ -22,6 +22,8 @@ namespace {
 constexpr size_t kBlockBytes = 256 << 10;
 constexpr int kZstdWindowLog = 27;  // zstd --long=27
 constexpr std::string_view kGzipMagic("\x1F\x8B", 2), kZstdMagic("\x28\xB5\x2F\xFD", 4);
+// Of a frame to be skipped, with which pzstd begins a file; the byte before it is 0x50 to 0x5F.
+constexpr std::string_view kSkippedMagic("\x2A\x4D\x18", 3);
 
 std::string hex(XXH128_hash_t hash) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
@@ -210,6 +212,11 @@ class ZstdSource : public ByteSource {
   bool in_frame_ = false;
 };
 
+bool is_zstd(std::string_view bytes) {
+  return bytes.starts_with(kZstdMagic) || (!bytes.empty() && (bytes[0] & 0xF0) == 0x50 &&
+                                           bytes.substr(1).starts_with(kSkippedMagic));
+}
+
 bool is_space(char c) { return c == ' ' || c == '\r' || c == '\v' || c == '\f'; }
 
 std::string_view trim(std::string_view text) {
@@ -367,7 +374,7 @@ std::unique_ptr<ByteSource> open_text(const std::string& path, const ContentHash
                                       const std::atomic<bool>* stop) {
   auto file = std::make_unique<InputFile>(path, expected, stop);
   if (file->rest().starts_with(kGzipMagic)) return std::make_unique<GzipSource>(std::move(file));
-  if (file->rest().starts_with(kZstdMagic)) return std::make_unique<ZstdSource>(std::move(file));
+  if (is_zstd(file->rest())) return std::make_unique<ZstdSource>(std::move(file));
   return file;
 }
 

@@ -446,12 +446,13 @@ TokenizedCorpus::TokenizedCorpus(const std::string& path, const std::string& key
           "the data, the tokenizer or the options have changed");
   wide_ = h.vocab_size > kMostNarrowIds;
   const uint64_t id_bytes = wide_ ? sizeof(int32_t) : sizeof(uint16_t);
-  // No product overflows: the hash says that they are the writer's numbers.
   require(h.file_size == bytes.size(), "it has been cut or has grown");
-  require(h.tokens_offset == aligned(sizeof h) &&
+  // Each takes a byte at least, so no product below overflows.
+  require(h.num_tokens <= h.file_size && h.num_pairs <= h.file_size &&
+              h.tokens_offset == aligned(sizeof h) &&
               h.records_offset == aligned(h.tokens_offset + h.num_tokens * id_bytes) &&
               h.text_offset == aligned(h.records_offset + h.num_pairs * sizeof(Record)) &&
-              h.file_size == h.text_offset + h.text_size,
+              h.text_offset <= h.file_size && h.text_size == h.file_size - h.text_offset,
           "its sections are not in place");
   tokens_ = bytes.data() + h.tokens_offset;
   records_ = reinterpret_cast<const Record*>(bytes.data() + h.records_offset);
@@ -513,6 +514,10 @@ TokenizedCorpus::TokenizedCorpus(const std::string& path, const std::string& key
     end += part.num_pairs;
   }
   require(end == num_pairs_, "its description does not fit its pairs");
+  const auto earlier = [](const File& a, const File& b) { return a.first_pair < b.first_pair; };
+  require(!files_.empty() && files_[0].first_pair == 0 &&
+              std::is_sorted(files_.begin(), files_.end(), earlier),
+          "its description does not fit its files");
 }
 
 std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
@@ -536,6 +541,8 @@ std::shared_ptr<const TokenizedCorpus> TokenizedCorpus::open_or_build(
   std::shared_ptr<TokenizedCorpus> corpus;
   const auto open = [&] {
     corpus.reset(new TokenizedCorpus(cache_path, key, pool));
+    if (corpus->vocab_size_ != config.vocab_size)
+      throw Error(XSR_STATUS_BAD_FILE, "it is of another vocabulary");
     if (corpus->parts_.size() != languages.size())
       throw Error(XSR_STATUS_BAD_FILE, "it has another number of language pairs");
     size_t next_file = 0;
