@@ -2,6 +2,11 @@
 
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/error.h"
+
 namespace xsr::bench {
 
 std::string commit() { return XSR_COMMIT; }
@@ -12,26 +17,32 @@ int64_t l2_bytes() {
 }
 
 std::vector<int> allowed_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  sched_getaffinity(0, sizeof set, &set);
+  const CpuSet set = CpuSet::of_this_thread();
   std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  for (int cpu = 0; cpu < CpuSet::kMostCpus; ++cpu) {
+    if (CPU_ISSET_S(cpu, sizeof set, set.bits)) cpus.push_back(cpu);
   }
   return cpus;
 }
 
-PinToCpu::PinToCpu(int cpu) {
-  sched_getaffinity(0, sizeof before_, &before_);
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  pinned_ = sched_setaffinity(0, sizeof set, &set) == 0;
+CpuSet CpuSet::of_this_thread() {
+  CpuSet set = {};
+  if (sched_getaffinity(0, sizeof set, set.bits) != 0) {
+    throw Error(XSR_STATUS_INTERNAL, std::string("cannot tell on which processors this process may "
+                                                 "run: ") +
+                                         std::strerror(errno));
+  }
+  return set;
+}
+
+PinToCpu::PinToCpu(int cpu) : before_(CpuSet::of_this_thread()) {
+  CpuSet set = {};
+  CPU_SET_S(cpu, sizeof set, set.bits);
+  pinned_ = sched_setaffinity(0, sizeof set, set.bits) == 0;
 }
 
 PinToCpu::~PinToCpu() {
-  if (pinned_) sched_setaffinity(0, sizeof before_, &before_);
+  if (pinned_) sched_setaffinity(0, sizeof before_, before_.bits);
 }
 
 }  // namespace xsr::bench
