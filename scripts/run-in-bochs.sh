@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Runs programs of a build on an emulated Sapphire Rapids (AVX-512, VNNI, BF16, AMX): the instructions as they are encoded, detection, and
-# Linux's permission for tiles, on a machine that has none of it. Slow (some 50 times), and no word about speed. AMX with one thread only (0019 says why).
+# Linux's permission for tiles, on a machine that has none of it. Slow (some 50 times), and no word about speed.
 #
 #   BOCHS=… KERNEL=… scripts/run-in-bochs.sh BUILD 'COMMAND; COMMAND…'
 #
 # BUILD's programs lie in the current folder of the commands; $XSR_GOLDEN and $XSR_FORCE_ISA are passed on. BOCHS is a bochs 3.0 built with
-# --enable-x86-64 --enable-evex --enable-amx --with-nogui and the mends of docs/decisions/0019; KERNEL a Linux of 6.15 or newer (Debian's
-# linux-binary-*-cloud-amd64 of trixie-backports), whose setcpuid= makes up for what this Bochs does not report.
+# --enable-x86-64 --enable-avx --enable-evex --enable-amx --with-nogui and the mends of docs/decisions/0019 (the first two suffice for one thread that
+# nothing interrupts); KERNEL a Linux of 6.15 or newer but not 6.19, which hangs (Debian's linux-image-*-cloud-amd64 of trixie-backports, unpacked),
+# whose setcpuid= makes up for what this Bochs does not report.
 # Needs Debian's isolinux, syslinux-common, xorriso, bochsbios, vgabios, cpio and busybox-static. Exit status: 0 all commands succeeded, 1 one failed or the machine
 # stopped, 2 wrong usage.
 set -euo pipefail
@@ -22,7 +23,7 @@ bios=/usr/share/bochs/BIOS-bochs-latest vgabios=/usr/share/vgabios/vgabios.bin
 [ -e "$bios" ] && [ -e "$vgabios" ] || fail "bochsbios or vgabios is missing"
 
 folder=$(mktemp -d); machine=
-trap '[ -z "$machine" ] || kill "$machine" 2> /dev/null; rm -rf "$folder"' EXIT
+trap '[ -z "$machine" ] || kill "$machine" 2> /dev/null || true; rm -rf "$folder"' EXIT
 root=$folder/root; iso=$folder/iso
 mkdir -p "$root"/{bin,proc,sys,dev,tmp,run,golden} "$iso/isolinux"
 cp "$(command -v busybox)" "$root/bin/busybox"
