@@ -88,9 +88,7 @@ void attention_forward_bf16_amx(const float* qkv, int64_t qkv_stride, const int3
                   pairs.scores = (float*)(pairs.v + each);
                   pairs.p = (uint16_t*)(pairs.scores + (int64_t)kBlockRows * pairs.columns);
                   float* const weighted = (float*)(pairs.p + (int64_t)kBlockRows * pairs.columns);
-                  uint16_t* const rows = narrow == nullptr
-                                             ? nullptr
-                                             : narrow + head.begin * narrow_stride + head.h * D;
+                  uint16_t* const rows = narrow_rows(head, narrow, narrow_stride);
                   narrow_queries(head, pairs);
                   transpose_keys(head, pairs);
                   pair_values(head, pairs);
@@ -101,9 +99,7 @@ void attention_forward_bf16_amx(const float* qkv, int64_t qkv_stride, const int3
                       attend_rows<false>(head, pairs, row, weighted, rows, narrow_stride);
                     }
                   }
-                  if (rows != nullptr && H * D % 2 == 1 && head.h == H - 1) {
-                    for (int32_t i = 0; i < head.T; ++i) rows[i * narrow_stride + D] = 0;
-                  }
+                  end_narrow_rows(head, rows, narrow_stride, H);
                 });
   release_tiles();
 }

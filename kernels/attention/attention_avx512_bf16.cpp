@@ -145,18 +145,14 @@ void attention_forward_bf16_avx512_bf16(const float* qkv, int64_t qkv_stride,
                   pairs.v = pairs.k + (int64_t)pairs.q_stride * pairs.columns;
                   pairs.scores = (float*)(pairs.v + (int64_t)((head.T + 1) / 2) * pairs.v_stride);
                   pairs.p = (uint16_t*)(pairs.scores + (int64_t)kQueryRows * pairs.columns);
-                  uint16_t* const rows = narrow == nullptr
-                                             ? nullptr
-                                             : narrow + head.begin * narrow_stride + head.h * D;
+                  uint16_t* const rows = narrow_rows(head, narrow, narrow_stride);
                   narrow_queries(head, pairs);
                   transpose_keys(head, pairs);
                   pair_values(head, pairs);
                   for_each_tile<kQueryRows>(head.T, [&]<int MR>(int32_t row) {
                     attend_rows<MR>(head, pairs, row, rows, narrow_stride);
                   });
-                  if (rows != nullptr && H * D % 2 == 1 && head.h == H - 1) {
-                    for (int32_t i = 0; i < head.T; ++i) rows[i * narrow_stride + D] = 0;
-                  }
+                  end_narrow_rows(head, rows, narrow_stride, H);
                 });
 }
 

@@ -100,4 +100,15 @@ static inline float exponentiate_row(const float* scores, int32_t T, int32_t col
   return _mm512_reduce_add_ps(sum);
 }
 
+/// The head's part of the first row of `narrow`, null where that is null.
+static inline uint16_t* narrow_rows(const Head& head, uint16_t* narrow, int64_t stride) {
+  return narrow == nullptr ? nullptr : narrow + head.begin * stride + head.h * head.D;
+}
+
+/// Where H·D is odd, the last head sets the column behind it to 0. rows: of narrow_rows.
+static inline void end_narrow_rows(const Head& head, uint16_t* rows, int64_t stride, int32_t H) {
+  if (rows == nullptr || H * head.D % 2 == 0 || head.h != H - 1) return;
+  for (int32_t i = 0; i < head.T; ++i) rows[i * stride + head.D] = 0;
+}
+
 }  // namespace xsr::kernels
