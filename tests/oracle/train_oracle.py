@@ -82,6 +82,15 @@ def shuffled(key, n):
     return at.astype(int)
 
 
+def first_batch(k, lengths):
+    """How many things of these lengths in tokens are a batch."""
+    many = min(len(lengths), k["data.batch_pairs"])
+    if k["data.batch_tokens"]:
+        while many > 1 and sum(lengths[:many]) > k["data.batch_tokens"]:
+            many -= 1
+    return many
+
+
 class Order:
     """Batches of (part, pair, visits before), epoch after epoch."""
 
@@ -98,6 +107,8 @@ class Order:
 
     def epoch(self, e):
         k, seed, size, pool = self.k, self.k["seed"], self.k["data.batch_pairs"], self.k["data.pool_batches"]
+        tokens = k["data.batch_tokens"]
+        length = lambda d: sum(map(len, self.parts[d[0]].pairs[d[1]]))
         total = sum(self.draws)
         where, walks, draws = shuffled(words64(seed, e, 0, 1), total), {}, []
         for slot in where[: total - total % size if k["data.drop_last"] else total]:
@@ -109,12 +120,22 @@ class Order:
             if (part, visit) not in walks:
                 walks[part, visit] = shuffled(words64(seed, visit, part, 2), n)
             draws.append((part, self.parts[part].train[walks[part, visit][place]], visit))
-        batches = []
-        for p, first in enumerate(range(0, len(draws), size * pool)):
-            some = draws[first : first + size * pool]
+        batches, pool_pairs = [], size * pool
+        if tokens:
+            everything = [length((p, i)) for p, part in enumerate(self.parts) for i in range(len(part.pairs))]
+            pool_pairs = max(1, min(size, tokens * len(everything) // sum(everything))) * max(16, pool)
+        for p, first in enumerate(range(0, len(draws), pool_pairs)):
+            some, cut = draws[first : first + pool_pairs], []
             if pool > 1:
-                some.sort(key=lambda d: sum(map(len, self.parts[d[0]].pairs[d[1]])))
-            cut = [some[i : i + size] for i in range(0, len(some), size)]
+                some.sort(key=length)
+            while some:
+                many = first_batch(k, [length(d) for d in some])
+                cut, some = cut + [some[:many]], some[many:]
+            if tokens and len(cut) > 1:  # the last two share evenly, where that fits
+                both = cut[-2] + cut[-1]
+                half = both[(len(both) + 1) // 2 :]
+                if len(half) > len(cut[-1]) and sum(map(length, half)) <= tokens:
+                    cut[-2:] = [both[: len(both) - len(half)], half]
             order = shuffled(words64(seed, e, p, 3), len(cut)) if pool > 1 else range(len(cut))
             batches += [cut[i] for i in order]
         return batches
@@ -463,6 +484,9 @@ def draw(r, k, texts, tokenizers, no_mask_tokenizer, large):
         k["data.batch_pairs"] = r.choice([33, 70, 130, 257])
     k["data.pool_batches"] = r.choice([1, 1, 3])
     k["data.drop_last"] = r.random() < 0.5
+    if not large and r.random() < 0.3:  # at least what the longest pair has
+        k["data.batch_tokens"] = (2 * k["model.max_seq_len"]) * r.choice([1, 2, 5])
+        k["data.drop_last"] = False
     k["data.min_tokens"] = r.choice([1, 1, 4])
     k["data.max_tokens"] = r.choice([0, 0, k["model.max_seq_len"]])
     k["data.max_ratio"] = r.choice([0.0, 0.0, 1.5])
@@ -574,9 +598,10 @@ class Oracle:
         w = {n: t.to(dtype) for n, t in w.items()}
         with torch.no_grad():
             for name, part in dev:
-                size = k["data.batch_pairs"]
-                for first in range(0, len(part.pairs), size):
-                    some = list(enumerate(part.pairs))[first : first + size]
+                left = list(enumerate(part.pairs))
+                while left:
+                    many = first_batch(k, [sum(map(len, p)) for _, p in left])
+                    some, left = left[:many], left[many:]
                     batch = Batch(k, tokenizer, [(part.first_pair + i, p, 0) for i, p in some])
                     loss = losses(k, w, batch, tokenizer, step if k["train.dev_dropout"] else None)
                     for n, x in loss.items():
@@ -672,8 +697,8 @@ class Oracle:
         status, err, metrics, run = self.train(folder / "kept", {**k, **kept, "no dev": False})
         adam64, adam32 = Adam(k), Adam(k)
         batches = lambda: ((e, b) for e in range(10**6) for b in order.epoch(e))
-        epoch_size = len(order.epoch(0))
-        steps = k["train.steps"] or k["train.epochs"] * epoch_size
+        steps = k["train.steps"] or sum(len(order.epoch(e)) for e in range(k["train.epochs"]))
+        planned = k["train.steps"] or k["train.epochs"] * len(order.epoch(0))  # by tokens, epochs may differ in their batches
         weights, epochs, pairs, off = {0: w}, {}, 0, {}
         for t, (epoch, batch) in zip(range(1, steps + 1), batches()):
             draws = [(train_parts[p].first_pair + i, train_parts[p].pairs[i], visit) for p, i, visit in batch]
@@ -690,7 +715,7 @@ class Oracle:
             shaken, shaken_g = self.shaken(k, w, batch, tokenizer, t)
             for n, x in loss64.items():
                 near(f"step {t}: loss {n}", record["loss"][n], x, abs(loss32[n] - x) + abs(shaken[n] - x), 5 * max(1, abs(x)))
-            rate = learning_rate(k, t, epoch, steps)
+            rate = learning_rate(k, t, epoch, planned)
             near(f"step {t}: learning rate", record["learning_rate"], rate, 0)
             same(f"step {t}: epoch, pairs", (record["epoch"], record["pairs"]), (epoch, pairs))
             (w64, norm64), (w32, norm32) = adam64.step(w, g64, rate), adam32.step(w, g32, rate)
@@ -722,16 +747,16 @@ class Oracle:
             for n, values in joined(*(dict(split(x)) for x in (found, m64, m32))):
                 x, y, y32 = (v.double() if prefix == "moment1." else v.double().sqrt() for v in values)
                 near(prefix + n, x, y, (y32 - y).norm() + 1e-19, (1e9 if "bias[k]" in n else 5) * y.norm())
-        self.check_drawn_run(k, folder, metrics, weights, epochs, steps, epoch_size, dev_parts, tokenizer)
+        self.check_drawn_run(k, folder, metrics, weights, epochs, steps, dev_parts, tokenizer)
         return "agrees"
 
-    def check_drawn_run(self, k, folder, kept, weights, epochs, steps, epoch_size, dev_parts, tokenizer):
+    def check_drawn_run(self, k, folder, kept, weights, epochs, steps, dev_parts, tokenizer):
         """The run as drawn: which steps it logs, evaluates, keeps, averages; its model.xsr and that model's vectors."""
         status, err, metrics, run = self.train(folder / "drawn", k)
         same("drawn: status " + err, status, 0)
         evaluated, best, worse, last = [], None, 0, steps
         for t in range(1, steps + 1):
-            due = t % k["train.eval_every"] == 0 if k["train.eval_every"] else t % epoch_size == 0
+            due = t % k["train.eval_every"] == 0 if k["train.eval_every"] else epochs.get(t + 1, epochs[t]) != epochs[t]
             if (due or t == steps) and not k["no dev"]:
                 evaluated.append(t)
                 dev = kept["dev"][t]
