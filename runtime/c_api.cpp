@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -8,13 +9,13 @@
 #include "xsr/xsr.h"
 
 struct xsr_model {
-  explicit xsr_model(std::unique_ptr<xsr::XsrFile> file) : model(std::move(file)) {}
-  xsr::Model model;
+  std::shared_ptr<const xsr::Model> model;
 };
 
 struct xsr_session {
-  xsr_session(const xsr_model& model, const xsr_session_options& options)
-      : session(model.model, options) {}
+  xsr_session(std::shared_ptr<const xsr::Model> its_model, const xsr_session_options& options)
+      : model(std::move(its_model)), session(*model, options) {}
+  const std::shared_ptr<const xsr::Model> model;  // the caller may close it first
   xsr::Session session;
 };
 
@@ -79,9 +80,9 @@ xsr_status open_model(std::unique_ptr<xsr::XsrFile> (*open)(const void* path, si
         require(source != nullptr, "path or data is NULL");
         const xsr_model_options chosen = read_options(
             options, "xsr_model_options.size is not set; set it to sizeof(xsr_model_options)");
-        auto opened = std::make_unique<xsr_model>(open(source, size));
-        if (chosen.verify_checksums != 0) opened->model.file().verify();
-        *model = opened.release();
+        auto opened = std::make_shared<const xsr::Model>(open(source, size));
+        if (chosen.verify_checksums != 0) opened->file().verify();
+        *model = new xsr_model{std::move(opened)};
       },
       [&](const char* text) { write_detail(detail, detail_size, text); });
 }
@@ -156,7 +157,7 @@ xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info) {
       [&] {
         require(model != nullptr && info != nullptr, "model or info is NULL");
         require(info->size >= sizeof(size_t), "xsr_model_info.size is not set");
-        const xsr::ModelConfig& config = model->model.config();
+        const xsr::ModelConfig& config = model->model->config();
         xsr_model_info full;
         std::memset(&full, 0, sizeof full);
         full.size = std::min(info->size, sizeof full);
@@ -168,11 +169,11 @@ xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info) {
         full.vocab_size = config.vocab_size;
         full.max_seq_len = config.max_seq_len;
         full.embedding_size = config.embedding_size;
-        full.has_tokenizer = model->model.tokenizer() != nullptr;
+        full.has_tokenizer = model->model->tokenizer() != nullptr;
         full.lowercase = config.lowercase;
         full.normalize = config.normalize;
-        full.provenance = model->model.file().provenance().data();
-        full.file_size = model->model.file().size();
+        full.provenance = model->model->file().provenance().data();
+        full.file_size = model->model->file().size();
         std::memcpy(info, &full, full.size);
       },
       [](const char*) {});
@@ -182,7 +183,7 @@ xsr_status xsr_model_verify(const xsr_model* model, char* detail, size_t detail_
   return guarded(
       [&] {
         require(model != nullptr, "model is NULL");
-        model->model.file().verify();
+        model->model->file().verify();
       },
       [&](const char* text) { write_detail(detail, detail_size, text); });
 }
@@ -195,7 +196,7 @@ xsr_status xsr_session_create(const xsr_model* model, const xsr_session_options*
         require(session != nullptr, "session is NULL");
         const xsr_session_options chosen = read_options(
             options, "xsr_session_options.size is not set; set it to sizeof(xsr_session_options)");
-        *session = new xsr_session(*model, chosen);
+        *session = new xsr_session(model->model, chosen);
       },
       [&](const char* text) { write_detail(detail, detail_size, text); });
 }

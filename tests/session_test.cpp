@@ -277,6 +277,17 @@ TEST_F(SmallModel, OneModelManyThreadsASessionEach) {
   EXPECT_EQ(0, wrong);
 }
 
+TEST_F(SmallModel, SessionsGoOnWhenTheirModelIsClosed) {
+  const Sentences sentences(5, 60, 101);
+  SessionPointer first = make_session(model_, options_for(XSR_ISA_AUTO, 1));
+  const SessionPointer second = make_session(model_, options_for(XSR_ISA_AUTO, 2));
+  const std::vector<float> expected = embed(first.get(), sentences.all, C);
+  model_.reset();
+  EXPECT_EQ(-1, first_difference(expected, embed(first.get(), sentences.all, C), C));
+  first.reset();
+  EXPECT_EQ(-1, first_difference(expected, embed(second.get(), sentences.all, C), C));
+}
+
 /// A child of fork() has none of the session's threads; it embeds without them and lets go of the
 /// session.
 TEST_F(SmallModel, AForkedProcessUsesAndDestroysTheSession) {

@@ -196,11 +196,12 @@ XSR_API const char* xsr_isa_string(xsr_isa isa);
  * INVALID_ARGUMENT. */
 XSR_API xsr_status xsr_model_open(const char* path, const xsr_model_options* options,
                                   xsr_model** model, char* detail, size_t detail_size);
-/* The same from memory, which must be 64-byte aligned and outlive the model; it is not copied. */
+/* The same from memory, which must be 64-byte aligned and outlive the model and its sessions; it is
+ * not copied. */
 XSR_API xsr_status xsr_model_open_memory(const void* data, size_t size,
                                          const xsr_model_options* options, xsr_model** model,
                                          char* detail, size_t detail_size);
-/* NULL is allowed. Every session of the model must have been destroyed before. */
+/* NULL is allowed. Sessions of the model go on: what they use is released with the last of them. */
 XSR_API void xsr_model_close(xsr_model* model);
 /* Fills info up to info->size bytes. */
 XSR_API xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info);

@@ -96,7 +96,6 @@ class Model {
   const xsr_model* get() const noexcept { return handle_.get(); }
 
  private:
-  friend class Session;
   static xsr_model_options make_options(bool verify_checksums) {
     xsr_model_options options = {};
     options.size = sizeof options;
@@ -112,7 +111,7 @@ class Session {
  public:
   /// options.size is filled in here. Throws Exception: INVALID_ARGUMENT, UNSUPPORTED,
   /// OUT_OF_MEMORY, CUDA.
-  explicit Session(const Model& model, xsr_session_options options = {}) : model_(model.handle_) {
+  explicit Session(const Model& model, xsr_session_options options = {}) {
     options.size = sizeof options;
     detail::Message message = "";
     xsr_session* session = nullptr;
@@ -221,7 +220,6 @@ class Session {
     }
   }
 
-  std::shared_ptr<xsr_model> model_;  // before handle_: the session is destroyed first
   std::unique_ptr<xsr_session, Destroy> handle_;
   size_t embedding_size_ = 0;
 };
