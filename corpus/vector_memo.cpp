@@ -33,26 +33,23 @@ size_t VectorMemo::Generation::add(std::string_view text, uint64_t hash, const f
                                    size_t columns, const xsr_text_result& result) {
   if (2 * (texts_.size() + 1) > slots_.size()) grow();
   const size_t place = texts_.size();
-  slots_[free_slot(hash)] = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(place + 1)};
+  enter(hash, place);
   texts_.push_back({bytes_.size(), static_cast<uint32_t>(text.size()), hash, result});
   bytes_.append(text);
   vectors_.insert(vectors_.end(), vector, vector + columns);
   return place;
 }
 
-size_t VectorMemo::Generation::free_slot(uint64_t hash) const {
+void VectorMemo::Generation::enter(uint64_t hash, size_t place) {
   const size_t mask = slots_.size() - 1;
   size_t i = hash & mask;
   while (slots_[i].place != 0) i = (i + 1) & mask;
-  return i;
+  slots_[i] = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(place + 1)};
 }
 
 void VectorMemo::Generation::grow() {
   slots_.assign(std::max(2 * slots_.size(), kFewestSlots), Slot{});
-  for (size_t place = 0; place < texts_.size(); ++place) {
-    const uint64_t hash = texts_[place].hash;
-    slots_[free_slot(hash)] = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(place + 1)};
-  }
+  for (size_t place = 0; place < texts_.size(); ++place) enter(texts_[place].hash, place);
 }
 
 void VectorMemo::Generation::clear() {

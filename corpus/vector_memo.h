@@ -67,7 +67,7 @@ class VectorMemo {
     size_t bytes = 0;
 
    private:
-    size_t free_slot(uint64_t hash) const;
+    void enter(uint64_t hash, size_t place);
     void grow();
 
     std::string bytes_;           // of all texts
