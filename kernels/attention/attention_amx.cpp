@@ -51,17 +51,11 @@ template <bool kTwo>
 void attend_rows(const Head& head, const Pairs& pairs, int32_t first, float* weighted,
                  uint16_t* narrow, int64_t narrow_stride) {
   const int32_t rows = head.T - first < kBlockRows ? head.T - first : kBlockRows;
-  const float scale = head.scale * 1.44269504f;
   multiply_tiles<kTwo>(pairs.q + (int64_t)first * pairs.q_stride, pairs.q_stride, pairs.k,
                        pairs.columns, pairs.q_stride / kTileRows, pairs.columns, pairs.scores,
                        pairs.columns);
-  float shift[kBlockRows], inverse[kBlockRows];
-  for (int32_t m = 0; m < rows; ++m)
-    shift[m] = largest_score(pairs.scores + m * pairs.columns, head.T) * scale;
-  for (int32_t m = 0; m < rows; ++m) {
-    inverse[m] = 1 / exponentiate_row(pairs.scores + m * pairs.columns, head.T, pairs.columns,
-                                      scale, shift[m], pairs.p + m * pairs.columns);
-  }
+  float inverse[kBlockRows];
+  softmax_rows<kBlockRows>(head, pairs, rows, inverse);
   multiply_tiles<kTwo>(pairs.p, pairs.columns / 2, pairs.v, pairs.v_stride, pairs.columns / 32,
                        pairs.v_stride, weighted, pairs.v_stride);
   for (int32_t m = 0; m < rows; ++m)

@@ -107,20 +107,9 @@ void weigh_columns(const Head& head, const Pairs& pairs, int32_t row, int32_t d,
 template <int MR>
 void attend_rows(const Head& head, const Pairs& pairs, int32_t row, uint16_t* narrow,
                  int64_t narrow_stride) {
-  const float scale = head.scale * 1.44269504f;
   score_rows<MR>(head, pairs, row);
-  // Step by step over all rows: a reduction's latency hides behind the next row's. The largest
-  // probability of a row is 1 and not rounded: without the shift the error is up to 2.3 times as
-  // large.
-  float shift[MR], inverse[MR];
-#pragma GCC unroll 6
-  for (int m = 0; m < MR; ++m)
-    shift[m] = largest_score(pairs.scores + m * pairs.columns, head.T) * scale;
-#pragma GCC unroll 6
-  for (int m = 0; m < MR; ++m) {
-    inverse[m] = 1 / exponentiate_row(pairs.scores + m * pairs.columns, head.T, pairs.columns,
-                                      scale, shift[m], pairs.p + m * pairs.columns);
-  }
+  float inverse[MR];
+  softmax_rows<MR>(head, pairs, MR, inverse);
   for_each_column_piece(head.D, [&]<int NV>(int32_t d, __mmask16 tail) {
     weigh_columns<MR, NV>(head, pairs, row, d, inverse, tail, narrow, narrow_stride);
   });
