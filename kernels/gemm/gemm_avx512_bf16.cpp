@@ -7,87 +7,61 @@ namespace {
 
 /// A 32-bit lane of the panel holds inputs k and k + 1 of one output, a 32-bit broadcast the same
 /// two of one row.
-struct CoreBf16 {
+struct CoreBf16 : FloatSums {
   using Element = uint16_t;
   static constexpr bool kNarrow = true;
   static constexpr bool kSplit = false;
-  static constexpr bool kAddsBias = false;
-  static int64_t panel_bytes(int32_t K) { return (int64_t)((K + 1) / 2) * 2 * kPanelColumns * 2; }
+  static constexpr bool kInHalves = false;
+  static constexpr int32_t kInputs = 2;
+  static constexpr int64_t kBytes = kInputs * kPanelColumns * 2;
+  static int32_t steps(int32_t K) { return (K + 1) / 2; }
+  static int64_t panel_bytes(int32_t K) { return steps(K) * kBytes; }
 
-  template <int MR>
-  static inline __attribute__((always_inline)) void run(const Tile<uint16_t>& tile,
-                                                        __m512 (&acc)[MR][2]) {
-    const uint16_t* w = (const uint16_t*)tile.panel;
-    const uint16_t* a = tile.a;
-    const int64_t stride = tile.a_stride;
-    for (int32_t k = 0; k < tile.K; k += 2, w += 2 * kPanelColumns) {
-      prefetch_panel<MR>(w);
-      const __m512bh w0 = (__m512bh)_mm512_load_si512(w), w1 = (__m512bh)_mm512_load_si512(w + 32);
+  template <int R>
+  static inline __attribute__((always_inline)) void step(const Tile<uint16_t>& tile,
+                                                         const uint16_t* a, const char* w,
+                                                         __m512 (&sums)[R][2]) {
+    add_products<R>(a, tile.a_stride, w, sums);
+  }
+
+  /// sums += a pair of every row · the pairs of 32 outputs.
+  template <int R>
+  static inline __attribute__((always_inline)) void add_products(const uint16_t* a, int64_t stride,
+                                                                 const char* w,
+                                                                 __m512 (&sums)[R][2]) {
+    const __m512bh w0 = (__m512bh)_mm512_load_si512(w), w1 = (__m512bh)_mm512_load_si512(w + 64);
 #pragma GCC unroll 12
-      for (int m = 0; m < MR; ++m) {
-        int32_t pair;
-        __builtin_memcpy(&pair, a + m * stride + k, 4);
-        const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-        acc[m][0] = _mm512_dpbf16_ps(acc[m][0], x, w0);
-        acc[m][1] = _mm512_dpbf16_ps(acc[m][1], x, w1);
-      }
+    for (int m = 0; m < R; ++m) {
+      int32_t pair;
+      __builtin_memcpy(&pair, a + m * stride, 4);
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      sums[m][0] = _mm512_dpbf16_ps(sums[m][0], x, w0);
+      sums[m][1] = _mm512_dpbf16_ps(sums[m][1], x, w1);
     }
   }
 };
 
 /// Of every pair of inputs the panel holds the hi of 32 outputs, then their lo; a row its lo behind
 /// its hi.
-struct CoreSplit {
+struct CoreSplit : FloatSums {
   using Element = uint16_t;
   static constexpr bool kNarrow = true;
   static constexpr bool kSplit = true;
-  static constexpr bool kAddsBias = false;
-  static int64_t panel_bytes(int32_t K) {
-    return (int64_t)split_columns(K) * 2 * kPanelColumns * 2;
-  }
+  static constexpr bool kInHalves = false;
+  static constexpr int32_t kInputs = 2;
+  static constexpr int64_t kBytes = 2 * CoreBf16::kBytes;
+  static int32_t steps(int32_t K) { return split_columns(K) / 2; }
+  static int64_t panel_bytes(int32_t K) { return steps(K) * kBytes; }
 
-  static inline __attribute__((always_inline)) __m512bh broadcast_pair(const uint16_t* a) {
-    int32_t pair;
-    __builtin_memcpy(&pair, a, 4);
-    return (__m512bh)_mm512_set1_epi32(pair);
-  }
-
-  template <int MR>
-  static inline __attribute__((always_inline)) void run(const Tile<uint16_t>& tile,
-                                                        __m512 (&acc)[MR][2]) {
-    const int32_t S = split_columns(tile.K);
-    const uint16_t* w = (const uint16_t*)tile.panel;
-    const uint16_t* a = tile.a;
-    const int64_t stride = tile.a_stride;
-    for (int32_t k = 0; k < S; k += 2, w += 4 * kPanelColumns) {
-      prefetch_panel<MR>(w);
-      prefetch_panel<MR>(w + 2 * kPanelColumns);
-      const __m512bh hi0 = (__m512bh)_mm512_load_si512(w),
-                     hi1 = (__m512bh)_mm512_load_si512(w + 32);
-#pragma GCC unroll 12
-      for (int m = 0; m < MR; ++m) {
-        const __m512bh x = broadcast_pair(a + m * stride + k);
-        acc[m][0] = _mm512_dpbf16_ps(acc[m][0], x, hi0);
-        acc[m][1] = _mm512_dpbf16_ps(acc[m][1], x, hi1);
-      }
-#pragma GCC unroll 12
-      for (int m = 0; m < MR; ++m) {
-        const __m512bh x = broadcast_pair(a + m * stride + S + k);
-        acc[m][0] = _mm512_dpbf16_ps(acc[m][0], x, hi0);
-        acc[m][1] = _mm512_dpbf16_ps(acc[m][1], x, hi1);
-      }
-      const __m512bh lo0 = (__m512bh)_mm512_load_si512(w + 64),
-                     lo1 = (__m512bh)_mm512_load_si512(w + 96);
-      // Read again rather than kept from above, for want of registers.
-      const uint16_t* again = a + k;
-      __asm__("" : "+r"(again));
-#pragma GCC unroll 12
-      for (int m = 0; m < MR; ++m) {
-        const __m512bh x = broadcast_pair(again + m * stride);
-        acc[m][0] = _mm512_dpbf16_ps(acc[m][0], x, lo0);
-        acc[m][1] = _mm512_dpbf16_ps(acc[m][1], x, lo1);
-      }
-    }
+  template <int R>
+  static inline __attribute__((always_inline)) void step(const Tile<uint16_t>& tile,
+                                                         const uint16_t* a, const char* w,
+                                                         __m512 (&sums)[R][2]) {
+    CoreBf16::add_products<R>(a, tile.a_stride, w, sums);
+    CoreBf16::add_products<R>(a + split_columns(tile.K), tile.a_stride, w, sums);
+    // Read again rather than kept from above, for want of registers.
+    __asm__("" : "+r"(a));
+    CoreBf16::add_products<R>(a, tile.a_stride, w + CoreBf16::kBytes, sums);
   }
 };
 

@@ -15,44 +15,62 @@ static inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i x, _
 #endif
 }
 
+/// 64 aligned bytes in a register: gcc 12 would load them again for each row's dot().
+static inline __attribute__((always_inline)) __m512i load_once(const void* p) {
+  __m512i x = _mm512_load_si512(p);
+#if !defined(XSR_EMULATE_ISA)
+  __asm__("" : "+v"(x));
+#endif
+  return x;
+}
+
 /// A 32-bit lane of the panel holds inputs k to k + 3 of one output, a 32-bit broadcast the same
 /// four of one row.
 struct CoreI8 {
   using Element = uint8_t;
+  using Sum = __m512i;
   [[maybe_unused]] static constexpr bool kNarrow = false;
   static constexpr bool kSplit = false;
-  static constexpr bool kAddsBias = true;
-  static int64_t panel_bytes(int32_t K) { return (int64_t)((K + 3) / 4) * 4 * kPanelColumns; }
+  static constexpr bool kInHalves = true;
+  static constexpr int32_t kInputs = 4;
+  static constexpr int64_t kBytes = kInputs * kPanelColumns;
+  static int32_t steps(int32_t K) { return (K + kInputs - 1) / kInputs; }
+  static int64_t panel_bytes(int32_t K) { return steps(K) * kBytes; }
 
-  template <int MR>
-  static inline __attribute__((always_inline)) void run(const Tile<uint8_t>& tile,
-                                                        __m512 (&acc)[MR][2]) {
-    // The zero points' share comes first, while the first loads are under way. Lanes beyond N stay
-    // finite: their masked loads give 0.
+  /// The zero points' share comes first, while the first loads are under way. Lanes beyond N stay
+  /// finite: their masked loads give 0.
+  template <int R>
+  static inline __attribute__((always_inline)) void begin(const Tile<uint8_t>& tile,
+                                                          __m512i (&sums)[R][2]) {
     const __m512i sums0 = _mm512_maskz_loadu_epi32(tile.mask[0], tile.sums);
     const __m512i sums1 = _mm512_maskz_loadu_epi32(tile.mask[1], tile.sums + 16);
-    __m512i sum[MR][2];
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < R; ++m) {
       const __m512i zero = _mm512_set1_epi32(-tile.rows[m].zero);
-      sum[m][0] = _mm512_mullo_epi32(zero, sums0);
-      sum[m][1] = _mm512_mullo_epi32(zero, sums1);
+      sums[m][0] = _mm512_mullo_epi32(zero, sums0);
+      sums[m][1] = _mm512_mullo_epi32(zero, sums1);
     }
-    const int8_t* w = (const int8_t*)tile.panel;
-    const uint8_t* a = tile.a;
-    const int64_t stride = tile.a_stride;
-    for (int32_t k = 0; k < tile.K; k += 4, w += 4 * kPanelColumns) {
-      prefetch_panel<MR>(w);
-      const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);
+  }
+
+  template <int R>
+  static inline __attribute__((always_inline)) void step(const Tile<uint8_t>& tile,
+                                                         const uint8_t* a, const char* w,
+                                                         __m512i (&sums)[R][2]) {
+    const __m512i w0 = load_once(w), w1 = load_once(w + 64);
 #pragma GCC unroll 12
-      for (int m = 0; m < MR; ++m) {
-        int32_t four;
-        __builtin_memcpy(&four, a + m * stride + k, 4);
-        const __m512i x = _mm512_set1_epi32(four);
-        dot(sum[m][0], x, w0);
-        dot(sum[m][1], x, w1);
-      }
+    for (int m = 0; m < R; ++m) {
+      int32_t four;
+      __builtin_memcpy(&four, a + m * tile.a_stride, 4);
+      const __m512i x = _mm512_set1_epi32(four);
+      dot(sums[m][0], x, w0);
+      dot(sums[m][1], x, w1);
     }
+  }
+
+  template <int R>
+  static inline __attribute__((always_inline)) void end(const Tile<uint8_t>& tile,
+                                                        __m512i (&sums)[R][2],
+                                                        __m512 (&values)[R][2]) {
     const __m512 scales0 = _mm512_maskz_loadu_ps(tile.mask[0], tile.scales);
     const __m512 scales1 = _mm512_maskz_loadu_ps(tile.mask[1], tile.scales + 16);
     __m512 bias0 = _mm512_setzero_ps(), bias1 = bias0;
@@ -62,12 +80,12 @@ struct CoreI8 {
     }
     // All of a sum's way at once: a pass of its own for the bias costs 1 % of the product.
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < R; ++m) {
       const __m512 scale = _mm512_set1_ps(tile.rows[m].scale);
-      const __m512 scaled0 = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][0]), scale);
-      const __m512 scaled1 = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][1]), scale);
-      acc[m][0] = _mm512_add_ps(_mm512_mul_ps(scaled0, scales0), bias0);
-      acc[m][1] = _mm512_add_ps(_mm512_mul_ps(scaled1, scales1), bias1);
+      const __m512 scaled0 = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[m][0]), scale);
+      const __m512 scaled1 = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[m][1]), scale);
+      values[m][0] = _mm512_add_ps(_mm512_mul_ps(scaled0, scales0), bias0);
+      values[m][1] = _mm512_add_ps(_mm512_mul_ps(scaled1, scales1), bias1);
     }
   }
 };

@@ -1,14 +1,20 @@
 #pragma once
 // What the AVX-512 gemm files share: the tile, its epilogue, and the loops over panels and rows.
-// `Core` is the sum over K:
+// `Core` is the sum over K, in steps of some inputs; R is a number of rows:
 //
 //     struct Core {
-//       using Element = ...;                      // of the activations
-//       static constexpr bool kNarrow = ...;      // results may also be wanted in bf16
-//       static constexpr bool kSplit = ...;       // and then split
-//       static constexpr bool kAddsBias = ...;    // run() adds the bias
+//       using Element = ...;                     // of the activations
+//       using Sum = ...;                         // __m512 or __m512i
+//       static constexpr bool kNarrow = ...;     // results may also be wanted in bf16
+//       static constexpr bool kSplit = ...;      // and then split
+//       static constexpr bool kInHalves = ...;   // of more than 8 rows, see gemm_tile_in_halves
+//       static constexpr int32_t kInputs = ...;  // of a step
+//       static constexpr int64_t kBytes = ...;   // of a panel, that a step reads
 //       static int64_t panel_bytes(int32_t K);
-//       template <int MR> static void run(const Tile<Element>& tile, __m512 (&acc)[MR][2]);
+//       static int32_t steps(int32_t K);
+//       void begin<R>(const Tile& tile, Sum (&sums)[R][2]);
+//       void step<R>(const Tile& tile, const Element* a, const char* w, Sum (&sums)[R][2]);
+//       void end<R>(const Tile& tile, Sum (&sums)[R][2], __m512 (&values)[R][2]);  // with the bias
 //     };
 #include "kernels/gemm/gemm.h"
 #include "kernels/simd/avx512.h"
@@ -18,22 +24,23 @@ namespace xsr::kernels {
 // 12 rows × 32 columns: 24 accumulators, at most 4 weight vectors and one broadcast, of 32
 // registers.
 static constexpr int32_t kMaxRows = 12;
-// With more than two blocks of rows, a block meets so many panels before the next one does: its
-// rows stay in L1, and it writes 1 KiB of a row at a time instead of 128 bytes.
+// A block of rows meets so many panels before the next one does: its rows stay in L1, and it writes
+// 1 KiB of a row at a time instead of 128 bytes.
 static constexpr int32_t kGroupPanels = 8;
-/// Asks for the weights ahead of `w`, two lines a step: the panels are read in address order from
+// Steps of K that half of a tile is ahead of the other.
+static constexpr int32_t kLead = 16;
+/// Asks for the weights ahead of `w`, a step's lines: the panels are read in address order from
 /// beyond L2. Up to 8 rows the stream itself is the limit and a request for each line, 8 KiB ahead
 /// into L1, is best: against two a line 11 % on Zen 4 up to 4 rows, on Zen 5 11 to 15 % at 5 and 2
 /// to 4 % at 6 to 8. With more rows L2 far ahead and L1 shortly before gives 2 % over one distance
-/// (4 KiB) on Zen 4; Zen 5 gains some 1 % in f32 and loses as much in int8.
-template <int MR>
-static inline __attribute__((always_inline)) void prefetch_panel(const void* w) {
+/// (4 KiB) on Zen 4; on Zen 5 f32 loses 4 to 7 % without the far one. A tile in halves reads more
+/// lines a step, and on Zen 5 gains 1 % without it.
+template <int MR, typename Core>
+static inline __attribute__((always_inline)) void prefetch_panel(const char* w) {
   constexpr int64_t near = MR <= 8 ? 8192 : 2048, far = 32768;
-  _mm_prefetch((const char*)w + near, _MM_HINT_T0);
-  _mm_prefetch((const char*)w + near + 64, _MM_HINT_T0);
-  if (MR > 8) {
-    _mm_prefetch((const char*)w + far, _MM_HINT_T1);
-    _mm_prefetch((const char*)w + far + 64, _MM_HINT_T1);
+  for (int64_t line = 0; line < Core::kBytes; line += 64) {
+    _mm_prefetch(w + near + line, _MM_HINT_T0);
+    if (MR > 8 && !Core::kInHalves) _mm_prefetch(w + far + line, _MM_HINT_T1);
   }
 }
 
@@ -57,50 +64,76 @@ struct Tile {
   const int32_t* sums;
 };
 
-template <int MR, typename Core>
-static void gemm_tile(const Tile<typename Core::Element>& tile) {
-  const GemmEpilogue& epilogue = *tile.epilogue;
-  __m512 acc[MR][2];
-  if constexpr (!Core::kAddsBias) {
+/// The same tile from a row of it on.
+template <typename Element>
+static inline __attribute__((always_inline)) Tile<Element> from_row(Tile<Element> tile,
+                                                                    int32_t row) {
+  tile.a += row * tile.a_stride;
+  if (tile.rows != nullptr) tile.rows += row;
+  if (tile.out != nullptr) tile.out += row * tile.out_stride;
+  if (tile.narrow != nullptr) tile.narrow += row * tile.narrow_stride;
+  if (tile.residual != nullptr) tile.residual += row * tile.epilogue->residual_stride;
+  return tile;
+}
+
+/// Sums in f32 begin with 0, and their end is the bias.
+struct FloatSums {
+  using Sum = __m512;
+  template <int R, typename Element>
+  static inline __attribute__((always_inline)) void begin(const Tile<Element>&,
+                                                          __m512 (&sums)[R][2]) {
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
+    for (int m = 0; m < R; ++m) sums[m][0] = sums[m][1] = _mm512_setzero_ps();
   }
-  Core::template run<MR>(tile, acc);
-  if (!Core::kAddsBias && epilogue.bias != nullptr) {
-    const float* bias = epilogue.bias + tile.column;
-    const __m512 bias0 = _mm512_maskz_loadu_ps(tile.mask[0], bias);
-    const __m512 bias1 = _mm512_maskz_loadu_ps(tile.mask[1], bias + 16);
+  template <int R, typename Element>
+  static inline __attribute__((always_inline)) void end(const Tile<Element>& tile,
+                                                        __m512 (&sums)[R][2],
+                                                        __m512 (&values)[R][2]) {
+    __m512 bias0 = _mm512_setzero_ps(), bias1 = bias0;
+    const float* bias = tile.epilogue->bias;
+    if (bias != nullptr) {
+      bias0 = _mm512_maskz_loadu_ps(tile.mask[0], bias + tile.column);
+      bias1 = _mm512_maskz_loadu_ps(tile.mask[1], bias + tile.column + 16);
+    }
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
-      acc[m][0] = _mm512_add_ps(acc[m][0], bias0);
-      acc[m][1] = _mm512_add_ps(acc[m][1], bias1);
+    for (int m = 0; m < R; ++m) {
+      values[m][0] = _mm512_add_ps(sums[m][0], bias0);
+      values[m][1] = _mm512_add_ps(sums[m][1], bias1);
     }
   }
+};
+
+template <int R, typename Core>
+static inline __attribute__((always_inline)) void write_tile(
+    const Tile<typename Core::Element>& tile, typename Core::Sum (&sums)[R][2]) {
+  const GemmEpilogue& epilogue = *tile.epilogue;
+  __m512 acc[R][2];
+  Core::template end<R>(tile, sums, acc);
   if (epilogue.activation == Activation::kSwish) {
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < R; ++m) {
       acc[m][0] = times_sigmoid_f32(acc[m][0], acc[m][0]);
       acc[m][1] = times_sigmoid_f32(acc[m][1], acc[m][1]);
     }
   } else if (epilogue.activation != Activation::kNone) {
     // Through memory of its own: a loop over acc would put acc itself there, for every activation.
-    alignas(64) float values[2 * MR][16];
+    alignas(64) float values[2 * R][16];
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < R; ++m) {
       _mm512_store_ps(values[2 * m], acc[m][0]);
       _mm512_store_ps(values[2 * m + 1], acc[m][1]);
     }
     for (auto& value : values)
       _mm512_store_ps(value, activate_f32(_mm512_loadu_ps(value), epilogue.activation));
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < R; ++m) {
       acc[m][0] = _mm512_loadu_ps(values[2 * m]);
       acc[m][1] = _mm512_loadu_ps(values[2 * m + 1]);
     }
   }
   if (epilogue.residual != nullptr) {
 #pragma GCC unroll 12
-    for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < R; ++m) {
       const float* residual = tile.residual + m * epilogue.residual_stride;
       acc[m][0] = _mm512_add_ps(acc[m][0], _mm512_maskz_loadu_ps(tile.mask[0], residual));
       acc[m][1] = _mm512_add_ps(acc[m][1], _mm512_maskz_loadu_ps(tile.mask[1], residual + 16));
@@ -110,7 +143,7 @@ static void gemm_tile(const Tile<typename Core::Element>& tile) {
   if constexpr (Core::kNarrow) {
     if (tile.narrow != nullptr) {
 #pragma GCC unroll 12
-      for (int m = 0; m < MR; ++m) {
+      for (int m = 0; m < R; ++m) {
         uint16_t* narrow = tile.narrow + m * tile.narrow_stride;
         if constexpr (Core::kSplit) {
           store_split(narrow, narrow + tile.narrow_low,
@@ -127,83 +160,149 @@ static void gemm_tile(const Tile<typename Core::Element>& tile) {
   }
 #endif
 #pragma GCC unroll 12
-  for (int m = 0; m < MR; ++m) {
+  for (int m = 0; m < R; ++m) {
     float* out = tile.out + m * tile.out_stride;
     _mm512_mask_storeu_ps(out, tile.mask[0], acc[m][0]);
     _mm512_mask_storeu_ps(out + 16, tile.mask[1], acc[m][1]);
   }
 }
 
-template <typename Core>
-static void gemm_tile_rows(int32_t rows, const Tile<typename Core::Element>& tile) {
-  switch (rows) {
-    case 1:
-      return gemm_tile<1, Core>(tile);
-    case 2:
-      return gemm_tile<2, Core>(tile);
-    case 3:
-      return gemm_tile<3, Core>(tile);
-    case 4:
-      return gemm_tile<4, Core>(tile);
-    case 5:
-      return gemm_tile<5, Core>(tile);
-    case 6:
-      return gemm_tile<6, Core>(tile);
-    case 7:
-      return gemm_tile<7, Core>(tile);
-    case 8:
-      return gemm_tile<8, Core>(tile);
-    case 9:
-      return gemm_tile<9, Core>(tile);
-    case 10:
-      return gemm_tile<10, Core>(tile);
-    case 11:
-      return gemm_tile<11, Core>(tile);
-    case 12:
-      return gemm_tile<12, Core>(tile);
+/// The first half of the rows is some steps ahead of the others, so that its results are written
+/// while the others' products go on: between two tiles the multipliers would run dry. Where a tile
+/// has few steps, as in int8, that is 3 to 4 % on Zen 5.
+template <int MR, typename Core>
+static inline __attribute__((always_inline)) void gemm_tile_in_halves(
+    const Tile<typename Core::Element>& ahead) {
+  constexpr int kAhead = MR / 2, kBehind = MR - kAhead;
+  const Tile<typename Core::Element> behind = from_row(ahead, kAhead);
+  const int32_t steps = Core::steps(ahead.K), lead = steps < kLead ? steps : kLead;
+  typename Core::Sum first[kAhead][2], second[kBehind][2];
+  const auto *a = ahead.a, *b = behind.a;
+  const char *wa = (const char*)ahead.panel, *wb = wa;
+  Core::template begin<kAhead>(ahead, first);
+  for (int32_t i = 0; i < lead; ++i, a += Core::kInputs, wa += Core::kBytes) {
+    prefetch_panel<MR, Core>(wa);
+    Core::template step<kAhead>(ahead, a, wa, first);
+  }
+  Core::template begin<kBehind>(behind, second);
+  for (int32_t i = lead; i < steps; ++i) {
+    prefetch_panel<MR, Core>(wa);
+    Core::template step<kAhead>(ahead, a, wa, first);
+    Core::template step<kBehind>(behind, b, wb, second);
+    a += Core::kInputs, b += Core::kInputs, wa += Core::kBytes, wb += Core::kBytes;
+  }
+  write_tile<kAhead, Core>(ahead, first);
+  for (int32_t i = 0; i < lead; ++i, b += Core::kInputs, wb += Core::kBytes)
+    Core::template step<kBehind>(behind, b, wb, second);
+  write_tile<kBehind, Core>(behind, second);
+}
+
+template <int MR, typename Core>
+static inline __attribute__((always_inline)) void gemm_tile_at_once(
+    const Tile<typename Core::Element>& tile) {
+  typename Core::Sum sums[MR][2];
+  Core::template begin<MR>(tile, sums);
+  const auto* a = tile.a;
+  const char* w = (const char*)tile.panel;
+  for (int32_t i = Core::steps(tile.K); i > 0; --i, a += Core::kInputs, w += Core::kBytes) {
+    prefetch_panel<MR, Core>(w);
+    Core::template step<MR>(tile, a, w, sums);
+  }
+  write_tile<MR, Core>(tile, sums);
+}
+
+/// A function of its own: in the loop over panels gcc 12 copies sums of int8 to and fro.
+template <int MR, typename Core>
+static __attribute__((noinline)) void gemm_tile_alone(const Tile<typename Core::Element>& tile) {
+  gemm_tile_at_once<MR, Core>(tile);
+}
+
+/// The arguments of the gemm contracts for some rows; what is not a core's own is null. Matrix:
+/// PackedMatrix, or SplitMatrix where the core is split.
+template <typename Element, typename Matrix>
+struct Product {
+  const Element* a;
+  int64_t a_stride;
+  const Matrix* w;
+  const GemmEpilogue* epilogue;
+  float* out;
+  int64_t out_stride;
+  const float* residual;
+  uint16_t* narrow;
+  int64_t narrow_stride;
+  const QuantizedRow* rows;
+};
+
+template <typename Core, typename Matrix>
+static inline __attribute__((always_inline)) Tile<typename Core::Element> tile_at(
+    const Product<typename Core::Element, Matrix>& product, int32_t panel) {
+  const Matrix& w = *product.w;
+  Tile<typename Core::Element> tile;
+  tile.a = product.a;
+  tile.a_stride = product.a_stride;
+  tile.panel = (const char*)w.data + panel * Core::panel_bytes(w.K);
+  tile.K = w.K;
+  tile.epilogue = product.epilogue;
+  tile.column = panel * kPanelColumns;
+  tile.mask[0] = tail_mask(w.N - tile.column);
+  tile.mask[1] = tail_mask(w.N - tile.column - 16);
+  tile.out = product.out == nullptr ? nullptr : product.out + tile.column;
+  tile.out_stride = product.out_stride;
+  tile.residual = product.residual == nullptr ? nullptr : product.residual + tile.column;
+  tile.narrow = product.narrow == nullptr ? nullptr : product.narrow + tile.column;
+  tile.narrow_stride = product.narrow_stride;
+  tile.narrow_low = split_columns(w.N);
+  tile.rows = product.rows;
+  if constexpr (!Core::kSplit) {
+    tile.scales = w.scales + tile.column;
+    tile.sums = w.sums + tile.column;
+  }
+  return tile;
+}
+
+template <int MR, typename Core, typename Matrix>
+static void gemm_block(const Product<typename Core::Element, Matrix>& product, int32_t first,
+                       int32_t last) {
+  for (int32_t panel = first; panel < last; ++panel) {
+    const Tile<typename Core::Element> tile = tile_at<Core>(product, panel);
+    if constexpr (MR <= 8) {
+      gemm_tile_alone<MR, Core>(tile);
+    } else if constexpr (Core::kInHalves) {
+      gemm_tile_in_halves<MR, Core>(tile);
+    } else {
+      gemm_tile_at_once<MR, Core>(tile);
+    }
   }
 }
 
-/// Panel by panel, the rows' blocks inside. Matrix: PackedMatrix, or SplitMatrix where the core is
-/// split.
 template <typename Core, typename Matrix>
-static void gemm_panels(const typename Core::Element* a, int64_t a_stride, int32_t M,
-                        const Matrix& w, int32_t first_panel, int32_t last_panel,
-                        const GemmEpilogue& epilogue, float* out, int64_t out_stride,
-                        uint16_t* narrow, int64_t narrow_stride, const QuantizedRow* a_rows) {
-  const int64_t panel_bytes = Core::panel_bytes(w.K);
-  const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
-  for (int32_t panel = first_panel; panel < last_panel; ++panel) {
-    Tile<typename Core::Element> tile;
-    tile.a_stride = a_stride;
-    tile.panel = (const char*)w.data + panel * panel_bytes;
-    tile.K = w.K;
-    tile.epilogue = &epilogue;
-    tile.column = panel * kPanelColumns;
-    tile.mask[0] = tail_mask(w.N - tile.column);
-    tile.mask[1] = tail_mask(w.N - tile.column - 16);
-    tile.out_stride = out_stride;
-    tile.narrow_stride = narrow_stride;
-    tile.narrow_low = split_columns(w.N);
-    if constexpr (!Core::kSplit) {
-      tile.scales = a_rows == nullptr ? nullptr : w.scales + tile.column;
-      tile.sums = a_rows == nullptr ? nullptr : w.sums + tile.column;
-    }
-    int32_t row = 0;
-    for (int32_t block = 0; block < blocks; ++block) {
-      // Rows are shared out evenly: 20 rows go as 10 + 10, since a tile of 8 would leave the FMA
-      // units waiting.
-      const int32_t rows = (M - row) / (blocks - block);
-      tile.a = a + row * a_stride;
-      tile.rows = a_rows == nullptr ? nullptr : a_rows + row;
-      tile.out = out == nullptr ? nullptr : out + row * out_stride + tile.column;
-      tile.narrow = narrow == nullptr ? nullptr : narrow + row * narrow_stride + tile.column;
-      tile.residual = epilogue.residual == nullptr
-                          ? nullptr
-                          : epilogue.residual + row * epilogue.residual_stride + tile.column;
-      gemm_tile_rows<Core>(rows, tile);
-      row += rows;
-    }
+static void gemm_block(int32_t rows, const Product<typename Core::Element, Matrix>& product,
+                       int32_t first, int32_t last) {
+  switch (rows) {
+    case 1:
+      return gemm_block<1, Core>(product, first, last);
+    case 2:
+      return gemm_block<2, Core>(product, first, last);
+    case 3:
+      return gemm_block<3, Core>(product, first, last);
+    case 4:
+      return gemm_block<4, Core>(product, first, last);
+    case 5:
+      return gemm_block<5, Core>(product, first, last);
+    case 6:
+      return gemm_block<6, Core>(product, first, last);
+    case 7:
+      return gemm_block<7, Core>(product, first, last);
+    case 8:
+      return gemm_block<8, Core>(product, first, last);
+    case 9:
+      return gemm_block<9, Core>(product, first, last);
+    case 10:
+      return gemm_block<10, Core>(product, first, last);
+    case 11:
+      return gemm_block<11, Core>(product, first, last);
+    case 12:
+      return gemm_block<12, Core>(product, first, last);
   }
 }
 
@@ -215,23 +314,22 @@ static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int3
                          uint16_t* narrow, int64_t narrow_stride,
                          const QuantizedRow* a_rows = nullptr) {
   const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
-  if (blocks <= 2) {
-    gemm_panels<Core>(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride, narrow,
-                      narrow_stride, a_rows);
-    return;
-  }
   for (int32_t begin = first_panel; begin < last_panel; begin += kGroupPanels) {
     const int32_t end = begin + kGroupPanels < last_panel ? begin + kGroupPanels : last_panel;
-    int32_t row = 0;
-    for (int32_t block = 0; block < blocks; ++block) {
-      const int32_t rows = (M - row) / (blocks - block);
-      GemmEpilogue of_rows = epilogue;
-      if (epilogue.residual != nullptr) of_rows.residual += row * epilogue.residual_stride;
-      gemm_panels<Core>(a + row * a_stride, a_stride, rows, w, begin, end, of_rows,
-                        out == nullptr ? nullptr : out + row * out_stride, out_stride,
-                        narrow == nullptr ? nullptr : narrow + row * narrow_stride, narrow_stride,
-                        a_rows == nullptr ? nullptr : a_rows + row);
-      row += rows;
+    Product<typename Core::Element, Matrix> product{
+        a,          a_stride,          &w,     &epilogue,     out,
+        out_stride, epilogue.residual, narrow, narrow_stride, a_rows};
+    for (int32_t left = M, block = 0; block < blocks; ++block) {
+      // Rows are shared out evenly: 20 rows go as 10 + 10, since a tile of 8 would leave the FMA
+      // units waiting.
+      const int32_t rows = left / (blocks - block);
+      gemm_block<Core>(rows, product, begin, end);
+      left -= rows;
+      product.a += rows * a_stride;
+      if (out != nullptr) product.out += rows * out_stride;
+      if (narrow != nullptr) product.narrow += rows * narrow_stride;
+      if (epilogue.residual != nullptr) product.residual += rows * epilogue.residual_stride;
+      if (a_rows != nullptr) product.rows += rows;
     }
   }
 }

@@ -370,6 +370,11 @@ XSR_EMULATED __m512 _mm512_mask_mov_ps(__m512 source, __mmask16 mask, __m512 a) 
   return {{_mm256_blendv_ps(source.half[0], a.half[0], _mm256_castsi256_ps(low)),
            _mm256_blendv_ps(source.half[1], a.half[1], _mm256_castsi256_ps(high))}};
 }
+XSR_EMULATED_LOOP __m512i _mm512_maskz_mov_epi16(uint32_t mask, __m512i a) {
+  emulated::Lanes<uint16_t> lanes = emulated::lanes<uint16_t>(a);
+  for (int i = 0; i < 32; ++i) lanes.at[i] = mask >> i & 1 ? lanes.at[i] : (uint16_t)0;
+  return emulated::vector<__m512i>(lanes);
+}
 XSR_EMULATED __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 a) {
   return _mm512_mask_mov_ps(_mm512_setzero_ps(), mask, a);
 }
