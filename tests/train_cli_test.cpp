@@ -542,6 +542,13 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   EXPECT_THAT(o.err, HasSubstr("nothing: holds no run"));
 }
 
+TEST_F(TrainCli, ARunThatGoesOnBeforeItsFirstCheckpointMayHaveAnotherConfig) {
+  EXPECT_EQ(train("--run r", "ulimit -f 100;").exit_status, 1) << "the tokenizer does not fit";
+  ASSERT_EQ(run("--resume r --train.steps 10").exit_status, 0);
+  const Outcome o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 0) << o.err;
+}
+
 TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
   ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
   const std::string file = path("r/checkpoint.safetensors"), whole = read_file(file);

@@ -505,7 +505,8 @@ class Run {
                               "folder as run, or remove this one.",
                               file, config_.run));
     }
-    if (!options_.resume) write_whole_file(run_config_path(config_.run), to_toml(config_, false));
+    // A run that goes on before its first checkpoint may have another config.
+    if (!checkpoint_) write_whole_file(run_config_path(config_.run), to_toml(config_, false));
   }
 
   void check_config() const {
