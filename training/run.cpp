@@ -510,10 +510,10 @@ class Run {
   }
 
   void check_config() const {
-    const ordered_json then = parse_ordered_json(checkpoint_->field("config"));
+    CheckpointFields then = checkpoint_->object("config");
     std::string changes;
     for (const auto& [key, now] : fixed_values(config_)) {
-      const std::string before = then.is_object() ? then.value(key, "") : "";
+      const std::string& before = then[key];
       if (before == now) continue;
       changes += fmt::format("\n  {} is {}, the run has {}", key, now,
                              before.empty() ? "no such key" : before);
@@ -546,11 +546,9 @@ class Run {
 
   void check_inputs(std::span<const InputFile> inputs) {
     if (!checkpoint_) return;
-    const ordered_json all = parse_ordered_json(checkpoint_->field("inputs"));
     std::vector<InputFile> before;
-    for (const ordered_json& input : all.is_array() ? all : ordered_json::array()) {
-      before.push_back({input.value("key", ""), input.value("file", ""), input.value("hash", ""),
-                        input.value("pair", "")});
+    for (CheckpointFields& input : checkpoint_->objects("inputs")) {
+      before.push_back({input["key"], input["file"], input["hash"], input["pair"]});
       // What the weights began with is not read again.
       if (before.back().key != "model.init") continue;
       initial_input_ = before.back();

@@ -6,10 +6,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 
-#include "converter/json_text.h"
 #include "converter/sentencepiece_info.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
@@ -139,13 +137,10 @@ std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const Mode
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
     const TrainingCheckpoint checkpoint(config.init);
-    const nlohmann::json theirs =
-        parse_json(checkpoint.has("config") ? checkpoint.field("config") : "{}");
-    check_same_model(config, [&](const ConfigKey& key) {
-      return theirs.is_object() ? theirs.value(key.full_name(), "") : "";
-    });
+    CheckpointFields theirs = checkpoint.object("config");
+    check_same_model(config, [&](const ConfigKey& key) { return theirs[key.full_name()]; });
     const std::string beside = tokenizer_beside(config.init);
-    if (fs::exists(beside))
+    if (!config.tokenizer.empty() && fs::exists(beside))  // else it is the run's
       check_same_pieces(config, read_whole_file(beside, " the tokenizer beside model.init"),
                         tokenizer);
     auto values = std::make_unique<FlatBuffer>(table.size());
