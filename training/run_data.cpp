@@ -190,8 +190,10 @@ void RunData::initialize(const TrainConfig& config, Trainer& trainer) const {
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
                      const DataLog& log,
                      const std::function<void(std::span<const InputFile>)>& check) {
-  std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
-  std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
+  std::vector<LanguagePair> train =
+      parse_language_pairs(config.train, config.columns, config.num_columns);
+  std::vector<LanguagePair> dev =
+      parse_language_pairs(config.dev, config.columns, config.num_columns);
   RunData data;
   const auto add_texts = [&](const char* key, std::vector<LanguagePair>& languages) {
     hash_texts(languages, log.stop);
