@@ -708,6 +708,12 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   }
   write("toy.tsv", std::regex_replace(toy_corpus(700), std::regex("\n"), "\t0.5\n"));
   EXPECT_EQ(train("--run v --train.steps 1 --data.num_columns 3").exit_status, 0);
+  const Outcome shared = train("--run w --train.steps 1 --data.num_columns 3 --data.dev toy.tsv");
+  EXPECT_EQ(shared.exit_status, 1);
+  EXPECT_THAT(shared.err, HasSubstr("no pair to train on that shares no sentence with dev"));
+  const Outcome no_cache = train("--run x --data.num_columns 3 --data.cache toy.tsv/cache");
+  EXPECT_EQ(no_cache.exit_status, 1);
+  EXPECT_THAT(no_cache.err, HasSubstr("xsr-train: toy.tsv/cache: cannot create the folder: Not a"));
   const Outcome missing = train("--run t --data.train none.tsv");
   EXPECT_EQ(missing.exit_status, 1);
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));

@@ -227,13 +227,6 @@ class Run {
                             "convert it (iconv -t UTF-8)",
                             config.license));
   }
-  static std::string make_folder(const std::string& folder) {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    if (error)
-      throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
-    return folder;
-  }
   std::string path(const std::string& name) const { return config_.run + "/" + name; }
   std::string checkpoint_path() const { return path("checkpoint.safetensors"); }
   std::string weights_path(int64_t step) const {

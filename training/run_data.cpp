@@ -162,7 +162,7 @@ std::string cache_path(const TrainConfig& config, const std::string& what,
                        const std::vector<std::string>& files, const std::string& tokenizer_hash) {
   if (config.cache.empty()) return config.run + "/" + what + ".tokens";
   // Runs of other data or another tokenizer have their own caches in a shared folder.
-  fs::create_directories(config.cache);
+  make_folder(config.cache);
   std::string key = tokenizer_hash;
   for (const std::string& file : files) key += "\n" + file;
   return fmt::format("{}/{}-{:016x}.tokens", config.cache, what,
@@ -170,6 +170,13 @@ std::string cache_path(const TrainConfig& config, const std::string& what,
 }
 
 }  // namespace
+
+const std::string& make_folder(const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
+  return folder;
+}
 
 std::string InputFile::file_name() const { return fs::path(path).filename(); }
 

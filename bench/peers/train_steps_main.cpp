@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -220,7 +219,7 @@ class StepServer {
 
 void run(const TrainConfig& config, int64_t num_steps, const std::string& output) {
   validate(config);
-  std::filesystem::create_directories(config.run);
+  make_folder(config.run);
   xsr::ThreadPool threads(config.threads > 0 ? config.threads : xsr::usable_cpus());
   const RunData data = prepare_data(config, false, threads, {});
   const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
