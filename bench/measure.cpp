@@ -104,10 +104,9 @@ Check check_against_ref(const Model& model, Session& timed) {
     largest = std::max(largest, std::fabs(double{expected[i]}));
     check.largest_difference = std::max(check.largest_difference, difference);
   }
-  // Rounding of f32, of bf16 (2^-9 a value) or of two (2^-17); a wrong result differs by about
+  // Rounding of f32, of bf16 (2^-9 a value), of two (2^-17) or of tf32 (2^-11); int8: a value is
+  // up to 2^-9 of its row's range away, four products a layer. A wrong result differs by about
   // `largest`.
-  // int8: a value is up to 2^-9 of its row's range away, four products a layer. tf32: 2^-11 a
-  // value.
   const double unit = timed.compute() == XSR_COMPUTE_BF16     ? 2e-2
                       : timed.compute() == XSR_COMPUTE_BF16X3 ? 1e-4
                       : timed.compute() == XSR_COMPUTE_INT8   ? 5e-2

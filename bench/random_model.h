@@ -23,7 +23,7 @@ struct RandomShape {
 /// size they have in a trained model. A function of the arguments alone.
 class RandomModel {
  public:
-  /// storage: kF32, kBF16 or kF16, of the matrices and tables. Throws Error for impossible shapes.
+  /// storage: of the matrices and tables. Throws Error for impossible shapes.
   RandomModel(const RandomShape& shape, DType storage, uint32_t seed);
 
   const void* data() const { return buffer_->data(); }

@@ -163,10 +163,12 @@ Json to_json(const Report& report) {
 }  // namespace
 
 std::string reports_as_json(std::span<const Report> reports) {
-  if (reports.size() == 1) return to_json(reports[0]).dump(2) + "\n";
   Json list = Json::array();
   for (const Report& report : reports) list.push_back(to_json(report));
-  return list.dump(2) + "\n";
+  // A model's name may be no UTF-8.
+  return (reports.size() == 1 ? list[0] : list)
+             .dump(2, ' ', false, Json::error_handler_t::replace) +
+         "\n";
 }
 
 }  // namespace xsr::bench

@@ -17,7 +17,8 @@ struct Roofline {
 /// Measures the roofline of `threads` threads, one a processor, for code of one ISA (ref: that of
 /// the best ISA of the CPU, since plain loops have no ceiling of their own worth the name) and one
 /// kind of product: f32, bf16 pairs, or bytes. Where the CPU has no VNNI a product of bytes is one
-/// of 16-bit halves and an addition, and that pair is the ceiling of int8 then.
+/// of 16-bit halves and an addition, and that pair is the ceiling of int8 then. The ceiling of amx
+/// is that of the vectors beside its tiles, which can be faster.
 ///
 /// Peak: register-resident multiply-adds on random data. Read rate: 64-byte loads over
 /// max(weight_bytes, 4 L2 a thread) on 2 MiB pages, each thread its own part, again and again.
@@ -42,7 +43,7 @@ class RooflineMeter {
   Roofline roofline_;
 };
 
-/// max(flop / peak, bytes / read rate), in seconds: nothing can be faster.
+/// max(flop / peak, bytes / read rate), in seconds: nothing but AMX tiles can be faster.
 inline double floor_seconds(const Roofline& roofline, double flop, double weight_bytes) {
   const double compute = flop / (roofline.peak_gflops * 1e9);
   const double read = weight_bytes / (roofline.read_gb_per_s * 1e9);

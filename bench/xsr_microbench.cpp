@@ -112,61 +112,74 @@ std::vector<int32_t> sentences_of(int32_t tokens, int32_t length) {
   return cu_seqlens;
 }
 
+/// bench(state, shape, M) for every product of XSR and number of tokens.
+template <typename Bench>
+void add_gemm_shapes(const std::string& name, Isa isa, const Bench& bench) {
+  for (const GemmShape& shape : kXsrGemms) {
+    for (const int32_t M : kXsrTokenCounts) {
+      if (isa == Isa::kRef && M > kRefRows) continue;
+      add(name + "/" + shape.name + "/" + std::to_string(M),
+          [=](benchmark::State& state) { bench(state, shape, M); });
+    }
+  }
+}
+
+/// Times call(copy) over copies of the weights in turn.
+template <typename Call>
+void run_over_copies(benchmark::State& state, bool right, const GemmShape& shape, int32_t M,
+                     size_t copies, const Call& call) {
+  size_t copy = 0;
+  run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
+    call(copy);
+    copy = copy + 1 == copies ? 0 : copy + 1;
+  });
+}
+
 /// make(w) gives what is to be timed: something called as gemm_forward_f32_t is, without w, which
 /// may change between calls to any of `copies` matrices that lie one after the other.
 template <typename Make>
 void add_gemms(const std::string& name, Isa isa, std::initializer_list<Storage> storages,
                bool padded, const Make& make, float tolerance = 1e-5f) {
   for (const Storage storage : storages) {
-    for (const GemmShape& shape : kXsrGemms) {
-      for (const int32_t M : kXsrTokenCounts) {
-        if (isa == Isa::kRef && M > kRefRows) continue;
-        add(name + "/" + storage_name(storage) + "/" + shape.name + "/" + std::to_string(M),
-            [=](benchmark::State& state) {
-              const size_t bytes =
-                  packed_elements(shape.N, shape.K, storage) * storage_size(storage);
-              const size_t copies = (kWeightBytes + bytes - 1) / bytes;
-              const HugeBuffer weights(copies * bytes);
-              const std::vector<float> plain =
-                  normal_floats(size_t(shape.N) * shape.K, 1.0f / std::sqrt(float(shape.K)), 1);
-              gemm_pack_panels(plain.data(), shape.N, shape.K, storage, weights.data());
-              for (size_t i = 1; i < copies; ++i)
-                memcpy(static_cast<char*>(weights.data()) + i * bytes, weights.data(), bytes);
-              const int64_t a_stride = padded ? padded_stride(shape.K) : shape.K;
-              const int64_t out_stride = padded ? padded_stride(shape.N) : shape.N;
-              const std::vector<float> a = normal_floats(M * a_stride, 1.0f, 2);
-              const std::vector<float> residual = normal_floats(M * out_stride, 1.0f, 3);
-              const std::vector<float> bias = normal_floats(shape.N, 0.1f, 4);
-              GemmEpilogue epilogue;
-              epilogue.bias = bias.data();
-              epilogue.activation = shape.activation;
-              epilogue.residual = shape.residual ? residual.data() : nullptr;
-              epilogue.residual_stride = out_stride;
-              std::vector<float> out(M * out_stride), expected(M * out_stride);
-              std::vector<PackedMatrix> matrices;
-              for (size_t i = 0; i < copies; ++i)
-                matrices.push_back({static_cast<const char*>(weights.data()) + i * bytes, storage,
-                                    shape.N, shape.K});
-              auto gemm = make(matrices);
-              const auto call = [&](size_t copy) {
-                gemm(copy, a.data(), a_stride, M, epilogue, out.data(), out_stride);
-              };
-              call(0);
-              const int32_t checked_rows = std::min(M, kRefRows);
-              gemm_forward_f32_ref(a.data(), a_stride, checked_rows, matrices[0], 0,
-                                   panel_count(shape.N), epilogue, expected.data(), out_stride);
-              const size_t checked = checked_rows * out_stride;
-              const bool right = agrees({out.begin(), out.begin() + checked},
-                                        {expected.begin(), expected.begin() + checked}, tolerance);
-              for (size_t i = 0; i < copies; ++i) call(i);
-              size_t copy = 0;
-              run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
-                call(copy);
-                copy = copy + 1 == copies ? 0 : copy + 1;
-              });
-            });
-      }
-    }
+    const auto bench = [=](benchmark::State& state, const GemmShape& shape, int32_t M) {
+      const size_t bytes = packed_elements(shape.N, shape.K, storage) * storage_size(storage);
+      const size_t copies = (kWeightBytes + bytes - 1) / bytes;
+      const HugeBuffer weights(copies * bytes);
+      const std::vector<float> plain =
+          normal_floats(size_t(shape.N) * shape.K, 1.0f / std::sqrt(float(shape.K)), 1);
+      gemm_pack_panels(plain.data(), shape.N, shape.K, storage, weights.data());
+      for (size_t i = 1; i < copies; ++i)
+        memcpy(static_cast<char*>(weights.data()) + i * bytes, weights.data(), bytes);
+      const int64_t a_stride = padded ? padded_stride(shape.K) : shape.K;
+      const int64_t out_stride = padded ? padded_stride(shape.N) : shape.N;
+      const std::vector<float> a = normal_floats(M * a_stride, 1.0f, 2);
+      const std::vector<float> residual = normal_floats(M * out_stride, 1.0f, 3);
+      const std::vector<float> bias = normal_floats(shape.N, 0.1f, 4);
+      GemmEpilogue epilogue;
+      epilogue.bias = bias.data();
+      epilogue.activation = shape.activation;
+      epilogue.residual = shape.residual ? residual.data() : nullptr;
+      epilogue.residual_stride = out_stride;
+      std::vector<float> out(M * out_stride), expected(M * out_stride);
+      std::vector<PackedMatrix> matrices;
+      for (size_t i = 0; i < copies; ++i)
+        matrices.push_back(
+            {static_cast<const char*>(weights.data()) + i * bytes, storage, shape.N, shape.K});
+      auto gemm = make(matrices);
+      const auto call = [&](size_t copy) {
+        gemm(copy, a.data(), a_stride, M, epilogue, out.data(), out_stride);
+      };
+      call(0);
+      const int32_t checked_rows = std::min(M, kRefRows);
+      gemm_forward_f32_ref(a.data(), a_stride, checked_rows, matrices[0], 0, panel_count(shape.N),
+                           epilogue, expected.data(), out_stride);
+      const size_t checked = checked_rows * out_stride;
+      const bool right = agrees({out.begin(), out.begin() + checked},
+                                {expected.begin(), expected.begin() + checked}, tolerance);
+      for (size_t i = 0; i < copies; ++i) call(i);
+      run_over_copies(state, right, shape, M, copies, call);
+    };
+    add_gemm_shapes(name + "/" + storage_name(storage), isa, bench);
   }
 }
 
@@ -202,29 +215,6 @@ void bench_gemm_forward_bf16(const std::string& name, Isa isa, gemm_forward_bf16
         };
       },
       kTolerance);
-}
-
-/// bench(state, shape, M) for every product of XSR and number of tokens.
-template <typename Bench>
-void add_gemm_shapes(const std::string& name, Isa isa, const Bench& bench) {
-  for (const GemmShape& shape : kXsrGemms) {
-    for (const int32_t M : kXsrTokenCounts) {
-      if (isa == Isa::kRef && M > kRefRows) continue;
-      add(name + "/" + shape.name + "/" + std::to_string(M),
-          [=](benchmark::State& state) { bench(state, shape, M); });
-    }
-  }
-}
-
-/// Times call(copy) over copies of the weights in turn.
-template <typename Call>
-void run_over_copies(benchmark::State& state, bool right, const GemmShape& shape, int32_t M,
-                     size_t copies, const Call& call) {
-  size_t copy = 0;
-  run(state, right, 2.0 * M * shape.N * shape.K, 0, [&] {
-    call(copy);
-    copy = copy + 1 == copies ? 0 : copy + 1;
-  });
 }
 
 void bench_gemm_forward_bf16x3(const std::string& name, Isa isa, gemm_forward_bf16x3_t* gemm) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the direction of the includes: a folder includes only what stands before it in
 
-    kernels -> runtime -> converter, corpus, retrieval -> training -> bench -> tests, python, examples
+    kernels -> runtime -> converter, corpus -> training -> bench -> tests, examples
 
 and these besides:
 - kernels/ includes C headers, intrinsics and kernels/ only: it knows libc and nothing else.
@@ -10,7 +10,7 @@ and these besides:
   kernels/cuda/ is the CUDA device and the emulated one, in targets of their own: it may include what these need.
 - The files of one ISA (..._avx2.cpp, ..._avx512.cpp) include no standard header that brings inline functions: such
   a function, compiled with that ISA's flags, can replace everybody's copy at link time.
-- Nothing but tests/ includes training/.
+- Nothing but tests/ and bench/peers/ includes training/.
 - include/xsr/ and examples/ include the public headers only.
 """
 import pathlib
@@ -21,10 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RANKS = [
     ["kernels"],
     ["runtime"],
-    ["converter", "corpus", "retrieval"],
+    ["converter", "corpus"],
     ["training"],
     ["bench"],
-    ["tests", "python", "examples"],
+    ["tests", "examples"],
 ]
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 SUFFIXES = {".c", ".h", ".cpp", ".hpp", ".inc", ".cu", ".cuh"}

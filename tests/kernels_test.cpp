@@ -37,6 +37,7 @@ struct KernelRow {
   Isa isa;
   void (*function)();
 };
+void PrintTo(const KernelRow& row, std::ostream* out) { *out << row.name; }
 
 const std::vector<KernelRow>& kernel_rows() {
   static const std::vector<KernelRow> rows = {

@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <cstring>
 #include <random>
+#include <regex>
 
 #include <chrono>
 #include <csignal>
@@ -79,6 +80,7 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--model.max_seq_len 65536", "model.max_seq_len is \"65536\""},
       {"--data.max_ratio 0.5", "max_ratio 0.5"},
       {"--data.max_tokens 41", "max_tokens 41"},
+      {"--data.num_columns 1", "data.num_columns is 1, fewer than data.columns"},
       {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
       {"--data.weights 0", "data.weights are all 0"},
       {"--data.train \"$(printf 'caf\\351.tsv')\"", "expected UTF-8"},
@@ -106,6 +108,17 @@ TEST_F(TrainCli, WhatHasNoEffectIsTold) {
   EXPECT_THAT(o.err, HasSubstr("without effect: objective.align_margin (objective.align_weight is "
                                "0.0), schedule.warmup_steps (schedule.warmup is \"none\"), "
                                "schedule.step_updates (schedule.decay is \"cosine\")\n"));
+  write("dev.tsv", toy_corpus(710).substr(toy_corpus(700).size()));
+  const std::string dev_pairs = "data.dev_pairs (data.dev is [\"dev.tsv\"])";
+  EXPECT_THAT(train("--run s --train.steps 1 --data.dev dev.tsv").err,
+              HasSubstr("without effect: " + dev_pairs + "\n"));
+  for (const auto& [key, file] : {std::pair("tokenizer.model", "r/tokenizer.model"),
+                                  std::pair("model.init", "r/model.xsr")}) {
+    EXPECT_THAT(train(std::string("--run t --train.steps 1 --") + key + " " + file).err,
+                HasSubstr(std::string("without effect: tokenizer.vocab_size (") + key + " is \"" +
+                          file + "\"), tokenizer.character_coverage ("));
+    fs::remove_all(path("t"));
+  }
 }
 
 TEST_F(TrainCli, WhatIsNoConfigFileIsAnError) {
@@ -542,6 +555,13 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   EXPECT_THAT(o.err, HasSubstr("nothing: holds no run"));
 }
 
+TEST_F(TrainCli, ARunThatGoesOnBeforeItsFirstCheckpointMayHaveAnotherConfig) {
+  EXPECT_EQ(train("--run r", "ulimit -f 100;").exit_status, 1) << "the tokenizer does not fit";
+  ASSERT_EQ(run("--resume r --train.steps 10").exit_status, 0);
+  const Outcome o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 0) << o.err;
+}
+
 TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
   ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
   const std::string file = path("r/checkpoint.safetensors"), whole = read_file(file);
@@ -652,6 +672,17 @@ TEST_F(TrainCli, WhatIsNotFiniteStopsWithStepTensorAndLines) {
   EXPECT_FALSE(fs::exists(path("r/model.xsr")));
 }
 
+TEST_F(TrainCli, WeightsThatDoNotFitTheModelsTypeAreNotLost) {
+  const Outcome o = train(
+      "--run r --train.steps 3 --train.dtype f16 --schedule.learning_rate 1e6 "
+      "--optimizer.clip_norm 0");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("r/model.xsr: not written: embedding.token has a value that is not "
+                               "finite in f16; go on with --resume and another train.dtype"));
+  EXPECT_EQ(run("--resume r --train.dtype f32").exit_status, 0);
+  EXPECT_TRUE(fs::exists(path("r/model.xsr")));
+}
+
 TEST_F(TrainCli, BadDataNamesFileAndLine) {
   write("toy.tsv", toy_corpus(300) + "only one column\n" + toy_corpus(10));
   const Outcome strict = train("--run r --data.strict true --train.steps 1");
@@ -675,6 +706,14 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
     EXPECT_THAT(o.err, HasSubstr("toy: not one pair is left of ")) << text;
     EXPECT_THAT(o.err, HasSubstr(message)) << text;
   }
+  write("toy.tsv", std::regex_replace(toy_corpus(700), std::regex("\n"), "\t0.5\n"));
+  EXPECT_EQ(train("--run v --train.steps 1 --data.num_columns 3").exit_status, 0);
+  const Outcome shared = train("--run w --train.steps 1 --data.num_columns 3 --data.dev toy.tsv");
+  EXPECT_EQ(shared.exit_status, 1);
+  EXPECT_THAT(shared.err, HasSubstr("no pair to train on that shares no sentence with dev"));
+  const Outcome no_cache = train("--run x --data.num_columns 3 --data.cache toy.tsv/cache");
+  EXPECT_EQ(no_cache.exit_status, 1);
+  EXPECT_THAT(no_cache.err, HasSubstr("xsr-train: toy.tsv/cache: cannot create the folder: Not a"));
   const Outcome missing = train("--run t --data.train none.tsv");
   EXPECT_EQ(missing.exit_status, 1);
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));

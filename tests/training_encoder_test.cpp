@@ -18,6 +18,7 @@
 #include "tests/support/temp_folder.h"
 #include "tests/support/trainer_support.h"
 #include "tests/support/training_isas.h"
+#include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
 #include "training/initialization.h"
 #include "training/model_file.h"
@@ -227,6 +228,29 @@ TEST(ModelFile, GivesBackWhatWasWritten) {
         "m.xsr: vocab_size is 61, the run has 62; train with the tokenizer that the model "
         "was trained with",
         error.what());
+  }
+}
+
+TEST(TrainingCheckpoint, AFieldOfAnotherTypeIsNamed) {
+  const ParameterTable table(odd_config());
+  const test::TempFolder folder;
+  const std::string path = folder / "c.safetensors";
+  for (const char* text : {"", "{", "[]", R"({"seed":3})", R"([{"key":["x"]}])"}) {
+    write_checkpoint(path, table, {}, {{"config", text}, {"inputs", text}});
+    const TrainingCheckpoint checkpoint(path);
+    try {
+      checkpoint.object("config");
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(path + ": field \"config\" is no JSON object of text", error.what());
+    }
+    if (text == std::string("[]")) continue;
+    try {
+      checkpoint.objects("inputs");
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(path + ": field \"inputs\" is no JSON list of objects of text", error.what());
+    }
   }
 }
 

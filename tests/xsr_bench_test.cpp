@@ -214,6 +214,15 @@ TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
   EXPECT_GT(slurp(path("figures.json")).size(), 1024u) << "more than the limit";
 }
 
+TEST_F(XsrBench, AModelsNameMayBeNoUtf8) {
+  std::filesystem::create_symlink(XSR_SOURCE_DIR "/models/xsr-multi.xsr", path("caf\xe9.xsr"));
+  const Result done = run("-m '" + path("caf\xe9.xsr") +
+                          "' --tokens 1 --seconds 0.01 --no-corpus --yardstick none --json -");
+  ASSERT_EQ(done.status, 0) << done.err;
+  EXPECT_THAT(json::parse(done.out)["model"]["name"].get<std::string>(),
+              testing::EndsWith("/caf\uFFFD.xsr"));
+}
+
 TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_EQ(run("").status, 2);
   EXPECT_EQ(run("--random 2,64").status, 2);

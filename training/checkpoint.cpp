@@ -6,7 +6,9 @@
 #include <charconv>
 #include <cstring>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
+#include "converter/json_text.h"
 #include "runtime/error.h"
 #include "training/tensor_file.h"
 
@@ -103,6 +105,22 @@ int64_t TrainingCheckpoint::integer(const std::string& name) const {
     bad(path(), fmt::format("field \"{}\" is \"{}\", expected a whole number", name, text));
   }
   return value;
+}
+
+CheckpointFields TrainingCheckpoint::object(const std::string& name) const {
+  try {
+    return parse_json(field(name)).get<CheckpointFields>();
+  } catch (const nlohmann::json::type_error&) {
+    bad(path(), "field \"" + name + "\" is no JSON object of text");
+  }
+}
+
+std::vector<CheckpointFields> TrainingCheckpoint::objects(const std::string& name) const {
+  try {
+    return parse_json(field(name)).get<std::vector<CheckpointFields>>();
+  } catch (const nlohmann::json::type_error&) {
+    bad(path(), "field \"" + name + "\" is no JSON list of objects of text");
+  }
 }
 
 void TrainingCheckpoint::read(const ParameterTable& table, const std::string& prefix,

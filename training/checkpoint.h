@@ -41,6 +41,9 @@ class TrainingCheckpoint {
   /// Throws Error(BAD_FILE) when there is no such field.
   const std::string& field(const std::string& name) const;
   int64_t integer(const std::string& name) const;
+  /// Of JSON: an object of text; a list of such. Throw Error(BAD_FILE) where the field is another.
+  CheckpointFields object(const std::string& name) const;
+  std::vector<CheckpointFields> objects(const std::string& name) const;
   const CheckpointFields& fields() const { return checkpoint_->metadata(); }
   /// Throws Error(BAD_FILE) naming a tensor that is missing or has another shape.
   void read(const ParameterTable& table, const std::string& prefix, FlatBuffer& buffer) const;

@@ -67,6 +67,8 @@ const std::vector<ConfigKey> kKeys = {
     {"data", "dev", "The same for evaluation; empty: dev_pairs are held out of train",
      SLOT(any(c.dev)), true},
     {"data", "columns", "Of side 1 and side 2, from 1", SLOT(number(c.columns, 1, 1000))},
+    {"data", "num_columns", "Of a line; 0: as many as columns asks for",
+     SLOT(number(c.num_columns, 0, 1000))},
     {"data", "dev_pairs", "Held out of every language pair, at most half of it",
      SLOT(number(c.dev_pairs, 0, 1e6))},
     {"data", "weights", "Shares of the language pairs in their order; empty: by temperature",
@@ -218,7 +220,7 @@ const std::vector<ConfigKey> kKeys = {
     {"train", "checkpoint_minutes", "Minutes between checkpoints; 0: by steps alone",
      SLOT(number(c.checkpoint_minutes, 0, 1e6)), true},
     {"train", "dtype", "Of the tables and matrices in model.xsr",
-     SLOT(choice(c.dtype, {"f32", "f16", "bf16"}))},
+     SLOT(choice(c.dtype, {"f32", "f16", "bf16"})), true},
 };
 #undef SLOT
 
@@ -572,7 +574,13 @@ void validate(const TrainConfig& config) {
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {
     throw_invalid("data.columns must name two different columns, e.g. [1, 2]");
   }
-  const size_t pairs = parse_language_pairs(config.train, config.columns).size();
+  if (config.num_columns > 0 &&
+      config.num_columns < *std::max_element(config.columns.begin(), config.columns.end())) {
+    throw_invalid(fmt::format("data.num_columns is {}, fewer than data.columns asks for",
+                              config.num_columns));
+  }
+  const size_t pairs =
+      parse_language_pairs(config.train, config.columns, config.num_columns).size();
   const std::vector<double>& weights = config.sampler.weights;
   if (!weights.empty() && weights.size() != pairs) {
     throw_invalid(fmt::format("data.weights has {} share{} for {} language pair{} of data.train",
@@ -623,6 +631,7 @@ std::vector<std::string> idle_keys(const TrainConfig& config) {
   const Schedule& s = config.schedule;
   const ObjectiveConfig& o = config.step.objectives;
   const bool words = o.xtr_weight > 0 || o.ugt_weight > 0;
+  const bool dev = !config.dev.empty() || config.dev_pairs > 0;
   // What the name begins with, whether it is read, and the key that decides it.
   const std::tuple<std::string_view, bool, const char*> rules[] = {
       {"schedule.warmup_steps", s.warmup == Warmup::kLinear, "schedule.warmup"},
@@ -635,9 +644,14 @@ std::vector<std::string> idle_keys(const TrainConfig& config) {
       {"objective.align_", o.align_weight > 0, "objective.align_weight"},
       {"objective.sim_", o.sim_weight > 0, "objective.sim_weight"},
       {"objective.info_nce_", o.info_nce_weight > 0, "objective.info_nce_weight"},
+      {"data.dev_pairs", config.dev.empty(), "data.dev"},
       {"data.temperature", config.sampler.weights.empty(), "data.weights"},
       {"data.drop_last", config.sampler.batch_tokens == 0, "data.batch_tokens"},
+      {"tokenizer.", config.tokenizer.empty(), "tokenizer.model"},
+      {"tokenizer.", config.init.empty(), "model.init"},
       {"train.epochs", config.steps == 0, "train.steps"},
+      {"train.eval_every", dev, "data.dev_pairs"},
+      {"train.select", dev, "data.dev_pairs"},
       {"train.dev_dropout", config.step.dropout > 0, "model.dropout"},
   };
   const TrainConfig usual(config.preset);

@@ -32,6 +32,7 @@ struct TrainConfig {
 
   std::vector<std::string> train, dev;  // [NAME=]FILE
   std::vector<int64_t> columns = {1, 2};
+  int32_t num_columns = 0;   // of a line; 0: as many as columns asks for
   int64_t dev_pairs = 1000;  // held out of every language pair, without dev files
   std::string cache;         // folder; empty: the run's
   CorpusOptions corpus;
@@ -82,7 +83,7 @@ struct ConfigKey {
   const char* name;
   const char* help;  // unit and meaning
   Slot (*slot)(TrainConfig&);
-  bool may_change = false;  // when a run is resumed: nothing that is computed depends on it
+  bool may_change = false;  // when a run is resumed: no weight depends on it
 
   std::string full_name() const {
     return section[0] == '\0' ? name : std::string(section) + "." + name;
@@ -123,7 +124,7 @@ std::vector<std::string> idle_keys(const TrainConfig& config);
 std::string to_toml(const TrainConfig& config, bool helps);
 /// The value alone, as in TOML.
 std::string value_text(const ConfigKey& key, const TrainConfig& config);
-/// Full name and value of every key on which the result depends (not the may_change ones).
+/// Full name and value of every key on which the weights depend (not the may_change ones).
 std::map<std::string, std::string> fixed_values(const TrainConfig& config);
 /// The table of docs/training.md.
 std::string keys_as_markdown();

@@ -21,8 +21,7 @@ namespace xsr::training {
 /// and backward; they are summed in f32, and everything else is f32.
 class Encoder {
  public:
-  /// Keeps references to kernels and threads. Throws Error(UNSUPPORTED) for a model that cannot be
-  /// trained: another family than xsr, pre layer norm, a pooler.
+  /// table: that of config. Keeps references to kernels and threads.
   Encoder(const ModelConfig& config, const ParameterTable& table, Precision precision,
           const kernels::KernelTable& kernels, ThreadPool& threads);
   ~Encoder();

@@ -172,8 +172,9 @@ void write_model(const std::string& path, const ModelConfig& config, const FlatB
     for (int64_t i = 0; i < count; ++i) {
       if (!std::isfinite(kernels::load_storage(packed.data.data(), storage, i))) {
         throw Error(XSR_STATUS_BAD_FILE,
-                    fmt::format("{}: not written: {} has a value that is not finite in {}", path,
-                                packed.name, to_string(packed.dtype)));
+                    fmt::format("{}: not written: {} has a value that is not finite in {}; go on "
+                                "with --resume and another train.dtype",
+                                path, packed.name, to_string(packed.dtype)));
       }
     }
   }

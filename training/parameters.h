@@ -25,7 +25,8 @@ class ParameterTable {
  public:
   /// Encoder tensors in the order of the .xsr file, then the generative head:
   /// head.transform.weight [C, C], head.transform.bias [C], head.norm.gamma [C], head.norm.beta
-  /// [C], head.output.bias [V].
+  /// [C], head.output.bias [V]. Throws Error(UNSUPPORTED) for a model that cannot be trained:
+  /// another family than xsr, pre layer norm, a pooler, token types.
   explicit ParameterTable(const ModelConfig& config);
 
   std::span<const Parameter> parameters() const { return parameters_; }

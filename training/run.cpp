@@ -227,13 +227,6 @@ class Run {
                             "convert it (iconv -t UTF-8)",
                             config.license));
   }
-  static std::string make_folder(const std::string& folder) {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    if (error)
-      throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
-    return folder;
-  }
   std::string path(const std::string& name) const { return config_.run + "/" + name; }
   std::string checkpoint_path() const { return path("checkpoint.safetensors"); }
   std::string weights_path(int64_t step) const {
@@ -505,14 +498,15 @@ class Run {
                               "folder as run, or remove this one.",
                               file, config_.run));
     }
-    if (!options_.resume) write_whole_file(run_config_path(config_.run), to_toml(config_, false));
+    // A run that goes on before its first checkpoint may have another config.
+    if (!checkpoint_) write_whole_file(run_config_path(config_.run), to_toml(config_, false));
   }
 
   void check_config() const {
-    const ordered_json then = parse_ordered_json(checkpoint_->field("config"));
+    CheckpointFields then = checkpoint_->object("config");
     std::string changes;
     for (const auto& [key, now] : fixed_values(config_)) {
-      const std::string before = then.is_object() ? then.value(key, "") : "";
+      const std::string& before = then[key];
       if (before == now) continue;
       changes += fmt::format("\n  {} is {}, the run has {}", key, now,
                              before.empty() ? "no such key" : before);
@@ -545,11 +539,9 @@ class Run {
 
   void check_inputs(std::span<const InputFile> inputs) {
     if (!checkpoint_) return;
-    const ordered_json all = parse_ordered_json(checkpoint_->field("inputs"));
     std::vector<InputFile> before;
-    for (const ordered_json& input : all.is_array() ? all : ordered_json::array()) {
-      before.push_back({input.value("key", ""), input.value("file", ""), input.value("hash", ""),
-                        input.value("pair", "")});
+    for (CheckpointFields& input : checkpoint_->objects("inputs")) {
+      before.push_back({input["key"], input["file"], input["hash"], input["pair"]});
       // What the weights began with is not read again.
       if (before.back().key != "model.init") continue;
       initial_input_ = before.back();

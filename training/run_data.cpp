@@ -6,10 +6,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 
-#include "converter/json_text.h"
 #include "converter/sentencepiece_info.h"
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
@@ -139,13 +137,10 @@ std::unique_ptr<FlatBuffer> initial_values(const TrainConfig& config, const Mode
   const ParameterTable table(model);
   if (TrainingCheckpoint::recognize(config.init)) {
     const TrainingCheckpoint checkpoint(config.init);
-    const nlohmann::json theirs =
-        parse_json(checkpoint.has("config") ? checkpoint.field("config") : "{}");
-    check_same_model(config, [&](const ConfigKey& key) {
-      return theirs.is_object() ? theirs.value(key.full_name(), "") : "";
-    });
+    CheckpointFields theirs = checkpoint.object("config");
+    check_same_model(config, [&](const ConfigKey& key) { return theirs[key.full_name()]; });
     const std::string beside = tokenizer_beside(config.init);
-    if (fs::exists(beside))
+    if (!config.tokenizer.empty() && fs::exists(beside))  // else it is the run's
       check_same_pieces(config, read_whole_file(beside, " the tokenizer beside model.init"),
                         tokenizer);
     auto values = std::make_unique<FlatBuffer>(table.size());
@@ -167,7 +162,7 @@ std::string cache_path(const TrainConfig& config, const std::string& what,
                        const std::vector<std::string>& files, const std::string& tokenizer_hash) {
   if (config.cache.empty()) return config.run + "/" + what + ".tokens";
   // Runs of other data or another tokenizer have their own caches in a shared folder.
-  fs::create_directories(config.cache);
+  make_folder(config.cache);
   std::string key = tokenizer_hash;
   for (const std::string& file : files) key += "\n" + file;
   return fmt::format("{}/{}-{:016x}.tokens", config.cache, what,
@@ -175,6 +170,13 @@ std::string cache_path(const TrainConfig& config, const std::string& what,
 }
 
 }  // namespace
+
+const std::string& make_folder(const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw Error(XSR_STATUS_IO, folder + ": cannot create the folder: " + error.message());
+  return folder;
+}
 
 std::string InputFile::file_name() const { return fs::path(path).filename(); }
 
@@ -195,8 +197,10 @@ void RunData::initialize(const TrainConfig& config, Trainer& trainer) const {
 RunData prepare_data(const TrainConfig& config, bool resumed, ThreadPool& threads,
                      const DataLog& log,
                      const std::function<void(std::span<const InputFile>)>& check) {
-  std::vector<LanguagePair> train = parse_language_pairs(config.train, config.columns);
-  std::vector<LanguagePair> dev = parse_language_pairs(config.dev, config.columns);
+  std::vector<LanguagePair> train =
+      parse_language_pairs(config.train, config.columns, config.num_columns);
+  std::vector<LanguagePair> dev =
+      parse_language_pairs(config.dev, config.columns, config.num_columns);
   RunData data;
   const auto add_texts = [&](const char* key, std::vector<LanguagePair>& languages) {
     hash_texts(languages, log.stop);

@@ -26,6 +26,10 @@ struct InputFile {
   std::string file_name() const;
 };
 
+/// Makes the folder, and those it stands in, where they are missing; gives it back. Throws
+/// Error(IO).
+const std::string& make_folder(const std::string& folder);
+
 /// What a run is made of before its first step.
 struct RunData {
   ModelConfig model;      // complete: with the tokenizer's vocabulary and ids

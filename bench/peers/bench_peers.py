@@ -22,9 +22,7 @@ import time
 import traceback
 
 import peer_report
-from peer_files import HERE, ROOT, SHARED, cpu_model, enter_venv
-
-LEAST_COSINE = {"f32": 0.99999, "bf16x3": 0.99999, "bf16": 0.99, "int8": 0.9}
+from peer_files import HERE, LEAST_COSINE, ROOT, SHARED, cpu_model, enter_venv
 
 
 def work(pipe, key, args, folder, cpus, streams_allowed):

@@ -18,10 +18,7 @@ import time
 
 import numpy as np
 from peer_engines import Weights, Xsr, pad, torch_encoder
-from peer_files import ROOT
-
-# Cosine to xsr f32 on the processor that each sentence of a form must reach before it is timed.
-LEAST_COSINE = {"f32": 0.99999, "bf16": 0.99}
+from peer_files import LEAST_COSINE, ROOT
 
 
 class Torch:

@@ -476,6 +476,9 @@ class SentenceTransformers(Engine):
 
 def read_sentence_transformer_module(path, threads):
     """The same in a process of the pool, which reads the file itself."""
+    import tqdm
+
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore too, which the end of the pool would leave behind
     return sentence_transformer_module(Weights(path), threads)
 
 

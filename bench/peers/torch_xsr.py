@@ -173,7 +173,6 @@ class Peer:
         )
         compile_it = (lambda f: torch.compile(f, dynamic=True)) if compiled else (lambda f: f)
         self.forward_tuned = compile_it(self._tuned)
-        self.updates = 0
 
     def prepare(self, batch):
         """What a step reads of a batch, on the device: padded sentences, of each side or of both at once, and the
@@ -226,7 +225,6 @@ class Peer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.updates += 1
         return sum(w * p for w, p in zip(self.weights, parts)), parts, norm
 
     @torch.no_grad()

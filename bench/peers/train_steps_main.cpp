@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -220,7 +219,7 @@ class StepServer {
 
 void run(const TrainConfig& config, int64_t num_steps, const std::string& output) {
   validate(config);
-  std::filesystem::create_directories(config.run);
+  make_folder(config.run);
   xsr::ThreadPool threads(config.threads > 0 ? config.threads : xsr::usable_cpus());
   const RunData data = prepare_data(config, false, threads, {});
   const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
@@ -260,7 +259,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Writes the batches of xsr-train's first steps to a file, then makes the steps."};
   app.add_option("--config", config_path, "The run's config (TOML)");
   app.add_option("--set", settings, "KEY=VALUE over the config, any number of them");
-  app.add_option("--steps", num_steps, "Batches to draw")->required();
+  app.add_option("--steps", num_steps, "Batches to draw")->required()->check(CLI::PositiveNumber);
   app.add_option("-o,--output", output, "Batches, dev pairs and initial values (safetensors)");
   CLI11_PARSE(app, argc, argv);
   try {

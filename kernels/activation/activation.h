@@ -17,8 +17,9 @@ enum class Activation : uint32_t {
 ///
 ///     swish      x / (1 + e^-x)                                       Ramachandran et al. 2017
 ///     gelu erf   x Φ(x), Φ the normal distribution                    Hendrycks & Gimpel 2016
-///     gelu tanh  x / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³)        the same, tanh form: ½x(1 +
-///     tanh u) relu       max(x, 0) tanh       tanh x
+///     gelu tanh  x / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³)        the same, as ½x(1 + tanh u)
+///     relu       max(x, 0)
+///     tanh       tanh x
 ///
 /// x, out [n], any alignment; out may be x, no other overlap. NaN gives NaN.
 /// Largest errors over all finite floats are asserted by tests/activation_test.cpp and stated in

@@ -1,31 +1,14 @@
 #include "kernels/activation/activation_cuda.h"
+
+#include "kernels/activation/activation_ref.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/eight.h"
 
 namespace xsr::cuda {
 namespace {
 
+using kernels::activate_ref;
 using kernels::Activation;
-
-__device__ __forceinline__ float activate(float x, Activation activation) {
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kSwish:
-      return x / (1.0f + expf(-x));
-    case Activation::kGeluErf:  // erfc keeps the digits that 1 + erf loses for negative x
-      return 0.5f * x * erfcf(-x * 0.70710678118654752440f);
-    case Activation::kGeluTanh: {
-      const float u = 0.79788456080286535588f * (x + 0.044715f * x * x * x);
-      return x / (1.0f + expf(-2.0f * u));
-    }
-    case Activation::kRelu:
-      return x < 0.0f ? 0.0f : x;  // written so that NaN stays NaN
-    case Activation::kTanh:
-      return tanhf(x);
-  }
-  return x;
-}
 
 __global__ void __launch_bounds__(256)
     activation_forward_kernel(const float* x, int64_t x_stride, int32_t F, Activation activation,
@@ -33,7 +16,7 @@ __global__ void __launch_bounds__(256)
   const int64_t i = blockIdx.x;
   const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
   if (c >= F) return;
-  out[i * out_stride + c] = activate(x[i * x_stride + c], activation);
+  out[i * out_stride + c] = activate_ref(x[i * x_stride + c], activation);
 }
 
 constexpr int32_t kThreads = 128;
@@ -50,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   load_eight(x + i * x_stride + c, whole, F - c, values);
   load_eight(bias + c, whole, F - c, shift);
   XSR_UNROLL
-  for (int32_t e = 0; e < kEight; ++e) values[e] = activate(values[e] + shift[e], activation);
+  for (int32_t e = 0; e < kEight; ++e) values[e] = activate_ref(values[e] + shift[e], activation);
   store_eight(out + i * out_stride + c, whole, F - c, values);
 }
 

@@ -12,11 +12,12 @@ namespace xsr::kernels {
 /// qkv         [N, 3, H, D]  one row a token, row stride `qkv_stride` ≥ 3·H·D floats
 /// cu_seqlens  [B + 1]       never falling; sentence b has rows [cu_seqlens[b], cu_seqlens[b + 1])
 /// out         [N, H·D]      row stride `out_stride` ≥ H·D floats; must not overlap qkv; heads
-/// [first_head, last_head)
-///                           of sentences [first, last) are written, nothing else
+///                           [first_head, last_head) of sentences [first, last) are written,
+///                           nothing else
 /// lse         [N, H]        log Σ exp S per query row, for the backward pass; null when not
-/// training scratch     attention_scratch_floats(longest sentence of the range, D) floats, 64-byte
-/// aligned, of this call alone
+///                           training
+/// scratch                   attention_scratch_floats(longest sentence of the range, D) floats,
+///                           64-byte aligned, of this call alone
 ///
 /// Accumulates in f32. Error against the double reference ≤ 2× that of the f32 reference. A
 /// sentence without tokens writes nothing. A (sentence, head) pair depends on its own rows alone:
@@ -79,9 +80,8 @@ attention_dropout_forward_f32_t attention_dropout_forward_f32_ref,
 /// dropout   of the forward pass
 /// dout      [N, H·D]      row stride `dout_stride` ≥ H·D floats
 /// dqkv      [N, 3, H, D]  row stride `dqkv_stride` ≥ 3·H·D floats; = (not +=); must not overlap
-/// the
-///                         others; heads [first_head, last_head) of sentences [first, last) are
-///                         written, nothing else
+///                         the others; heads [first_head, last_head) of sentences [first, last)
+///                         are written, nothing else
 /// scratch   attention_backward_scratch_floats(longest sentence of the range, D) floats, 64-byte
 ///           aligned, of this call alone
 ///

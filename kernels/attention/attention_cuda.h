@@ -42,8 +42,7 @@ Status attention_forward_f32_cuda(const float* qkv, int64_t qkv_stride, const At
 ///
 /// qkv   [N, 3, H, D] bf16, row stride in elements
 /// bias  [3, H, D] f32, of Q, K and V; null = it is in qkv. Q plus its bias is rounded again; V's
-/// is
-///       added behind the probabilities; of K's no probability depends, so it is not read
+///       is added behind the probabilities; on K's no probability depends, so it is not read
 /// out   [N, H·D] bf16, row stride in elements
 /// lse   of scores without K's bias
 ///

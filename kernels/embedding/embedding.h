@@ -17,9 +17,9 @@ namespace xsr::kernels {
 /// token_type  [C]      added to every row; null when the model has none
 /// gamma, beta [C]      both null: out[i] = e, without the LayerNorm, whose backward pass needs e
 /// out         [N, C]   row stride `out_stride` ≥ C floats; rows [first, last) are written, nothing
-/// else
+///                      else
 /// rstd        [N]      1 / sqrt(var(e) + eps) of the same rows; null = not wanted; without gamma
-/// it is null
+///                      it is null
 ///
 /// Accumulates in f32, two passes (mean, then centred squares). Error against the double reference
 /// ≤ 2× that of the f32 reference. Pure: no allocation, no threads, no globals. Alignment: none
@@ -90,13 +90,14 @@ embedding_backward_f32_t embedding_backward_f32_ref, embedding_backward_f32_avx2
 /// product is linear in both rows:
 ///
 ///     out[i] = (token_table[token_ids[i]] + position_table[positions[i]]) · rstd[i] + bias
-///     token_table = centred(token) · (W ∘ gamma)ᵀ     position_table likewise     bias = W beta +
-///     b
+///     token_table = centred(token) · (W ∘ gamma)ᵀ     position_table likewise
+///     bias = W beta + b
 ///
 /// token_table    [V, N]  f32, row-major      position_table [P, N]  likewise      bias [N]
-/// token_ids, positions, rstd  [tokens]  as embedding_forward_f32 takes and gives them; rows
-/// [first, last) are read out            [tokens, N]  row stride `out_stride` ≥ N floats; rows
-/// [first, last) are written
+/// token_ids, positions, rstd  [tokens]     as embedding_forward_f32 takes and gives them; rows
+///                                          [first, last) are read
+/// out                         [tokens, N]  row stride `out_stride` ≥ N floats; rows [first, last)
+///                                          are written
 ///
 /// Pure: no allocation, no threads, no globals.
 using qkv_table_forward_f32_t = void(const int32_t* token_ids, const int32_t* positions,

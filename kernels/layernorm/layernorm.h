@@ -9,7 +9,7 @@ namespace xsr::kernels {
 /// x           [N, C]  row stride `x_stride` ≥ C floats
 /// gamma, beta [C]
 /// out         [N, C]  row stride `out_stride` ≥ C floats; may be x itself; rows [first, last) are
-/// written
+///                     written
 ///
 /// Accumulates in f32, two passes. Error against the double reference ≤ 2× that of the f32
 /// reference. A row of equal values gives beta when eps > 0. Pure: no allocation, no threads, no

@@ -12,7 +12,7 @@ enum class Pooling : uint32_t { kMean = 0, kMax = 1, kCls = 2 };
 /// x          [N, C]   row stride `x_stride` ≥ C floats
 /// cu_seqlens [B + 1]  rows of sentence b are [cu_seqlens[b], cu_seqlens[b + 1])
 /// out        [B, C]   row stride `out_stride` ≥ C floats; rows [first, last) are written; must not
-/// overlap x
+///                     overlap x
 ///
 /// Accumulates in f32, in row order. A sentence without tokens gives zeros. A NaN among the rows
 /// gives NaN (mean) or may be passed over (max). Pure: no allocation, no threads, no globals.

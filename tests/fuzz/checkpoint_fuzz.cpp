@@ -74,6 +74,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
         xsr::fuzz::require(checkpoint.has(name) && checkpoint.integer(name) >= 0);
       } catch (const xsr::Error&) {
       }
+      try {
+        checkpoint.object(name);
+      } catch (const xsr::Error&) {
+      }
+      try {
+        checkpoint.objects(name);
+      } catch (const xsr::Error&) {
+      }
     }
     for (const char* prefix : kPrefixes) {
       try {

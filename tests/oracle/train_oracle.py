@@ -4,20 +4,25 @@
     tests/oracle/train_oracle.py --texts PAIRS.tsv OTHER-PAIRS.tsv --configs 300 --seed 1
 
 The encoder, objectives, optimiser and schedules are written from the papers (docs/methods.md names them), the order of pairs,
-masks and dropout from docs/methods.md and docs/decisions/0011; nothing is shared with the C++ but names of keys and files.
+masks and dropout from docs/methods.md and docs/decisions/0011, the choice of held-out pairs from training/data/held_out.h; nothing is
+shared with the C++ but names of keys and files, and XXH3.
 A configuration is trained twice by xsr-train: once as drawn, and once with the weights of every step kept, from which each
 step is computed again: losses, gradient norm, rate, moments, weights, dev scores. The drawn run has to agree with the second
 bit for bit. Allowed is a multiple of what PyTorch's own f32 is off; of some 500 configurations three or four, whose settings let the
-weights explode, differ by more. Run by hand. Needs torch and sentencepiece (those of .venv/peers do).
+weights explode, differ by more. Run by hand. Needs torch and sentencepiece (those of .venv/peers do), and libxxhash.
 """
 
 import argparse
+import copy
+import ctypes
+import ctypes.util
 import json
 import math
 import pathlib
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +33,9 @@ try:
     import sentencepiece as spm
     import torch
     import torch.nn.functional as F
-except ImportError as error:
+
+    xxhash = ctypes.CDLL(ctypes.util.find_library("xxhash") or "libxxhash.so.0")
+except (ImportError, OSError) as error:
     print(f"train_oracle: skipped: {error}")
     sys.exit(0)
 
@@ -162,8 +169,13 @@ class Tokenizer:
         return self.sp.encode(text.lower() if k["model.lowercase"] else text)[: k["model.max_seq_len"]]
 
 
+def xxh3(data, seed=0):
+    xxhash.XXH3_64bits_withSeed.restype = ctypes.c_uint64
+    return xxhash.XXH3_64bits_withSeed(data, ctypes.c_size_t(len(data)), ctypes.c_uint64(seed))
+
+
 class Part:
-    """A language pair: its pairs of token ids, and the numbers of those that are trained on."""
+    """A language pair: its pairs of token ids, their numbers in the corpus, and the places of those that are trained on."""
 
     def __init__(self, k, tokenizer, path, first_pair):
         self.pairs, self.first_pair, c = [], first_pair, k["data.columns"]
@@ -175,6 +187,20 @@ class Part:
             if short < k["data.min_tokens"] or (most and max(map(len, sides)) > most) or (ratio and long > ratio * short):
                 continue
             self.pairs.append(cut)
+        self.numbers = range(first_pair, first_pair + len(self.pairs))
+
+    def held_out(self, k):
+        """The pairs for dev: of the distinct sentences of side 1 the first by a hash, where side 2 is new too."""
+        rank = lambda ids: xxh3(struct.pack("<Q", xxh3(np.array(ids, "<u2").tobytes())), k["seed"])
+        first, chosen, wanted = {}, {}, min(k["data.dev_pairs"], len(self.pairs) // 2)
+        for i, (side1, _) in enumerate(self.pairs):
+            first.setdefault(tuple(side1), i)
+        for side1 in sorted(first, key=rank)[: 2 * wanted]:
+            if len(chosen) < wanted:
+                chosen.setdefault(tuple(self.pairs[first[side1]][1]), first[side1])
+        part, places = copy.copy(self), sorted(chosen.values())
+        part.pairs, part.numbers = [self.pairs[i] for i in places], [self.numbers[i] for i in places]
+        return part
 
 
 class Batch:
@@ -568,6 +594,8 @@ class Oracle:
     def train(self, folder, k):
         folder.mkdir()
         given = {**k, "run": str(folder / "run"), "device": self.device}
+        if given.pop("held out", False):
+            given["data.dev"] = []
         if given.pop("no dev", False):
             given |= {"data.dev": [], "data.dev_pairs": 0}
         (folder / "given.toml").write_text(toml(given))
@@ -598,11 +626,11 @@ class Oracle:
         w = {n: t.to(dtype) for n, t in w.items()}
         with torch.no_grad():
             for name, part in dev:
-                left = list(enumerate(part.pairs))
+                left = list(zip(part.numbers, part.pairs))
                 while left:
                     many = first_batch(k, [sum(map(len, p)) for _, p in left])
                     some, left = left[:many], left[many:]
-                    batch = Batch(k, tokenizer, [(part.first_pair + i, p, 0) for i, p in some])
+                    batch = Batch(k, tokenizer, [(number, p, 0) for number, p in some])
                     loss = losses(k, w, batch, tokenizer, step if k["train.dev_dropout"] else None)
                     for n, x in loss.items():
                         total[n] = total.get(n, 0) + float(x) * len(some)
@@ -673,6 +701,10 @@ class Oracle:
             train_parts.append(Part(k, tokenizer, folder / f"{name}.train.tsv", first[0]))
             dev_parts.append((name, Part(k, tokenizer, folder / f"{name}.dev.tsv", first[1])))
             first = [first[0] + len(train_parts[-1].pairs), first[1] + len(dev_parts[-1][1].pairs)]
+        k["held out"] = r.random() < 0.3
+        if k["held out"]:
+            k["data.dev_pairs"] = r.choice([1, 3, 10, 1000])
+            dev_parts = [(name, part.held_out(k)) for (name, _), part in zip(dev_parts, train_parts)]
         if not all(p.pairs for p in train_parts + [p for _, p in dev_parts]):
             return "no pairs"
         seen = [{tuple(p[side]) for _, part in dev_parts for p in part.pairs} for side in (0, 1)]
@@ -680,7 +712,7 @@ class Oracle:
             part.train = [i for i, p in enumerate(part.pairs) if not any(tuple(p[s]) in seen[s] for s in (0, 1))]
         if not all(p.train for p in train_parts):
             return "no pairs"
-        k["no dev"] = r.random() < 0.2 and all(len(p.train) == len(p.pairs) for p in train_parts)
+        k["no dev"] = not k["held out"] and r.random() < 0.2 and all(len(p.train) == len(p.pairs) for p in train_parts)
         if k["no dev"]:
             k["train.patience"] = k["train.average"] = 0
         order = Order(k, train_parts)

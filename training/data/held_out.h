@@ -15,8 +15,9 @@ struct HeldOut {
 };
 
 /// Chooses pairs_per_part pairs of every part, at most half of it, by a hash of (seed, sentence of
-/// side 1): the sentences do not depend on the order of the lines, and no sentence stands twice on
-/// a side of a part's dev pairs (so that retrieval has one answer), which can make them fewer.
+/// side 1), of the pairs of one sentence the first: the order of the lines matters to these alone.
+/// No sentence stands twice on a side of a part's dev pairs (so that retrieval has one answer),
+/// which can make them fewer.
 HeldOut hold_out(const TokenizedCorpus& corpus, uint64_t pairs_per_part, uint64_t seed,
                  ThreadPool& pool);
 

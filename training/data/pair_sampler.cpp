@@ -222,7 +222,7 @@ PairSampler::PairSampler(BatchBuilder builder, std::vector<uint64_t> excluded,
     sum += weights[l];
     if (weights[l] > 0) pairs += lane.num_pairs;
   }
-  if (pairs == 0) throw_invalid("there is no pair to train on");
+  if (pairs == 0) throw_invalid("there is no pair to train on that shares no sentence with dev");
   for (size_t l = 0; l < lanes_.size(); ++l) {
     Lane& lane = lanes_[l];
     if (weights[l] == 0) continue;

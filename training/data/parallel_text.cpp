@@ -346,11 +346,12 @@ std::string describe_drop(DropReason reason, std::string_view line, const TextFi
 }
 
 void throw_no_pair(const std::string& language, const DropReport& report) {
-  throw Error(XSR_STATUS_BAD_FILE,
-              fmt::format("{}: not one pair is left of {} lines; is it the right file, with two "
-                          "columns separated by TAB?{}{}",
-                          language, with_separators(report.lines), report.dropped() > 0 ? "\n" : "",
-                          report.text()));
+  throw Error(
+      XSR_STATUS_BAD_FILE,
+      fmt::format("{}: not one pair is left of {} lines; is it the right file, with columns "
+                  "separated by TAB as data.columns and data.num_columns say?{}{}",
+                  language, with_separators(report.lines), report.dropped() > 0 ? "\n" : "",
+                  report.text()));
 }
 
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop) {
@@ -379,7 +380,8 @@ std::unique_ptr<ByteSource> open_text(const std::string& path, const ContentHash
 }
 
 std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
-                                               const std::vector<int64_t>& columns) {
+                                               const std::vector<int64_t>& columns,
+                                               int32_t num_columns) {
   std::vector<LanguagePair> pairs;
   for (const std::string& text : files) {
     auto [name, path] = parse_named_file(text);
@@ -387,6 +389,7 @@ std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& f
     file.path = path;
     file.first_column = static_cast<int32_t>(columns.at(0));
     file.second_column = static_cast<int32_t>(columns.at(1));
+    file.num_columns = num_columns;
     if (name.empty()) {
       name = std::filesystem::path(path).filename();
       name = name.substr(0, name.find('.'));

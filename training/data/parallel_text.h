@@ -42,7 +42,8 @@ struct LanguagePair {
 /// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one
 /// name become one language pair; order is that of the first of each.
 std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
-                                               const std::vector<int64_t>& columns);
+                                               const std::vector<int64_t>& columns,
+                                               int32_t num_columns);
 
 /// Why a line gives no pair to train on. The first six are faults of the line.
 enum class DropReason : uint8_t {
