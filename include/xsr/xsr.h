@@ -18,10 +18,10 @@
  * for a message that says what was found, what was expected and where; the buffer may be NULL. A
  * session keeps the message of its last call, if that failed.
  *
- * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once;
- * it must outlive its sessions. An xsr_session serves one call at a time. After fork() the child
- * may use and destroy what the parent had and was not using; a session that the parent made then
- * computes on the calling thread alone. CUDA devices, once used, are the parent's alone.
+ * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once.
+ * An xsr_session serves one call at a time. After fork() the child may use and destroy what the
+ * parent had and was not using; a session that the parent made then computes on the calling thread
+ * alone. CUDA devices, once used, are the parent's alone.
  */
 #ifndef XSR_XSR_H
 #define XSR_XSR_H

@@ -23,8 +23,7 @@ class DerivedWeights {
 
  private:
   void widen(LinearWeights& linear);  // i8 alone
-  /// panels: memory for the integers where they are not kept, of every matrix that is rounded.
-  void quantize(LinearWeights& linear, bool in_steps, int8_t* panels);
+  void quantize(LinearWeights& linear, bool in_steps);
   void split(LinearWeights& linear);
   template <typename T>
   T* allocate(int64_t count);
