@@ -1419,6 +1419,13 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_EQ(run("/nonexistent -o " + kept), 1);
   EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
   EXPECT_EQ(run("--check " + input_), 1);
+  const std::string header =
+      R"({"\u001b[31m\u007f":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})";
+  const std::string hostile = folder_.write(
+      "hostile", std::string{static_cast<char>(header.size())} + std::string(7, '\0') + header);
+  EXPECT_EQ(run("--inspect " + hostile), 1);
+  EXPECT_THAT(err_, HasSubstr("hostile: ?[31m?: data_offsets [0, 4] reach beyond"))
+      << "a file's bytes must not act on the terminal";
 }
 
 TEST_F(CommandLine, a_full_disk_is_told_and_leaves_nothing) {
