@@ -203,6 +203,9 @@ void run(const Options& options) {
 
   std::printf("\n%zu sentences, %lld tokens, text to vectors in %.1f ms: %.0f vectors/s\n",
               texts.size(), num_tokens, 1e3 * embed_seconds, double(texts.size()) / embed_seconds);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+    throw std::runtime_error("cannot write to standard output");
+  }
 }
 
 }  // namespace
