@@ -100,8 +100,9 @@ struct TensorSource {
 /// Writes path.partial, fsyncs it and renames it to path when whole; on failure the partial file is
 /// removed and an existing path is left as it was. Bytes are a function of the arguments alone.
 /// Throws Error(IO, INVALID_ARGUMENT); the latter for whatever XsrFile::open() or verify() would
-/// refuse. Where files are limited (RLIMIT_FSIZE) the caller must ignore SIGXFSZ to get an error
-/// instead of the signal.
+/// refuse, but for tokenizer_tables, which are written as they are: none, or those that
+/// tokenizer_tables_for_file() makes of the tokenizer. Where files are limited (RLIMIT_FSIZE) the
+/// caller must ignore SIGXFSZ to get an error instead of the signal.
 void write_xsr_file(const std::string& path, const ModelConfig& config,
                     std::span<const TensorSource> tensors, std::string_view tokenizer,
                     std::string_view provenance_json,
