@@ -7,12 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/types.h"
 #include "runtime/format/model_config.h"
 
 namespace xsr {
 
 // The numbers are those of the .xsr file (docs/FORMAT.md).
-enum class DType : uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3 };
+using DType = kernels::Storage;
 /// Row-major: [dims...]. Panels: a matrix [N, K] (N outputs, K inputs) packed as
 /// kernels/gemm/gemm.h says: [ceil(N/32)][ceil(K/kp)][32][kp] with zeros in the padding; kp = 1
 /// (f32), 2 (bf16, f16), 4 (i8).
