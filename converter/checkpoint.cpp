@@ -66,15 +66,6 @@ bool is_floating(ScalarType type) {
          type == ScalarType::kBF16;
 }
 
-std::string shape_string(std::span<const uint64_t> shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    if (i) text += ", ";
-    text += std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
 namespace {
 
 template <typename T>

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/error.h"
+#include "runtime/format/xsr_file.h"
 
 namespace xsr {
 
@@ -18,8 +19,6 @@ enum class ScalarType : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8
 uint64_t scalar_size(ScalarType);  // bytes
 const char* to_string(ScalarType);
 bool is_floating(ScalarType);
-/// "[512, 1024]"; "[]" for a scalar.
-std::string shape_string(std::span<const uint64_t> shape);
 
 /// One named tensor. data points into the Checkpoint, unaligned, little-endian.
 struct CheckpointTensor {

@@ -7,12 +7,6 @@
 namespace xsr {
 namespace {
 
-std::string shape_text(std::span<const uint64_t> dims) {
-  std::string text = "[";
-  for (size_t i = 0; i < dims.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
-  return text + "]";
-}
-
 class Binder {
  public:
   explicit Binder(const XsrFile& file) : file_(file) {}
@@ -23,13 +17,13 @@ class Binder {
     const std::vector<uint64_t> expected(shape.begin(), shape.end());
     if (found == nullptr) {
       throw Error(XSR_STATUS_BAD_FILE, file_.name() + ": tensor " + name + " " +
-                                           shape_text(expected) +
+                                           shape_string(expected) +
                                            " is missing; convert the model again");
     }
     if (found->dims != expected || found->layout != layout) {
       throw Error(XSR_STATUS_BAD_FILE,
-                  file_.name() + ": tensor " + name + " is " + shape_text(found->dims) + " " +
-                      to_string(found->layout) + ", expected " + shape_text(expected) + " " +
+                  file_.name() + ": tensor " + name + " is " + shape_string(found->dims) + " " +
+                      to_string(found->layout) + ", expected " + shape_string(expected) + " " +
                       to_string(layout) + " from the file's configuration");
     }
     return *found;

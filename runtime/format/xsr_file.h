@@ -22,6 +22,8 @@ enum class Layout : uint32_t { kRowMajor = 0, kPanels32 = 1 };
 size_t dtype_size(DType);
 const char* to_string(DType);
 const char* to_string(Layout);
+/// "[512, 1024]"; "[]" for a scalar.
+std::string shape_string(std::span<const uint64_t> shape);
 /// Bytes of a tensor's data in the file. Throws Error(BAD_FILE) when the product overflows.
 uint64_t tensor_bytes(DType, Layout, std::span<const uint64_t> dims);
 
