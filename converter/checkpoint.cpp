@@ -220,7 +220,6 @@ void Checkpoint::read() {
   for (const auto& t : tensors) all = all && t.name.starts_with(kModule);
   if (all) {
     for (auto& t : tensors) t.name.erase(0, kModule.size());
-    contents_.stripped_prefix = kModule;
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
     for (const char c : tensors[i].name) {

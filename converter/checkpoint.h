@@ -44,8 +44,7 @@ struct CheckpointContents {
   std::vector<CheckpointTensor> tensors;  // the model's, in file order
   std::vector<CheckpointTensor> outside;  // beside the model, e.g. optimizer.state.0.exp_avg
   std::map<std::string, std::string>
-      metadata;                 // safetensors' __metadata__; a pickle's own scalars as text
-  std::string stripped_prefix;  // "module." where the trainer's wrapper had put it
+      metadata;  // safetensors' __metadata__; a pickle's own scalars as text
   std::vector<std::unique_ptr<std::vector<unsigned char>>>
       buffers;  // inflated data that tensors point to
 };

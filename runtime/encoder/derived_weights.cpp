@@ -16,9 +16,7 @@ void DerivedWeights::Free::operator()(void* memory) const { ::operator delete(me
 
 template <typename T>
 T* DerivedWeights::allocate(int64_t count) {
-  const size_t bytes = sizeof(T) * static_cast<size_t>(count);
-  memory_.emplace_back(::operator new(bytes, kAlign));
-  bytes_ += bytes;
+  memory_.emplace_back(::operator new(sizeof(T) * static_cast<size_t>(count), kAlign));
   return static_cast<T*>(memory_.back().get());
 }
 

@@ -19,7 +19,6 @@ class DerivedWeights {
   DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps);
 
   const EncoderWeights& weights() const { return weights_; }
-  size_t bytes() const { return bytes_; }
 
  private:
   void widen(LinearWeights& linear);  // i8 alone
@@ -33,7 +32,6 @@ class DerivedWeights {
   };
   EncoderWeights weights_;
   std::vector<std::unique_ptr<void, Free>> memory_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace xsr
