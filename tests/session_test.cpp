@@ -512,6 +512,31 @@ TEST_F(SmallModel, OptionsAreChecked) {
   EXPECT_STREQ("mod", tiny) << "a message is cut to the buffer, with its NUL";
 }
 
+TEST_F(SmallModel, InfoIsFilledAsFarAsTheCallerKnows) {
+  struct {
+    xsr_model_info info;
+    int32_t beyond;
+  } memory;
+  xsr_model_info& info = memory.info;
+  const auto status_with = [&](size_t size) {
+    std::memset(&memory, 0x5a, sizeof memory);
+    info.size = size;
+    return xsr_model_get_info(model_.get(), &info);
+  };
+  EXPECT_EQ(XSR_STATUS_OK, status_with(offsetof(xsr_model_info, hidden_size)));
+  EXPECT_EQ(offsetof(xsr_model_info, hidden_size), info.size);
+  EXPECT_EQ(2, info.num_layers);
+  EXPECT_EQ(0x5a5a5a5a, info.hidden_size);
+  EXPECT_EQ(XSR_STATUS_OK, status_with(sizeof memory)) << "a caller who knows more";
+  EXPECT_EQ(sizeof info, info.size);
+  EXPECT_EQ(32, info.hidden_size);
+  EXPECT_EQ(random_.size(), info.file_size);
+  EXPECT_EQ(0x5a5a5a5a, memory.beyond);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_with(0));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, xsr_model_get_info(nullptr, &info));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, xsr_model_get_info(model_.get(), nullptr));
+}
+
 TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   const char* before = std::getenv("XSR_FORCE_ISA");
   const std::string saved = before == nullptr ? "" : before;
