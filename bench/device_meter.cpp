@@ -15,7 +15,7 @@ DeviceMeter::DeviceMeter(const XsrFile& file, xsr_compute compute, bool qkv_tabl
   const EncoderWeights weights = bind_weights(file);
   std::optional<QkvTable> table;
   if (qkv_table) {
-    ThreadPool pool(usable_cpus());
+    ThreadPool pool(0);
     table.emplace(config_, weights, kernels::resolve_kernels(choose_isa(std::nullopt)), pool);
   }
   CudaEncoderOptions options;

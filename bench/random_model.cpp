@@ -49,14 +49,13 @@ class Tensors {
     std::vector<float> plain(static_cast<size_t>(N) * K);
     std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(static_cast<float>(K)));
     for (float& value : plain) value = normal(random_);
-    const auto storage = static_cast<kernels::Storage>(storage_);
-    void* data = allocate(kernels::packed_elements(N, K, storage) * dtype_size(storage_));
+    void* data = allocate(kernels::packed_elements(N, K, storage_) * dtype_size(storage_));
     float* scales = nullptr;
-    if (storage == kernels::Storage::kI8) {
+    if (storage_ == DType::kI8) {
       scales = static_cast<float*>(allocate(N * sizeof(float)));
       kernels::gemm_quantize_panels(plain.data(), N, K, static_cast<int8_t*>(data), scales);
     } else {
-      kernels::gemm_pack_panels(plain.data(), N, K, storage, data);
+      kernels::gemm_pack_panels(plain.data(), N, K, storage_, data);
     }
     add(name, storage_, Layout::kPanels32, {static_cast<uint64_t>(N), static_cast<uint64_t>(K)},
         data, scales);

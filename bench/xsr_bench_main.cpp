@@ -252,7 +252,7 @@ int main(int argc, char** argv) {
          "square product in the session's precision; threads are then those that make tokens")
       ->capture_default_str();
   app.add_option("--isa", options.isa, "auto: the fastest of this CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
+      ->check(CLI::IsMember(xsr::isa_names()))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype,
                  "what the matrix products compute in; bf16 needs bf16 weights; int8 rounds other "

@@ -66,15 +66,6 @@ bool is_floating(ScalarType type) {
          type == ScalarType::kBF16;
 }
 
-std::string shape_string(std::span<const uint64_t> shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    if (i) text += ", ";
-    text += std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
 namespace {
 
 template <typename T>
@@ -229,7 +220,6 @@ void Checkpoint::read() {
   for (const auto& t : tensors) all = all && t.name.starts_with(kModule);
   if (all) {
     for (auto& t : tensors) t.name.erase(0, kModule.size());
-    contents_.stripped_prefix = kModule;
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
     for (const char c : tensors[i].name) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/error.h"
+#include "runtime/format/xsr_file.h"
 
 namespace xsr {
 
@@ -18,8 +19,6 @@ enum class ScalarType : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8
 uint64_t scalar_size(ScalarType);  // bytes
 const char* to_string(ScalarType);
 bool is_floating(ScalarType);
-/// "[512, 1024]"; "[]" for a scalar.
-std::string shape_string(std::span<const uint64_t> shape);
 
 /// One named tensor. data points into the Checkpoint, unaligned, little-endian.
 struct CheckpointTensor {
@@ -45,8 +44,7 @@ struct CheckpointContents {
   std::vector<CheckpointTensor> tensors;  // the model's, in file order
   std::vector<CheckpointTensor> outside;  // beside the model, e.g. optimizer.state.0.exp_avg
   std::map<std::string, std::string>
-      metadata;                 // safetensors' __metadata__; a pickle's own scalars as text
-  std::string stripped_prefix;  // "module." where the trainer's wrapper had put it
+      metadata;  // safetensors' __metadata__; a pickle's own scalars as text
   std::vector<std::unique_ptr<std::vector<unsigned char>>>
       buffers;  // inflated data that tensors point to
 };

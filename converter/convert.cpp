@@ -34,22 +34,6 @@ const FamilyTable& family_table(Family family) {
       fmt::format("family {} cannot be converted by this build, expected xsr", to_string(family)));
 }
 
-kernels::Storage storage_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return kernels::Storage::kF32;
-    case DType::kBF16:
-      return kernels::Storage::kBF16;
-    case DType::kF16:
-      return kernels::Storage::kF16;
-    case DType::kI8:
-      return kernels::Storage::kI8;
-  }
-  throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("dtype {} cannot be written, expected f32, bf16, "
-                                                  "f16 or i8",
-                                                  static_cast<uint32_t>(dtype)));
-}
-
 float rounded(float value, DType dtype) {
   switch (dtype) {
     case DType::kBF16:
@@ -86,7 +70,6 @@ class Conversion {
       : checkpoint_(checkpoint), options_(options), table_(family_table(options.family)) {}
 
   ConvertedModel run() {
-    storage_of(options_.dtype);  // refuses what is no dtype before any work
     for (const CheckpointTensor& t : checkpoint_.tensors()) {
       if (t.name.starts_with(options_.prefix)) {
         tensors_.emplace(std::string_view(t.name).substr(options_.prefix.size()), &t);
@@ -398,8 +381,7 @@ ConvertedModel::Tensor pack_tensor(const TensorRule& rule, std::vector<uint64_t>
     }
   } else if (rule.layout == Layout::kPanels32) {
     kernels::gemm_pack_panels(values.data(), static_cast<int32_t>(out.dims[0]),
-                              static_cast<int32_t>(out.dims[1]), storage_of(dtype),
-                              out.data.data());
+                              static_cast<int32_t>(out.dims[1]), dtype, out.data.data());
   } else if (dtype == DType::kF32) {
     std::memcpy(out.data.data(), values.data(), out.data.size());
   } else {
@@ -417,20 +399,19 @@ ConvertedModel convert_checkpoint(const Checkpoint& checkpoint, const ConvertOpt
 }
 
 std::vector<float> row_major_values(const TensorView& t) {
-  const kernels::Storage storage = storage_of(t.dtype);
   uint64_t count = 1;
   for (const uint64_t d : t.dims) count *= d;
   std::vector<float> values(count);
   if (t.layout == Layout::kRowMajor) {
     for (uint64_t i = 0; i < count; ++i)
-      values[i] = kernels::load_storage(t.data, storage, static_cast<int64_t>(i));
+      values[i] = kernels::load_storage(t.data, t.dtype, static_cast<int64_t>(i));
     return values;
   }
   const auto N = static_cast<int32_t>(t.dims[0]), K = static_cast<int32_t>(t.dims[1]);
   float* value = values.data();
   for (int32_t n = 0; n < N; ++n) {
     for (int32_t k = 0; k < K; ++k)
-      *value++ = kernels::gemm_packed_element({t.data, storage, N, K}, n, k);
+      *value++ = kernels::gemm_packed_element({t.data, t.dtype, N, K}, n, k);
   }
   return values;
 }
@@ -447,7 +428,6 @@ FinishedModel::FinishedModel(const std::string& path) : file_(XsrFile::open(path
 }
 
 ConvertedModel FinishedModel::retyped(DType dtype) const {
-  storage_of(dtype);  // refuses what is no dtype before any work
   const std::string& path = file_->name();
   ConvertedModel model;
   model.config = file_->config();

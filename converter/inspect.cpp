@@ -115,26 +115,13 @@ std::string check_xsr_file(const std::string& path) {
                     path, t.offset, t.name, std::isnan(value) ? "NaN" : "infinity", element));
   };
   for (const TensorView& t : file->tensors()) {
-    const uint64_t count = t.size / dtype_size(t.dtype);
-    for (uint64_t i = 0; i < count; ++i) {
-      const auto element = static_cast<int64_t>(i);
-      switch (t.dtype) {
-        case DType::kF32:
-          finite(t, kernels::load_storage(t.data, kernels::Storage::kF32, element), i);
-          break;
-        case DType::kBF16:
-          finite(t, kernels::load_storage(t.data, kernels::Storage::kBF16, element), i);
-          break;
-        case DType::kF16:
-          finite(t, kernels::load_storage(t.data, kernels::Storage::kF16, element), i);
-          break;
-        case DType::kI8:
-          break;
-      }
-    }
-    if (t.scales != nullptr) {
+    if (t.dtype == DType::kI8) {
       for (uint64_t n = 0; n < t.dims[0]; ++n) finite(t, t.scales[n], n);
+      continue;
     }
+    const uint64_t count = t.size / dtype_size(t.dtype);
+    for (uint64_t i = 0; i < count; ++i)
+      finite(t, kernels::load_storage(t.data, t.dtype, static_cast<int64_t>(i)), i);
   }
   return fmt::format("{}: {} tensors, {} bytes: checksums hold, all weights are finite\n", path,
                      file->tensors().size(), file->size());

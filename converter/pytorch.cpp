@@ -198,10 +198,8 @@ uint64_t storage_bytes(const Node& storage, const std::string& where) {
   return bytes;
 }
 
-}  // namespace
-
-CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const std::string& name) {
-  const ZipArchive zip(file, name);
+/// NAME/data.pkl, of an archive of which every entry lies in the folder NAME.
+const ZipArchive::Entry& find_object(const ZipArchive& zip, const std::string& name) {
   const ZipArchive::Entry* object = nullptr;
   for (const auto& e : zip.entries()) {
     const size_t slash = e.name.find('/');
@@ -233,6 +231,68 @@ CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const s
                               name, e.name));
     }
   }
+  return *object;
+}
+
+/// The pickles of a legacy file, one behind the other.
+struct LegacyPickles {
+  std::span<const unsigned char> file;
+  const std::string& name;
+  uint64_t at = 0;  // where the next one begins
+
+  Data next() {
+    const auto rest = file.subspan(at);
+    Data data = pickle::parse(rest.first(std::min(rest.size(), kMaxPickleBytes)), name, at);
+    at += data.end();
+    return data;
+  }
+  [[noreturn]] void bad(uint64_t offset, const std::string& what) const {
+    throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: byte {}: {}", name, offset, what));
+  }
+};
+
+/// Magic number, protocol and system.
+void check_legacy_head(LegacyPickles& pickles) {
+  // 0x1950a86a20f9469cfc6c, little-endian, as torch.save writes it first.
+  static constexpr std::string_view kMagic = "\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
+  const Data magic = pickles.next();
+  if (magic.root().kind != Kind::kBigInt || magic.root().text != kMagic) {
+    pickles.bad(0, fmt::format("the first pickle holds {}, expected the magic number of torch.save",
+                               to_string(magic.root().kind)));
+  }
+  const uint64_t protocol_at = pickles.at;
+  const Data protocol = pickles.next();
+  if (protocol.root().kind != Kind::kInt) {
+    pickles.bad(protocol_at, fmt::format("the protocol version is {}, expected a number",
+                                         to_string(protocol.root().kind)));
+  }
+  if (protocol.root().integer != 1001) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                fmt::format("{}: byte {}: the protocol version is {}, expected 1001", pickles.name,
+                            protocol_at, protocol.root().integer));
+  }
+  const uint64_t system_at = pickles.at;
+  const Data system = pickles.next();
+  if (system.root().kind != Kind::kDict) {
+    pickles.bad(system_at, fmt::format("the system record is {}, expected a dictionary",
+                                       to_string(system.root().kind)));
+  }
+  const Node* little = system.find(system.root(), "little_endian");
+  if (little == nullptr || little->kind != Kind::kBool)
+    pickles.bad(system_at, "the system record does not say little_endian");
+  if (!little->integer) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                fmt::format("{}: byte {}: little_endian is False: written on a big-endian machine",
+                            pickles.name, system_at));
+  }
+}
+
+}  // namespace
+
+CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const std::string& name) {
+  const ZipArchive zip(file, name);
+  const ZipArchive::Entry& object = find_object(zip, name);
+  const std::string folder = object.name.substr(0, object.name.size() - std::strlen("data.pkl"));
   CheckpointContents contents;
   contents.format = zip.has_checksums() ? "PyTorch zip" : "PyTorch zip without checksums";
   if (const auto* order = zip.find(folder + "byteorder")) {
@@ -244,13 +304,13 @@ CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const s
                               order->name));
     }
   }
-  if (object->size > kMaxPickleBytes) {
+  if (object.size > kMaxPickleBytes) {
     throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: {} is {} bytes, the limit is {}", name,
-                                                 object->name, object->size, kMaxPickleBytes));
+                                                 object.name, object.size, kMaxPickleBytes));
   }
   std::vector<unsigned char> object_buffer;
-  const auto object_bytes = zip.read(*object, object_buffer);
-  const std::string where = fmt::format("{}: {}", name, object->name);
+  const auto object_bytes = zip.read(object, object_buffer);
+  const std::string where = fmt::format("{}: {}", name, object.name);
   const Data data = pickle::parse(object_bytes, where, 0);
   if (data.end() != object_bytes.size()) {
     throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: {} bytes follow the pickle's STOP", where,
@@ -292,57 +352,14 @@ CheckpointContents read_pytorch_zip(std::span<const unsigned char> file, const s
 
 CheckpointContents read_pytorch_legacy(std::span<const unsigned char> file,
                                        const std::string& name) {
-  // 0x1950a86a20f9469cfc6c, little-endian, as torch.save writes it first.
-  static constexpr std::string_view kMagic = "\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
-  uint64_t at = 0;
-  const auto bad = [&](uint64_t offset, const std::string& what) {
-    throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: byte {}: {}", name, offset, what));
-  };
-  const auto next = [&] {
-    const auto rest = file.subspan(at);
-    Data data = pickle::parse(rest.first(std::min(rest.size(), kMaxPickleBytes)), name, at);
-    at += data.end();
-    return data;
-  };
-  {
-    const Data magic = next();
-    if (magic.root().kind != Kind::kBigInt || magic.root().text != kMagic) {
-      bad(0, fmt::format("the first pickle holds {}, expected the magic number of torch.save",
-                         to_string(magic.root().kind)));
-    }
-    const uint64_t protocol_at = at;
-    const Data protocol = next();
-    if (protocol.root().kind != Kind::kInt) {
-      bad(protocol_at, fmt::format("the protocol version is {}, expected a number",
-                                   to_string(protocol.root().kind)));
-    }
-    if (protocol.root().integer != 1001) {
-      throw Error(XSR_STATUS_UNSUPPORTED,
-                  fmt::format("{}: byte {}: the protocol version is {}, expected 1001", name,
-                              protocol_at, protocol.root().integer));
-    }
-    const uint64_t system_at = at;
-    const Data system = next();
-    if (system.root().kind != Kind::kDict) {
-      bad(system_at, fmt::format("the system record is {}, expected a dictionary",
-                                 to_string(system.root().kind)));
-    }
-    const Node* little = system.find(system.root(), "little_endian");
-    if (little == nullptr || little->kind != Kind::kBool)
-      bad(system_at, "the system record does not say little_endian");
-    if (!little->integer) {
-      throw Error(
-          XSR_STATUS_UNSUPPORTED,
-          fmt::format("{}: byte {}: little_endian is False: written on a big-endian machine", name,
-                      system_at));
-    }
-  }
-  const Data data = next();
-  const uint64_t keys_at = at;
-  const Data keys = next();
+  LegacyPickles pickles{file, name};
+  check_legacy_head(pickles);
+  const Data data = pickles.next();
+  const uint64_t keys_at = pickles.at;
+  const Data keys = pickles.next();
   if (keys.root().kind != Kind::kList) {
-    bad(keys_at,
-        fmt::format("the storage keys are {}, expected a list", to_string(keys.root().kind)));
+    pickles.bad(keys_at, fmt::format("the storage keys are {}, expected a list",
+                                     to_string(keys.root().kind)));
   }
 
   // The sizes that the object pickle gives to its storages say how many bytes follow for each key.
@@ -352,48 +369,53 @@ CheckpointContents read_pytorch_legacy(std::span<const unsigned char> file,
     if (node.kind != Kind::kStorage) continue;
     const auto [it, fresh] = described.emplace(node.text, &node);
     if (!fresh && storage_bytes(*it->second, name) != storage_bytes(node, name)) {
-      bad(node.offset, fmt::format("storage {} has {} bytes here and {} elsewhere", node.text,
-                                   storage_bytes(node, name), storage_bytes(*it->second, name)));
+      pickles.bad(node.offset,
+                  fmt::format("storage {} has {} bytes here and {} elsewhere", node.text,
+                              storage_bytes(node, name), storage_bytes(*it->second, name)));
     }
   }
   std::unordered_map<std::string_view, std::span<const unsigned char>> storages;
+  uint64_t at = pickles.at;
   for (const pickle::Ref ref : keys.root().items) {
     const Node& key = keys[ref];
     if (key.kind != Kind::kString)
-      bad(keys_at, fmt::format("a storage key is {}, expected a string", to_string(key.kind)));
+      pickles.bad(keys_at,
+                  fmt::format("a storage key is {}, expected a string", to_string(key.kind)));
     const auto it = described.find(key.text);
     if (it == described.end())
-      bad(keys_at, fmt::format("the storage key {:.40} belongs to no tensor", key.text));
+      pickles.bad(keys_at, fmt::format("the storage key {:.40} belongs to no tensor", key.text));
     const uint64_t bytes = storage_bytes(*it->second, name);
     if (file.size() - at < 8) {
-      bad(at, fmt::format("storage {} has no size, only {} bytes follow: truncated?", key.text,
-                          file.size() - at));
+      pickles.bad(at, fmt::format("storage {} has no size, only {} bytes follow: truncated?",
+                                  key.text, file.size() - at));
     }
     int64_t numel;
     std::memcpy(&numel, file.data() + at, 8);
     if (numel != it->second->integer) {
-      bad(at, fmt::format("storage {} has {} elements, but the pickle says {}", key.text, numel,
-                          it->second->integer));
+      pickles.bad(at, fmt::format("storage {} has {} elements, but the pickle says {}", key.text,
+                                  numel, it->second->integer));
     }
     at += 8;
     if (file.size() - at < bytes) {
-      bad(at, fmt::format("storage {} has {} bytes, but only {} follow: truncated?", key.text,
-                          bytes, file.size() - at));
+      pickles.bad(at, fmt::format("storage {} has {} bytes, but only {} follow: truncated?",
+                                  key.text, bytes, file.size() - at));
     }
     if (!storages.emplace(key.text, file.subspan(at, bytes)).second) {
-      bad(keys_at, fmt::format("the storage key {} occurs twice", key.text));
+      pickles.bad(keys_at, fmt::format("the storage key {} occurs twice", key.text));
     }
     at += bytes;
   }
   if (at != file.size())
-    bad(at, fmt::format("{} bytes follow the last storage, expected none", file.size() - at));
+    pickles.bad(at,
+                fmt::format("{} bytes follow the last storage, expected none", file.size() - at));
 
   CheckpointContents contents;
   contents.format = "PyTorch legacy";
   const auto storage = [&](const Node& node) {
     const auto it = storages.find(node.text);
     if (it == storages.end())
-      bad(node.offset, fmt::format("storage {} is not in the list of storage keys", node.text));
+      pickles.bad(node.offset,
+                  fmt::format("storage {} is not in the list of storage keys", node.text));
     return it->second;
   };
   Collector(data, name, storage, contents).collect();

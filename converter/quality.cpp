@@ -95,7 +95,7 @@ Quality measure_quality(const ConvertedModel& wide, const ConvertedModel& narrow
   quality.cosine_min = cosines.front();
   quality.cosine_quantile = cosines[(count + 99) / 100 - 1];
 
-  ThreadPool threads(usable_cpus());
+  ThreadPool threads(0);
   const auto pairs = static_cast<int64_t>(lines.first.size());
   const auto score = [&](const Embedded& e) {
     return score_retrieval(e.sides[0].data(), e.sides[1].data(), pairs, e.size, threads);

@@ -78,7 +78,7 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
       "tokens, {}{}, weights in {}, {} bytes\n",
       a.out, to_string(c.family), c.num_layers, c.hidden_size, c.num_heads, c.intermediate_size,
       c.vocab_size, c.max_seq_len, xsr::to_string(c.activation), c.lowercase ? ", lower-cased" : "",
-      to_string(a.dtype), std::filesystem::file_size(a.out)));
+      xsr::to_string(a.dtype), std::filesystem::file_size(a.out)));
   if (!quality_line.empty()) xsr::tell(fmt::format("xsr-convert: quality: {}\n", quality_line));
   if (!model.dropped.empty()) {
     xsr::tell(fmt::format("xsr-convert: left out, needed for training only: {}\n",

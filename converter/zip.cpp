@@ -31,20 +31,56 @@ ZipArchive::ZipArchive(std::span<const unsigned char> file, const std::string& n
   // The keys view the entries' names, which stay where they are from here on.
   for (size_t i = 0; i < entries_.size(); ++i) {
     if (!index_.emplace(entries_[i].name, i).second) {
-      throw Error(XSR_STATUS_BAD_FILE,
-                  fmt::format("{}: zip entry {} occurs twice", name_, entries_[i].name));
+      bad(fmt::format("zip entry {} occurs twice", entries_[i].name));
     }
   }
 }
 
-void ZipArchive::read_directory(std::span<const unsigned char> file) {
-  const auto bad = [&](const std::string& what) {
-    throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: {}", name_, what));
-  };
-  const auto unsupported = [&](const std::string& what) {
-    throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("{}: {}", name_, what));
-  };
+void ZipArchive::bad(const std::string& what) const {
+  throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: {}", name_, what));
+}
 
+void ZipArchive::unsupported(const std::string& what) const {
+  throw Error(XSR_STATUS_UNSUPPORTED, fmt::format("{}: {}", name_, what));
+}
+
+void ZipArchive::read_directory(std::span<const unsigned char> file) {
+  const Directory directory = find_directory(file);
+  entries_.reserve(directory.count);
+  std::vector<std::pair<uint64_t, uint64_t>> ranges;  // [local header, end of data)
+  uint64_t inflated = 0;                              // bytes of all deflated entries
+  uint64_t at = directory.begin;
+  for (uint64_t i = 0; i < directory.count; ++i) {
+    Entry e = read_entry(file, directory, i, &at);
+    has_checksums_ |= e.crc != 0;
+    if (e.method == 8 &&
+        (__builtin_add_overflow(inflated, e.size, &inflated) ||
+         (inflated > kFreeBytes && (inflated - kFreeBytes) / kMaxTotalRatio > file.size()))) {
+      bad(
+          fmt::format("the zip entries up to {} inflate to more than {} times the {} bytes of the "
+                      "file: a zip bomb? Save the "
+                      "checkpoint with torch.save, which does not compress",
+                      e.name, kMaxTotalRatio, file.size()));
+    }
+    ranges.emplace_back(e.header, e.offset + e.data.size());
+    entries_.push_back(std::move(e));
+  }
+  if (at != directory.end) {
+    bad(fmt::format("{} bytes follow the last zip directory entry at byte {}", directory.end - at,
+                    at));
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].first < ranges[i - 1].second) {
+      bad(fmt::format("two zip entries overlap at byte {}", ranges[i].first));
+    }
+  }
+  if (!ranges.empty() && ranges[0].first != 0) {
+    bad(fmt::format("{} bytes stand before the first zip entry, expected none", ranges[0].first));
+  }
+}
+
+ZipArchive::Directory ZipArchive::find_directory(std::span<const unsigned char> file) const {
   // The end record: its comment, at most 65535 bytes, must end where the file ends.
   if (file.size() < kEndSize) bad("the zip archive has no end record: truncated?");
   uint64_t end = file.size() - kEndSize;
@@ -107,131 +143,105 @@ void ZipArchive::read_directory(std::span<const unsigned char> file) {
         "the zip directory is said to have {} entries, but its {} bytes hold {} at most", count,
         directory_size, directory_size / kDirectoryHeaderSize));
   }
+  return {directory, directory_end, count};
+}
 
-  entries_.reserve(count);
-  std::vector<std::pair<uint64_t, uint64_t>> ranges;  // [local header, end of data)
-  uint64_t inflated = 0;                              // bytes of all deflated entries
-  uint64_t at = directory;
-  for (uint64_t i = 0; i < count; ++i) {
-    if (directory_end - at < kDirectoryHeaderSize || load<uint32_t>(file, at) != kDirectoryHeader) {
-      bad(fmt::format("zip directory entry {} of {} at byte {} is no directory entry", i + 1, count,
-                      at));
+ZipArchive::Entry ZipArchive::read_entry(std::span<const unsigned char> file,
+                                         const Directory& directory, uint64_t i,
+                                         uint64_t* place) const {
+  const uint64_t at = *place;
+  if (directory.end - at < kDirectoryHeaderSize || load<uint32_t>(file, at) != kDirectoryHeader) {
+    bad(fmt::format("zip directory entry {} of {} at byte {} is no directory entry", i + 1,
+                    directory.count, at));
+  }
+  const uint16_t flags = load<uint16_t>(file, at + 8);
+  Entry e;
+  e.method = load<uint16_t>(file, at + 10);
+  e.crc = load<uint32_t>(file, at + 16);
+  uint64_t compressed = load<uint32_t>(file, at + 20);
+  e.size = load<uint32_t>(file, at + 24);
+  const uint64_t name_size = load<uint16_t>(file, at + 28),
+                 extra_size = load<uint16_t>(file, at + 30);
+  const uint64_t comment_size = load<uint16_t>(file, at + 32);
+  e.header = load<uint32_t>(file, at + 42);
+  const uint64_t size = kDirectoryHeaderSize + name_size + extra_size + comment_size;
+  if (directory.end - at < size)
+    bad(fmt::format("zip directory entry {} at byte {} reaches beyond the directory", i + 1, at));
+  e.name.assign(reinterpret_cast<const char*>(file.data() + at + kDirectoryHeaderSize), name_size);
+  for (const char c : e.name) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      bad(fmt::format("the name of zip directory entry {} contains the control character 0x{:02x}",
+                      i + 1, static_cast<unsigned char>(c)));
     }
-    const uint16_t flags = load<uint16_t>(file, at + 8);
-    Entry e;
-    e.method = load<uint16_t>(file, at + 10);
-    e.crc = load<uint32_t>(file, at + 16);
-    has_checksums_ |= e.crc != 0;
-    uint64_t compressed = load<uint32_t>(file, at + 20);
-    e.size = load<uint32_t>(file, at + 24);
-    const uint64_t name_size = load<uint16_t>(file, at + 28),
-                   extra_size = load<uint16_t>(file, at + 30);
-    const uint64_t comment_size = load<uint16_t>(file, at + 32);
-    uint64_t local = load<uint32_t>(file, at + 42);
-    const uint64_t size = kDirectoryHeaderSize + name_size + extra_size + comment_size;
-    if (directory_end - at < size)
-      bad(fmt::format("zip directory entry {} at byte {} reaches beyond the directory", i + 1, at));
-    e.name.assign(reinterpret_cast<const char*>(file.data() + at + kDirectoryHeaderSize),
-                  name_size);
-    for (const char c : e.name) {
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-        bad(fmt::format(
-            "the name of zip directory entry {} contains the control character 0x{:02x}", i + 1,
-            static_cast<unsigned char>(c)));
-      }
-    }
-    // zip64: the fields that are all ones stand in the extra field 1, in this order.
-    const bool size64 = e.size == 0xffffffff, compressed64 = compressed == 0xffffffff,
-               local64 = local == 0xffffffff;
-    if (size64 || compressed64 || local64) {
-      uint64_t x = at + kDirectoryHeaderSize + name_size;
-      const uint64_t extra_end = x + extra_size;
-      bool found = false;
-      while (!found && extra_end - x >= 4) {
-        const uint16_t id = load<uint16_t>(file, x), bytes = load<uint16_t>(file, x + 2);
-        x += 4;
-        if (bytes > extra_end - x) break;
-        if (id == 1 && bytes >= 8u * (size64 + compressed64 + local64)) {
-          for (auto [wide, field] :
-               {std::pair{size64, &e.size}, {compressed64, &compressed}, {local64, &local}}) {
-            if (!wide) continue;
-            *field = load<uint64_t>(file, x);
-            x += 8;
-          }
-          found = true;
+  }
+  // zip64: the fields that are all ones stand in the extra field 1, in this order.
+  const bool size64 = e.size == 0xffffffff, compressed64 = compressed == 0xffffffff,
+             local64 = e.header == 0xffffffff;
+  if (size64 || compressed64 || local64) {
+    uint64_t x = at + kDirectoryHeaderSize + name_size;
+    const uint64_t extra_end = x + extra_size;
+    bool found = false;
+    while (!found && extra_end - x >= 4) {
+      const uint16_t id = load<uint16_t>(file, x), bytes = load<uint16_t>(file, x + 2);
+      x += 4;
+      if (bytes > extra_end - x) break;
+      if (id == 1 && bytes >= 8u * (size64 + compressed64 + local64)) {
+        for (auto [wide, field] :
+             {std::pair{size64, &e.size}, {compressed64, &compressed}, {local64, &e.header}}) {
+          if (!wide) continue;
+          *field = load<uint64_t>(file, x);
+          x += 8;
         }
-        if (!found) x += bytes;
+        found = true;
       }
-      if (!found) bad(fmt::format("zip entry {} has sizes of zip64 but no zip64 field", e.name));
+      if (!found) x += bytes;
     }
-    if (flags & 0x41) unsupported(fmt::format("zip entry {} is encrypted", e.name));
-    if (flags & 0x20) unsupported(fmt::format("zip entry {} is patch data", e.name));
-    if (e.method != 0 && e.method != 8) {
-      unsupported(
-          fmt::format("zip entry {} uses compression method {}, expected 0 (stored) or 8 (deflate)",
-                      e.name, e.method));
-    }
-    if (e.method == 0 && compressed != e.size) {
-      bad(fmt::format("zip entry {} is stored, but has {} bytes in the file and {} outside", e.name,
-                      compressed, e.size));
-    }
-    if (local > directory || directory - local < kLocalHeaderSize ||
-        load<uint32_t>(file, local) != kLocalHeader) {
-      bad(fmt::format("zip entry {} points to byte {}, where there is no local header", e.name,
-                      local));
-    }
-    const uint64_t local_name = load<uint16_t>(file, local + 26),
-                   local_extra = load<uint16_t>(file, local + 28);
-    e.offset = local + kLocalHeaderSize + local_name + local_extra;
-    if (e.offset > directory || compressed > directory - e.offset) {
-      bad(fmt::format(
-          "zip entry {} has {} bytes at byte {}, which reach into the directory at byte {}", e.name,
-          compressed, e.offset, directory));
-    }
-    if (local_name != name_size ||
-        std::memcmp(file.data() + local + kLocalHeaderSize, e.name.data(), name_size) != 0) {
-      bad(fmt::format("zip entry {} has another name in its local header at byte {}", e.name,
-                      local));
-    }
-    if (load<uint16_t>(file, local + 8) != e.method) {
-      bad(fmt::format(
-          "zip entry {} has compression method {} in its local header, {} in the directory", e.name,
-          load<uint16_t>(file, local + 8), e.method));
-    }
-    if (e.method == 8 && e.size > kFreeBytes && (e.size - kFreeBytes) / kMaxRatio > compressed) {
-      bad(
-          fmt::format("zip entry {} inflates from {} to {} bytes, more than {} times: a zip bomb? "
-                      "Save the checkpoint with "
-                      "torch.save, which does not compress",
-                      e.name, compressed, e.size, kMaxRatio));
-    }
-    if (e.method == 8 &&
-        (__builtin_add_overflow(inflated, e.size, &inflated) ||
-         (inflated > kFreeBytes && (inflated - kFreeBytes) / kMaxTotalRatio > file.size()))) {
-      bad(
-          fmt::format("the zip entries up to {} inflate to more than {} times the {} bytes of the "
-                      "file: a zip bomb? Save the "
-                      "checkpoint with torch.save, which does not compress",
-                      e.name, kMaxTotalRatio, file.size()));
-    }
-    e.data = file.subspan(e.offset, compressed);
-    ranges.emplace_back(local, e.offset + compressed);
-    entries_.push_back(std::move(e));
-    at += size;
+    if (!found) bad(fmt::format("zip entry {} has sizes of zip64 but no zip64 field", e.name));
   }
-  if (at != directory_end) {
-    bad(fmt::format("{} bytes follow the last zip directory entry at byte {}", directory_end - at,
-                    at));
+  if (flags & 0x41) unsupported(fmt::format("zip entry {} is encrypted", e.name));
+  if (flags & 0x20) unsupported(fmt::format("zip entry {} is patch data", e.name));
+  if (e.method != 0 && e.method != 8) {
+    unsupported(
+        fmt::format("zip entry {} uses compression method {}, expected 0 (stored) or 8 (deflate)",
+                    e.name, e.method));
   }
-  std::sort(ranges.begin(), ranges.end());
-  for (size_t i = 1; i < ranges.size(); ++i) {
-    if (ranges[i].first < ranges[i - 1].second) {
-      bad(fmt::format("two zip entries overlap at byte {}", ranges[i].first));
-    }
+  if (e.method == 0 && compressed != e.size) {
+    bad(fmt::format("zip entry {} is stored, but has {} bytes in the file and {} outside", e.name,
+                    compressed, e.size));
   }
-  if (!ranges.empty() && ranges[0].first != 0) {
-    bad(fmt::format("{} bytes stand before the first zip entry, expected none", ranges[0].first));
+  if (e.header > directory.begin || directory.begin - e.header < kLocalHeaderSize ||
+      load<uint32_t>(file, e.header) != kLocalHeader) {
+    bad(fmt::format("zip entry {} points to byte {}, where there is no local header", e.name,
+                    e.header));
   }
+  const uint64_t local_name = load<uint16_t>(file, e.header + 26),
+                 local_extra = load<uint16_t>(file, e.header + 28);
+  e.offset = e.header + kLocalHeaderSize + local_name + local_extra;
+  if (e.offset > directory.begin || compressed > directory.begin - e.offset) {
+    bad(fmt::format(
+        "zip entry {} has {} bytes at byte {}, which reach into the directory at byte {}", e.name,
+        compressed, e.offset, directory.begin));
+  }
+  if (local_name != name_size ||
+      std::memcmp(file.data() + e.header + kLocalHeaderSize, e.name.data(), name_size) != 0) {
+    bad(fmt::format("zip entry {} has another name in its local header at byte {}", e.name,
+                    e.header));
+  }
+  if (load<uint16_t>(file, e.header + 8) != e.method) {
+    bad(fmt::format(
+        "zip entry {} has compression method {} in its local header, {} in the directory", e.name,
+        load<uint16_t>(file, e.header + 8), e.method));
+  }
+  if (e.method == 8 && e.size > kFreeBytes && (e.size - kFreeBytes) / kMaxRatio > compressed) {
+    bad(
+        fmt::format("zip entry {} inflates from {} to {} bytes, more than {} times: a zip bomb? "
+                    "Save the checkpoint with "
+                    "torch.save, which does not compress",
+                    e.name, compressed, e.size, kMaxRatio));
+  }
+  e.data = file.subspan(e.offset, compressed);
+  *place = at + size;
+  return e;
 }
 
 const ZipArchive::Entry* ZipArchive::find(std::string_view name) const {
@@ -270,20 +280,18 @@ std::span<const unsigned char> ZipArchive::read(const Entry& entry,
     }
     inflateEnd(&z);
     if (result != Z_STREAM_END || done != entry.size || in != entry.data.size()) {
-      throw Error(XSR_STATUS_BAD_FILE,
-                  fmt::format("{}: zip entry {} does not inflate to the {} bytes the directory "
-                              "says ({} after {} of {} "
-                              "compressed bytes)",
-                              name_, entry.name, entry.size, done, in, entry.data.size()));
+      bad(
+          fmt::format("zip entry {} does not inflate to the {} bytes the directory says ({} after "
+                      "{} of {} compressed bytes)",
+                      entry.name, entry.size, done, in, entry.data.size()));
     }
     out = buffer;
   }
   if (!has_checksums_) return out;
   const uLong crc = crc32_z(0, out.data(), out.size());
   if (crc != entry.crc) {
-    throw Error(XSR_STATUS_BAD_FILE,
-                fmt::format("{}: zip entry {} has CRC-32 {:08x}, expected {:08x}: damaged?", name_,
-                            entry.name, crc, entry.crc));
+    bad(fmt::format("zip entry {} has CRC-32 {:08x}, expected {:08x}: damaged?", entry.name, crc,
+                    entry.crc));
   }
   return out;
 }

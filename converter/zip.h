@@ -20,6 +20,7 @@ class ZipArchive {
     uint32_t crc = 0;
     uint64_t size = 0;                    // uncompressed bytes
     std::span<const unsigned char> data;  // as it lies in the file
+    uint64_t header = 0;                  // offset of the local header in the file
     uint64_t offset = 0;                  // of data in the file
   };
   /// An entry may inflate to at most kMaxRatio times its compressed size (the first kFreeBytes are
@@ -41,7 +42,17 @@ class ZipArchive {
   std::span<const unsigned char> read(const Entry& entry, std::vector<unsigned char>& buffer) const;
 
  private:
+  struct Directory {
+    uint64_t begin, end, count;  // offsets in the file; entries
+  };
+
   void read_directory(std::span<const unsigned char> file);
+  Directory find_directory(std::span<const unsigned char> file) const;
+  /// Entry i of the directory, which stands at *place; moves *place behind it.
+  Entry read_entry(std::span<const unsigned char> file, const Directory& directory, uint64_t i,
+                   uint64_t* place) const;
+  [[noreturn]] void bad(const std::string& what) const;
+  [[noreturn]] void unsupported(const std::string& what) const;
 
   std::string name_;
   std::vector<Entry> entries_;

@@ -172,20 +172,17 @@ std::string VectorWriter::abandon() noexcept {
     abandoned_ = true;
     if (rows_ == 0) {
       ::unlink(partial_.c_str());  // under the lock
-      if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+      ::close(std::exchange(fd_, -1));
       return "";
     }
-    if (fd_ >= 0) {
-      // A failed append may have left part of a row behind.
-      if (::ftruncate(fd_, static_cast<off_t>(whole_bytes_)) != 0) {
-        return "The rows written are in " + partial_ +
-               ", perhaps with part of another behind them.";
-      }
-      if (format_ == VectorFormat::kNpy) {
-        const std::string header = npy_header(rows_, columns_);
-        if (::pwrite(fd_, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
-          return "The rows written are in " + partial_ + ", whose header gives no row count.";
-        }
+    // A failed append may have left part of a row behind.
+    if (::ftruncate(fd_, static_cast<off_t>(whole_bytes_)) != 0) {
+      return "The rows written are in " + partial_ + ", perhaps with part of another behind them.";
+    }
+    if (format_ == VectorFormat::kNpy) {
+      const std::string header = npy_header(rows_, columns_);
+      if (::pwrite(fd_, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
+        return "The rows written are in " + partial_ + ", whose header gives no row count.";
       }
     }
     return "The rows written are kept in " + partial_ + ".";

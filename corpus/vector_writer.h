@@ -18,7 +18,8 @@ VectorFormat vector_format(const std::string& path);
 
 /// Writes rows of f32 to path.partial and renames it to path when whole; an existing path stays as
 /// it was until then. A second process that wants to write the same path at the same time gets an
-/// error. With path "-" the rows go straight to standard output. Not for several threads at once.
+/// error. A path that is a symbolic link is replaced itself. With path "-" the rows go straight to
+/// standard output. Not for several threads at once.
 class VectorWriter {
  public:
   /// Throws Error(IO), before any row is computed where path is a folder, a pipe or a device.

@@ -335,7 +335,7 @@ int tool_main(int argc, char** argv) {
                  "cpu; cuda; or cuda:0,1 for several devices that share the sentences")
       ->capture_default_str();
   app.add_option("--isa", options.isa, "Instruction set of the CPU")
-      ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"}))
+      ->check(CLI::IsMember(xsr::isa_names()))
       ->capture_default_str();
   app.add_option(
          "--compute", options.compute,

@@ -79,7 +79,7 @@ float dot(const float* a, const float* b, size_t size) {
   return sum;
 }
 
-/// Every pair of sentences' cosine: [n, n], row: English, column: French.
+/// Every pair of sentences' cosine: [n, n], row: left, column: right.
 std::vector<float> cosines(const std::vector<float>& left, const std::vector<float>& right,
                            size_t count, size_t size) {
   std::vector<float> scores(count * count);
@@ -178,7 +178,7 @@ void run(const Options& options) {
 
   std::printf("Is a sentence's nearest neighbour in the other language its translation?\n");
   for (const auto& [name, best] :
-       {std::pair{"English -> French", &forward}, std::pair{"French -> English", &backward}}) {
+       {std::pair{"left -> right", &forward}, std::pair{"right -> left", &backward}}) {
     const size_t found = count_right(*best);
     std::printf("  %s  P@1 %5.1f %%  (%zu of %zu)\n", name, 100.0 * double(found) / double(count),
                 found, count);
@@ -203,6 +203,9 @@ void run(const Options& options) {
 
   std::printf("\n%zu sentences, %lld tokens, text to vectors in %.1f ms: %.0f vectors/s\n",
               texts.size(), num_tokens, 1e3 * embed_seconds, double(texts.size()) / embed_seconds);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+    throw std::runtime_error("cannot write to standard output");
+  }
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
     for (int row = 0; row < 2; ++row) norms[row] += pow(embeddings[row * size + i], 2);
   }
   printf("%s\n%s\ncosine %.4f\n", english, french, dot / sqrt(norms[0] * norms[1]));
+  if (fflush(stdout) != 0) return fail("cannot write to standard output");
 
   free(embeddings);
   xsr_session_destroy(session);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 #include <xsr/xsr.hpp>
@@ -31,6 +32,9 @@ int main(int argc, char** argv) {
       const float* row = embeddings.data() + i * session.embedding_size();
       std::printf("%7.4f  %s\n", cosine(embeddings.data(), row, session.embedding_size()),
                   argv[2 + i]);
+    }
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+      throw std::runtime_error("cannot write to standard output");
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "embed: %s\n", e.what());

@@ -29,10 +29,19 @@ inline xsr_compute compute_named(const std::string& wanted) {
   return XSR_COMPUTE_F32;
 }
 
-/// What xsr_isa_string gives the name for; AUTO for any other.
+inline constexpr xsr_isa kIsas[] = {XSR_ISA_AUTO,   XSR_ISA_REF,         XSR_ISA_AVX2,
+                                    XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI, XSR_ISA_AVX512_BF16,
+                                    XSR_ISA_AMX};
+
+inline std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const xsr_isa isa : kIsas) names.emplace_back(xsr_isa_string(isa));
+  return names;
+}
+
+/// AUTO for a name that is none of isa_names().
 inline xsr_isa isa_named(const std::string& wanted) {
-  for (const xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI,
-                            XSR_ISA_AVX512_BF16, XSR_ISA_AMX}) {
+  for (const xsr_isa isa : kIsas) {
     if (wanted == xsr_isa_string(isa)) return isa;
   }
   return XSR_ISA_AUTO;

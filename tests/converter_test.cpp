@@ -485,21 +485,15 @@ std::string refused(const std::vector<NamedTensor>& tensors,
 
 const std::string kLayer1 = "model.bert.encoder.layer.1.";
 
-kernels::Storage storage(DType dtype) {
-  return dtype == DType::kF32    ? kernels::Storage::kF32
-         : dtype == DType::kBF16 ? kernels::Storage::kBF16
-                                 : kernels::Storage::kF16;
-}
-
 /// Element (n, k) of a tensor in a .xsr file, whatever its layout.
 float element(const TensorView& t, uint64_t n, uint64_t k) {
   const uint64_t columns = t.dims.size() == 2 ? t.dims[1] : 1;
   if (t.layout == Layout::kPanels32) {
-    const kernels::PackedMatrix w{t.data, storage(t.dtype), static_cast<int32_t>(t.dims[0]),
+    const kernels::PackedMatrix w{t.data, t.dtype, static_cast<int32_t>(t.dims[0]),
                                   static_cast<int32_t>(columns)};
     return kernels::gemm_packed_element(w, static_cast<int32_t>(n), static_cast<int32_t>(k));
   }
-  return kernels::load_storage(t.data, storage(t.dtype), static_cast<int64_t>(n * columns + k));
+  return kernels::load_storage(t.data, t.dtype, static_cast<int64_t>(n * columns + k));
 }
 
 float rounded(float value, DType dtype) {
@@ -817,7 +811,7 @@ TEST(Convert, families_that_are_not_there_yet) {
   o.family = Family::kXsr;
   o.dtype = static_cast<DType>(9);
   EXPECT_THAT(message_of(XSR_STATUS_UNSUPPORTED, [&] { convert(xsr_tensors(), o); }),
-              HasSubstr("dtype 9 cannot be written"));
+              HasSubstr("dtype is 9, this build knows 0 (f32), "));
 }
 
 TEST(Convert, int8_is_half_a_step_from_f32) {
@@ -1419,6 +1413,13 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_EQ(run("/nonexistent -o " + kept), 1);
   EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
   EXPECT_EQ(run("--check " + input_), 1);
+  const std::string header =
+      R"({"\u001b[31m\u007f":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})";
+  const std::string hostile = folder_.write(
+      "hostile", std::string{static_cast<char>(header.size())} + std::string(7, '\0') + header);
+  EXPECT_EQ(run("--inspect " + hostile), 1);
+  EXPECT_THAT(err_, HasSubstr("hostile: ?[31m?: data_offsets [0, 4] reach beyond"))
+      << "a file's bytes must not act on the terminal";
 }
 
 TEST_F(CommandLine, a_full_disk_is_told_and_leaves_nothing) {

@@ -22,6 +22,8 @@
 #include "runtime/error.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
+#include "tests/support/files.h"
+#include "tests/support/temp_folder.h"
 
 namespace {
 
@@ -32,25 +34,14 @@ using testing::HasSubstr;
 
 class Corpus : public testing::Test {
  protected:
-  Corpus() {
-    std::string name = fs::temp_directory_path() / "xsr-corpus-test-XXXXXX";
-    folder_ = mkdtemp(name.data());
-  }
-  ~Corpus() override { fs::remove_all(folder_); }
-
   std::string path(const std::string& name) const { return folder_ / name; }
   std::string write(const std::string& bytes) const {
     std::ofstream(path("in.txt"), std::ios::binary) << bytes;
     return path("in.txt");
   }
-  std::string read(const std::string& name) const {
-    std::ifstream in(path(name), std::ios::binary);
-    std::ostringstream bytes;
-    bytes << in.rdbuf();
-    return bytes.str();
-  }
+  std::string read(const std::string& name) const { return xsr::test::read_file(path(name)); }
 
-  fs::path folder_;
+  const xsr::test::TempFolder folder_;
 };
 
 struct Lines {
@@ -149,7 +140,7 @@ TEST_F(Corpus, MemoryDoesNotGrowWithALine) {
 }
 
 TEST_F(Corpus, MissingAndUnreadableInput) {
-  for (const std::string& name : {path("missing.txt"), folder_.string()}) {
+  for (const std::string& name : {path("missing.txt"), path(".")}) {
     try {
       lines_of(name);
       ADD_FAILURE() << name;

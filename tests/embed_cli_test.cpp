@@ -35,13 +35,7 @@ class EmbedCli : public ToolTest {
     ASSERT_TRUE(fs::exists(kModel)) << kModel;
   }
 
-  std::string read(const std::string& name) const {
-    std::ifstream in(path(name), std::ios::binary);
-    std::ostringstream bytes;
-    bytes << in.rdbuf();
-    return bytes.str();
-  }
-
+  std::string read(const std::string& name) const { return xsr::test::read_file(path(name)); }
   Outcome embed(const std::string& arguments) const {
     return run("-m " + kModel + " " + arguments);
   }

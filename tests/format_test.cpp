@@ -1389,6 +1389,20 @@ TEST(Format, WritingWhereItCannotBeRenamedLeavesNothing) {
               HasSubstr("no folder/model.xsr.partial: cannot create the file: No such file"));
 }
 
+TEST(Format, WritingReplacesALinkAndLeavesWhatItPointsTo) {
+  const TempFolder folder;
+  write_all(folder / "old", "old", 3);
+  for (const char* target : {"old", "missing"}) {
+    std::filesystem::create_symlink(target, folder / "link");
+    write_whole_file(folder / "link", target);
+    EXPECT_TRUE(std::filesystem::is_regular_file(std::filesystem::symlink_status(folder / "link")));
+    EXPECT_EQ(read_all(folder / "link"), target);
+    std::filesystem::remove(folder / "link");
+  }
+  EXPECT_EQ(read_all(folder / "old"), "old");
+  EXPECT_EQ(folder.names(), std::set<std::string>{"old"});
+}
+
 TEST(Format, WritingReplacesALeftoverPartialFileAndAnOpenModelLivesOn) {
   const TempFolder folder;
   const SampleTensors tensors;

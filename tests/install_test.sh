@@ -42,7 +42,11 @@ if [ -e "$prefix/share/xsr/models/xsr-multi.xsr" ]; then
   one=$("$work/embed-c" "$model") && two=$("$work/examples/embed-c" "$model") || fail "embed-c failed"
   [ "$one" = "$two" ] || fail "the two builds of embed-c differ: $one / $two"
   "$work/embed-cpp" "$model" "A cat." "Un chat."
-  "$work/examples/xsr-demo" --model "$model" --pairs "$source/examples/data/tatoeba.en-fr.tsv" >"$work/demo" || fail "xsr-demo failed"
+  demo=("$work/examples/xsr-demo" --model "$model" --pairs "$source/examples/data/tatoeba.en-fr.tsv")
+  "${demo[@]}" >"$work/demo" || fail "xsr-demo failed"
+  ! "$work/embed-c" "$model" >/dev/full || fail "embed-c does not notice a full disk"
+  ! "$work/embed-cpp" "$model" "A cat." >/dev/full || fail "embed-cpp does not notice a full disk"
+  ! "${demo[@]}" >/dev/full || fail "xsr-demo does not notice a full disk"
   grep "P@1" "$work/demo"
   one=${one##*$'\n'}
 fi

@@ -329,6 +329,16 @@ TEST_F(SmallModel, ResultsSayTruncatedAndEmpty) {
       << "truncated to the first 200 tokens";
 }
 
+double cosine(const float* a, const float* b, size_t C) {
+  double ab = 0, aa = 0, bb = 0;
+  for (size_t c = 0; c < C; ++c) {
+    ab += double(a[c]) * b[c];
+    aa += double(a[c]) * a[c];
+    bb += double(b[c]) * b[c];
+  }
+  return ab / std::sqrt(aa * bb);
+}
+
 TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
   const bench::RandomShape shape = {2, 256, 4, 512, 500};
   const bench::RandomModel narrow(shape, DType::kBF16, 3), wide(shape, DType::kF32, 3);
@@ -343,13 +353,7 @@ TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
   EXPECT_NE(-1, first_difference(exact, rounded, C)) << "bf16 was not computed with";
   for (size_t i = 0; i < sentences.all.size(); ++i) {
     if (sentences.all[i].empty()) continue;
-    double ab = 0, aa = 0, bb = 0;
-    for (size_t c = i * C; c < (i + 1) * C; ++c) {
-      ab += double(exact[c]) * rounded[c];
-      aa += double(exact[c]) * exact[c];
-      bb += double(rounded[c]) * rounded[c];
-    }
-    EXPECT_GT(ab / std::sqrt(aa * bb), 0.9999) << "sentence " << i;
+    EXPECT_GT(cosine(&exact[i * C], &rounded[i * C], C), 0.9999) << "sentence " << i;
   }
   xsr_session* session = nullptr;
   char detail[256] = "";
@@ -359,16 +363,6 @@ TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
   options.compute = static_cast<xsr_compute>(7);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model.get(), &options, &session, detail, sizeof detail));
-}
-
-double cosine(const float* a, const float* b, size_t C) {
-  double ab = 0, aa = 0, bb = 0;
-  for (size_t c = 0; c < C; ++c) {
-    ab += double(a[c]) * b[c];
-    aa += double(a[c]) * a[c];
-    bb += double(b[c]) * b[c];
-  }
-  return ab / std::sqrt(aa * bb);
 }
 
 TEST(Compute, Int8StaysCloseToF32WhateverTheFileStores) {
@@ -516,6 +510,31 @@ TEST_F(SmallModel, OptionsAreChecked) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(nullptr, nullptr, &session, tiny, sizeof tiny));
   EXPECT_STREQ("mod", tiny) << "a message is cut to the buffer, with its NUL";
+}
+
+TEST_F(SmallModel, InfoIsFilledAsFarAsTheCallerKnows) {
+  struct {
+    xsr_model_info info;
+    int32_t beyond;
+  } memory;
+  xsr_model_info& info = memory.info;
+  const auto status_with = [&](size_t size) {
+    std::memset(&memory, 0x5a, sizeof memory);
+    info.size = size;
+    return xsr_model_get_info(model_.get(), &info);
+  };
+  EXPECT_EQ(XSR_STATUS_OK, status_with(offsetof(xsr_model_info, hidden_size)));
+  EXPECT_EQ(offsetof(xsr_model_info, hidden_size), info.size);
+  EXPECT_EQ(2, info.num_layers);
+  EXPECT_EQ(0x5a5a5a5a, info.hidden_size);
+  EXPECT_EQ(XSR_STATUS_OK, status_with(sizeof memory)) << "a caller who knows more";
+  EXPECT_EQ(sizeof info, info.size);
+  EXPECT_EQ(32, info.hidden_size);
+  EXPECT_EQ(random_.size(), info.file_size);
+  EXPECT_EQ(0x5a5a5a5a, memory.beyond);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_with(0));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, xsr_model_get_info(nullptr, &info));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, xsr_model_get_info(model_.get(), nullptr));
 }
 
 TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {

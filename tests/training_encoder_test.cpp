@@ -209,6 +209,16 @@ TEST(ModelFile, GivesBackWhatWasWritten) {
       }
     }
   }
+  const ConvertedModel rounded = FinishedModel(folder / "model.xsr").retyped(DType::kI8);
+  write_xsr_file(folder / "i8.xsr", rounded.config, rounded.sources(), "", "{}");
+  try {
+    read_initial_model(folder / "i8.xsr", {}, 9);
+    ADD_FAILURE() << "took i8";
+  } catch (const Error& error) {
+    EXPECT_EQ(XSR_STATUS_UNSUPPORTED, error.status());
+    EXPECT_NE(nullptr, std::strstr(error.what(), "embedding.token is i8, training starts from f32"))
+        << error.what();
+  }
   const std::string path = folder / "bad.xsr";
   values.at(table.at("layer.1.up.weight"))[3] = 1e6f;  // beyond f16 only
   write_model(path, config, values, DType::kBF16, "", "{}");

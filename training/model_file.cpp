@@ -15,23 +15,6 @@
 namespace xsr::training {
 namespace {
 
-kernels::Storage storage_of(const std::string& path, std::string_view name, DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return kernels::Storage::kF32;
-    case DType::kF16:
-      return kernels::Storage::kF16;
-    case DType::kBF16:
-      return kernels::Storage::kBF16;
-    case DType::kI8:
-      break;
-  }
-  throw Error(XSR_STATUS_UNSUPPORTED,
-              fmt::format("{}: tensor {} is {}, training starts from f32, f16 or bf16: take the "
-                          "file that this one was made from",
-                          path, name, to_string(dtype)));
-}
-
 /// A tensor of the .xsr file as row-major f32.
 void widen(const std::string& path, const TensorView& found, const Parameter& p, float* values) {
   const std::vector<uint64_t> expected(p.shape.begin(), p.shape.end());
@@ -40,7 +23,12 @@ void widen(const std::string& path, const TensorView& found, const Parameter& p,
                 fmt::format("{}: tensor {} is {}, expected {} from the file's configuration", path,
                             p.name, shape_string(found.dims), shape_string(expected)));
   }
-  storage_of(path, found.name, found.dtype);  // refuses i8
+  if (found.dtype == DType::kI8) {
+    throw Error(XSR_STATUS_UNSUPPORTED,
+                fmt::format("{}: tensor {} is i8, training starts from f32, f16 or bf16: take the "
+                            "file that this one was made from",
+                            path, found.name));
+  }
   const std::vector<float> numbers = row_major_values(found);
   std::copy(numbers.begin(), numbers.end(), values);
 }
@@ -167,14 +155,14 @@ void write_model(const std::string& path, const ModelConfig& config, const FlatB
     tensors.push_back(pack_tensor(rule, {p.shape.begin(), p.shape.end()},
                                   {values.at(p), static_cast<size_t>(p.size)}, dtype));
     const ConvertedModel::Tensor& packed = tensors.back();
-    const kernels::Storage storage = storage_of(path, packed.name, packed.dtype);
-    const int64_t count = static_cast<int64_t>(packed.data.size()) / kernels::storage_size(storage);
+    const int64_t count =
+        static_cast<int64_t>(packed.data.size()) / kernels::storage_size(packed.dtype);
     for (int64_t i = 0; i < count; ++i) {
-      if (!std::isfinite(kernels::load_storage(packed.data.data(), storage, i))) {
+      if (!std::isfinite(kernels::load_storage(packed.data.data(), packed.dtype, i))) {
         throw Error(XSR_STATUS_BAD_FILE,
                     fmt::format("{}: not written: {} has a value that is not finite in {}; go on "
                                 "with --resume and another train.dtype",
-                                path, packed.name, to_string(packed.dtype)));
+                                path, packed.name, xsr::to_string(packed.dtype)));
       }
     }
   }

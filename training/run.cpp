@@ -134,7 +134,7 @@ class Run {
         options_(options),
         terminal_(::isatty(STDERR_FILENO) != 0),
         lock_(make_folder(config.run)),
-        threads_(config.threads > 0 ? config.threads : usable_cpus()),
+        threads_(config.threads),
         license_(license_text(config)) {
     // Known now, and not when the data is ready.
     if (const auto devices = cuda_devices_of(config.device); !devices.empty())

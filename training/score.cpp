@@ -18,7 +18,7 @@ std::vector<PairFileScore> score_model(const std::string& model, const std::vect
   const auto embed = [&](const std::vector<std::string>& lines) {
     return session.embed(std::vector<std::string_view>(lines.begin(), lines.end()));
   };
-  ThreadPool threads(num_threads > 0 ? num_threads : usable_cpus());
+  ThreadPool threads(num_threads);
   std::vector<PairFileScore> scores;
   for (const PairFile& file : files) {
     const PairLines sides = read_pairs(file);

@@ -193,7 +193,7 @@ void run(const Options& options) {
                 "--exchange and --precision tf32 are for CUDA devices alone; give --device cuda");
   }
   require_writable(options.json);
-  ThreadPool threads(options.threads > 0 ? options.threads : usable_cpus());
+  ThreadPool threads(options.threads);
   const kernels::Isa isa = choose_isa(std::nullopt);
   const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
   const StepConfig step = step_of(options.precision);

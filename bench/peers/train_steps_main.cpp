@@ -220,7 +220,7 @@ class StepServer {
 void run(const TrainConfig& config, int64_t num_steps, const std::string& output) {
   validate(config);
   make_folder(config.run);
-  xsr::ThreadPool threads(config.threads > 0 ? config.threads : xsr::usable_cpus());
+  xsr::ThreadPool threads(config.threads);
   const RunData data = prepare_data(config, false, threads, {});
   const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
   const xsr::kernels::KernelTable kernels = xsr::kernels::resolve_kernels(isa);

@@ -18,10 +18,10 @@
  * for a message that says what was found, what was expected and where; the buffer may be NULL. A
  * session keeps the message of its last call, if that failed.
  *
- * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once;
- * it must outlive its sessions. An xsr_session serves one call at a time. After fork() the child
- * may use and destroy what the parent had and was not using; a session that the parent made then
- * computes on the calling thread alone. CUDA devices, once used, are the parent's alone.
+ * Threads. An xsr_model is immutable and may be used by any number of threads and sessions at once.
+ * An xsr_session serves one call at a time. After fork() the child may use and destroy what the
+ * parent had and was not using; a session that the parent made then computes on the calling thread
+ * alone. CUDA devices, once used, are the parent's alone.
  */
 #ifndef XSR_XSR_H
 #define XSR_XSR_H
@@ -184,7 +184,7 @@ typedef struct xsr_text_result {
 XSR_API const char* xsr_version_string(void);
 /* A short English name of the status, e.g. "bad file"; never NULL; static. */
 XSR_API const char* xsr_status_string(xsr_status status);
-/* "ref", "avx2", ...; "unknown" for another value; static. */
+/* "auto", "ref", "avx2", ...; "unknown" for another value; static. */
 XSR_API const char* xsr_isa_string(xsr_isa isa);
 
 /* ---- Models
@@ -203,7 +203,8 @@ XSR_API xsr_status xsr_model_open_memory(const void* data, size_t size,
                                          char* detail, size_t detail_size);
 /* NULL is allowed. Sessions of the model go on: what they use is released with the last of them. */
 XSR_API void xsr_model_close(xsr_model* model);
-/* Fills info up to info->size bytes. */
+/* Fills info up to info->size bytes and sets info->size to how many it has filled. Errors:
+ * INVALID_ARGUMENT. */
 XSR_API xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info);
 /* Checks the XXH3 checksum of every tensor and makes the tokenizer's tables again; reads the whole
  * file. Errors: BAD_FILE naming the tensor or the table. */

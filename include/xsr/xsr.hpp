@@ -86,8 +86,8 @@ class Model {
     return info;
   }
 
-  /// Checks the checksum of every tensor; reads the whole file. Throws Exception(BAD_FILE) naming
-  /// the tensor.
+  /// Checks the checksum of every tensor and makes the tokenizer's tables again; reads the whole
+  /// file. Throws Exception(BAD_FILE) naming the tensor or the table.
   void verify() const {
     detail::Message message = "";
     detail::check(xsr_model_verify(get(), message, sizeof message), message);

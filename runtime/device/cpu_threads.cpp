@@ -55,8 +55,11 @@ int32_t usable_cpus() {
 }
 
 ThreadPool::ThreadPool(int32_t num_threads)
-    : num_threads_(num_threads < 1 ? 1 : num_threads),
-      may_spin_(num_threads_ == 1 || num_threads_ <= usable_cpus()),
+    : ThreadPool(num_threads, num_threads == 1 ? 1 : usable_cpus()) {}
+
+ThreadPool::ThreadPool(int32_t num_threads, int32_t cpus)
+    : num_threads_(num_threads == 0 ? cpus : num_threads),
+      may_spin_(num_threads_ <= cpus),
       process_(::getpid()),
       threads_(std::make_unique<std::vector<std::thread>>()) {
   try {

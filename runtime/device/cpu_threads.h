@@ -24,8 +24,8 @@ int32_t usable_cpus();
 /// once. In a child of fork(), which has none of them, the caller does it all.
 class ThreadPool {
  public:
-  /// num_threads counts the caller: 1 starts no thread. Throws Error(OUT_OF_MEMORY) when a thread
-  /// cannot be started.
+  /// num_threads counts the caller: 1 starts no thread; 0: usable_cpus(). Throws
+  /// Error(OUT_OF_MEMORY) when a thread cannot be started.
   explicit ThreadPool(int32_t num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -65,6 +65,7 @@ class ThreadPool {
   };
   static constexpr int32_t kMaxTasks = 0xffff;
 
+  ThreadPool(int32_t num_threads, int32_t cpus);
   void run(Function function, void* context, int32_t total);
   bool claim_and_do(int32_t thread);
   void work(int32_t thread);

@@ -1,6 +1,5 @@
 #include "runtime/encoder/derived_weights.h"
 
-#include <algorithm>
 #include <new>
 #include <string>
 
@@ -17,31 +16,18 @@ void DerivedWeights::Free::operator()(void* memory) const { ::operator delete(me
 
 template <typename T>
 T* DerivedWeights::allocate(int64_t count) {
-  const size_t bytes = sizeof(T) * static_cast<size_t>(count);
-  memory_.emplace_back(::operator new(bytes, kAlign));
-  bytes_ += bytes;
+  memory_.emplace_back(::operator new(sizeof(T) * static_cast<size_t>(count), kAlign));
   return static_cast<T*>(memory_.back().get());
 }
 
 DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps)
     : weights_(file) {
-  // Where only the steps stay, one matrix after the other is rounded into the same memory.
-  int64_t largest = 0;
-  for (LayerWeights& layer : weights_.layers) {
-    for (const LinearWeights* linear : products(layer)) {
-      const kernels::PackedMatrix& w = linear->weight;
-      if (in_steps && w.storage != kernels::Storage::kI8)
-        largest = std::max(largest, kernels::packed_elements(w.N, w.K, kernels::Storage::kI8));
-    }
-  }
-  const std::unique_ptr<void, Free> panels(
-      largest == 0 ? nullptr : ::operator new(static_cast<size_t>(largest), kAlign));
   for (LayerWeights& layer : weights_.layers) {
     for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {
         split(*linear);
       } else if (compute == Compute::kInt8) {
-        quantize(*linear, in_steps, static_cast<int8_t*>(panels.get()));
+        quantize(*linear, in_steps);
       } else {
         widen(*linear);
       }
@@ -65,8 +51,9 @@ void DerivedWeights::widen(LinearWeights& linear) {
   w = {packed, kernels::Storage::kF32, w.N, w.K};
 }
 
-void DerivedWeights::quantize(LinearWeights& linear, bool in_steps, int8_t* panels) {
+void DerivedWeights::quantize(LinearWeights& linear, bool in_steps) {
   kernels::PackedMatrix& w = linear.weight;
+  std::unique_ptr<void, Free> panels;  // the integers, where only the steps made of them stay
   if (w.K > kernels::kMaxInputsI8) {
     throw Error(XSR_STATUS_UNSUPPORTED,
                 "a product of " + std::to_string(w.K) + " inputs is beyond the " +
@@ -74,7 +61,8 @@ void DerivedWeights::quantize(LinearWeights& linear, bool in_steps, int8_t* pane
   }
   if (w.storage != kernels::Storage::kI8) {
     const int64_t elements = kernels::packed_elements(w.N, w.K, kernels::Storage::kI8);
-    int8_t* packed = in_steps ? panels : allocate<int8_t>(elements);
+    if (in_steps) panels.reset(::operator new(static_cast<size_t>(elements), kAlign));
+    int8_t* packed = in_steps ? static_cast<int8_t*>(panels.get()) : allocate<int8_t>(elements);
     float* scales = allocate<float>(w.N);
     kernels::gemm_quantize_panels(w, packed, scales);
     w = {packed, kernels::Storage::kI8, w.N, w.K, scales, nullptr};

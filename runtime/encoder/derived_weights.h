@@ -19,12 +19,10 @@ class DerivedWeights {
   DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps);
 
   const EncoderWeights& weights() const { return weights_; }
-  size_t bytes() const { return bytes_; }
 
  private:
   void widen(LinearWeights& linear);  // i8 alone
-  /// panels: memory for the integers where they are not kept, of every matrix that is rounded.
-  void quantize(LinearWeights& linear, bool in_steps, int8_t* panels);
+  void quantize(LinearWeights& linear, bool in_steps);
   void split(LinearWeights& linear);
   template <typename T>
   T* allocate(int64_t count);
@@ -34,7 +32,6 @@ class DerivedWeights {
   };
   EncoderWeights weights_;
   std::vector<std::unique_ptr<void, Free>> memory_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace xsr

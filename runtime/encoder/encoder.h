@@ -40,8 +40,7 @@ struct Encoder {
 ///
 /// embeddings [num_sentences, config.embedding_size] f32, rows next to each other
 /// pool       null: this thread alone does the work, with attention scratch 0; else every step is
-/// shared out over its
-///            threads. The bits are the same: no step adds across a seam.
+///            shared out over its threads. The bits are the same: no step adds across a seam.
 void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& workspace,
                   ThreadPool* pool, float* embeddings);
 

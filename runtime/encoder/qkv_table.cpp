@@ -45,11 +45,12 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
                    const kernels::KernelTable& kernels, ThreadPool& pool) {
   const int32_t C = config.hidden_size, N = 3 * C;
   const LinearWeights& qkv = weights.layers.front().qkv;
-  bytes_ = sizeof(float) * N * (static_cast<size_t>(config.vocab_size) + config.num_positions + 1);
-  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const size_t bytes =
+      sizeof(float) * N * (static_cast<size_t>(config.vocab_size) + config.num_positions + 1);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  memory_ = {static_cast<float*>(memory), Unmap{bytes_}};
-  madvise(memory, bytes_, MADV_HUGEPAGE);  // rows are read at random: fewer page walks
+  memory_ = {static_cast<float*>(memory), Unmap{bytes}};
+  madvise(memory, bytes, MADV_HUGEPAGE);  // rows are read at random: fewer page walks
   token_ = memory_.get();
   position_ = token_ + static_cast<int64_t>(config.vocab_size) * N;
   bias_ = position_ + static_cast<int64_t>(config.num_positions) * N;

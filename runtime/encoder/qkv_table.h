@@ -22,7 +22,6 @@ class QkvTable {
   const float* token() const { return token_; }        // [V, 3C]
   const float* position() const { return position_; }  // [P, 3C]
   const float* bias() const { return bias_; }          // [3C]
-  size_t bytes() const { return bytes_; }
 
  private:
   struct Unmap {
@@ -33,7 +32,6 @@ class QkvTable {
   float* position_ = nullptr;
   float* bias_ = nullptr;
   std::unique_ptr<float[], Unmap> memory_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace xsr

@@ -85,8 +85,7 @@ Compute choose_compute(const xsr_session_options& options, const Model& model) {
                 "compute " + std::to_string(wanted) + " is no value of xsr_compute");
   }
   for (const LayerWeights& layer : model.weights().layers) {
-    for (const LinearWeights* linear :
-         {&layer.qkv, &layer.attention_output, &layer.up, &layer.down}) {
+    for (const LinearWeights* linear : products(layer)) {
       if (linear->weight.storage != kernels::Storage::kBF16) {
         throw Error(XSR_STATUS_UNSUPPORTED,
                     model.file().name() +
@@ -122,7 +121,7 @@ int32_t choose_threads(int32_t wanted) {
                                                  "; it can be 0 (all) to " +
                                                  std::to_string(kMostThreads));
   }
-  return wanted == 0 ? usable_cpus() : wanted;
+  return wanted;
 }
 
 int32_t choose_chunk_tokens(const xsr_session_options& options, kernels::Isa isa,

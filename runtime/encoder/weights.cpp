@@ -7,12 +7,6 @@
 namespace xsr {
 namespace {
 
-std::string shape_text(std::span<const uint64_t> dims) {
-  std::string text = "[";
-  for (size_t i = 0; i < dims.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
-  return text + "]";
-}
-
 class Binder {
  public:
   explicit Binder(const XsrFile& file) : file_(file) {}
@@ -23,13 +17,13 @@ class Binder {
     const std::vector<uint64_t> expected(shape.begin(), shape.end());
     if (found == nullptr) {
       throw Error(XSR_STATUS_BAD_FILE, file_.name() + ": tensor " + name + " " +
-                                           shape_text(expected) +
+                                           shape_string(expected) +
                                            " is missing; convert the model again");
     }
     if (found->dims != expected || found->layout != layout) {
       throw Error(XSR_STATUS_BAD_FILE,
-                  file_.name() + ": tensor " + name + " is " + shape_text(found->dims) + " " +
-                      to_string(found->layout) + ", expected " + shape_text(expected) + " " +
+                  file_.name() + ": tensor " + name + " is " + shape_string(found->dims) + " " +
+                      to_string(found->layout) + ", expected " + shape_string(expected) + " " +
                       to_string(layout) + " from the file's configuration");
     }
     return *found;
@@ -45,29 +39,13 @@ class Binder {
     return static_cast<const float*>(found.data);
   }
 
-  kernels::Storage storage(const TensorView& found) const {
-    switch (found.dtype) {
-      case DType::kF32:
-        return kernels::Storage::kF32;
-      case DType::kF16:
-        return kernels::Storage::kF16;
-      case DType::kBF16:
-        return kernels::Storage::kBF16;
-      case DType::kI8:
-        return kernels::Storage::kI8;
-    }
-    throw Error(XSR_STATUS_UNSUPPORTED, file_.name() + ": tensor " + std::string(found.name) +
-                                            " is " + to_string(found.dtype) +
-                                            ", this version computes with f32, f16, bf16 and i8");
-  }
-
   NormWeights norm(const std::string& name, int64_t size) const {
     return {vector(name + ".weight", size), vector(name + ".bias", size)};
   }
 
   LinearWeights linear(const std::string& name, int32_t N, int32_t K) const {
     const TensorView& found = tensor(name + ".weight", {N, K}, Layout::kPanels32);
-    return {{found.data, storage(found), N, K, found.scales},
+    return {{found.data, found.dtype, N, K, found.scales},
             vector(name + ".bias", N),
             input_range(name + ".input_range")};
   }
@@ -107,8 +85,8 @@ EncoderWeights bind_weights(const XsrFile& file) {
       bind.tensor("embedding.token", {config.vocab_size, C}, Layout::kRowMajor);
   const TensorView& position =
       bind.tensor("embedding.position", {config.num_positions, C}, Layout::kRowMajor);
-  weights.table_storage = bind.storage(token);
-  if (bind.storage(position) != weights.table_storage) {
+  weights.table_storage = token.dtype;
+  if (position.dtype != token.dtype) {
     throw Error(XSR_STATUS_BAD_FILE, file.name() + ": embedding.position is " +
                                          to_string(position.dtype) + ", embedding.token is " +
                                          to_string(token.dtype) + "; they must agree");

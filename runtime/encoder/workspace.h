@@ -23,7 +23,6 @@ class Workspace {
 
   int32_t max_tokens() const { return max_tokens_; }
   int32_t max_sentences() const { return max_sentences_; }
-  size_t bytes() const { return bytes_; }
 
   // Activations, [max_tokens, stride]
   float* x = nullptr;          // [N, C]

@@ -10,7 +10,8 @@ namespace xsr {
 /// second process that wants to write the same file at the same time gets an error, for as long as
 /// the descriptor is open (rename or remove the file before it is closed). Throws Error(IO), also
 /// where path is a folder, which no file can take the place of, or a pipe or device, which none
-/// shall: /dev/null would be gone.
+/// shall: /dev/null would be gone. Where path is a symbolic link the file takes the place of the
+/// link, as with mv and gcc -o, and what it points to stays.
 int open_partial_file(const std::string& path);
 
 /// Flushes the folder of a file that got its name a moment ago, so that a crash does not take it

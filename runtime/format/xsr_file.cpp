@@ -117,21 +117,17 @@ void check_magic(const unsigned char* file, uint64_t size) {
     throw_bad_file("the file has " + number(size) + " bytes, a header has " +
                    number(sizeof(FileHeader)) + kDamaged);
   }
-  std::string found;
-  for (uint64_t i = 0; i < std::min<uint64_t>(size, sizeof kMagic); ++i) {
-    char text[4];
-    std::snprintf(text, sizeof text, "%02x ", file[i]);
-    found += text;
-  }
-  std::string expected;
-  for (const unsigned char byte : kMagic) {
-    char text[4];
-    std::snprintf(text, sizeof text, "%02x ", byte);
-    expected += text;
-  }
-  found.pop_back();
-  expected.pop_back();
-  bad_at(0, "magic is " + found + ", expected " + expected +
+  const auto hex_bytes = [](const unsigned char* bytes, uint64_t count) {
+    std::string text;
+    for (uint64_t i = 0; i < count; ++i) {
+      char byte[4];
+      std::snprintf(byte, sizeof byte, i == 0 ? "%02x" : " %02x", bytes[i]);
+      text += byte;
+    }
+    return text;
+  };
+  bad_at(0, "magic is " + hex_bytes(file, std::min<uint64_t>(size, sizeof kMagic)) + ", expected " +
+                hex_bytes(kMagic, sizeof kMagic) +
                 ". This is no .xsr file; checkpoints are converted by xsr-convert.");
 }
 
@@ -297,6 +293,12 @@ size_t dtype_size(DType dtype) {
 const char* to_string(DType value) { return name_of(kDTypes, value); }
 const char* to_string(Layout value) { return name_of(kLayouts, value); }
 
+std::string shape_string(std::span<const uint64_t> shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + number(shape[i]);
+  return text + "]";
+}
+
 uint64_t tensor_bytes(DType dtype, Layout layout, std::span<const uint64_t> dims) {
   check_known("layout", kLayouts, layout);
   if (dims.empty() || dims.size() > kMaxRank) {
@@ -367,7 +369,15 @@ uint64_t find_panel_damage(DType dtype, Layout layout, const std::vector<uint64_
   return size;
 }
 
-Metadata parse_metadata(const unsigned char* file, uint64_t size) {
+namespace {
+
+/// Where the header has a section's offset; its size follows.
+uint64_t section_field(uint32_t index) {
+  return offsetof(FileHeader, sections) + index * sizeof(Section);
+}
+
+/// The header of a file whose checksum holds.
+FileHeader parse_header(const unsigned char* file, uint64_t size) {
   if (size == 0) throw_bad_file(std::string("the file is empty") + kDamaged);
   check_magic(file, size);
   if (size < sizeof(FileHeader)) {
@@ -401,10 +411,10 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
                                         : ". It has trailing bytes: copy it again."));
   }
   const Section& data = header.sections[kDataSection];
-  const uint64_t data_field = offsetof(FileHeader, sections) + kDataSection * sizeof(Section);
   if (data.offset < sizeof(FileHeader) || data.offset > size) {
-    bad_at(data_field, "the data section begins at " + number(data.offset) + ", expected " +
-                           number(sizeof(FileHeader)) + " to " + number(size) + kDamaged);
+    bad_at(section_field(kDataSection), "the data section begins at " + number(data.offset) +
+                                            ", expected " + number(sizeof(FileHeader)) + " to " +
+                                            number(size) + kDamaged);
   }
   const uint64_t checksum = header_checksum(file, data.offset);
   if (checksum != header.header_checksum) {
@@ -412,7 +422,11 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
            "header checksum is " + hex(header.header_checksum) + ", but the first " +
                number(data.offset) + " bytes give " + hex(checksum) + kDamaged);
   }
+  return header;
+}
 
+/// Checks where the sections stand, what stands between them, and the sizes that are known.
+void check_sections(const FileHeader& header, const unsigned char* file, uint64_t size) {
   // From here on the bytes are what the writer wrote, by accident or design; every field is checked
   // all the same.
   if (size % kAlignment != 0) {
@@ -437,8 +451,7 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
       placed.push_back(
           {tables, offsetof(FileHeader, tokenizer_tables), "the tokenizer tables section"});
     }
-    placed.push_back({header.sections[i], offsetof(FileHeader, sections) + i * sizeof(Section),
-                      kSectionNames[i]});
+    placed.push_back({header.sections[i], section_field(i), kSectionNames[i]});
   }
   uint64_t expected = sizeof(FileHeader);
   for (const Placed& p : placed) expected = check_range(p.section, expected, size, p.field, p.name);
@@ -446,15 +459,16 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
     check_zero(file, placed[i].section.offset + placed[i].section.size,
                placed[i + 1].section.offset, std::string("padding after ") + placed[i].name);
   }
+  const Section& data = header.sections[kDataSection];
   if (expected != size || data.size % kAlignment != 0) {
-    bad_at(data_field + sizeof(uint64_t), "the data section has " + number(data.size) +
-                                              " bytes, expected " + number(size - data.offset) +
-                                              " up to the end of the file");
+    bad_at(section_field(kDataSection) + sizeof(uint64_t),
+           "the data section has " + number(data.size) + " bytes, expected " +
+               number(size - data.offset) + " up to the end of the file");
   }
 
   const Section& config = header.sections[kConfigSection];
   if (config.size != sizeof(ConfigRecord)) {
-    bad_at(offsetof(FileHeader, sections) + kConfigSection * sizeof(Section) + sizeof(uint64_t),
+    bad_at(section_field(kConfigSection) + sizeof(uint64_t),
            "the config section has " + number(config.size) + " bytes, expected " +
                number(sizeof(ConfigRecord)));
   }
@@ -465,11 +479,9 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
                number(table.size) + " bytes, expected " + number(sizeof(TensorEntry)) +
                " for each tensor");
   }
+}
 
-  Metadata metadata;
-  metadata.header_checksum = checksum;
-  metadata.config = parse_config(file, config.offset);
-
+void parse_texts(const FileHeader& header, const unsigned char* file, Metadata& metadata) {
   const Section& provenance = header.sections[kProvenanceSection];
   const char* provenance_text = reinterpret_cast<const char*>(file + provenance.offset);
   if (provenance.size == 0 ||
@@ -485,7 +497,7 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
   const Section& tokenizer = header.sections[kTokenizerSection];
   metadata.tokenizer = {reinterpret_cast<const char*>(file + tokenizer.offset), tokenizer.size};
   if ((metadata.config.tokenizer == TokenizerKind::kNone) != metadata.tokenizer.empty()) {
-    bad_at(config.offset + offsetof(ConfigRecord, tokenizer),
+    bad_at(header.sections[kConfigSection].offset + offsetof(ConfigRecord, tokenizer),
            std::string("the config's tokenizer is ") + to_string(metadata.config.tokenizer) +
                ", but the tokenizer section has " + number(tokenizer.size) + " bytes");
   }
@@ -497,12 +509,16 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
                " bytes beside a tokenizer of " + number(tokenizer.size) +
                ", expected some of both");
   }
+}
 
+void parse_tensors(const FileHeader& header, const unsigned char* file, uint64_t size,
+                   Metadata& metadata) {
+  const Section& table = header.sections[kTensorTableSection];
   metadata.tensors.reserve(header.tensor_count);
   metadata.scales.reserve(header.tensor_count);
   const Section& names = header.sections[kNamesSection];
   uint64_t name_offset = 0;
-  expected = data.offset;
+  uint64_t expected = header.sections[kDataSection].offset;
   for (uint64_t i = 0; i < header.tensor_count; ++i) {
     const uint64_t entry_offset = table.offset + i * sizeof(TensorEntry);
     TensorEntry entry;
@@ -529,7 +545,7 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
     metadata.scales.push_back(scales);
   }
   if (name_offset != names.size) {
-    bad_at(offsetof(FileHeader, sections) + kNamesSection * sizeof(Section) + sizeof(uint64_t),
+    bad_at(section_field(kNamesSection) + sizeof(uint64_t),
            "the names section has " + number(names.size) + " bytes, expected " +
                number(name_offset) + " for the names in the table");
   }
@@ -538,6 +554,18 @@ Metadata parse_metadata(const unsigned char* file, uint64_t size) {
                          " bytes: trailing bytes");
   }
   check_unique(metadata.tensors, table.offset);
+}
+
+}  // namespace
+
+Metadata parse_metadata(const unsigned char* file, uint64_t size) {
+  const FileHeader header = parse_header(file, size);
+  check_sections(header, file, size);
+  Metadata metadata;
+  metadata.header_checksum = header.header_checksum;
+  metadata.config = parse_config(file, header.sections[kConfigSection].offset);
+  parse_texts(header, file, metadata);
+  parse_tensors(header, file, size, metadata);
   return metadata;
 }
 

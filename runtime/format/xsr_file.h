@@ -7,12 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/types.h"
 #include "runtime/format/model_config.h"
 
 namespace xsr {
 
 // The numbers are those of the .xsr file (docs/FORMAT.md).
-enum class DType : uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3 };
+using DType = kernels::Storage;
 /// Row-major: [dims...]. Panels: a matrix [N, K] (N outputs, K inputs) packed as
 /// kernels/gemm/gemm.h says: [ceil(N/32)][ceil(K/kp)][32][kp] with zeros in the padding; kp = 1
 /// (f32), 2 (bf16, f16), 4 (i8).
@@ -21,6 +22,8 @@ enum class Layout : uint32_t { kRowMajor = 0, kPanels32 = 1 };
 size_t dtype_size(DType);
 const char* to_string(DType);
 const char* to_string(Layout);
+/// "[512, 1024]"; "[]" for a scalar.
+std::string shape_string(std::span<const uint64_t> shape);
 /// Bytes of a tensor's data in the file. Throws Error(BAD_FILE) when the product overflows.
 uint64_t tensor_bytes(DType, Layout, std::span<const uint64_t> dims);
 
@@ -100,8 +103,9 @@ struct TensorSource {
 /// Writes path.partial, fsyncs it and renames it to path when whole; on failure the partial file is
 /// removed and an existing path is left as it was. Bytes are a function of the arguments alone.
 /// Throws Error(IO, INVALID_ARGUMENT); the latter for whatever XsrFile::open() or verify() would
-/// refuse. Where files are limited (RLIMIT_FSIZE) the caller must ignore SIGXFSZ to get an error
-/// instead of the signal.
+/// refuse, but for tokenizer_tables, which are written as they are: none, or those that
+/// tokenizer_tables_for_file() makes of the tokenizer. Where files are limited (RLIMIT_FSIZE) the
+/// caller must ignore SIGXFSZ to get an error instead of the signal.
 void write_xsr_file(const std::string& path, const ModelConfig& config,
                     std::span<const TensorSource> tensors, std::string_view tokenizer,
                     std::string_view provenance_json,

@@ -81,12 +81,14 @@ PieceTable::PieceTable(std::string_view blob, std::span<const unsigned char> tab
 
   const unsigned char* const bytes = tables.data();
   pieces_ = {reinterpret_cast<const Piece*>(bytes + at.pieces), head.num_pieces};
-  slots_ = {reinterpret_cast<const PieceSlot*>(bytes + at.slots), head.num_slots};
-  reserved_slots_ = {reinterpret_cast<const PieceSlot*>(bytes + at.reserved_slots),
-                     head.num_reserved_slots};
+  const auto slots_at = [&](uint64_t offset, uint32_t count) {
+    const std::span slots(reinterpret_cast<const PieceSlot*>(bytes + offset), count);
+    check_slots(slots, pieces_.size());
+    return slots;
+  };
+  slots_ = slots_at(at.slots, head.num_slots);
+  slots_at(at.reserved_slots, head.num_reserved_slots);  // looked up only where tables are made
   texts_ = reinterpret_cast<const char*>(bytes + at.texts);
-  check_slots(slots_, pieces_.size());
-  check_slots(reserved_slots_, pieces_.size());
   read_pieces(head.text_bytes);
 }
 

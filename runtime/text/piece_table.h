@@ -19,14 +19,9 @@ inline uint64_t load_u64(const char* p) {
 /// Mixes two words so that every bit of both reaches every bit of the result: the halves of their
 /// product. A zero factor would hide the other, so callers add constants.
 inline uint64_t mix_u64(uint64_t a, uint64_t b) {
-#ifdef __SIZEOF_INT128__
   __extension__ using Wide = unsigned __int128;
   const Wide product = static_cast<Wide>(a) * b;
   return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
-#else
-  a *= b;
-  return a ^ a >> 32;
-#endif
 }
 
 /// The pieces of a vocabulary by id, and their ids by text: a view of tokenizer tables. Immutable.
@@ -59,10 +54,8 @@ class PieceTable {
   }
   /// The id of the normal, user-defined or unused piece with this text (padded, not empty); -1 when
   /// there is none.
-  int32_t find(const char* text, size_t size) const { return find(slots_, text, size); }
-  /// The same among the other pieces: unknown, control and byte.
-  int32_t find_reserved(const char* text, size_t size) const {
-    return find(reserved_slots_, text, size);
+  int32_t find(const char* text, size_t size) const {
+    return slots_[find_slot(slots_, pieces_.data(), texts_, {text, size}, hash(text, size))].id;
   }
   /// The pieces that stand for the bytes 0 to 255; empty unless the model has byte_fallback.
   const std::vector<int32_t>& byte_ids() const { return byte_ids_; }
@@ -87,12 +80,10 @@ class PieceTable {
   void read_pieces(uint32_t text_bytes);
   void note_reserved(int32_t id);
 
-  int32_t find(std::span<const PieceSlot> slots, const char* text, size_t size) const;
-
   SentencePieceSettings settings_;
   Facts facts_;
   std::span<const Piece> pieces_;
-  std::span<const PieceSlot> slots_, reserved_slots_;
+  std::span<const PieceSlot> slots_;
   const char* texts_ = nullptr;
   std::vector<int32_t> reserved_ids_, user_defined_ids_, byte_ids_;
   std::vector<size_t> symbol_sizes_;
@@ -130,11 +121,6 @@ inline size_t PieceTable::find_slot(std::span<const PieceSlot> slots, const Piec
     const Piece& piece = pieces[slot.id];
     if (piece.size == text.size() && equal(texts + piece.begin, text.data(), piece.size)) return i;
   }
-}
-
-inline int32_t PieceTable::find(std::span<const PieceSlot> slots, const char* text,
-                                size_t size) const {
-  return slots[find_slot(slots, pieces_.data(), texts_, {text, size}, hash(text, size))].id;
 }
 
 }  // namespace xsr

@@ -77,7 +77,7 @@ class Segmenter {
   /// Appends the ids of a text (padded as kTextPadding says). Of unknown characters in a run
   /// together one id, of each byte one with byte_fallback.
   void segment(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const;
-  /// The same for a word, which must be shorter than 64 KiB.
+  /// The same for a word.
   Word segment_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
  private:

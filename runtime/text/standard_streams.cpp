@@ -20,10 +20,22 @@ void occupy_closed_standard_streams() {
   }
 }
 
-/// Allocates nothing: memory may be what has run out.
+/// Allocates nothing: memory may be what has run out. Control characters but line ends become '?':
+/// names out of a file may hold them, and would act on the terminal.
 void tell_failure(const char* name, const char* what, const char* reason = "",
                   const char* mend = "") {
-  std::fprintf(stderr, "%s: %s%s%s\n", name, what, reason, mend);
+  char text[4096];
+  size_t size = 0;
+  for (const char* part : {name, ": ", what, reason, mend, "\n"}) {
+    for (; *part != '\0'; ++part) {
+      const bool control = static_cast<unsigned char>(*part) < 0x20 || *part == 0x7f;
+      text[size++] = control && *part != '\n' ? '?' : *part;
+      if (size < sizeof text) continue;
+      tell({text, size});
+      size = 0;
+    }
+  }
+  tell({text, size});
 }
 
 }  // namespace

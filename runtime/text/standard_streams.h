@@ -8,8 +8,9 @@ namespace xsr {
 /// the work goes on: it is worth more than the words about it.
 void tell(std::string_view text) noexcept;
 
-/// All of a tool's main(): gives what body() returns, or 1 behind words of what it has thrown, or
-/// where what was printed on standard output is not all written.
+/// All of a tool's main(): gives what body() returns, or 1 behind words of what it has thrown
+/// (control characters but line ends replaced), or where what was printed on standard output is not
+/// all written.
 ///
 /// The limit on a file's size becomes an error of the writing call, not a silent death. A standard
 /// stream that the caller has closed leaves its number to the next file that is opened, which words
