@@ -29,6 +29,7 @@ static constexpr int32_t kMaxRows = 12;
 static constexpr int32_t kGroupPanels = 8;
 // Steps of K that half of a tile is ahead of the other.
 static constexpr int32_t kLead = 16;
+
 /// Asks for the weights ahead of `w`, a step's lines: the panels are read in address order from
 /// beyond L2. Up to 8 rows the stream itself is the limit and a request for each line, 8 KiB ahead
 /// into L1, is best: against two a line 11 % on Zen 4 up to 4 rows, on Zen 5 11 to 15 % at 5 and 2
@@ -254,8 +255,8 @@ static inline __attribute__((always_inline)) Tile<typename Core::Element> tile_a
   tile.narrow_low = split_columns(w.N);
   tile.rows = product.rows;
   if constexpr (!Core::kSplit) {
-    tile.scales = w.scales + tile.column;
-    tile.sums = w.sums + tile.column;
+    tile.scales = w.scales == nullptr ? nullptr : w.scales + tile.column;
+    tile.sums = w.sums == nullptr ? nullptr : w.sums + tile.column;
   }
   return tile;
 }
