@@ -73,11 +73,7 @@ struct CoreI8 {
                                                         __m512 (&values)[R][2]) {
     const __m512 scales0 = _mm512_maskz_loadu_ps(tile.mask[0], tile.scales);
     const __m512 scales1 = _mm512_maskz_loadu_ps(tile.mask[1], tile.scales + 16);
-    __m512 bias0 = _mm512_setzero_ps(), bias1 = bias0;
-    if (tile.epilogue->bias != nullptr) {
-      bias0 = _mm512_maskz_loadu_ps(tile.mask[0], tile.epilogue->bias + tile.column);
-      bias1 = _mm512_maskz_loadu_ps(tile.mask[1], tile.epilogue->bias + tile.column + 16);
-    }
+    const __m512 bias0 = load_bias(tile, 0), bias1 = load_bias(tile, 1);
     // All of a sum's way at once: a pass of its own for the bias costs 1 % of the product.
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m) {

@@ -65,16 +65,22 @@ struct Tile {
   const int32_t* sums;
 };
 
-/// The same tile from a row of it on.
+/// The same Tile or Product from a row of it on.
+template <typename Rows>
+static inline __attribute__((always_inline)) Rows from_row(Rows rows, int32_t row) {
+  rows.a += row * rows.a_stride;
+  if (rows.rows != nullptr) rows.rows += row;
+  if (rows.out != nullptr) rows.out += row * rows.out_stride;
+  if (rows.narrow != nullptr) rows.narrow += row * rows.narrow_stride;
+  if (rows.residual != nullptr) rows.residual += row * rows.epilogue->residual_stride;
+  return rows;
+}
+
+/// Of the tile's columns; 0 where there is no bias.
 template <typename Element>
-static inline __attribute__((always_inline)) Tile<Element> from_row(Tile<Element> tile,
-                                                                    int32_t row) {
-  tile.a += row * tile.a_stride;
-  if (tile.rows != nullptr) tile.rows += row;
-  if (tile.out != nullptr) tile.out += row * tile.out_stride;
-  if (tile.narrow != nullptr) tile.narrow += row * tile.narrow_stride;
-  if (tile.residual != nullptr) tile.residual += row * tile.epilogue->residual_stride;
-  return tile;
+static inline __attribute__((always_inline)) __m512 load_bias(const Tile<Element>& tile, int half) {
+  if (tile.epilogue->bias == nullptr) return _mm512_setzero_ps();
+  return _mm512_maskz_loadu_ps(tile.mask[half], tile.epilogue->bias + tile.column + 16 * half);
 }
 
 /// Sums in f32 begin with 0, and their end is the bias.
@@ -90,12 +96,7 @@ struct FloatSums {
   static inline __attribute__((always_inline)) void end(const Tile<Element>& tile,
                                                         __m512 (&sums)[R][2],
                                                         __m512 (&values)[R][2]) {
-    __m512 bias0 = _mm512_setzero_ps(), bias1 = bias0;
-    const float* bias = tile.epilogue->bias;
-    if (bias != nullptr) {
-      bias0 = _mm512_maskz_loadu_ps(tile.mask[0], bias + tile.column);
-      bias1 = _mm512_maskz_loadu_ps(tile.mask[1], bias + tile.column + 16);
-    }
+    const __m512 bias0 = load_bias(tile, 0), bias1 = load_bias(tile, 1);
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m) {
       values[m][0] = _mm512_add_ps(sums[m][0], bias0);
@@ -315,22 +316,18 @@ static void gemm_forward(const typename Core::Element* a, int64_t a_stride, int3
                          uint16_t* narrow, int64_t narrow_stride,
                          const QuantizedRow* a_rows = nullptr) {
   const int32_t blocks = (M + kMaxRows - 1) / kMaxRows;
+  const Product<typename Core::Element, Matrix> product{
+      a,          a_stride,          &w,     &epilogue,     out,
+      out_stride, epilogue.residual, narrow, narrow_stride, a_rows};
   for (int32_t begin = first_panel; begin < last_panel; begin += kGroupPanels) {
     const int32_t end = begin + kGroupPanels < last_panel ? begin + kGroupPanels : last_panel;
-    Product<typename Core::Element, Matrix> product{
-        a,          a_stride,          &w,     &epilogue,     out,
-        out_stride, epilogue.residual, narrow, narrow_stride, a_rows};
-    for (int32_t left = M, block = 0; block < blocks; ++block) {
+    int32_t row = 0;
+    for (int32_t block = 0; block < blocks; ++block) {
       // Rows are shared out evenly: 20 rows go as 10 + 10, since a tile of 8 would leave the FMA
       // units waiting.
-      const int32_t rows = left / (blocks - block);
-      gemm_block<Core>(rows, product, begin, end);
-      left -= rows;
-      product.a += rows * a_stride;
-      if (out != nullptr) product.out += rows * out_stride;
-      if (narrow != nullptr) product.narrow += rows * narrow_stride;
-      if (epilogue.residual != nullptr) product.residual += rows * epilogue.residual_stride;
-      if (a_rows != nullptr) product.rows += rows;
+      const int32_t rows = (M - row) / (blocks - block);
+      gemm_block<Core>(rows, from_row(product, row), begin, end);
+      row += rows;
     }
   }
 }
