@@ -48,3 +48,26 @@ show("erfcx", erfcx_scaled, [mp.mpf(-1), mp.mpf("8.3") / mp.mpf("12.3")], 10)
 
 # 2^r of kernels/attention/attention_avx512_bf16.cpp, for results that are rounded to bf16
 show("exp2", lambda r: mp.mpf(2) ** r, [mp.mpf(-1) / 2, mp.mpf(1) / 2], 4)
+
+
+# f(x) = max(x, 0) + P(|x|) of kernels/activation/activation_pieces_avx512.h: P in four cubics an octave of v = 1 + scale u, u = |x|
+# up to the bound, four octaves. The first has no constant, so that its error shrinks with u. Rows of a table, by v's exponent and first two bits of
+# mantissa, as they stand in the bits of a float: [2, 4), [4, 8), [8, 16), [1, 2).
+def show_pieces(name, f, bound):
+    scale = mp.mpf(15) / bound
+    pieces = []
+    for octave in (1, 2, 3, 0):
+        for quarter in range(4):
+            first, last = ((2**octave * (1 + mp.mpf(q) / 4) - 1) / scale for q in (quarter, quarter + 1))
+            if first == 0:
+                pieces.append([mp.mpf(0)] + mp.chebyfit(lambda u: f(u) / u if u else -mp.mpf(1) / 2, [first, last], 3)[::-1])
+            else:
+                pieces.append(mp.chebyfit(f, [first, last], 4)[::-1])
+    print(name, "scale %.9gf" % f32(scale), "bound", mp.nstr(mp.mpf(bound), 6))
+    for degree in range(4):
+        print("   {%s}" % ", ".join("%.9gf" % f32(piece[degree]) for piece in pieces))
+
+
+show_pieces("swish", lambda u: -u / (1 + mp.exp(u)), mp.mpf(15))
+show_pieces("gelu erf", lambda u: -u * mp.erfc(u / mp.sqrt(2)) / 2, mp.mpf("5.5"))
+show_pieces("gelu tanh", lambda u: -u / (1 + mp.exp(2 * mp.sqrt(2 / mp.pi) * (u + mp.mpf("0.044715") * u**3))), mp.mpf("5.5"))

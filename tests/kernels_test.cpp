@@ -121,6 +121,25 @@ const Storage kStorages[] = {Storage::kF32, Storage::kF16, Storage::kBF16};
 const Activation kActivations[] = {Activation::kNone,     Activation::kSwish, Activation::kGeluErf,
                                    Activation::kGeluTanh, Activation::kRelu,  Activation::kTanh};
 
+/// What products of bf16 and int8 may add to swish and GELU of x.
+double allowed_of_pieces(const KernelRow& row, Activation activation, double x) {
+  const bool by_pieces = activation == Activation::kSwish || activation == Activation::kGeluErf ||
+                         activation == Activation::kGeluTanh;
+  const bool exact = row.isa == Isa::kRef || row.isa == Isa::kAvx2;
+  return by_pieces && !exact ? std::ldexp(std::min(1.0, std::fabs(x)), -16) : 0;
+}
+
+/// y, computed as the activation of x, which is exact.
+void expect_activation_of(const KernelRow& row, Activation activation, float x, float y) {
+  const double exact = activate_ref<double>(x, activation);
+  // Beside the pieces: f32, and bf16's subnormals, which some take for 0.
+  const double f32 = std::ldexp(std::min(1.0, std::fabs(double{x})), -23) +
+                     std::ldexp(std::fabs(exact), -22) + std::ldexp(1.0, -126);
+  ASSERT_LE(std::fabs(y - exact), allowed_of_pieces(row, activation, x) + f32)
+      << row.name << " of " << x << " is " << y << ", reference " << exact
+      << shape_text({{"activation", int64_t(activation)}});
+}
+
 /// 1 … two vectors of 16 and one more, and the real sizes.
 std::vector<int32_t> widths() {
   std::vector<int32_t> result;
@@ -500,6 +519,7 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
   const int32_t first = c.first_panel * kPanelColumns,
                 last = std::min(c.N, c.last_panel * kPanelColumns);
   ErrorBudget budget;
+  budget.allow(allowed_of_pieces(row, c.activation, 1));
   for (int32_t m = 0; m < c.M; ++m) {
     for (int32_t n = 0; n < c.N; ++n) {
       const int64_t i = m * out_stride + n;
@@ -524,6 +544,30 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
                             kernel(a.data() + m * a_stride, a_stride, 1, w, c.first_panel,
                                    c.last_panel, of_row, to, out_stride, nullptr, 0);
                           });
+}
+
+/// Every activation of every bf16 number, by a product with 1.
+void check_gemm_bf16_activations(const KernelRow& row) {
+  auto* kernel = reinterpret_cast<gemm_forward_bf16_t*>(row.function);
+  constexpr int32_t kNumbers = 1 << 16;
+  std::vector<uint16_t> a(2 * kNumbers);  // K is odd: a zero behind each
+  for (int32_t i = 0; i < kNumbers; ++i) a[2 * i] = static_cast<uint16_t>(i);
+  std::vector<unsigned char> bytes(packed_elements(1, 1, Storage::kBF16) * 2 + 64);
+  const float one = 1;
+  gemm_pack_panels(&one, 1, 1, Storage::kBF16, aligned64(bytes));
+  const PackedMatrix w{aligned64(bytes), Storage::kBF16, 1, 1};
+  std::vector<float> out(kNumbers);
+  for (const Activation activation : kActivations) {
+    kernel(a.data(), 2, kNumbers, w, 0, 1, {nullptr, activation}, out.data(), 1, nullptr, 0);
+    for (int32_t i = 0; i < kNumbers; ++i) {
+      const float x = f32_from_bf16(a[2 * i]);
+      if (std::isfinite(x)) expect_activation_of(row, activation, x, out[i]);
+      if (std::isnan(x)) {
+        ASSERT_TRUE(std::isnan(out[i])) << row.name << ": NaN must stay NaN";
+      }
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
 }
 
 void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
@@ -556,6 +600,7 @@ void check_gemm_bf16(const KernelRow& row, const std::string& filter) {
   // More panels than stay in L2 for the rows left over.
   check_gemm_bf16_case(row, filter, random,
                        {37, 300, 1030, Storage::kBF16, Activation::kSwish, true, true, 1, 10});
+  check_gemm_bf16_activations(row);
 }
 
 /// Against the double reference of the three products, and those against the product that they
@@ -793,6 +838,7 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
   const int32_t first = c.first_panel * kPanelColumns,
                 last = std::min(c.N, c.last_panel * kPanelColumns);
   ErrorBudget budget;
+  budget.allow(allowed_of_pieces(row, c.activation, 1));
   for (int32_t m = 0; m < c.M; ++m) {
     for (int32_t n = 0; n < c.N; ++n) {
       const int64_t i = m * out_stride + n;
@@ -850,6 +896,38 @@ void check_gemm_i8_pairs(const KernelRow& row) {
   }
 }
 
+/// Every activation of numbers of both signs, by a product of 1 and 1 or -1.
+void check_gemm_i8_activations(const KernelRow& row) {
+  auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);
+  constexpr int32_t kNumbers = 1 << 14;
+  std::vector<QuantizedRow> rows(kNumbers);
+  for (int32_t i = 0; i < kNumbers; ++i) {
+    // Every 2^-10 up to 8, then by powers.
+    const double x = i < kNumbers / 2 ? i / 1024.0 : std::exp2(60.0 * i / kNumbers - 30);
+    rows[i] = {static_cast<float>(x), 0};
+  }
+  std::vector<unsigned char> bytes(packed_elements(2, 1, Storage::kI8) + 64);
+  int8_t* data = reinterpret_cast<int8_t*>(aligned64(bytes));
+  data[packed_index(0, 0, 1, 4)] = 1;
+  data[packed_index(1, 0, 1, 4)] = -1;
+  const float scales[2] = {1, 1};
+  const int32_t sums[2] = {1, -1};
+  PackedMatrix w{data, Storage::kI8, 2, 1, scales, sums};
+  Steps steps;
+  steps.pack(w);
+  std::vector<uint8_t> a(4 * kNumbers);
+  for (int32_t i = 0; i < kNumbers; ++i) a[4 * i] = 1;
+  std::vector<float> out(2 * kNumbers);
+  for (const Activation activation : kActivations) {
+    kernel(a.data(), 4, kNumbers, rows.data(), w, 0, 1, {nullptr, activation}, out.data(), 2);
+    for (int32_t i = 0; i < kNumbers; ++i) {
+      expect_activation_of(row, activation, rows[i].scale, out[2 * i]);
+      expect_activation_of(row, activation, -rows[i].scale, out[2 * i + 1]);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
 void check_gemm_i8(const KernelRow& row, const std::string& filter) {
   Random random(12);
   for (int32_t M = 0; M <= 26; ++M) {
@@ -883,6 +961,7 @@ void check_gemm_i8(const KernelRow& row, const std::string& filter) {
                        {7, 70, K, Storage::kI8, Activation::kNone, true, false, 0, 3}, K % 4, true);
   }
   check_gemm_i8_pairs(row);
+  check_gemm_i8_activations(row);
 
   // The largest sums there are: one more input of this kind and 32 bits would not hold them.
   auto* kernel = reinterpret_cast<gemm_forward_i8_t*>(row.function);

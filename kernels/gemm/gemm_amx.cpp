@@ -2,6 +2,7 @@
 // of 16 outputs are one tile of 16 rows 128 bytes apart, so that a panel is two tiles wide.
 //
 // Rows left over (M mod 32) get tiles of just so many rows.
+#include "kernels/activation/activation_pieces_avx512.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/gemm_tile_amx.h"
 
@@ -43,6 +44,7 @@ struct Pending {
 struct CoreBf16 {
   static constexpr int64_t kWeightStride = kPanelRowBytes;  // between the weight tile's rows
   static constexpr bool kSplit = false;
+  static constexpr bool kByPieces = true;
 
   template <bool kTwo, bool kStreamRows>
   static inline void step(const char* a, int64_t a_stride, int64_t, const char* w) {
@@ -66,6 +68,7 @@ struct CoreBf16 {
 struct CoreSplit {
   static constexpr int64_t kWeightStride = 2 * kPanelRowBytes;
   static constexpr bool kSplit = true;
+  static constexpr bool kByPieces = false;
 
   template <bool kTwo>
   static inline void multiply_rows(const char* a, int64_t a_stride) {
@@ -106,6 +109,7 @@ struct CoreSplit {
 struct CoreI8 {
   static constexpr int64_t kWeightStride = kPanelRowBytes;
   static constexpr bool kSplit = false;
+  static constexpr bool kByPieces = true;
 
   template <bool kTwo, bool kStreamRows>
   static inline void step(const char* a, int64_t a_stride, int64_t, const char* w) {
@@ -142,11 +146,10 @@ void finish_row(const Call& call, const Pending& p, int32_t m) {
     const int32_t column = p.column + 16 * j;
     if (epilogue.bias != nullptr)
       value[j] = _mm512_add_ps(value[j], _mm512_maskz_loadu_ps(mask[j], epilogue.bias + column));
-    if (epilogue.activation == Activation::kSwish) {
-      value[j] = times_sigmoid_f32(value[j], value[j]);
-    } else if (epilogue.activation != Activation::kNone) {
-      value[j] = activate_f32(value[j], epilogue.activation);
-    }
+    const ActivationPieces* pieces =
+        Core::kByPieces ? activation_pieces(epilogue.activation) : nullptr;
+    value[j] = pieces != nullptr ? activate_by_pieces(value[j], *pieces)
+                                 : activate_f32(value[j], epilogue.activation);
     if (epilogue.residual != nullptr) {
       const float* residual = epilogue.residual + row * epilogue.residual_stride + column;
       value[j] = _mm512_add_ps(value[j], _mm512_maskz_loadu_ps(mask[j], residual));

@@ -35,6 +35,7 @@ struct Core : FloatSums {
   using Element = float;
   static constexpr bool kNarrow = false;
   static constexpr bool kSplit = false;
+  static constexpr bool kByPieces = false;
   static constexpr bool kInHalves = false;
   static constexpr int32_t kInputs = panel_group(S);
   static constexpr int64_t kBytes = kInputs * kPanelColumns * storage_size(S);

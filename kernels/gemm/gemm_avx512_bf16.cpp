@@ -11,6 +11,7 @@ struct CoreBf16 : FloatSums {
   using Element = uint16_t;
   static constexpr bool kNarrow = true;
   static constexpr bool kSplit = false;
+  static constexpr bool kByPieces = true;
   static constexpr bool kInHalves = false;
   static constexpr int32_t kInputs = 2;
   static constexpr int64_t kBytes = kInputs * kPanelColumns * 2;
@@ -47,6 +48,7 @@ struct CoreSplit : FloatSums {
   using Element = uint16_t;
   static constexpr bool kNarrow = true;
   static constexpr bool kSplit = true;
+  static constexpr bool kByPieces = false;
   static constexpr bool kInHalves = false;
   static constexpr int32_t kInputs = 2;
   static constexpr int64_t kBytes = 2 * CoreBf16::kBytes;

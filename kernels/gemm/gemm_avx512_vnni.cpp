@@ -31,6 +31,7 @@ struct CoreI8 {
   using Sum = __m512i;
   [[maybe_unused]] static constexpr bool kNarrow = false;
   static constexpr bool kSplit = false;
+  static constexpr bool kByPieces = true;
   static constexpr bool kInHalves = true;
   static constexpr int32_t kInputs = 4;
   static constexpr int64_t kBytes = kInputs * kPanelColumns;

@@ -7,6 +7,7 @@
 //       using Sum = ...;                         // __m512 or __m512i
 //       static constexpr bool kNarrow = ...;     // results may also be wanted in bf16
 //       static constexpr bool kSplit = ...;      // and then split
+//       static constexpr bool kByPieces = ...;   // swish and GELU, see activation_pieces_avx512.h
 //       static constexpr bool kInHalves = ...;   // of more than 8 rows, see gemm_tile_in_halves
 //       static constexpr int32_t kInputs = ...;  // of a step
 //       static constexpr int64_t kBytes = ...;   // of a panel, that a step reads
@@ -16,6 +17,7 @@
 //       void step<R>(const Tile& tile, const Element* a, const char* w, Sum (&sums)[R][2]);
 //       void end<R>(const Tile& tile, Sum (&sums)[R][2], __m512 (&values)[R][2]);  // with the bias
 //     };
+#include "kernels/activation/activation_pieces_avx512.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/simd/avx512.h"
 
@@ -105,34 +107,50 @@ struct FloatSums {
   }
 };
 
+template <int R, bool kByPieces>
+static inline __attribute__((always_inline)) void activate_tile(Activation activation,
+                                                                __m512 (&acc)[R][2]) {
+  if (activation == Activation::kNone) return;
+  if constexpr (kByPieces) {
+    if (const ActivationPieces* pieces = activation_pieces(activation)) {
+#pragma GCC unroll 12
+      for (int m = 0; m < R; ++m) {
+        acc[m][0] = activate_by_pieces(acc[m][0], *pieces);
+        acc[m][1] = activate_by_pieces(acc[m][1], *pieces);
+      }
+      return;
+    }
+  } else if (activation == Activation::kSwish) {
+#pragma GCC unroll 12
+    for (int m = 0; m < R; ++m) {
+      acc[m][0] = times_sigmoid_f32(acc[m][0], acc[m][0]);
+      acc[m][1] = times_sigmoid_f32(acc[m][1], acc[m][1]);
+    }
+    return;
+  }
+  // Through memory of its own: a loop over acc would put acc itself there, for every activation.
+  alignas(64) float values[2 * R][16];
+#pragma GCC unroll 12
+  for (int m = 0; m < R; ++m) {
+    _mm512_store_ps(values[2 * m], acc[m][0]);
+    _mm512_store_ps(values[2 * m + 1], acc[m][1]);
+  }
+  for (auto& value : values)
+    _mm512_store_ps(value, activate_f32(_mm512_loadu_ps(value), activation));
+#pragma GCC unroll 12
+  for (int m = 0; m < R; ++m) {
+    acc[m][0] = _mm512_loadu_ps(values[2 * m]);
+    acc[m][1] = _mm512_loadu_ps(values[2 * m + 1]);
+  }
+}
+
 template <int R, typename Core>
 static inline __attribute__((always_inline)) void write_tile(
     const Tile<typename Core::Element>& tile, typename Core::Sum (&sums)[R][2]) {
   const GemmEpilogue& epilogue = *tile.epilogue;
   __m512 acc[R][2];
   Core::template end<R>(tile, sums, acc);
-  if (epilogue.activation == Activation::kSwish) {
-#pragma GCC unroll 12
-    for (int m = 0; m < R; ++m) {
-      acc[m][0] = times_sigmoid_f32(acc[m][0], acc[m][0]);
-      acc[m][1] = times_sigmoid_f32(acc[m][1], acc[m][1]);
-    }
-  } else if (epilogue.activation != Activation::kNone) {
-    // Through memory of its own: a loop over acc would put acc itself there, for every activation.
-    alignas(64) float values[2 * R][16];
-#pragma GCC unroll 12
-    for (int m = 0; m < R; ++m) {
-      _mm512_store_ps(values[2 * m], acc[m][0]);
-      _mm512_store_ps(values[2 * m + 1], acc[m][1]);
-    }
-    for (auto& value : values)
-      _mm512_store_ps(value, activate_f32(_mm512_loadu_ps(value), epilogue.activation));
-#pragma GCC unroll 12
-    for (int m = 0; m < R; ++m) {
-      acc[m][0] = _mm512_loadu_ps(values[2 * m]);
-      acc[m][1] = _mm512_loadu_ps(values[2 * m + 1]);
-    }
-  }
+  activate_tile<R, Core::kByPieces>(epilogue.activation, acc);
   if (epilogue.residual != nullptr) {
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m) {

@@ -454,6 +454,9 @@ XSR_EMULATED_LOOP __m512i _mm512_permutexvar_epi32(__m512i choice, __m512i a) {
   for (int i = 0; i < 16; ++i) result.at[i] = from.at[at.at[i] & 15];
   return emulated::vector<__m512i>(result);
 }
+XSR_EMULATED_LOOP __m512 _mm512_permutexvar_ps(__m512i choice, __m512 a) {
+  return _mm512_castsi512_ps(_mm512_permutexvar_epi32(choice, _mm512_castps_si512(a)));
+}
 XSR_EMULATED_LOOP __m512i _mm512_permutexvar_epi16(__m512i choice, __m512i a) {
   const auto from = emulated::lanes<uint16_t>(a), at = emulated::lanes<uint16_t>(choice);
   emulated::Lanes<uint16_t> result;

@@ -96,7 +96,11 @@ class ErrorBudget {
       if (!broken_) worst_ = {row, column, result, exact};
     }
   }
-  double budget() const { return factor_ * (plain_error_ + largest_ * std::ldexp(1.0, -24)); }
+  /// What the contract allows beside that.
+  void allow(double error) { allowed_ = error; }
+  double budget() const {
+    return allowed_ + factor_ * (plain_error_ + largest_ * std::ldexp(1.0, -24));
+  }
   double share() const { return broken_ ? INFINITY : error_ == 0 ? 0 : error_ / budget(); }
   ::testing::AssertionResult check(const std::string& what, const std::string& filter) const {
     if (!broken_ && error_ <= budget()) return ::testing::AssertionSuccess();
@@ -119,7 +123,7 @@ class ErrorBudget {
     float result = 0;
     double exact = 0;
   };
-  double factor_, error_ = 0, plain_error_ = 0, largest_ = 0;
+  double factor_, allowed_ = 0, error_ = 0, plain_error_ = 0, largest_ = 0;
   int64_t count_ = 0;
   bool broken_ = false;
   Worst worst_;
