@@ -3,21 +3,23 @@
 #include <memory>
 
 #include "bench/huge_buffer.h"
+#include "kernels/activation/activation.h"
 #include "runtime/format/model_config.h"
 #include "runtime/format/xsr_file.h"
 
 namespace xsr::bench {
 
-/// What --random takes: layers, hidden, heads, intermediate, vocabulary.
+/// What --random takes: layers, hidden, heads, intermediate, vocabulary; and --activation.
 struct RandomShape {
   int32_t num_layers = 0;
   int32_t hidden_size = 0;
   int32_t num_heads = 0;
   int32_t intermediate_size = 0;
   int32_t vocab_size = 0;
+  kernels::Activation activation = kernels::Activation::kSwish;
 };
 
-/// A model of family xsr (200 tokens at most, swish, post-norm, mean pooling, no tokenizer) as the
+/// A model of family xsr (200 tokens at most, post-norm, mean pooling, no tokenizer) as the
 /// bytes of a .xsr file, on 2 MiB pages, so that a shape can be timed before its weights exist.
 /// Weights are N(0, 1/K), LayerNorm weights N(1, 0.1²), biases N(0, 0.1²): activations keep the
 /// size they have in a trained model. A function of the arguments alone.

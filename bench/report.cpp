@@ -21,9 +21,10 @@ double Report::share_of_roofline(double tokens, double seconds) const {
 
 void print_table(const Report& report, std::FILE* to) {
   const xsr_model_info& info = report.info;
-  fmt::print(to, "model     {}: {} layers, hidden {}, {} heads, intermediate {}, vocabulary {}\n",
+  fmt::print(to,
+             "model     {}: {} layers, hidden {}, {} heads, intermediate {} ({}), vocabulary {}\n",
              report.model, info.num_layers, info.hidden_size, info.num_heads,
-             info.intermediate_size, info.vocab_size);
+             info.intermediate_size, report.activation, info.vocab_size);
   fmt::print(to, "          weights of the layers {:.1f} MB, token table {:.1f} MB, stored in {}\n",
              1e-6 * static_cast<double>(report.weight_bytes),
              1e-6 * static_cast<double>(report.token_table_bytes), report.storage);
@@ -151,6 +152,7 @@ Json to_json(const Report& report) {
                    {"hidden_size", report.info.hidden_size},
                    {"num_heads", report.info.num_heads},
                    {"intermediate_size", report.info.intermediate_size},
+                   {"activation", report.activation},
                    {"vocab_size", report.info.vocab_size},
                    {"token_table_bytes", report.token_table_bytes},
                    {"storage", report.storage}};

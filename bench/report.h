@@ -13,7 +13,7 @@ namespace xsr::bench {
 
 /// One run of the bench: one model, ISA and number of threads.
 struct Report {
-  std::string model, isa, dtype, storage;
+  std::string model, activation, isa, dtype, storage;
   std::string device = "cpu";  // or a CUDA device's name; its roofline is the products' alone
   bool qkv_table = false;      // the first layer's Q, K and V are looked up
   int32_t threads = 0;

@@ -32,6 +32,7 @@ constexpr uint32_t kSeed = 20261124;
 struct Options {
   std::string model;
   std::vector<int32_t> random;
+  kernels::Activation activation = kernels::Activation::kSwish;
   std::string storage = "auto", device = "cpu", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;
@@ -96,6 +97,7 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
   report.model = name;
   report.dtype = options.dtype;
   report.storage = shape.storage;
+  report.activation = to_string(shape.activation);
   report.info = model.info();
   report.weight_bytes = shape.weight_bytes;
   report.token_table_bytes = shape.token_table_bytes;
@@ -180,7 +182,7 @@ int run(const Options& options) {
   std::string name = options.model;
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
-                                   options.random[3], options.random[4]};
+                                   options.random[3], options.random[4], options.activation};
     const DType storage = storage_of(options);
     if (options.dtype == "bf16" && storage != DType::kBF16) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT, "--storage " + options.storage +
@@ -239,6 +241,10 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "f32", "bf16", "f16", "i8"}))
       ->needs(random)
       ->capture_default_str();
+  app.add_option("--activation", options.activation,
+                 "of the random model's feed-forward layers (default swish)")
+      ->transform(CLI::CheckedTransformer(xsr::activation_names()))
+      ->needs(random);
   app.add_option("--threads", options.threads,
                  "one or more, each timed by itself; 0: all processors. One thread is pinned")
       ->delimiter(',')

@@ -14,6 +14,7 @@
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
+#include "runtime/option_names.h"
 #include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer_tables.h"
 
@@ -110,12 +111,7 @@ int run(int argc, char** argv) {
   auto* activation =
       app.add_option("--activation", a.activation,
                      "activation of the feed-forward layers (default: the family's, xsr: swish)")
-          ->transform(CLI::CheckedTransformer(
-              std::map<std::string, xsr::Activation>{{"swish", xsr::Activation::kSwish},
-                                                     {"gelu", xsr::Activation::kGeluErf},
-                                                     {"gelu-tanh", xsr::Activation::kGeluTanh},
-                                                     {"relu", xsr::Activation::kRelu},
-                                                     {"tanh", xsr::Activation::kTanh}}));
+          ->transform(CLI::CheckedTransformer(xsr::activation_names()));
   auto* lowercase =
       app.add_flag("--lowercase,!--no-lowercase", a.lowercase,
                    "lower-case texts before tokenising them (default: the family's, xsr: yes)");

@@ -1,9 +1,11 @@
 #pragma once
 // The names that command lines give to values of the C API.
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "runtime/format/model_config.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
@@ -27,6 +29,15 @@ inline xsr_compute compute_named(const std::string& wanted) {
     if (wanted == name) return compute;
   }
   return XSR_COMPUTE_F32;
+}
+
+/// Those of feed-forward layers.
+inline std::map<std::string, Activation> activation_names() {
+  std::map<std::string, Activation> names;
+  for (const Activation activation : {Activation::kSwish, Activation::kGeluErf,
+                                      Activation::kGeluTanh, Activation::kRelu, Activation::kTanh})
+    names[to_string(activation)] = activation;
+  return names;
 }
 
 inline constexpr xsr_isa kIsas[] = {XSR_ISA_AUTO,   XSR_ISA_REF,         XSR_ISA_AVX2,

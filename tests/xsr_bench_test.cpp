@@ -146,6 +146,16 @@ TEST_F(XsrBench, ARandomModelStoresWhatIsAskedForElseWhatIsComputedIn) {
   EXPECT_THAT(stored("--dtype bf16 --storage f32"), HasSubstr("leave --storage out"));
 }
 
+TEST_F(XsrBench, ARandomModelHasTheActivationThatIsAskedFor) {
+  const auto found = [&](const std::string& options) {
+    const Result done = run(quick_ + "--no-corpus --yardstick none --json - " + options);
+    EXPECT_EQ(done.status, 0) << done.err;
+    return json::parse(done.out)["model"]["activation"].get<std::string>();
+  };
+  EXPECT_EQ(found(""), "swish");
+  EXPECT_EQ(found("--activation gelu"), "gelu");
+}
+
 TEST_F(XsrBench, StorageIsOfARandomModelAlone) {
   const Result done = run("--model any.xsr --storage bf16");
   EXPECT_EQ(done.status, 2);
