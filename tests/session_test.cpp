@@ -33,8 +33,10 @@ using test::SessionPointer;
 
 TEST(TunedChunkTokens, FillTheSecondLevelCacheWithAmxAlone) {
   ModelConfig config;
-  const auto tokens = [&](kernels::Isa isa, int32_t hidden_size, int32_t intermediate_size) {
+  const auto tokens = [&](kernels::Isa isa, int32_t hidden_size, int32_t intermediate_size,
+                          int32_t num_heads = 4) {
     config.hidden_size = hidden_size;
+    config.num_heads = num_heads;
     config.intermediate_size = intermediate_size;
     return tuned_chunk_tokens(isa, config);
   };
@@ -44,11 +46,15 @@ TEST(TunedChunkTokens, FillTheSecondLevelCacheWithAmxAlone) {
     EXPECT_EQ(tokens(isa, 768, 3072), 96);
     EXPECT_EQ(tokens(isa, 64, 64), 96);
   }
-  // 2^21 bytes over four times the hidden size and the wider of three times that and the FFN's
+  // 2^21 bytes over four times the hidden size and the wider of Q, K and V of two heads, or of all
+  // where two are no whole panels, and the FFN's
   EXPECT_EQ(tokens(kernels::Isa::kAmx, 768, 3072), 136);
-  EXPECT_EQ(tokens(kernels::Isa::kAmx, 768, 768), 170);
-  EXPECT_EQ(tokens(kernels::Isa::kAmx, 256, 512), 256);    // 512 would fit
-  EXPECT_EQ(tokens(kernels::Isa::kAmx, 1024, 4096), 128);  // 102 would fit
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 1024, 1024), 204);    // two of four: 1,536
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 768, 1024, 1), 170);  // 2,304
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 768, 1024, 3), 170);
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 720, 1024, 30), 182);  // two of 24 are 48; all: 2,160
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 256, 512), 256);       // 512 would fit
+  EXPECT_EQ(tokens(kernels::Isa::kAmx, 1024, 4096), 128);     // 102 would fit
 }
 
 TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {

@@ -41,11 +41,13 @@ class Steps {
         context{w_.context, w_.context_stride},
         hidden{w_.hidden, w_.hidden_stride} {
     if (compute_ == Compute::kBf16 || compute_ == Compute::kBf16x3) {
-      // x and context are never waiting for a product at the same time, so they share their bf16
-      // rows.
-      x.narrow = context.narrow = w_.narrow;
       const bool halves = compute_ == Compute::kBf16x3;
       x.narrow_stride = context.narrow_stride = halves ? 2 * w_.x_stride : w_.narrow_stride;
+      x.narrow = w_.narrow;
+      // Where attention writes bf16, nobody reads f32 rows of context. Elsewhere context is rounded
+      // when no product needs x any more.
+      context.narrow =
+          encoder.bf16_attention() ? reinterpret_cast<uint16_t*>(w_.context) : w_.narrow;
       hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden),
                 halves ? 2 * w_.hidden_stride : w_.narrow_hidden_stride};
     }
@@ -118,26 +120,33 @@ class Steps {
           });
   }
 
+  /// context ← attention(x · Wᵀ + bias), made ready: as many heads at a time as are to share the
+  /// rows of qkv.
+  void qkv_and_attention(const LinearWeights& linear, const LinearWeights& next) {
+    const int32_t H = config_.num_heads, D = C_ / H;
+    const bool whole = pool_ != nullptr || encoder_.observer;
+    const int32_t group = whole ? H : heads_at_a_time(kernels_.isa, config_);
+    if (group == H) {
+      gemm(x, linear, qkv, Activation::kNone);  // [N,C]·[C,3C]
+      return attention(next);
+    }
+    const int32_t columns = group * D, panels = columns / kernels::kPanelColumns;
+    const Rows few{qkv.wide, 3 * columns + kernels::kPanelColumns};
+    for (int32_t h = 0; h < H; h += group) {
+      for (int32_t part = 0; part < 3; ++part) {  // [N,C]·[C,columns] each
+        const int32_t panel = (part * C_ + h * D) / kernels::kPanelColumns;
+        gemm(x, outputs(linear, panel, panel + panels),
+             {few.wide + part * columns, few.wide_stride}, Activation::kNone);
+      }
+      attend(few, group, h);
+    }
+    if (!attention_writes_bf16()) make_ready(context, next);
+  }
+
   /// context ← attention(qkv), made ready
   void attention(const LinearWeights& next) {
-    const int32_t H = config_.num_heads, D = C_ / H;
-    const bool bf16 = encoder_.bf16_attention();
-    // Where the next product takes bf16, nobody reads the f32 rows.
-    const bool written = bf16 && context.narrow != nullptr;
-    float* const wide = written ? nullptr : context.wide;
-    split(H, 1, [&](int32_t first, int32_t last, int32_t thread) {
-      if (bf16) {
-        kernels_.attention_forward_bf16(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
-                                        first, last, H, D, wide, context.wide_stride,
-                                        context.narrow, context.narrow_stride,
-                                        w_.attention_scratch(thread));
-      } else {
-        kernels_.attention_forward_f32(qkv.wide, qkv.wide_stride, w_.cu_seqlens, 0, num_sentences_,
-                                       first, last, H, D, wide, context.wide_stride, nullptr,
-                                       w_.attention_scratch(thread));
-      }
-    });
-    if (!written) make_ready(context, next);
+    attend(qkv, config_.num_heads, 0);
+    if (!attention_writes_bf16()) make_ready(context, next);
   }
 
   /// All rows of context or hidden.
@@ -172,6 +181,28 @@ class Steps {
   }
 
  private:
+  bool attention_writes_bf16() const {
+    return encoder_.bf16_attention() && context.narrow != nullptr;
+  }
+
+  /// Heads [first, first + count) of context ← attention over the rows of `few`, [N, 3, count, D].
+  void attend(const Rows& few, int32_t count, int32_t first) {
+    const int32_t D = C_ / config_.num_heads;
+    float* const wide = attention_writes_bf16() ? nullptr : context.wide + first * D;
+    split(count, 1, [&](int32_t begin, int32_t end, int32_t thread) {
+      if (encoder_.bf16_attention()) {
+        uint16_t* const narrow = context.narrow == nullptr ? nullptr : context.narrow + first * D;
+        kernels_.attention_forward_bf16(few.wide, few.wide_stride, w_.cu_seqlens, 0, num_sentences_,
+                                        begin, end, count, D, wide, context.wide_stride, narrow,
+                                        context.narrow_stride, w_.attention_scratch(thread));
+      } else {
+        kernels_.attention_forward_f32(few.wide, few.wide_stride, w_.cu_seqlens, 0, num_sentences_,
+                                       begin, end, count, D, wide, context.wide_stride, nullptr,
+                                       w_.attention_scratch(thread));
+      }
+    });
+  }
+
   float eps() const { return static_cast<float>(config_.layer_norm_eps); }
 
   /// The f32 rows [first, last) in the numbers that the product reads.
@@ -220,6 +251,13 @@ class Steps {
 
 }  // namespace
 
+int32_t heads_at_a_time(kernels::Isa isa, const ModelConfig& config) {
+  constexpr int32_t kFew = 2;
+  const int32_t H = config.num_heads, D = config.hidden_size / H;
+  const bool whole_panels = H % kFew == 0 && kFew * D % kernels::kPanelColumns == 0;
+  return isa == kernels::Isa::kAmx && whole_panels ? kFew : H;
+}
+
 void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, ThreadPool* pool,
                   float* embeddings) {
   const EncoderWeights& weights = encoder.weights;
@@ -234,10 +272,10 @@ void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, T
     const LayerWeights& layer = layers[i];
     if (from_table && i == 0) {
       s.qkv_from_table(*encoder.qkv_table);
+      s.attention(layer.attention_output);
     } else {
-      s.gemm(s.x, layer.qkv, s.qkv, Activation::kNone);  // [N,C]·[C,3C]
+      s.qkv_and_attention(layer.qkv, layer.attention_output);
     }
-    s.attention(layer.attention_output);
     s.gemm(s.context, layer.attention_output, s.sum, Activation::kNone,
            &s.sum);  // x ← x + context·W + b
     s.layernorm(layer.attention_norm, &layer.up);

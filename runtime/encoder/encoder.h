@@ -34,6 +34,11 @@ struct Encoder {
   }
 };
 
+/// Heads whose Q, K and V stand in the workspace at a time: on AMX two, where their panels are
+/// whole, since the rows of all would push weights out of L2; elsewhere products take so much
+/// longer that it makes no difference.
+int32_t heads_at_a_time(kernels::Isa isa, const ModelConfig& config);
+
 /// Runs the encoder over the chunk that stands in the workspace (token_ids, positions, cu_seqlens
 /// of num_sentences sentences) and writes one embedding a sentence; a sentence without tokens gives
 /// zeros.

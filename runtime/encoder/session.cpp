@@ -147,7 +147,9 @@ std::vector<int32_t> choose_devices(uint64_t wanted) {
 
 int32_t tuned_chunk_tokens(kernels::Isa isa, const ModelConfig& config) {
   if (isa != kernels::Isa::kAmx) return isa == kernels::Isa::kRef ? 32 : 96;
-  const int64_t C = config.hidden_size, widest = std::max<int64_t>(3 * C, config.intermediate_size);
+  const int64_t C = config.hidden_size,
+                qkv = 3 * C / config.num_heads * heads_at_a_time(isa, config);
+  const int64_t widest = std::max<int64_t>(qkv, config.intermediate_size);
   return static_cast<int32_t>(
       std::clamp<int64_t>((2 << 20) / (sizeof(float) * (C + widest)), 128, 256));
 }

@@ -15,8 +15,8 @@ namespace xsr {
 /// Tokens of a chunk: enough rows for the tiles and to pay for one pass over the weights, few
 /// enough that the chunk's activations stay in L2 (48 to 384 differ little in f32 with AVX-512).
 /// AMX multiplies faster than weights come from beyond L2 until a chunk has some 128 tokens; from
-/// there up to 256, as many as leave x and the wider of Q, K, V and the hidden rows within its 2
-/// MiB.
+/// there up to 256, as many as leave x and the wider of the Q, K, V that stand there at a time and
+/// the hidden rows within its 2 MiB.
 int32_t tuned_chunk_tokens(kernels::Isa isa, const ModelConfig& config);
 
 /// Turns texts or token ids into embeddings with the threads and the ISA, or on the devices, it was

@@ -1,5 +1,6 @@
 #include "runtime/encoder/weights.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "runtime/error.h"
@@ -118,6 +119,21 @@ EncoderWeights bind_weights(const XsrFile& file) {
   }
   if (config.has_pooler) weights.pooler = bind.linear("pooler", config.embedding_size, C);
   return weights;
+}
+
+LinearWeights outputs(const LinearWeights& linear, int32_t first_panel, int32_t last_panel) {
+  const int32_t first = first_panel * kernels::kPanelColumns;
+  const int32_t last = std::min(last_panel * kernels::kPanelColumns, linear.weight.N);
+  LinearWeights some = linear;
+  kernels::PackedMatrix& w = some.weight;
+  w.N = some.split.N = last - first;
+  w.data = static_cast<const char*>(w.data) +
+           kernels::packed_elements(first, w.K, w.storage) * kernels::storage_size(w.storage);
+  if (w.scales != nullptr) w.scales += first;
+  if (w.sums != nullptr) w.sums += first;
+  if (some.bias != nullptr) some.bias += first;
+  if (some.split.data != nullptr) some.split.data += kernels::split_elements(first, some.split.K);
+  return some;
 }
 
 }  // namespace xsr

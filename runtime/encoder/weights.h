@@ -20,6 +20,10 @@ struct LinearWeights {
   kernels::SplitMatrix split = {};  // the weight again, of DerivedWeights for bf16x3
 };
 
+/// Outputs [32 · first_panel, 32 · last_panel) of a matrix that has no `steps`, as one by
+/// themselves.
+LinearWeights outputs(const LinearWeights& linear, int32_t first_panel, int32_t last_panel);
+
 struct LayerWeights {
   LinearWeights qkv;               // [3C, C]: Q, K, V one under the other
   LinearWeights attention_output;  // [C, C]
