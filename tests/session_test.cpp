@@ -15,6 +15,9 @@
 #include "bench/random_model.h"
 #include "runtime/device/cgroup.h"
 #include "runtime/device/cpu_threads.h"
+#include "runtime/encoder/derived_weights.h"
+#include "runtime/encoder/encoder.h"
+#include "runtime/encoder/model.h"
 #include "runtime/encoder/session.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
@@ -343,6 +346,43 @@ double cosine(const float* a, const float* b, size_t C) {
     bb += double(b[c]) * b[c];
   }
   return ab / std::sqrt(aa * bb);
+}
+
+// What an encoder does on AMX, by the ref kernels.
+TEST(Heads, TwoAtATimeGiveTheBitsOfAllAtOnce) {
+  const bench::RandomShape shape = {2, 64, 4, 96, 100};
+  const std::vector<int32_t> lengths = {3, 0, 17, 40};
+  const auto embed_as = [&](kernels::Isa isa, Compute compute, bool bf16_attention) {
+    const bench::RandomModel random(shape, compute == Compute::kBf16 ? DType::kBF16 : DType::kF32,
+                                    3);
+    const Model model(XsrFile::open_memory(random.data(), random.size()));
+    const DerivedWeights derived(model.weights(), compute, false);
+    Encoder encoder{model.config(), compute == Compute::kBf16 ? model.weights() : derived.weights(),
+                    kernels::resolve_kernels(kernels::Isa::kRef), compute};
+    encoder.kernels.isa = isa;
+    if (bf16_attention) encoder.kernels.attention_forward_bf16_isa = isa;
+    EXPECT_EQ(heads_at_a_time(isa, model.config()), isa == kernels::Isa::kAmx ? 2 : 4);
+    Workspace w(model.config(), 60, static_cast<int32_t>(lengths.size()), 1);
+    int32_t tokens = 0;
+    for (size_t b = 0; b < lengths.size(); ++b) {
+      for (int32_t t = 0; t < lengths[b]; ++t, ++tokens) {
+        w.token_ids[tokens] = 1 + 7 * tokens % 99;
+        w.positions[tokens] = model.config().position_offset + t;
+      }
+      w.cu_seqlens[b + 1] = tokens;
+    }
+    std::vector<float> embeddings(lengths.size() * shape.hidden_size, NAN);
+    encode_chunk(encoder, static_cast<int32_t>(lengths.size()), w, nullptr, embeddings.data());
+    return embeddings;
+  };
+  for (const Compute compute : {Compute::kF32, Compute::kBf16, Compute::kBf16x3, Compute::kInt8}) {
+    for (const bool bf16_attention : {false, true}) {
+      const auto all = embed_as(kernels::Isa::kAvx512Bf16, compute, bf16_attention);
+      const auto few = embed_as(kernels::Isa::kAmx, compute, bf16_attention);
+      EXPECT_EQ(-1, first_difference(all, few, shape.hidden_size))
+          << "compute " << static_cast<int>(compute) << ", attention in bf16 " << bf16_attention;
+    }
+  }
 }
 
 TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
