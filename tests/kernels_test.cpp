@@ -1066,6 +1066,26 @@ std::vector<AttentionShape> attention_shapes() {
   return shapes;
 }
 
+/// The first key's product with every query leaves f32: its score of -∞ weighs nothing.
+template <typename Call>
+void expect_nothing_of_minus_infinity(const KernelRow& row, const Call& call) {
+  constexpr int32_t T = 20, D = 16;
+  const int32_t cu[] = {0, T};
+  Guarded qkv(T * 3 * D), out(T * D);
+  Guarded scratch(std::max(attention_scratch_floats(T, D), attention_bf16_scratch_floats(T, D)));
+  for (int32_t i = 0; i < T; ++i) {
+    for (int32_t d = 0; d < D; ++d) {
+      float* at = qkv.data() + i * 3 * D + d;
+      at[0] = d == 0 ? 1e30f : 0.0f;
+      at[D] = i == 0 && d == 0 ? -1e30f : 0.0f;
+      at[2 * D] = i == 0 ? 9.0f : 1.0f;
+    }
+  }
+  call(qkv.data(), 3 * D, cu, D, out.data(), scratch.data());
+  for (int32_t i = 0; i < T * D; ++i)
+    ASSERT_FLOAT_EQ(1, out[i]) << row.name << ": a score of -∞, row " << i / D;
+}
+
 void check_attention(const KernelRow& row, const std::string& filter) {
   auto* kernel = reinterpret_cast<attention_forward_f32_t*>(row.function);
   Random random(4);
@@ -1116,6 +1136,10 @@ void check_attention(const KernelRow& row, const std::string& filter) {
     }
     ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, H * D, out_stride, what + " split"));
   }
+  expect_nothing_of_minus_infinity(row, [&](const float* qkv, int64_t stride, const int32_t* cu,
+                                            int32_t D, float* out, float* scratch) {
+    kernel(qkv, stride, cu, 0, 1, 0, 1, 1, D, out, D, nullptr, scratch);
+  });
 }
 
 void check_attention_bf16(const KernelRow& row, const std::string& filter) {
@@ -1177,7 +1201,18 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
     }
     ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, C, out_stride, what + " split"));
     EXPECT_EQ(narrow, narrow_split) << what;
+    // What is divided and what divides are sums of the same rounded E, in orders of their own.
+    for (int32_t i = 0; i < N; ++i) std::fill_n(&qkv[i * stride + 2 * C], C, 1.0f);
+    call(0, B, 0, H, out.data(), nullptr);
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < C; ++c)
+        ASSERT_NEAR(1, out[i * out_stride + c], std::ldexp(longest + 2, -24)) << what << " ones";
+    }
   }
+  expect_nothing_of_minus_infinity(row, [&](const float* qkv, int64_t stride, const int32_t* cu,
+                                            int32_t D, float* out, float* scratch) {
+    kernel(qkv, stride, cu, 0, 1, 0, 1, 1, D, out, D, nullptr, 0, scratch);
+  });
 }
 
 void check_layernorm_backward(const KernelRow& row, const std::string& filter) {
