@@ -283,6 +283,30 @@ TEST_F(TrainingData, ColumnsAreChosenAndSwapped) {
 
 // ---- Bad lines.
 
+TEST_F(TrainingData, FilesOfOneNameAreOneLanguagePair) {
+  const auto pairs = parse_language_pairs({"aa=x/one.tsv", "x/bb.tsv.gz", "aa=two.tsv"}, {3, 1}, 4);
+  ASSERT_EQ(pairs.size(), 2u);
+  EXPECT_EQ(pairs[0].name, "aa");
+  ASSERT_EQ(pairs[0].files.size(), 2u);
+  EXPECT_EQ(pairs[0].files[1].path, "two.tsv");
+  EXPECT_EQ(pairs[0].files[1].first_column, 3);
+  EXPECT_EQ(pairs[0].files[1].second_column, 1);
+  EXPECT_EQ(pairs[0].files[1].num_columns, 4);
+  EXPECT_EQ(pairs[1].name, "bb");
+  EXPECT_EQ(pairs[1].files[0].path, "x/bb.tsv.gz");
+}
+
+TEST_F(TrainingData, AReportNamesThreeLinesOfAKind) {
+  DropReport report;
+  for (const char* line : {"x:1", "x:2", "x:3"}) report.add(DropReason::kShort, line);
+  EXPECT_EQ(report.text(), "  3 lines: a side shorter than min_tokens (x:1; x:2; x:3)");
+  report.add(DropReason::kShort, "x:4");
+  report.add(DropReason::kRatio, "x:5");
+  EXPECT_EQ(report.text(),
+            "  4 lines: a side shorter than min_tokens (x:1; x:2; x:3; ...)\n"
+            "  1 line: lengths further apart than max_ratio (x:5)");
+}
+
 TEST_F(TrainingData, BadLinesAreDroppedCountedAndNamed) {
   const std::string good = made_up_text(5, 0, 1);
   const std::string bad[] = {"only one column",
@@ -417,6 +441,26 @@ TEST_F(TrainingData, ATokenizerIsTrainedAndIsTheSameEveryTime) {
 
   EXPECT_EQ(train_tokenizer(languages, options), model);
   options.seed = 2;
+  EXPECT_NE(train_tokenizer(languages, options), model);
+  options.seed = 1;
+  options.character_coverage = 0.98;
+  EXPECT_NE(train_tokenizer(languages, options), model);
+  options.character_coverage = TokenizerOptions().character_coverage;
+  // √2000 : √1000 of 2500 pairs, but no more than there are.
+  options.max_sentences = 5000;
+  options.temperature = 2;
+  said_.clear();
+  train_tokenizer(languages, options, log_);
+  EXPECT_THAT(said_, HasSubstr("300 pieces on 4,928 of 6,000 sentences"));
+  options = TokenizerOptions();
+  options.vocab_size = 300;
+  options.max_sentences = 1000;
+  std::string capitals = read_file(path("t.tsv"));
+  for (char& c : capitals) c = static_cast<char>(std::toupper(c));
+  languages[0].files = {{write("T.tsv", capitals)}};
+  options.lowercase = true;
+  EXPECT_EQ(train_tokenizer(languages, options), model);
+  options.lowercase = false;
   EXPECT_NE(train_tokenizer(languages, options), model);
   options.vocab_size = 100000;
   EXPECT_THAT(error_of([&] { train_tokenizer(languages, options); }),
