@@ -281,6 +281,9 @@ struct HeadCase {
                           const kernels::KernelTable& kernels = fastest()) {
     ThreadPool threads(num_threads);
     GenerativeHead head(config, table, precision, kernels, threads, stored_bytes);
+    return run(head, narrow);
+  }
+  std::vector<double> run(GenerativeHead& head, const uint16_t* narrow = nullptr) {
     std::vector<WeightedTarget> weighted;
     for (size_t k = 0; k < targets.size(); ++k) weighted.push_back({&targets[k], weights[k]});
     std::fill_n(gradients.data(), gradients.size(), 0.5f);
@@ -407,6 +410,24 @@ TEST(GenerativeHead, BitsDependNeitherOnThreadsNorOnWhatIsStored) {
       EXPECT_EQ(losses, c.run(precision, 2, 0, narrow.data()));
       const std::vector<float> again = all_gradients(c);
       EXPECT_EQ(0, std::memcmp(gradients.data(), again.data(), 4 * again.size()));
+    }
+  }
+}
+
+TEST(GenerativeHead, KeepsNothingOfTheBatchBefore) {
+  const kernels::KernelTable kernels = fastest();
+  ThreadPool threads(2);
+  for (Precision precision : {Precision::kF32, Precision::kBF16}) {
+    for (int64_t stored_bytes : {VocabularyLoss::kStoredBytes, int64_t{0}}) {
+      Random random(37);
+      HeadCase before(random, 9, 24, 5003, 1), c(random, 5, 24, 5003, 1);
+      const std::vector<double> losses = c.run(precision, 2, stored_bytes);
+      const std::vector<float> gradients = all_gradients(c);
+      GenerativeHead head(c.config, c.table, precision, kernels, threads, stored_bytes);
+      before.run(head);
+      EXPECT_EQ(losses, c.run(head));
+      const std::vector<float> again = all_gradients(c);
+      EXPECT_EQ(0, std::memcmp(gradients.data(), again.data(), 4 * again.size())) << stored_bytes;
     }
   }
 }
@@ -966,6 +987,7 @@ TEST(Objectives, SumTheirParts) {
     EXPECT_EQ(parts.parts[k].name, alone.parts[0].name);
     EXPECT_EQ(parts.parts[k].value, alone.parts[0].value);
     EXPECT_EQ(parts.parts[k].weight, alone.parts[0].weight);
+    EXPECT_EQ(alone.total, alone.parts[0].weight * alone.parts[0].value);
     total += alone.total;
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += part_du[i];
   }
@@ -1012,6 +1034,7 @@ TEST(ObjectiveConfig, ImpossibleSettingsAreNamed) {
   EXPECT_THAT(message([](auto& c) { c.align.temperature = 0; }), testing::HasSubstr("align"));
   EXPECT_THAT(message([](auto& c) { c.info_nce.temperature = -1; }),
               testing::HasSubstr("info_nce"));
+  EXPECT_THAT(message([](auto& c) { c.align.margin = NAN; }), testing::HasSubstr("align: margin"));
   EXPECT_THAT(message([](auto& c) { c.sim.min_cosine = 1; }), testing::HasSubstr("min_cosine"));
   EXPECT_THAT(message([](auto& c) { c.ugt_weight = c.align_weight = c.sim_weight = 0; }),
               testing::HasSubstr("nothing"));

@@ -108,6 +108,22 @@ TEST(Optimizer, FollowsAPlainLoopInDouble) {
   }
 }
 
+/// By clip_norm / (norm + 1e-6), as torch.nn.utils.clip_grad_norm_, and never up.
+TEST(Optimizer, ClipsWhatIsLargerAlone) {
+  const kernels::KernelTable kernels = kernels::resolve_kernels(kernels::Isa::kAvx512Bf16);
+  ThreadPool threads(1);
+  for (const auto& [clip_norm, scale] :
+       {std::pair(0.0, 1.0), {1.0, 1.0}, {2e-6, 2.0 / 3.0}, {1e-6, 1.0 / 3.0}}) {
+    OptimizerConfig config;
+    config.clip_norm = clip_norm;
+    FlatBuffer values(16), gradients(16);
+    gradients.data()[5] = 2e-6f;
+    Optimizer optimizer(config, 16, kernels, threads);
+    optimizer.step(1e-3, values, gradients, nullptr);
+    EXPECT_NEAR(0.1 * scale * 2e-6, optimizer.first_moment().data()[5], 1e-13) << clip_norm;
+  }
+}
+
 TEST(Optimizer, BitsDoNotDependOnThreadsAndStateResumes) {
   const kernels::KernelTable kernels = kernels::resolve_kernels(kernels::Isa::kAvx512Bf16);
   OptimizerConfig config;
@@ -191,6 +207,7 @@ TEST(Optimizer, ImpossibleSettingsAreNamed) {
   EXPECT_EQ("", message([](auto&) {}));
   EXPECT_THAT(message([](auto& c) { c.beta1 = 1; }), testing::HasSubstr("beta1"));
   EXPECT_THAT(message([](auto& c) { c.beta2 = -0.1; }), testing::HasSubstr("beta2"));
+  EXPECT_THAT(message([](auto& c) { c.beta2 = 1; }), testing::HasSubstr("beta2"));
   EXPECT_THAT(message([](auto& c) { c.eps = 0; }), testing::HasSubstr("eps"));
   EXPECT_THAT(message([](auto& c) { c.weight_decay = NAN; }), testing::HasSubstr("weight_decay"));
   EXPECT_THAT(message([](auto& c) { c.clip_norm = -1; }), testing::HasSubstr("clip_norm"));

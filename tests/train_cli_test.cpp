@@ -76,6 +76,9 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
   const std::pair<const char*, const char*> cases[] = {
       {"--optimizer.eps 0", "optimizer.eps is \"0\", expected a number from 1e-30 to 1"},
       {"--schedule.step_factor 0", "schedule.step_factor is \"0\""},
+      // What SentencePiece takes.
+      {"--tokenizer.character_coverage 0.97",
+       "tokenizer.character_coverage is \"0.97\", expected a number from 0.98 to 1"},
       {"--tokenizer.max_sentences 1", "tokenizer.max_sentences is \"1\""},
       {"--model.max_seq_len 65536", "model.max_seq_len is \"65536\""},
       {"--data.max_ratio 0.5", "max_ratio 0.5"},

@@ -283,6 +283,30 @@ TEST_F(TrainingData, ColumnsAreChosenAndSwapped) {
 
 // ---- Bad lines.
 
+TEST_F(TrainingData, FilesOfOneNameAreOneLanguagePair) {
+  const auto pairs = parse_language_pairs({"aa=x/one.tsv", "x/bb.tsv.gz", "aa=two.tsv"}, {3, 1}, 4);
+  ASSERT_EQ(pairs.size(), 2u);
+  EXPECT_EQ(pairs[0].name, "aa");
+  ASSERT_EQ(pairs[0].files.size(), 2u);
+  EXPECT_EQ(pairs[0].files[1].path, "two.tsv");
+  EXPECT_EQ(pairs[0].files[1].first_column, 3);
+  EXPECT_EQ(pairs[0].files[1].second_column, 1);
+  EXPECT_EQ(pairs[0].files[1].num_columns, 4);
+  EXPECT_EQ(pairs[1].name, "bb");
+  EXPECT_EQ(pairs[1].files[0].path, "x/bb.tsv.gz");
+}
+
+TEST_F(TrainingData, AReportNamesThreeLinesOfAKind) {
+  DropReport report;
+  for (const char* line : {"x:1", "x:2", "x:3"}) report.add(DropReason::kShort, line);
+  EXPECT_EQ(report.text(), "  3 lines: a side shorter than min_tokens (x:1; x:2; x:3)");
+  report.add(DropReason::kShort, "x:4");
+  report.add(DropReason::kRatio, "x:5");
+  EXPECT_EQ(report.text(),
+            "  4 lines: a side shorter than min_tokens (x:1; x:2; x:3; ...)\n"
+            "  1 line: lengths further apart than max_ratio (x:5)");
+}
+
 TEST_F(TrainingData, BadLinesAreDroppedCountedAndNamed) {
   const std::string good = made_up_text(5, 0, 1);
   const std::string bad[] = {"only one column",
@@ -327,11 +351,27 @@ TEST_F(TrainingData, BadLinesAreDroppedCountedAndNamed) {
   EXPECT_EQ(crlf, lf);
 }
 
+TEST_F(TrainingData, APairThatTheTokenizerCannotEncodeIsDropped) {
+  // Of single characters: <unk>, a, and l as a control piece.
+  const std::string model(
+      "\x0a\x09\x0a\x05<unk>\x18\x02\x0a\x03\x0a\x01"
+      "a\x0a\x05\x0a\x01l\x18\x03\x12\x02\x18\x04",
+      27);
+  config_.vocab_size = 3;
+  const LanguagePair pairs{"a-b", {{write("control.tsv", "a\taa\na\tal\naaa\ta\n")}}};
+  const auto made =
+      TokenizedCorpus::open_or_build(path("cache"), {pairs}, config_, model, {}, pool_, log_);
+  ASSERT_EQ(made->num_pairs(), 2u);
+  EXPECT_EQ(made->length(1, 0), made->length(0, 0) + 2);
+  EXPECT_THAT(said_, HasSubstr("1 line: a control piece of the tokenizer in the text (" +
+                               path("control.tsv") + ":2)"));
+}
+
 TEST_F(TrainingData, StrictMakesABadLineAnError) {
   CorpusOptions strict;
   strict.strict = true;
   const std::string text = made_up_text(3000, 0, 1);  // the bad line is not in the first chunk
-  const std::string name = write("strict.tsv", text + "no tab\n" + text + "none here\n");
+  const std::string name = write("strict.tsv", text + "no tab\nnor here\n" + text + "none here\n");
   EXPECT_THAT(
       corpus_error({{"a-b", {{name}}}}, strict),
       AllOf(HasSubstr(name + ":3001: has 1 column, expected 2"), HasSubstr("Mend the line")));
@@ -369,6 +409,8 @@ TEST_F(TrainingData, FiltersByLengthAndRatioSayWhatTheyDropped) {
   EXPECT_THAT(drops.text(), HasSubstr("lengths.tsv:1"));
   EXPECT_THAT(drops.text(), HasSubstr("lengths.tsv:3: 40 and " + std::to_string(many) +
                                       " tokens as cut to max_seq_len"));
+  options.max_ratio = 1;  // sides of one length stay
+  EXPECT_EQ(corpus({{"a-b", {{name}}}}, options)->place(0), name + ":4");
   options.max_ratio = 0.5;
   EXPECT_THAT(corpus_error({{"a-b", {{name}}}}, options), HasSubstr("max_ratio 0.5"));
   options = {};
@@ -400,6 +442,26 @@ TEST_F(TrainingData, ATokenizerIsTrainedAndIsTheSameEveryTime) {
   EXPECT_EQ(train_tokenizer(languages, options), model);
   options.seed = 2;
   EXPECT_NE(train_tokenizer(languages, options), model);
+  options.seed = 1;
+  options.character_coverage = 0.98;
+  EXPECT_NE(train_tokenizer(languages, options), model);
+  options.character_coverage = TokenizerOptions().character_coverage;
+  // √2000 : √1000 of 2500 pairs, but no more than there are.
+  options.max_sentences = 5000;
+  options.temperature = 2;
+  said_.clear();
+  train_tokenizer(languages, options, log_);
+  EXPECT_THAT(said_, HasSubstr("300 pieces on 4,928 of 6,000 sentences"));
+  options = TokenizerOptions();
+  options.vocab_size = 300;
+  options.max_sentences = 1000;
+  std::string capitals = read_file(path("t.tsv"));
+  for (char& c : capitals) c = static_cast<char>(std::toupper(c));
+  languages[0].files = {{write("T.tsv", capitals)}};
+  options.lowercase = true;
+  EXPECT_EQ(train_tokenizer(languages, options), model);
+  options.lowercase = false;
+  EXPECT_NE(train_tokenizer(languages, options), model);
   options.vocab_size = 100000;
   EXPECT_THAT(error_of([&] { train_tokenizer(languages, options); }),
               AllOf(HasSubstr("100000 pieces"), HasSubstr("fewer pieces")));
@@ -411,30 +473,38 @@ TEST_F(TrainingData, ATokenizerIsTrainedAndIsTheSameEveryTime) {
 
 TEST_F(TrainingData, TheCacheHoldsTheTokenizersIds) {
   const auto languages = three_languages();
-  const auto made = corpus(languages);
-  ASSERT_EQ(made->num_pairs(), 450u);
-  ASSERT_EQ(made->parts().size(), 3u);
-  EXPECT_EQ(made->parts()[1].name, "a-c");
-  EXPECT_EQ(made->parts()[1].first_pair, 300u);
-  EXPECT_EQ(made->parts()[2].num_pairs, 50u);
-  const auto reference = make_tokenizer(tokenizer(), config_);
-  uint64_t pair = 0, tokens = 0;
-  for (const LanguagePair& language : languages) {
-    uint64_t line = 0;
-    for (const std::string& text : test::read_lines(language.files[0].path)) {
-      EXPECT_EQ(made->place(pair), language.files[0].path + ":" + std::to_string(++line));
-      const size_t tab = text.find('\t');
-      for (int side : {0, 1}) {
-        std::vector<int32_t> ids, expected;
-        reference->encode(side == 0 ? text.substr(0, tab) : text.substr(tab + 1), 40, expected);
-        made->append_ids(pair, side, ids);
-        ASSERT_EQ(ids, expected) << made->place(pair);
-        tokens += ids.size();
+  std::map<int32_t, uint64_t> bytes;
+  for (const int32_t vocab_size : {400, 65536, 65537}) {  // from here on ids take 32 bits
+    config_.vocab_size = vocab_size;
+    const auto made = corpus(languages);
+    EXPECT_TRUE(made->was_built());
+    ASSERT_EQ(made->num_pairs(), 450u);
+    ASSERT_EQ(made->parts().size(), 3u);
+    EXPECT_EQ(made->parts()[1].name, "a-c");
+    EXPECT_EQ(made->parts()[1].first_pair, 300u);
+    EXPECT_EQ(made->parts()[2].num_pairs, 50u);
+    const auto reference = make_tokenizer(tokenizer(), config_);
+    uint64_t pair = 0, tokens = 0;
+    for (const LanguagePair& language : languages) {
+      uint64_t line = 0;
+      for (const std::string& text : test::read_lines(language.files[0].path)) {
+        EXPECT_EQ(made->place(pair), language.files[0].path + ":" + std::to_string(++line));
+        const size_t tab = text.find('\t');
+        for (int side : {0, 1}) {
+          std::vector<int32_t> ids, expected;
+          reference->encode(side == 0 ? text.substr(0, tab) : text.substr(tab + 1), 40, expected);
+          made->append_ids(pair, side, ids);
+          ASSERT_EQ(ids, expected) << made->place(pair);
+          tokens += ids.size();
+        }
+        ++pair;
       }
-      ++pair;
     }
+    EXPECT_EQ(made->num_tokens(), tokens);
+    bytes[vocab_size] = fs::file_size(path("cache"));
   }
-  EXPECT_EQ(made->num_tokens(), tokens);
+  EXPECT_EQ(bytes[400], bytes[65536]);
+  EXPECT_GE(bytes[65537], bytes[400] + 2 * corpus(languages)->num_tokens() - 64);
 }
 
 TEST_F(TrainingData, TheCacheIsOpenedAgainAndMadeAgainWhenItsInputsChange) {
@@ -468,6 +538,30 @@ TEST_F(TrainingData, TheCacheIsOpenedAgainAndMadeAgainWhenItsInputsChange) {
   languages.pop_back();
   EXPECT_TRUE(corpus(languages)->was_built());
   EXPECT_FALSE(corpus(languages)->was_built());
+  config_.unk_id = 3;
+  EXPECT_TRUE(corpus(languages)->was_built());
+  CorpusOptions options;
+  options.max_line_bytes = 1 << 17;
+  EXPECT_TRUE(corpus(languages, options)->was_built());
+  options.strict = true;
+  EXPECT_TRUE(corpus(languages, options)->was_built());
+  languages[0].files[0].num_columns = 2;
+  EXPECT_TRUE(corpus(languages, options)->was_built());
+  // The same files, shared out among the language pairs in another way.
+  languages[1].files.push_back({write("bc.tsv", made_up_text(50, 1, 5))});
+  EXPECT_EQ(corpus(languages, options)->parts()[1].num_pairs, 150u);
+  languages[0].files.push_back(languages[1].files[0]);
+  languages[1].files.erase(languages[1].files.begin());
+  EXPECT_EQ(corpus(languages, options)->parts()[1].num_pairs, 50u);
+  EXPECT_FALSE(corpus(languages, options)->was_built());
+  // Another tokenizer of as many pieces.
+  std::string other = tokenizer();
+  const size_t at = other.find("kamo");
+  ASSERT_NE(at, other.npos);
+  other.replace(at, 4, "komo");
+  EXPECT_TRUE(
+      TokenizedCorpus::open_or_build(path("cache"), languages, config_, other, options, pool_)
+          ->was_built());
 }
 
 TEST_F(TrainingData, ADamagedCacheIsMadeAgain) {
@@ -603,12 +697,13 @@ TEST_F(TrainingData, HeldOutPairsShareNoSentenceWithTheOthers) {
   std::string text;
   // Every sentence of side 1 stands three times, with different sides 2.
   for (int i = 0; i < 600; ++i) {
-    text += "kamo rite " + std::to_string(i / 3) + "\txi " + std::to_string(i % 500) + " sune\n";
+    text += "kamo rite " + std::to_string(i / 3) + "\txi " + std::to_string(i % 40) + " sune\n";
   }
   const auto made = corpus(
       {{"a-b", {{write("dup.tsv", text)}}}, {"a-c", {{write("ac.tsv", made_up_text(100, 1, 4))}}}});
   const HeldOut held = hold_out(*made, 20, 5, pool_);
   ASSERT_EQ(held.dev.size(), 40u);
+  int parts[2] = {};
   std::set<uint64_t> side[2], excluded(held.excluded.begin(), held.excluded.end());
   for (uint64_t pair : held.dev) {
     EXPECT_TRUE(excluded.contains(pair));
@@ -622,6 +717,8 @@ TEST_F(TrainingData, HeldOutPairsShareNoSentenceWithTheOthers) {
   EXPECT_EQ(hold_out(*made, 20, 5, pool_).dev, held.dev);
   EXPECT_NE(hold_out(*made, 20, 6, pool_).dev, held.dev);
   EXPECT_TRUE(hold_out(*made, 0, 5, pool_).excluded.empty());
+  for (uint64_t pair : hold_out(*made, 1000, 5, pool_).dev) parts[pair < 600 ? 0 : 1] += 1;
+  EXPECT_THAT(parts, ElementsAre(testing::Le(300), 50)) << "at most half of each";
   EXPECT_EQ(pairs_shared_with(*made, *made, pool_).size(), made->num_pairs());
 
   PairSampler sampler(builder(made), held.excluded, by_pairs(10));
@@ -650,6 +747,7 @@ TEST_F(TrainingData, EveryPairComesOnceAnEpochInAnotherOrder) {
     DataPosition position;
     PairBatch batch;
     std::vector<uint64_t> epochs[2];
+    std::map<uint64_t, std::set<std::pair<uint8_t, int32_t>>> masks;  // of a pair
     uint64_t batches = 0;
     while (position.epoch < 2) {
       const uint64_t epoch = position.epoch;
@@ -659,11 +757,26 @@ TEST_F(TrainingData, EveryPairComesOnceAnEpochInAnotherOrder) {
       EXPECT_LE(batch.num_tokens(), kind >= 2 ? 300 : INT32_MAX);
       epochs[epoch].insert(epochs[epoch].end(), batch.pair_numbers.begin(),
                            batch.pair_numbers.end());
+      for (int32_t i = 0; i < batch.num_pairs; ++i) {
+        const uint8_t side = batch.masked_side[i];
+        masks[batch.pair_numbers[i]].emplace(
+            side, batch.masked_row[i] - batch.cu_seqlens[side * batch.num_pairs + i]);
+      }
     }
+    EXPECT_GT(std::count_if(masks.begin(), masks.end(),
+                            [](const auto& pair) { return pair.second.size() == 2; }),
+              300)
+        << "of 442 pairs, masked anew in the second epoch";
     if (kind < 2) {
       EXPECT_EQ(batches, sampler.batches_per_epoch());
     }
     EXPECT_NE(epochs[0], epochs[1]);
+    std::vector<int> parts[2];  // that the pairs are of, which come in another order too
+    for (const int epoch : {0, 1}) {
+      for (const uint64_t pair : epochs[epoch])
+        parts[epoch].push_back(pair < 300 ? 0 : pair < 400 ? 1 : 2);
+    }
+    EXPECT_NE(parts[0], parts[1]);
     for (std::vector<uint64_t>& pairs : epochs) {
       EXPECT_FALSE(std::is_sorted(pairs.begin(), pairs.end()));
       std::sort(pairs.begin(), pairs.end());
@@ -691,6 +804,24 @@ TEST_F(TrainingData, TheLastBatchIsDroppedOnDemand) {
   }
   EXPECT_THAT(error_of([&] { PairSampler(builder(made), {}, by_pairs(451)); }),
               HasSubstr("one batch of 451 pairs is more than the 450"));
+}
+
+TEST_F(TrainingData, ABatchHasAtMostItsTokens) {
+  const auto made = corpus(three_languages());
+  const uint64_t pairs[] = {0, 1, 2};
+  int64_t two = 0;
+  for (uint64_t pair : {0, 1}) two += made->length(pair, 0) + made->length(pair, 1);
+  EXPECT_EQ(builder(made).fitting(pairs, 16, two), 2u);
+  EXPECT_EQ(builder(made).fitting(pairs, 16, two - 1), 1u);
+  EXPECT_EQ(builder(made).fitting(pairs, 16, 1), 1u) << "a single one stays";
+  EXPECT_EQ(builder(made).fitting(pairs, 2, 0), 2u);
+  SamplerOptions options = by_pairs(16);
+  options.batch_tokens = static_cast<int32_t>(made->longest_pair());
+  EXPECT_NO_THROW(PairSampler(builder(made), {}, options));
+  --options.batch_tokens;
+  EXPECT_THAT(
+      error_of([&] { PairSampler(builder(made), {}, options); }),
+      HasSubstr("cannot hold the longest pair, which has " + std::to_string(made->longest_pair())));
 }
 
 TEST_F(TrainingData, BatchesArePackedAndSortedWithinTheirPool) {
@@ -837,7 +968,7 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
   for (uint64_t pair = 0; pair < made->num_pairs(); ++pair) draws.push_back({pair, 0});
   PairBatch batch;
   build.build(draws, batch);
-  int side_one = 0, first_half = 0, masks = 0;
+  int side_one = 0, first_half[2] = {}, masks[2] = {};  // of masks on a side
   for (size_t i = 0; i < draws.size(); ++i) {
     ASSERT_GE(batch.masked_row[i], 0);
     EXPECT_TRUE(maskable[static_cast<size_t>(batch.masked_id[i])]);
@@ -856,15 +987,17 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
       before += may && row < batch.masked_row[i];
     }
     if (all % 2 == 0) {
-      ++masks;
-      first_half += before < all / 2;
+      ++masks[batch.masked_side[i]];
+      first_half[batch.masked_side[i]] += before < all / 2;
     }
   }
   // One token a pair, no more.
   EXPECT_EQ(std::count(batch.token_ids.begin(), batch.token_ids.end(), config_.mask_id), 4000);
   EXPECT_NEAR(side_one, 2000, 4 * 32);  // four standard deviations
-  EXPECT_GT(masks, 1000);
-  EXPECT_NEAR(first_half, masks / 2.0, 4 * std::sqrt(masks / 4.0));
+  for (int side : {0, 1}) {
+    EXPECT_GT(masks[side], 500);
+    EXPECT_NEAR(first_half[side], masks[side] / 2.0, 4 * std::sqrt(masks[side] / 4.0));
+  }
 
   // A pair's mask is the same in any batch, and another at another visit or seed.
   int differ_visit = 0, differ_seed = 0;

@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <set>
 
 #include "converter/checkpoint.h"
 #include "runtime/format/xsr_file.h"
+#include "tests/support/files.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/paths.h"
 #include "tests/support/plain_model.h"
@@ -219,6 +221,10 @@ TEST(ModelFile, GivesBackWhatWasWritten) {
     EXPECT_NE(nullptr, std::strstr(error.what(), "embedding.token is i8, training starts from f32"))
         << error.what();
   }
+  std::string damaged = test::read_file(folder / "model.xsr");
+  damaged[damaged.size() / 2] ^= 1;
+  std::ofstream(folder / "damaged.xsr", std::ios::binary) << damaged;
+  EXPECT_THROW(read_initial_model(folder / "damaged.xsr", {}, 9), Error);
   const std::string path = folder / "bad.xsr";
   values.at(table.at("layer.1.up.weight"))[3] = 1e6f;  // beyond f16 only
   write_model(path, config, values, DType::kBF16, "", "{}");
@@ -262,6 +268,51 @@ TEST(TrainingCheckpoint, AFieldOfAnotherTypeIsNamed) {
       EXPECT_EQ(path + ": field \"inputs\" is no JSON list of objects of text", error.what());
     }
   }
+}
+
+TEST(TrainingCheckpoint, WhatDoesNotFitIsNamed) {
+  const ParameterTable table(odd_config());
+  FlatBuffer values(table.size());
+  const test::TempFolder folder;
+  const std::string path = folder / "c.safetensors";
+  write_checkpoint(path, table, {{"value.", &values}},
+                   {{"step", "-1"}, {"seed", "3x"}, {"pairs_seen", "7"}});
+  const std::string bytes = test::read_file(path);
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  EXPECT_EQ(0u, (sizeof header + header) % 64) << "docs/CHECKPOINT.md";
+  const auto message = [&](auto&& read) -> std::string {
+    try {
+      read(TrainingCheckpoint(path));
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto integer = [](const char* name) {
+    return [name](const TrainingCheckpoint& c) { EXPECT_EQ(7, c.integer(name)); };
+  };
+  EXPECT_EQ("", message(integer("pairs_seen")));
+  EXPECT_EQ(path + ": field \"step\" is \"-1\", expected a whole number", message(integer("step")));
+  EXPECT_EQ(path + ": field \"seed\" is \"3x\", expected a whole number", message(integer("seed")));
+  const auto read = [](const ModelConfig& config) {
+    return [config](const TrainingCheckpoint& c) {
+      const ParameterTable other(config);
+      FlatBuffer into(other.size());
+      c.read(other, "value.", into);
+    };
+  };
+  EXPECT_EQ("", message(read(odd_config())));
+  ModelConfig larger = odd_config();
+  larger.vocab_size = 62;
+  EXPECT_EQ(path + ": value.embedding.token is F32 [61, 36], expected F32 [62, 36]",
+            message(read(larger)));
+  // Of a later version, whose fields may mean something else.
+  std::string later = bytes;
+  later.replace(later.find("checkpoint 1"), 12, "checkpoint 2");
+  std::ofstream(path, std::ios::binary) << later;
+  EXPECT_EQ(path + ": has format \"xsr-train checkpoint 2\", expected \"xsr-train checkpoint 1\"",
+            message(read(odd_config())));
 }
 
 TEST(ModelFile, LayersPutBehindChangeNothingAtFirst) {
@@ -355,6 +406,10 @@ TEST(ModelFile, TakesTheHeadOfACheckpoint) {
   const Parameter& p = table.at("head.output.bias");
   ASSERT_EQ(static_cast<size_t>(p.size), bias.size());
   EXPECT_EQ(0, std::memcmp(bias.data(), model.values->at(p), sizeof(float) * bias.size()));
+  const std::vector<float> token =
+      checkpoint->find("model.bert.embedding.word_embedding.embedding.weight")->to_f32();
+  EXPECT_EQ(0, std::memcmp(token.data(), model.values->at(table.at("embedding.token")),
+                           sizeof(float) * token.size()));
 }
 
 // ---- gradients ----
@@ -506,6 +561,86 @@ TEST(Trainer, BitsDoNotDependOnThreadsOrTheRun) {
   }
 }
 
+TEST(Trainer, GradientsAreThoseOfTheLastStep) {
+  const ModelConfig config = wide_config();
+  const PairBatch batch = make_batch(config, 3);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(2);
+  CpuTrainer trainer(config, test::release_step(0), kernels, threads);
+  ASSERT_GT(trainer.table().size(), 3 << 18) << "more than the threads clear at a time";
+  initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+  trainer.step(batch, 0);
+  FlatBuffer first(trainer.table().size());
+  std::copy_n(trainer.gradients().data(), first.size(), first.data());
+  trainer.step(batch, 0);
+  EXPECT_TRUE(same_bits(first, trainer.gradients()));
+}
+
+/// Those that make the model at the end of a run, or that a run goes on from.
+TEST(Trainer, ValuesThatAreWrittenAreThoseThatItComputesWith) {
+  const ModelConfig config = odd_config();
+  const PairBatch batch = make_batch(config, 6);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(1);
+  StepConfig step = release_step();
+  step.precision = Precision::kBF16;
+  double losses[2];
+  for (const bool behind_a_step : {false, true}) {
+    CpuTrainer trainer(config, step, kernels, threads);
+    initialize_parameters(config, trainer.table(), 4, trainer.mutable_values());
+    if (behind_a_step) trainer.step(batch, 1e-3);
+    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+    losses[behind_a_step] = trainer.evaluate(batch, false).total;
+  }
+  EXPECT_EQ(losses[0], losses[1]);
+}
+
+/// Its row of the table stays as it was.
+TEST(Trainer, PaddingHasNoGradient) {
+  ModelConfig config = odd_config();
+  config.pad_id = 0;
+  PairBatch batch = make_batch(config, 6);
+  batch.token_ids[1] = config.pad_id;
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(1);
+  StepConfig step = release_step();
+  step.objectives.ugt_weight = 0;  // which reaches it as a word of the vocabulary
+  CpuTrainer trainer(config, step, kernels, threads);
+  initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+  trainer.step(batch, 0);
+  const float* row = trainer.gradients().at(trainer.table().at("embedding.token"));
+  for (int32_t c = 0; c < config.hidden_size; ++c)
+    EXPECT_EQ(0, row[config.pad_id * config.hidden_size + c]);
+  EXPECT_NE(0, row[batch.token_ids[0] * config.hidden_size]);
+}
+
+/// Fewer tokens in all, but a longer sentence: what the threads compute the attention in grows.
+TEST(Trainer, ALongerSentenceMayComeLater) {
+  const ModelConfig config = wide_config();
+  PairBatch some = make_batch(config, 24), longer = make_batch(config, 3);
+  for (size_t s = 0; s < some.cu_seqlens.size(); ++s)
+    some.cu_seqlens[s] = static_cast<int32_t>(4 * s);
+  some.token_ids.assign(4 * 48, 7);
+  std::fill(some.masked_row.begin(), some.masked_row.end(), -1);
+  std::fill(some.masked_id.begin(), some.masked_id.end(), -1);
+  ASSERT_LT(longer.num_tokens(), some.num_tokens());
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  std::unique_ptr<FlatBuffer> alone;
+  for (const bool before : {false, true}) {
+    ThreadPool threads(2);
+    CpuTrainer trainer(config, release_step(), kernels, threads);
+    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+    if (before) trainer.embed(some);
+    for (int i = 0; i < 8; ++i) trainer.step(longer, 1e-3);
+    if (!before) {
+      alone = std::make_unique<FlatBuffer>(trainer.table().size());
+      std::copy_n(trainer.values().data(), alone->size(), alone->data());
+    } else {
+      EXPECT_TRUE(same_bits(*alone, trainer.values()));
+    }
+  }
+}
+
 TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
   const ModelConfig config = odd_config();
   const PairBatch batch = make_batch(config, 4);
@@ -521,6 +656,7 @@ TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
     double loss = 0;
     for (int32_t i = 0; i < steps; ++i) loss = trainer.step(batch, 0).loss.total;
     EXPECT_EQ(before, trainer.evaluate(batch).total);
+    EXPECT_EQ(dropout == 0, before == trainer.evaluate(batch, true).total) << "when asked for";
     return std::pair(before, loss);
   };
   const auto [plain, without] = first_loss(0, 1, 1);
@@ -528,7 +664,8 @@ TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
   const auto [evaluated, one] = first_loss(0.1, 1, 1);
   EXPECT_EQ(plain, evaluated);
   EXPECT_NE(one, plain);
-  EXPECT_NE(one, first_loss(0.1, 2, 1).second) << "the seed does not matter";
+  for (const uint64_t seed : {uint64_t{2}, (uint64_t{1} << 32) + 1})
+    EXPECT_NE(one, first_loss(0.1, seed, 1).second) << "the seed does not matter";
   EXPECT_NE(one, first_loss(0.1, 1, 2).second) << "every step has the same mask";
 }
 
@@ -537,6 +674,7 @@ TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
 TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
   const ModelConfig config = wide_config();
   const PairBatch batch = make_batch(config, kSlow ? 4 : 16);
+  const ParameterTable table(config);
   const auto gradients = [&](kernels::Isa isa, Precision precision) {
     const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
     ThreadPool threads(2);
@@ -560,7 +698,8 @@ TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
   const std::vector<double> exact = gradients(test::training_isas().back(), Precision::kF32);
   double plain = 0;  // of the ref kernels
   for (const kernels::Isa isa : test::training_isas()) {
-    const double relative = error(gradients(isa, Precision::kBF16), exact);
+    const std::vector<double> rounded = gradients(isa, Precision::kBF16);
+    const double relative = error(rounded, exact);
     if (isa == kernels::Isa::kRef) plain = relative;
     std::printf("  %s: relative error of the gradient in bf16 %.4f\n", isa_name(isa), relative);
     // Half a unit of bf16 is 2⁻⁹; it comes in once for each operand of some ten products in a row,
@@ -568,6 +707,22 @@ TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
     EXPECT_LT(relative, 0.05) << isa_name(isa);
     EXPECT_LE(relative, 3 * plain) << isa_name(isa);
     EXPECT_GT(relative, 1e-4) << isa_name(isa) << ": nothing was rounded";
+    // No row or column, of which the sum above has hundreds, is a stale or a missing one.
+    for (const Parameter& p : table.parameters()) {
+      const int64_t columns = p.shape.size() == 2 ? p.shape[1] : 1, rows = p.size / columns;
+      const auto line = [&](const char* what, int64_t first, int64_t step, int64_t count) {
+        double difference = 0, squares = 0;
+        for (int64_t i = first; i < first + step * count; i += step) {
+          difference += std::pow(rounded[p.offset + i] - exact[p.offset + i], 2);
+          squares += std::pow(exact[p.offset + i], 2);
+        }
+        if (count == 1) return;
+        EXPECT_LE(std::sqrt(difference), 0.5 * std::sqrt(squares))
+            << isa_name(isa) << " " << p.name << ": " << what << " at " << first;
+      };
+      for (int64_t r = 0; r < rows; ++r) line("row", r * columns, 1, columns);
+      for (int64_t c = 0; c < columns; ++c) line("column", c, columns, rows);
+    }
   }
 }
 

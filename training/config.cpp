@@ -103,7 +103,7 @@ const std::vector<ConfigKey> kKeys = {
     {"tokenizer", "vocab_size", "Of a trained one, in pieces",
      SLOT(number(c.tokenizer_training.vocab_size, 8, 1e6))},
     {"tokenizer", "character_coverage", "Of the sample's characters; others become <unk>",
-     SLOT(number(c.tokenizer_training.character_coverage, 0.9, 1))},
+     SLOT(number(c.tokenizer_training.character_coverage, 0.98, 1))},
     {"tokenizer", "max_sentences", "In the sample it is trained on; bounds the memory",
      SLOT(number(c.tokenizer_training.max_sentences, 2, kMany))},
     {"tokenizer", "temperature", "A language pair's share of the sample is ∝ pairs^(1/temperature)",

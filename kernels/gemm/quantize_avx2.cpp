@@ -4,10 +4,11 @@
 namespace xsr::kernels {
 namespace {
 
-/// Eight q of a row, as 32-bit lanes not yet bounded to 0 … 255.
+/// Eight q of a row, as 32-bit lanes not yet bounded to 0 … 255. Only what is too large needs the
+/// bound: beyond 2^31 the conversion gives the smallest integer, which is right for what is too
+/// small.
 inline __m256i quantize8(__m256 x, __m256 inverse, __m256i zero) {
-  __m256 steps = _mm256_min_ps(_mm256_mul_ps(x, inverse), _mm256_set1_ps(255));
-  steps = _mm256_max_ps(steps, _mm256_set1_ps(-255));
+  const __m256 steps = _mm256_min_ps(_mm256_mul_ps(x, inverse), _mm256_set1_ps(255));
   return _mm256_add_epi32(_mm256_cvtps_epi32(steps), zero);
 }
 

@@ -97,7 +97,7 @@ std::vector<uint8_t> maskable_tokens(std::string_view tokenizer_model, const Mod
     const SentencePieceModel::Piece& piece = model.pieces[id];
     if (piece.type == PieceType::kControl || piece.type == PieceType::kUnused) continue;
     if (static_cast<int32_t>(id) == config.mask_id) continue;
-    bool words = piece.type == PieceType::kUnknown || piece.type == PieceType::kByte;
+    bool words = piece.type == PieceType::kUnknown;
     for (std::string_view rest = model.text(piece); !rest.empty();)
       words |= !is_punctuation(take_character(rest));
     maskable[id] = words;

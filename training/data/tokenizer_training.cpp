@@ -172,11 +172,11 @@ class Sample : public sentencepiece::SentenceIterator {
 std::string train_tokenizer(std::span<LanguagePair> languages, const TokenizerOptions& options,
                             const DataLog& log) {
   if (options.vocab_size < 8 || options.max_sentences < 2 || !(options.temperature > 0) ||
-      !(options.character_coverage > 0 && options.character_coverage <= 1)) {
+      !(options.character_coverage >= 0.98 && options.character_coverage <= 1)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 fmt::format("a tokenizer of {} pieces from {} sentences, temperature {}, character "
                             "coverage {} cannot be trained; expected at least 8 pieces and 2 "
-                            "sentences, a temperature above 0 and a coverage in (0, 1]",
+                            "sentences, a temperature above 0 and a coverage in [0.98, 1]",
                             options.vocab_size, options.max_sentences, options.temperature,
                             options.character_coverage));
   }
