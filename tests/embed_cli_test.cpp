@@ -186,6 +186,15 @@ TEST_F(EmbedCli, TokenIdsGiveTheTextsVectors) {
   EXPECT_EQ(read("v.f32"),
             reference.row("The cat sleeps.") + reference.row("") + reference.row("Le chat dort."));
 
+  // Of a line beyond 16 MiB a number that goes across is not looked at.
+  const std::string long_line = "5" + std::string((16 << 20) - 2, ' ') + "67 8";
+  write("in.txt", long_line + "\n5\n");
+  const Outcome cut = embed("--ids -i in.txt -o cut.f32");
+  ASSERT_EQ(cut.exit_status, 0) << cut.err;
+  EXPECT_THAT(cut.err, HasSubstr("2 lines, 2 tokens, 1 truncated, "));
+  const std::string rows = read("cut.f32");
+  EXPECT_EQ(rows.substr(0, rows.size() / 2), rows.substr(rows.size() / 2));
+
   for (const std::string& bad :
        {"x7"s, "-1"s, std::to_string(reference.vocab_size()), "99999999999999999999"s}) {
     write("in.txt", "1 2\n\n3 " + bad + " 4\n");
