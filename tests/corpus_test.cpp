@@ -87,6 +87,7 @@ TEST_F(Corpus, LineEnds) {
   for (const auto& [bytes, expected] : cases) {
     for (size_t block : {1, 2, 3, 5, 1000}) {
       EXPECT_EQ(lines_of(write(bytes), 1000, block).text, expected) << bytes << " block " << block;
+      EXPECT_EQ(lines_of(write(bytes), 1000, block, 3, 0).text, expected) << "a line at a time";
     }
   }
 }
@@ -121,6 +122,9 @@ TEST_F(Corpus, LongLinesKeepTheirBeginning) {
     const Lines split = lines_of(write("1234\u20AC\u20AC\n12345\u20AC\n123\u20AC\u20AC"), 6, block);
     EXPECT_THAT(split.text, ElementsAre("1234", "12345", "123\u20AC"));
     EXPECT_THAT(split.cut, ElementsAre(1, 1, 1));
+    for (const std::string begin : {"123", "1234", "12345"}) {
+      EXPECT_THAT(lines_of(write(begin + "\U0001F600\n"), 6, block).text, ElementsAre(begin));
+    }
   }
 }
 
