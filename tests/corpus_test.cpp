@@ -22,7 +22,9 @@
 #include "runtime/error.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
+#include "tests/support/file_size_limit.h"
 #include "tests/support/files.h"
+#include "tests/support/system_calls.h"
 #include "tests/support/temp_folder.h"
 
 namespace {
@@ -85,6 +87,7 @@ TEST_F(Corpus, LineEnds) {
   for (const auto& [bytes, expected] : cases) {
     for (size_t block : {1, 2, 3, 5, 1000}) {
       EXPECT_EQ(lines_of(write(bytes), 1000, block).text, expected) << bytes << " block " << block;
+      EXPECT_EQ(lines_of(write(bytes), 1000, block, 3, 0).text, expected) << "a line at a time";
     }
   }
 }
@@ -119,6 +122,9 @@ TEST_F(Corpus, LongLinesKeepTheirBeginning) {
     const Lines split = lines_of(write("1234\u20AC\u20AC\n12345\u20AC\n123\u20AC\u20AC"), 6, block);
     EXPECT_THAT(split.text, ElementsAre("1234", "12345", "123\u20AC"));
     EXPECT_THAT(split.cut, ElementsAre(1, 1, 1));
+    for (const std::string begin : {"123", "1234", "12345"}) {
+      EXPECT_THAT(lines_of(write(begin + "\U0001F600\n"), 6, block).text, ElementsAre(begin));
+    }
   }
 }
 
@@ -296,6 +302,55 @@ TEST_F(Corpus, AFullDiskKeepsTheWholeRowsWritten) {
   }
 }
 
+// A row of text is whole with its line end only.
+TEST_F(Corpus, AFullDiskJustBeforeALineEndKeepsTheRowsBefore) {
+  const std::vector<float> values = rows_of(3, 5);
+  std::string message, whole;
+  for (const bool full : {false, true}) {
+    xsr::VectorWriter writer(path("v.tsv"), xsr::VectorFormat::kTsv, 5);
+    if (!full) {
+      writer.append(values.data(), 3);
+      writer.finish();
+      whole = read("v.tsv");
+      continue;
+    }
+    const xsr::test::FileSizeLimit limit(whole.size() - 1);
+    try {
+      writer.append(values.data(), 3);
+    } catch (const xsr::Error& e) {
+      message = e.what();
+    }
+  }
+  EXPECT_THAT(message, HasSubstr(" after 2 rows. The rows written are kept in "));
+  EXPECT_EQ(read("v.tsv.partial"), whole.substr(0, whole.rfind('\n', whole.size() - 2) + 1));
+}
+
+TEST_F(Corpus, RowsAreFlushedBeforeTheNameAndTheNameAfterwards) {
+  const std::vector<float> values = rows_of(1, 5);
+  std::vector<std::pair<std::string, bool>> flushed;  // and whether there is an output by then
+  xsr::test::before_fsync = [&](const std::string& name) {
+    flushed.emplace_back(name, fs::exists(path("v.f32")));
+  };
+  const auto write_row = [&] {
+    xsr::VectorWriter writer(path("v.f32"), xsr::VectorFormat::kF32, 5);
+    writer.append(values.data(), 1);
+    writer.finish();
+  };
+  write_row();
+  xsr::test::before_fsync = nullptr;
+  EXPECT_THAT(flushed,
+              ElementsAre(testing::Pair(path("v.f32.partial"), false),
+                          testing::Pair(fs::path(path("v.f32")).parent_path().string(), true)));
+  fs::create_symlink("/dev/null", path("v.f32.partial"));
+  try {
+    write_row();
+    ADD_FAILURE() << "rows that are not on the disk";
+  } catch (const xsr::Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("v.f32: cannot flush: invalid argument after 1 rows."));
+  }
+  EXPECT_EQ(fs::file_size(path("v.f32")), 20u) << "the older output";
+}
+
 TEST_F(Corpus, FullDeviceMessage) {
   if (::access("/dev/full", W_OK) != 0) GTEST_SKIP() << "no /dev/full";
   fs::create_symlink("/dev/full", path("v.f32.partial"));
@@ -331,6 +386,17 @@ TEST_F(Corpus, FormatsAndFolders) {
     EXPECT_THAT(e.what(), HasSubstr("folder.npy: is a folder, which"));
   }
   EXPECT_FALSE(fs::exists(path("folder.npy.partial")));
+  const float row[3] = {};
+  xsr::VectorWriter late(path("late.f32"), xsr::VectorFormat::kF32, 3);
+  late.append(row, 1);
+  fs::create_directory(path("late.f32"));
+  try {
+    late.finish();
+    ADD_FAILURE() << "a folder came into the way";
+  } catch (const xsr::Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("late.f32: cannot rename its partial file: is a directory"));
+    EXPECT_THAT(e.what(), HasSubstr("kept in " + path("late.f32.partial")));
+  }
 }
 
 TEST_F(Corpus, TwoWritersOfOnePathDoNotMix) {
@@ -441,6 +507,23 @@ TEST(VectorMemo, RemembersExactTextsWithinItsMemory) {
   EXPECT_FALSE(memo.find("text 1"));
   memo.insert(std::string(5000, 'x'), vector(1).data(), result(1));
   EXPECT_FALSE(memo.find(std::string(5000, 'x'))) << "long lines are passed over";
+  xsr::VectorMemo tiny(kColumns, 100);
+  tiny.insert("a", vector(1).data(), result(1));
+  EXPECT_FALSE(tiny.find("a")) << "there is no room for one";
+  EXPECT_EQ(tiny.bytes(), 0u);
+}
+
+TEST(VectorMemo, KeepsAllWhileThereIsRoom) {
+  xsr::VectorMemo memo(1, 1 << 20);
+  for (int i = 0; i < 4000; ++i) {  // the table grows twice
+    const float value = static_cast<float>(i);
+    memo.insert(std::to_string(i), &value, {});
+  }
+  for (int i = 0; i < 4000; ++i) {
+    const auto entry = memo.find(std::to_string(i));
+    ASSERT_TRUE(entry.has_value()) << i;
+    ASSERT_EQ(*entry->vector, i);
+  }
 }
 
 }  // namespace

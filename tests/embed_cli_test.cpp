@@ -44,11 +44,9 @@ class EmbedCli : public ToolTest {
 /// The C API on the same model, for what the rows must be.
 class Reference {
  public:
-  explicit Reference(xsr_qkv_table qkv_table = XSR_QKV_TABLE_AUTO) {
+  explicit Reference(xsr_session_options options = {}) {
     char detail[256] = "";
-    xsr_session_options options = {};
     options.size = sizeof options;
-    options.qkv_table = qkv_table;
     EXPECT_EQ(xsr_model_open(kModel.c_str(), nullptr, &model_, detail, sizeof detail),
               XSR_STATUS_OK)
         << detail;
@@ -88,21 +86,25 @@ class Reference {
 };
 
 /// Lines that come again, in one batch (8 MiB of text) and in the next, get the bits they would get
-/// if computed again.
+/// if computed again; one too long to be remembered, too.
 TEST_F(EmbedCli, RepeatedLinesAreComputedOnceAndChangeNothing) {
   std::string text;
   const auto distinct = [&text](int from, int to) {
     for (int i = from; i < to; ++i) text += "line " + std::to_string(i) + "\n";
   };
+  std::string long_line;
+  while (long_line.size() < 5000) long_line += "the cat sleeps ";
   for (int i = 0; i < 40; ++i) text += "Thank you.\n";
+  text += long_line + "\n";
   distinct(0, 60);
   text += std::string(5 << 20, ' ') + "\n" + std::string(5 << 20, '\t') + "\n";
   distinct(40, 90);
+  text += long_line + "\n";
   text += "Thank you.\nTHANK YOU.\n\n\n";
   write("in.txt", text);
   const Outcome once = embed("-i in.txt -o once.f32");
   EXPECT_EQ(once.exit_status, 0) << once.err;
-  EXPECT_THAT(once.err, HasSubstr("xsr-embed: 156 lines, "));
+  EXPECT_THAT(once.err, HasSubstr("xsr-embed: 158 lines, "));
   EXPECT_THAT(once.err, HasSubstr(" 61 repeated, "));  // 39 + 20 + 1 + the second blank line
   const Outcome again = embed("-i in.txt -o again.f32 --no-dedup");
   EXPECT_EQ(again.exit_status, 0) << again.err;
@@ -126,7 +128,7 @@ TEST_F(EmbedCli, RowIIsLineI) {
   const Reference reference;
   const std::string row_bytes(reference.columns() * 4, '\0');
   const std::vector<std::string> lines = {
-      "The cat sleeps.", "", "Le chat dort.", "nul \0 byte"s, "bad \xFF byte", " \t ", "last"};
+      "The cat sleeps.", "", "Le chat dort.", "nul \0 byte"s, "bad \xFF\xFF bytes", " \t ", "last"};
   std::string expected;
   for (const std::string& line : lines) expected += reference.row(line);
   EXPECT_EQ(expected.substr(row_bytes.size(), row_bytes.size()), row_bytes)
@@ -141,7 +143,7 @@ TEST_F(EmbedCli, RowIIsLineI) {
       ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
       EXPECT_EQ(read("v.f32"), expected);
       EXPECT_THAT(outcome.err, HasSubstr("7 lines, "));
-      EXPECT_THAT(outcome.err, HasSubstr(", 0 truncated, 2 empty, 0 repeated, 1 replaced bytes, "));
+      EXPECT_THAT(outcome.err, HasSubstr(", 0 truncated, 2 empty, 0 repeated, 2 replaced bytes, "));
       EXPECT_EQ(outcome.out, "");
     }
   }
@@ -166,8 +168,24 @@ TEST_F(EmbedCli, TheQkvTableIsThatOfASession) {
   write("in.txt", text);
   const Outcome outcome = embed("-i in.txt -o v.f32 --qkv-table");
   ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
-  EXPECT_EQ(read("v.f32"), Reference(XSR_QKV_TABLE_ON).row(text));
+  xsr_session_options options = {};
+  options.qkv_table = XSR_QKV_TABLE_ON;
+  EXPECT_EQ(read("v.f32"), Reference(options).row(text));
   EXPECT_NE(read("v.f32"), Reference().row(text)) << "the sum is taken in another order";
+}
+
+TEST_F(EmbedCli, IsaAndComputeAreThoseOfASession) {
+  const std::string text = "The cat sleeps.";
+  write("in.txt", text);
+  xsr_session_options options = {};
+  options.isa = XSR_ISA_REF;
+  ASSERT_EQ(embed("-i in.txt -o isa.f32 --isa ref").exit_status, 0);
+  EXPECT_EQ(read("isa.f32"), Reference(options).row(text));
+  options.isa = XSR_ISA_AUTO;
+  options.compute = XSR_COMPUTE_INT8;
+  ASSERT_EQ(embed("-i in.txt -o int8.f32 --compute int8").exit_status, 0);
+  EXPECT_EQ(read("int8.f32"), Reference(options).row(text));
+  EXPECT_NE(read("int8.f32"), Reference().row(text));
 }
 
 TEST_F(EmbedCli, EmptyInput) {
@@ -185,6 +203,15 @@ TEST_F(EmbedCli, TokenIdsGiveTheTextsVectors) {
   ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
   EXPECT_EQ(read("v.f32"),
             reference.row("The cat sleeps.") + reference.row("") + reference.row("Le chat dort."));
+
+  // Of a line beyond 16 MiB a number that goes across is not looked at.
+  const std::string long_line = "5" + std::string((16 << 20) - 2, ' ') + "67 8";
+  write("in.txt", long_line + "\n5\n");
+  const Outcome cut = embed("--ids -i in.txt -o cut.f32");
+  ASSERT_EQ(cut.exit_status, 0) << cut.err;
+  EXPECT_THAT(cut.err, HasSubstr("2 lines, 2 tokens, 1 truncated, "));
+  const std::string rows = read("cut.f32");
+  EXPECT_EQ(rows.substr(0, rows.size() / 2), rows.substr(rows.size() / 2));
 
   for (const std::string& bad :
        {"x7"s, "-1"s, std::to_string(reference.vocab_size()), "99999999999999999999"s}) {
@@ -319,6 +346,26 @@ TEST_F(EmbedCli, StandardErrorMayBeFullOrClosed) {
   EXPECT_THAT(read("err"), HasSubstr("standard output: cannot write; is it closed"));
   EXPECT_EQ(shell("-o v.npy <&- 2>err"), 1) << "nothing to read";
   EXPECT_THAT(read("err"), HasSubstr("standard input: cannot read: Bad file descriptor"));
+}
+
+TEST_F(EmbedCli, AReaderThatGoesIsAFailure) {
+  write("in.txt", std::string(2000, '\n'));  // more than a pipe holds
+  const std::string command = "cd " + path("") + " && { " + kTool + " -m " + kModel +
+                              " -i in.txt -o - 2>err; echo $? >status; } | :";
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  EXPECT_EQ(read("status"), "1\n");
+  EXPECT_THAT(read("err"), HasSubstr("xsr-embed: standard output: cannot write: broken pipe"));
+}
+
+/// A failure does not wait for the rest of the input.
+TEST_F(EmbedCli, ABadLineEndsTheRunWhileThePipeIsOpen) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const pid_t child = start("-m " + kModel + " --ids -i pipe -o v.npy");
+  std::ofstream pipe(path("pipe"), std::ios::binary);
+  pipe << "x" << std::string(9000, '\n') << std::flush;  // more than a batch
+  const Outcome outcome = wait_for(child);
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("pipe:1: \"x\" is no token id"));
 }
 
 TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {

@@ -22,7 +22,9 @@
 #include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/format/xsr_layout.h"
+#include "runtime/text/tokenizer_tables.h"
 #include "tests/support/file_size_limit.h"
+#include "tests/support/system_calls.h"
 #include "tests/support/temp_folder.h"
 
 namespace xsr {
@@ -1209,6 +1211,25 @@ TEST(Format, VerifyFindsPanelPaddingThatIsNotZero) {
                         std::to_string(at)));
 }
 
+TEST(Format, VerifyFindsTablesThatAreNotOfTheTokenizer) {
+  const std::string blob = read_all(XSR_SOURCE_DIR "/tests/data/tiny-bpe.spm.model");
+  std::vector<unsigned char> made = make_tokenizer_tables(blob);
+  for (const bool damaged : {false, true}) {
+    if (damaged) made.back() ^= 1;
+    size_t size = 0;
+    const auto bytes = write_xsr_memory(make_config(), {}, blob, kProvenance, &size, made);
+    const auto file = XsrFile::open_memory(bytes.get(), size, "model.xsr");
+    if (!damaged) {
+      EXPECT_NO_THROW(file->verify());
+      continue;
+    }
+    const Error error = error_of([&] { file->verify(); });
+    EXPECT_EQ(error.status(), XSR_STATUS_BAD_FILE);
+    EXPECT_THAT(error.what(), StartsWith("model.xsr: tokenizer tables: byte " +
+                                         std::to_string(made.size() - 1) + " of "));
+  }
+}
+
 TEST(Format, OpeningDoesNotTouchTheData) {
   const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::vector<float> weights(1 << 20, 1.0f);
@@ -1241,13 +1262,15 @@ TEST(Format, OpeningDoesNotTouchTheData) {
 
 TEST(Format, OpenMemoryChecksItsArguments) {
   Image image = Image::sample();
-  image.resize(image.size() + 1);
+  image.resize(image.size() + 64);
   EXPECT_EQ(error_of([] { XsrFile::open_memory(nullptr, 0); }).status(),
             XSR_STATUS_INVALID_ARGUMENT);
-  const Error error =
-      error_of([&] { XsrFile::open_memory(image.data() + 1, image.size() - 1, "model"); });
-  EXPECT_EQ(error.status(), XSR_STATUS_INVALID_ARGUMENT);
-  EXPECT_THAT(error.what(), HasSubstr("model: the model's memory is not 64-byte aligned"));
+  for (const size_t offset : {1, 32}) {
+    const Error error =
+        error_of([&] { XsrFile::open_memory(image.data() + offset, image.size() - 64, "model"); });
+    EXPECT_EQ(error.status(), XSR_STATUS_INVALID_ARGUMENT);
+    EXPECT_THAT(error.what(), HasSubstr("model: the model's memory is not 64-byte aligned"));
+  }
 }
 
 TEST(Format, OpenNamesWhatTheSystemRefused) {
@@ -1284,6 +1307,8 @@ TEST(Format, WriterRefusesWhatTheReaderWould) {
       {"dimension 1 is 0", {"a", DType::kF32, Layout::kRowMajor, {1, 0}, one, nullptr}},
       {"overflows 64 bits",
        {"a", DType::kF32, Layout::kRowMajor, {kTwoTo60, kTwoTo60}, one, nullptr}},
+      {"more bytes than 64 bits can count",
+       {"a", DType::kF32, Layout::kRowMajor, {kTwoTo60 * 4 - 1}, one, nullptr}},
       {"expected 2 for layout panels32", {"a", DType::kF32, Layout::kPanels32, {64}, one, nullptr}},
       {"its data is a null pointer", {"a", DType::kF32, Layout::kRowMajor, {1}, nullptr, nullptr}},
       {"its scales are a null pointer", {"a", DType::kI8, Layout::kRowMajor, {1}, one, nullptr}},
@@ -1348,12 +1373,50 @@ TEST(Format, AFullDiskLeavesTheOldFileAndNoPartialOne) {
     EXPECT_THAT(error.what(),
                 HasSubstr("model.xsr.partial: cannot write after " + std::to_string(limit) +
                           " of " + std::to_string(old.size()) + " bytes: File too large"));
+    EXPECT_THAT(error.what(), HasSubstr("Free some space or raise the limit"));
     EXPECT_EQ(folder.names(), std::set<std::string>{"model.xsr"});
     EXPECT_EQ(read_all(path), old);
   }
   const test::FileSizeLimit enough(old.size());
   EXPECT_NO_THROW(write_xsr_file(path, other, tensors.sources(), kTokenizer, kProvenance));
   EXPECT_EQ(XsrFile::open(path)->config().pooling, Pooling::kMax);
+}
+
+TEST(Format, TheBytesAreFlushedBeforeTheNameAndTheNameAfterwards) {
+  const TempFolder folder;
+  const std::string path = folder / "file";
+  write_all(path, "old", 3);
+  std::vector<std::pair<std::string, std::string>> flushed;  // with what the file holds by then
+  test::before_fsync = [&](const std::string& name) { flushed.emplace_back(name, read_all(path)); };
+  write_whole_file(path, "new");
+  test::before_fsync = nullptr;
+  EXPECT_THAT(flushed, testing::ElementsAre(
+                           testing::Pair(path + ".partial", "old"),
+                           testing::Pair(std::filesystem::path(path).parent_path(), "new")));
+  std::filesystem::create_symlink("/dev/null", path + ".partial");
+  const Error error = error_of([&] { write_whole_file(path, "newer"); });
+  EXPECT_EQ(error.status(), XSR_STATUS_IO);
+  EXPECT_THAT(error.what(), HasSubstr("file.partial: cannot flush the file to disk: Invalid"));
+  EXPECT_EQ(read_all(path), "new");
+}
+
+TEST(Format, AFileThatAnotherProcessRenamesMeanwhileIsNotWrittenTo) {
+  for (const bool third_process : {false, true}) {
+    const TempFolder folder;
+    const std::string path = folder / "file", partial = path + ".partial";
+    write_all(partial, "theirs", 6);
+    test::before_flock = [&] {  // between open() and the lock
+      test::before_flock = nullptr;
+      std::filesystem::rename(partial, path);
+      if (third_process) write_all(partial, "", 0);
+    };
+    PartialFile file(path);
+    EXPECT_EQ(read_all(path), "theirs");
+    file.write("mine", 4);
+    EXPECT_EQ(read_all(path), "theirs");
+    file.commit();
+    EXPECT_EQ(read_all(path), "mine");
+  }
 }
 
 TEST(Format, WritingWhereItCannotBeRenamedLeavesNothing) {

@@ -41,13 +41,18 @@ if [ -e "$prefix/share/xsr/models/xsr-multi.xsr" ]; then
   model="$prefix/share/xsr/models/xsr-multi.xsr"
   one=$("$work/embed-c" "$model") && two=$("$work/examples/embed-c" "$model") || fail "embed-c failed"
   [ "$one" = "$two" ] || fail "the two builds of embed-c differ: $one / $two"
-  "$work/embed-cpp" "$model" "A cat." "Un chat."
+  mapfile -t sentences < <(head -n 2 <<<"$one")
+  [ "$("$work/embed-cpp" "$model" "${sentences[@]}" | awk '{ print $1 }' | xargs)" = "1.0000 ${one##* }" ] ||
+    fail "embed-cpp and embed-c find different cosines of: $one"
   demo=("$work/examples/xsr-demo" --model "$model" --pairs "$source/examples/data/tatoeba.en-fr.tsv")
   "${demo[@]}" >"$work/demo" || fail "xsr-demo failed"
   ! "$work/embed-c" "$model" >/dev/full || fail "embed-c does not notice a full disk"
   ! "$work/embed-cpp" "$model" "A cat." >/dev/full || fail "embed-cpp does not notice a full disk"
   ! "${demo[@]}" >/dev/full || fail "xsr-demo does not notice a full disk"
-  grep "P@1" "$work/demo"
+  # What the demo finds is what scoring a model finds.
+  found=$(awk '/P@1/ { print $5 }' "$work/demo" | xargs)
+  scored=$("$prefix/bin/xsr-train" score "$model" "$source/examples/data/tatoeba.en-fr.tsv" | awk 'END { print $6, $8 }')
+  [ "$found" = "$scored" ] || fail "xsr-demo finds $found % of the translations, xsr-train score $scored %"
   one=${one##*$'\n'}
 fi
 echo "install_test: xsr $version, find_package and pkg-config work; ${one:-no shipped model}"

@@ -85,8 +85,7 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
     consumed_ += size + (newline ? 1 : 0);
     any = true;
     if (size > 0) {
-      // One byte more than a line may have is kept, for it may be the CR of a line that fits.
-      const size_t room = max_line_bytes_ + 1 - (batch.bytes.size() - line_begin);
+      const size_t room = max_line_bytes_ - (batch.bytes.size() - line_begin);
       batch.bytes.append(from, std::min(size, room));
       length += size;
       last_is_cr = from[size - 1] == '\r';
