@@ -276,6 +276,10 @@ TEST(PyTorch, zip64) {
   check_trainer_checkpoint(zip_file(entries, say), "PyTorch zip");
   for (ZipEntry& entry : entries) entry.say["crc"] = 0;
   check_trainer_checkpoint(zip_file(entries, say), "PyTorch zip without checksums");
+  say.zip64 = false;
+  say.end["comment"] = 65535;  // the longest there is
+  say.after = std::string(65535, 'c');
+  check_trainer_checkpoint(zip_file(entries, say), "PyTorch zip without checksums");
 }
 
 TEST(PyTorch, legacy) {
@@ -326,12 +330,16 @@ TEST(PyTorch, protocol_4_with_frames_and_memo) {
       .dict()
       .tuple()
       .reduce();
+  q.string("seed").raw("\x8a\x05").raw(std::string("\0\0\0\0\xff", 5));  // two's complement
+  q.string("step").raw("\x8a\x05").raw(std::string("\0\0\0\0\x01", 5));
   q.set_items().stop();
   const std::string file =
       torch_zip(q.str(), {{"0", bytes_of(std::vector<uint16_t>{0x3f80, 0x4000})}});
   const auto c = Checkpoint::open_memory(as_span(file));
   EXPECT_EQ(c->find("w")->to_f32(), (std::vector<float>{1, 2}));
   EXPECT_EQ(c->find("again")->to_f32(), std::vector<float>{2});
+  EXPECT_EQ(c->metadata().at("seed"), "-4294967296");
+  EXPECT_EQ(c->metadata().at("step"), "4294967296");
 }
 
 TEST(PyTorch, a_prefix_is_stripped_only_where_every_tensor_has_it) {

@@ -91,7 +91,7 @@ std::vector<Broken> safetensors_table() {
        "a is the string \"x\", expected an object"},
       {"tensor is null", raw("{\"a\":null}"), kBad, "a is null"},
       {"tensor is true", raw("{\"a\":true}"), kBad, "a is a boolean"},
-      {"invalid UTF-8", raw("{\"\xff\xfe\":{}}"), kBad, "no valid JSON at byte"},
+      {"invalid UTF-8", raw("{\"\xff\xfe\":{}}"), kBad, "no valid JSON at byte 10 of"},
       {"name twice", raw("{" + good + "," + good + "}"), kBad, "a occurs twice"},
       {"empty name",
        raw("{" + tensor_json("", R"("dtype":"F32","shape":[2],"data_offsets":[0,8])") + "}"), kBad,
@@ -313,6 +313,7 @@ std::vector<Broken> pickle_table() {
       {"REDUCE on an empty stack", raw("R."), kBad, "REDUCE finds the stack empty"},
       {"BINPERSID on an empty stack", raw("Q."), kBad, "BINPERSID finds the stack empty"},
       {"pop through a mark", raw("}N(a."), kBad, "byte 5: APPEND finds the stack empty"},
+      {"tuple through a mark", raw("N(\x85t."), kBad, "byte 4: TUPLE1 finds the stack empty"},
       {"odd SETITEMS", raw("}(Nu."), kBad, "a key without a value"},
       {"SETITEMS on a list", raw("](NNu."), kBad, "what is assigned to is a list"},
       {"APPENDS on a dict", raw("}(Ne."), kBad, "what is appended to is a dictionary"},
@@ -320,6 +321,8 @@ std::vector<Broken> pickle_table() {
       {"BINPUT on an empty stack", raw(std::string("q\0.", 3)), kBad,
        "BINPUT finds the stack empty"},
       {"memo never set", raw("h\x07."), kBad, "memo entry 7 was never set"},
+      {"memo never set below one that was", raw("Nq\x07h\x06."), kBad,
+       "memo entry 6 was never set"},
       {"long memo never set", raw("j\xff\xff\xff\x7f."), kBad,
        "memo entry 2147483647 was never set"},
       {"memo bomb", raw("}r\xff\xff\xff\xff."), kBad, "memo entry 4294967295 is beyond the limit"},
@@ -411,6 +414,8 @@ std::vector<Broken> pickle_table() {
       {"offset beyond the storage", tensor_of(6, 5, {2}, {1}), kBad,
        "from element 5 reaches beyond"},
       {"stride beyond the storage", tensor_of(6, 0, {2, 3}, {4, 1}), kBad, "with strides [4, 1]"},
+      {"strides whose sum overflows", tensor_of(8, 0, {2, 2, 2}, {INT64_MAX, INT64_MAX, 3}), kBad,
+       "[2, 2, 2] with strides [9223372036854775807, 9223372036854775807, 3] from element 0"},
       {"2^60 elements", tensor_of(6, 0, {int64_t{1} << 60}, {1}), kBad,
        "[1152921504606846976] with strides [1]"},
       {"shape overflows", tensor_of(6, 0, {int64_t{1} << 40, int64_t{1} << 40}, {0, 0}), kBad,
@@ -673,7 +678,7 @@ std::vector<Broken> zip_table() {
        with([](auto& e) { e[1].say["size"] = e[1].say["compressed"] = 0x7fffffff; }), kBad,
        "which reach into the directory"},
       {"entry runs into the next",
-       with([](auto& e) { e[0].say["size"] = e[0].say["compressed"] = e[0].data.size() + 10; }),
+       with([](auto& e) { e[0].say["size"] = e[0].say["compressed"] = e[0].data.size() + 1; }),
        kBad, "two zip entries overlap"},
       {"two entries share their bytes", with([](auto& e) {
          e[2].name = "archive/data/1";
@@ -695,6 +700,11 @@ std::vector<Broken> zip_table() {
       {"no zip64 field", no_zip64_field, kBad, "has sizes of zip64 but no zip64 field"},
       {"wrong CRC of a storage", say(1, "crc", 0x12345678), kBad, "archive/data/0 has CRC-32"},
       {"wrong CRC of the pickle", say(0, "crc", 0x12345678), kBad, "archive/data.pkl has CRC-32"},
+      {"wrong CRC beside an empty entry, whose CRC is 0", with([](auto& e) {
+         e[1].say["crc"] = 0x87654321;
+         e[2].data = "";
+       }),
+       kBad, "archive/data/0 has CRC-32"},
       {"another name in the local header",
        with([](auto& e) { e[1].local_name = "archive/data/1"; }), kBad,
        "archive/data/0 has another name"},
