@@ -253,7 +253,7 @@ TEST_F(CudaKernels, ActivationInBf16AddsTheBiasFirst) {
   Random random(114);
   for (int32_t kind = 0; kind <= 5; ++kind) {
     const Activation activation = static_cast<Activation>(kind);
-    for (const int32_t F : {1, 7, 33, 256, 1023, 1024, 1032}) {
+    for (const int32_t F : {1, 7, 30, 33, 256, 1023, 1024, 1032}) {
       for (const bool in_place : {false, true}) {
         const int32_t N = 3;
         const int64_t stride = (F + 7) / 8 * 8 + (F % 2 == 0 ? 8 : 3);

@@ -4,6 +4,9 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <set>
+#include <utility>
+#include <vector>
 
 #include "kernels/dispatch.h"
 #include "tests/support/device_buffer.h"
@@ -128,6 +131,29 @@ class CudaTrainerTest : public test::DeviceTest {
   void initialize(Trainer& trainer) const {
     initialize_parameters(trainer.config(), trainer.table(), 3, trainer.mutable_values());
   }
+  /// As many times the same pair as there are devices, each with one: dropout tells them apart.
+  void expect_masks_of_their_own(const ModelConfig& config,
+                                 const CudaTrainerOptions& options) const {
+    PairBatch batch;
+    batch.num_pairs = static_cast<int32_t>(options.devices.size());
+    batch.cu_seqlens = {0};
+    for (int32_t b = 0; b < batch.num_sentences(); ++b) {
+      for (int32_t id : {5, 6, 7}) batch.token_ids.push_back(id);
+      batch.cu_seqlens.push_back(3 * (b + 1));
+    }
+    batch.masked_id.assign(batch.num_pairs, -1);
+    batch.masked_row.assign(batch.num_pairs, -1);
+    batch.masked_side.assign(batch.num_pairs, 0);
+    batch.pair_numbers.assign(batch.num_pairs, 0);
+    CudaTrainer trainer(config, every_objective(), options);
+    initialize(trainer);
+    trainer.evaluate(batch, true);
+    std::set<std::vector<float>> different;
+    const int32_t C = config.hidden_size;
+    for (auto u = trainer.embeddings().begin(); u != trainer.embeddings().end(); u += C)
+      different.insert({u, u + C});
+    EXPECT_EQ(different.size(), trainer.embeddings().size() / C);
+  }
   kernels::KernelTable kernels_;
   ThreadPool threads_{1};
 };
@@ -164,7 +190,39 @@ TEST_F(CudaTrainerTest, DrawsTheMasksAndTakesTheStepsOfTheProcessor) {
     EXPECT_EQ(cpu.embeddings().size(), cuda.embeddings().size());
   }
   EXPECT_EQ(4, cuda.steps());
+  EXPECT_LT(relative_difference(cuda.mutable_values(), cpu.values()), 1e-5)
+      << "what is changed in part is brought over first";
   EXPECT_LT(relative_difference(cuda.values(), cpu.values()), 1e-5);
+}
+
+/// Two tokens a sentence, all of them different: a masked word is one more than the batch's tokens.
+/// One of them is the padding, whose row has the gradient of a word alone.
+TEST_F(CudaTrainerTest, ABatchMayHaveMoreWordsThanTokens) {
+  ModelConfig config = small_config();
+  config.pad_id = 3;
+  PairBatch batch;
+  batch.num_pairs = 16;
+  batch.cu_seqlens = {0};
+  for (int32_t i = 0; i < 64; ++i) batch.token_ids.push_back(3 + i);
+  for (int32_t b = 0; b < 32; ++b) batch.cu_seqlens.push_back(2 * (b + 1));
+  for (int32_t b = 0; b < 16; ++b) {
+    const uint8_t side = b % 2 != 0;
+    const int32_t row = 2 * (side * 16 + b) + 1;
+    batch.masked_side.push_back(side);
+    batch.masked_row.push_back(row);
+    batch.masked_id.push_back(std::exchange(batch.token_ids[row], config.mask_id));
+    batch.pair_numbers.push_back(b);
+  }
+  StepConfig step = every_objective();
+  CpuTrainer cpu(config, step, kernels_, threads_);
+  CudaTrainer cuda(config, step, tiles_of(32));
+  initialize(cpu);
+  initialize(cuda);
+  for (int i = 0; i < 2; ++i) {
+    const double expected = cpu.step(batch, 1e-3).loss.total;
+    EXPECT_NEAR(expected, cuda.step(batch, 1e-3).loss.total, 1e-5 * expected);
+    EXPECT_LT(relative_difference(cuda.gradients(), cpu.gradients()), 1e-5);
+  }
 }
 
 TEST_F(CudaTrainerTest, ACheckpointGoesOnOnTheOtherDevice) {
@@ -345,6 +403,11 @@ TEST_F(CudaTrainerTest, EmbeddingsAndEvaluationChangeNothing) {
   const std::vector<float> u = trainer.embeddings();
   ASSERT_EQ(cpu.embeddings().size(), u.size());
   for (size_t i = 0; i < u.size(); ++i) EXPECT_NEAR(cpu.embeddings()[i], u[i], 1e-5);
+  const PairBatch other = make_batch(config, 2, 10);
+  trainer.embed(other);
+  cpu.embed(other);
+  for (size_t i = 0; i < u.size(); ++i)
+    EXPECT_NEAR(cpu.embeddings()[i], trainer.embeddings()[i], 1e-5) << "of the batch before?";
   EXPECT_EQ(before, trainer.evaluate(batch).total);
   const double dropped = trainer.evaluate(batch, true).total;
   EXPECT_NE(before, dropped);
@@ -464,6 +527,7 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
       EXPECT_NEAR(one.evaluate(batch).total, several.evaluate(batch).total, 1e-4 * a.loss.total);
     }
     EXPECT_LT(relative_difference(several.values(), one.values()), 1e-5);
+    expect_masks_of_their_own(config, options);
     std::printf("  %d device%s\n", count, count == 1 ? "" : "s");
   }
 #ifdef XSR_EMULATED

@@ -248,11 +248,18 @@ TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
   kernels::embedding_backward_ref<float>(de.data(), C, buckets, 0, buckets.count, C, plain.data());
   kernels::embedding_backward_ref<double>(wide_de.data(), C, buckets, 0, buckets.count, C,
                                           exact.data());
+  // Behind the buckets stands what a batch before had there.
+  std::vector<int32_t> bucket_ids_of(buckets.ids, buckets.ids + buckets.count),
+      starts_of(buckets.starts, buckets.starts + buckets.count + 1),
+      rows_of(buckets.rows, buckets.rows + buckets.starts[buckets.count]);
+  ASSERT_LT(buckets.count, V);
+  ASSERT_LT(starts_of.back(), N);
+  bucket_ids_of.resize(V, 7);
+  starts_of.resize(V + 1, N);
+  rows_of.resize(N, 1);
   DeviceArray<float> gradient(de), table(before);
-  DeviceArray<int32_t> count(std::vector<int32_t>{buckets.count}),
-      bucket_ids(std::vector<int32_t>(buckets.ids, buckets.ids + buckets.count)),
-      starts(std::vector<int32_t>(buckets.starts, buckets.starts + buckets.count + 1)),
-      rows(std::vector<int32_t>(buckets.rows, buckets.rows + buckets.starts[buckets.count]));
+  DeviceArray<int32_t> count(std::vector<int32_t>{buckets.count}), bucket_ids(bucket_ids_of),
+      starts(starts_of), rows(rows_of);
   run([&] {
     return embedding_backward_f32_cuda(gradient.data(), count.data(), bucket_ids.data(),
                                        starts.data(), rows.data(), V, C, table.data(), stream());
@@ -898,7 +905,7 @@ TEST_F(CudaTraining, AdamAndItsNorm) {
   }
   for (const bool amsgrad : {false, true}) {
     for (const bool decoupled : {false, true}) {
-      for (const double clip : {0.0, 1.0}) {
+      for (const double clip : {0.0, 1.0, 1e9}) {
         double squares = 0;
         for (const float g : gradient) squares += double{g} * g;
         kernels::AdamStep step;
@@ -907,7 +914,8 @@ TEST_F(CudaTraining, AdamAndItsNorm) {
         step.inverse_correction2 = 1.5f;
         kernels::AdamStep scaled = step;
         if (clip > 0)
-          scaled.gradient_scale = static_cast<float>(clip / (std::sqrt(squares) + 1e-6));
+          scaled.gradient_scale =
+              static_cast<float>(std::min(1.0, clip / (std::sqrt(squares) + 1e-6)));
         Floats v = value, m = first, s = second, w = largest;
         Doubles exact = wide(value), em = wide(first), es = wide(second), ew = wide(largest);
         const Doubles eg = wide(gradient);
