@@ -15,9 +15,12 @@
 #include "support/sanitizers.h"
 #include "support/temp_folder.h"
 #include "support/train_cli.h"
+#include "training/checkpoint.h"
 #include "training/config.h"
 #include "training/event_file.h"
 #include "training/metrics.h"
+#include "training/model_file.h"
+#include "training/score.h"
 
 namespace {
 
@@ -156,6 +159,8 @@ TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   EXPECT_THAT(printed("--preset release"), HasSubstr("\ndev_dropout = true\n"));
   EXPECT_THAT(printed("--preset paper"), HasSubstr("\ncount_weighted = true\n"));
   EXPECT_THAT(printed("--preset paper"), HasSubstr("\ndev_dropout = false\n"));
+  EXPECT_THAT(printed(""), HasSubstr("\nselect = \"retrieval\"\n"));
+  EXPECT_THAT(printed("--preset release"), HasSubstr("\nselect = \"loss\"\n"));
   EXPECT_THAT(printed("--preset paper --objective.count_weighted false"),
               HasSubstr("\ncount_weighted = false\n"));
   EXPECT_EQ(run("--config " XSR_SOURCE_DIR "/presets/xsr-2layer.toml --print-config").exit_status,
@@ -190,6 +195,7 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   EXPECT_EQ(manifest["steps"], 60);
   EXPECT_EQ(manifest["pairs_seen"], 60 * 32);
   EXPECT_EQ(manifest["inputs"][0]["file"], "toy.tsv");
+  EXPECT_GE(manifest["held_out_pairs"], 100);
 
   // The model that came out finds what the manifest says it finds.
   write("dev.tsv", toy_corpus(50));
@@ -225,6 +231,93 @@ TEST_F(TrainCli, AFewStepsAreLoggedToo) {
   const auto lines = metrics_of(path("r"), "train");
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[1]["step"], 7);
+}
+
+/// A rate of 1e-12 changes no digit, so that what differs is what the flags change.
+TEST_F(TrainCli, WhatIsLoggedIsWhatWasComputed) {
+  const std::string still =
+      "--schedule.learning_rate 1e-12 --train.steps 10 --train.eval_every 10 ";
+  write("dev.tsv", toy_corpus(750).substr(toy_corpus(700).size()));  // none of the run's pairs
+  const auto dev_loss = [&](const std::string& name, const std::string& flags) {
+    const Outcome o = train("--run " + name + " --data.dev dev.tsv " + still + flags);
+    EXPECT_EQ(o.exit_status, 0) << o.err;
+    return metrics_of(path(name), "dev").back()["loss"];
+  };
+  const auto loss =
+      dev_loss("a", "--train.dtype f32 --train.log_every 1 --objective.smlm_weight 0.5");
+  const double ugt = loss["ugt"], smlm = loss["smlm"], info_nce = loss["info_nce"];
+  EXPECT_GT(smlm, 1) << "dev has masks, too";
+  EXPECT_NEAR(loss["total"], 0.1 * ugt + 0.5 * smlm + info_nce, 1e-9);
+  // A batch counts by its pairs; dropout is what it is only if asked for.
+  EXPECT_NEAR(dev_loss("b", "--data.batch_pairs 49")["ugt"], ugt, 1e-5);
+  EXPECT_GT(std::fabs(dev_loss("c", "--train.dev_dropout true")["ugt"].get<double>() - ugt), 1e-4);
+  const auto manifest = nlohmann::json::parse(read_file(path("a/manifest.json")));
+  const auto& hits = manifest["dev"]["hits"]["dev"];
+  EXPECT_EQ(hits["pairs"], 50);
+  EXPECT_LT(hits["forward"], 20) << "nothing was learned";
+  ASSERT_EQ(run("score a/model.xsr dev.tsv --json s.json").exit_status, 0);
+  const auto scores = nlohmann::json::parse(read_file(path("s.json")));
+  for (const char* way : {"forward", "backward"})
+    EXPECT_NEAR(scores[0][way].get<double>(), hits[way].get<double>(), 1) << way;
+  const auto lines = metrics_of(path("a"), "train");
+  ASSERT_EQ(lines.size(), 10u);
+  EXPECT_LT(lines[9]["gradient_norm"], 2 * lines[0]["gradient_norm"].get<double>())
+      << "of the step, not of all so far";
+}
+
+TEST_F(TrainCli, ARateIsThatOfItsStepAndEpoch) {
+  const Outcome o = train(
+      "--run r --train.log_every 1 --train.eval_every 100 --train.steps 40 --schedule.warmup "
+      "linear "
+      "--schedule.warmup_steps 10 --schedule.decay step --schedule.step_epochs 1");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  for (const auto& line : metrics_of(path("r"), "train")) {
+    const double warmup = std::min(1.0, line["step"].get<double>() / 10);
+    EXPECT_NEAR(line["learning_rate"], 5e-3 * warmup * (line["epoch"] == 0 ? 1 : 0.1), 1e-9)
+        << line["step"];
+  }
+}
+
+TEST_F(TrainCli, TheModelIsTheMeanOfTheLastEvaluatedWeights) {
+  ASSERT_EQ(train("--run r --train.average 2 --train.dtype f32").exit_status, 0);
+  EXPECT_FALSE(fs::exists(path("r/weights-20.safetensors")));
+  const auto model = xsr::training::read_initial_model(path("r/model.xsr"), {}, 1);
+  const xsr::training::ParameterTable table(model.config);
+  const xsr::training::Parameter& p = table.at("layer.0.up.weight");
+  std::vector<double> mean(p.size);
+  for (const char* step : {"40", "60"}) {
+    xsr::training::FlatBuffer one(table.size());
+    xsr::training::TrainingCheckpoint(path("r/weights-") + step + ".safetensors")
+        .read(table, "value.", one);
+    for (int64_t i = 0; i < p.size; ++i) mean[i] += one.at(p)[i] / 2;
+  }
+  for (int64_t i = 0; i < p.size; ++i) EXPECT_NEAR(model.values->at(p)[i], mean[i], 1e-6);
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["weights"], "the mean of steps 40, 60");
+}
+
+TEST_F(TrainCli, TheTokenizerFollowsTheRunsSettings) {
+  std::string text = toy_corpus(700);
+  for (size_t i = 0; i < text.size(); i += 2) text[i] = static_cast<char>(std::toupper(text[i]));
+  write("toy.tsv", text);
+  const auto tokenizer = [&](const std::string& name, const std::string& flags) {
+    const Outcome o = train("--train.steps 1 --tokenizer.max_sentences 400 --run " + name + flags);
+    EXPECT_EQ(o.exit_status, 0) << o.err;
+    return read_file(path(name + "/tokenizer.model"));
+  };
+  const std::string plain = tokenizer("a", "");
+  EXPECT_FALSE(plain == tokenizer("b", " --seed 4"));
+  EXPECT_FALSE(plain == tokenizer("c", " --model.lowercase false"));
+}
+
+TEST_F(TrainCli, RunsOfOtherDataHaveTheirOwnCaches) {
+  write("more.tsv", toy_corpus(300));
+  for (const char* flags :
+       {"--run a", "--run b --data.train more.tsv --tokenizer.model a/tokenizer.model",
+        "--run c --tokenizer.vocab_size 111"})
+    ASSERT_EQ(train(std::string("--train.steps 1 --data.cache cache ") + flags).exit_status, 0);
+  // That of a, of b, and of a's data in c's tokenizer.
+  EXPECT_EQ(std::distance(fs::directory_iterator(path("cache")), {}), 3);
 }
 
 TEST_F(TrainCli, TheSameBitsTwiceAndWithOtherThreads) {
@@ -453,6 +546,31 @@ TEST_F(TrainCli, StopsEarly) {
   const auto lines = metrics_of(path("r"), "train");
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[1]["step"], 15);
+  // It stays at its end, and what a crash left of later steps goes.
+  std::ofstream(path("r/metrics.jsonl"), std::ios::app) << R"({"kind":"train","step":16,"time":1})"
+                                                        << "\n";
+  ASSERT_EQ(run("--resume r").exit_status, 0);
+  EXPECT_EQ(nlohmann::json::parse(read_file(path("r/manifest.json")))["steps"], 15);
+  EXPECT_EQ(metrics_of(path("r"), "train").size(), 2u);
+}
+
+TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
+  ASSERT_EQ(train("--run r --train.steps 10 --isa avx2").exit_status, 0);
+  const int lock = ::open(path("r/.lock").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_EQ(::flock(lock, LOCK_EX), 0);
+  const Outcome o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("r: another xsr-train works in this folder"));
+  ::close(lock);
+  EXPECT_EQ(run("--resume r --isa auto").exit_status, 0);
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["environment"]["isa"], "avx2") << "as it was begun with";
+}
+
+TEST_F(TrainCli, AFoldersNameMayNeedQuotes) {
+  ASSERT_EQ(train(R"(--train.steps 1 --run 'we"ird\q')").exit_status, 0);
+  const Outcome o = run(R"(--resume 'we"ird\q')");
+  EXPECT_EQ(o.exit_status, 0) << o.err;
 }
 
 /// A crash behind a new best leaves a later one than the checkpoint knows; elsewhere the same steps
@@ -494,7 +612,7 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
     const Outcome o = train(std::string("--run b --model.hidden_size 64 --model.num_layers 0 ") +
                             "--model.num_heads 4 --model.activation gelu --model.pooling max "
-                            "--model.layer_norm_eps 1e-5 --model.init " +
+                            "--model.layer_norm_eps 1e-5 --model.max_seq_len 41 --model.init " +
                             init);
     EXPECT_EQ(o.exit_status, 1);
     EXPECT_THAT(o.err, HasSubstr(std::string(init) +
@@ -502,6 +620,7 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
                                  "  model.num_layers is 0, the file has 1\n"
                                  "  model.hidden_size is 64, the file has 32\n"
                                  "  model.num_heads is 4, the file has 2\n"
+                                 "  model.max_seq_len is 41, the file has 40\n"
                                  "  model.activation is \"gelu\", the file has \"swish\"\n"
                                  "  model.pooling is \"max\", the file has \"mean\"\n"
                                  "  model.layer_norm_eps is 1e-05, the file has 1e-12\n"
@@ -515,6 +634,12 @@ TEST_F(TrainCli, RefusesATokenizerOfOtherPiecesThanTheModelsItStartsFrom) {
   std::replace(text.begin(), text.end(), 'b', 'z');
   write("other.tsv", text);
   ASSERT_EQ(train("--run b --train.steps 1 --data.train other.tsv").exit_status, 0);
+  write("none.model",
+        std::regex_replace(read_file(path("a/tokenizer.model")), std::regex("<MASK>"), "<NONE>"));
+  const Outcome none = train("--run n --tokenizer.model none.model");
+  EXPECT_EQ(none.exit_status, 1);
+  EXPECT_THAT(none.err,
+              HasSubstr("none.model: has no piece \"<MASK>\", which objective.mask needs"));
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
     const std::string from = std::string(" --train.steps 1 --model.init ") + init;
     const Outcome o = train("--run c --tokenizer.model b/tokenizer.model" + from);
@@ -622,9 +747,11 @@ TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
               "xsr-train: standard output: cannot write; is it closed, or its disk full?\n")
         << command;
   }
-  const Outcome same = run("score r/model.xsr toy.tsv --json toy.tsv");
-  EXPECT_EQ(same.exit_status, 1);
-  EXPECT_THAT(same.err, HasSubstr("toy.tsv: is an input too"));
+  for (const std::string input : {"toy.tsv", "r/model.xsr"}) {
+    const Outcome same = run("score r/model.xsr toy.tsv --json " + input);
+    EXPECT_EQ(same.exit_status, 1);
+    EXPECT_THAT(same.err, HasSubstr(input + ": is an input too"));
+  }
   const Outcome full = run("plot r -o r.svg", "ulimit -f 1;");
   EXPECT_EQ(full.exit_status, 1);
   EXPECT_THAT(full.err, HasSubstr("r.svg.partial: cannot write after "));
@@ -694,6 +821,8 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   const Outcome dropped = train("--run s --train.steps 1");
   EXPECT_EQ(dropped.exit_status, 0) << dropped.err;
   EXPECT_THAT(dropped.err, HasSubstr("toy.tsv:301"));
+  EXPECT_EQ(nlohmann::json::parse(read_file(path("s/manifest.json")))["data"]["toy"]["dropped"],
+            nlohmann::json({{"fewer columns than expected", 1}}));
   // Not one pair: the tokenizer's training is the first to see it.
   const std::pair<std::string, const char*> useless[] = {
       {"one\none\n", "toy.tsv:1: has 1 column, expected 2"},
@@ -720,6 +849,14 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   const Outcome missing = train("--run t --data.train none.tsv");
   EXPECT_EQ(missing.exit_status, 1);
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));
+}
+
+TEST(Score, TheTableEndsWithTheMeanOfItsFiles) {
+  EXPECT_EQ(xsr::training::scores_as_markdown({{"a", {100, 80, 60}}, {"b", {10, 1, 2}}}),
+            "| P@1, % | pairs | 1 → 2 | 2 → 1 | mean |\n| --- | --- | --- | --- | --- |\n"
+            "| a | 100 | 80.0 | 60.0 | 70.00 |\n"
+            "| b | 10 | 10.0 | 20.0 | 15.00 |\n"
+            "| mean | 110 | 45.0 | 40.0 | 42.50 |\n");
 }
 
 // ---- event files ----
@@ -771,6 +908,25 @@ TEST(MetricsLog, AFullDiskIsToldWithFileAndReason) {
               events.write(2.5, 1, {{"x", 2}});
             }),
             folder / "events: cannot write the event file: File too large");
+}
+
+/// Those of steps that the run goes on from; what a crash cut short goes, too.
+TEST(MetricsLog, KeepsTheLinesOfTheStepsBefore) {
+  const xsr::test::TempFolder folder;
+  {
+    xsr::training::MetricsLog log(folder / "", -1);
+    for (int step : {1, 2, 3, 4}) {
+      log.write({{"kind", "train"}, {"step", step}, {"time", 0.5}, {"x", 2}});
+    }
+  }
+  std::ofstream(folder / "metrics.jsonl", std::ios::app) << R"({"kind":"tr)";
+  { xsr::training::MetricsLog log(folder / "", 2); }
+  const auto kept = xsr::training::read_metrics(folder / "metrics.jsonl");
+  ASSERT_EQ(kept.size(), 2u);
+  EXPECT_EQ(kept[1]["step"], 2);
+  EXPECT_EQ(read_records(read_file(folder / "events.out.tfevents.xsr")).size(), 3u);
+  { xsr::training::MetricsLog log(folder / "", -1); }
+  EXPECT_TRUE(read_file(folder / "metrics.jsonl").empty());
 }
 
 TEST(EventFile, HoldsWhatWasWritten) {

@@ -564,10 +564,6 @@ class Run {
                            now.pair, before[i].key, before[i].pair));
       }
     }
-    if (before.size() > inputs.size()) {
-      refuse(fmt::format("{}: the run also read {} as {}, which is missing now", config_.run,
-                         before[inputs.size()].path, before[inputs.size()].key));
-    }
   }
 
   void restore_or_initialize() {
