@@ -11,6 +11,7 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <random>
 #include <sstream>
 
@@ -236,6 +237,7 @@ void check_trainer_checkpoint(const std::string& file, const std::string& format
   EXPECT_EQ(c->metadata().at("epoch"), "3");
   EXPECT_EQ(c->metadata().at("model_name"), "UGT");
   EXPECT_EQ(c->metadata().at("best_loss"), "0.5");
+  EXPECT_EQ(c->metadata().size(), 3u) << "what stands beside the tensors, not further in";
   ASSERT_EQ(c->tensors().size(), 6u);
   EXPECT_EQ(c->find("whole")->to_f32(), kSix);
   EXPECT_EQ(c->find("transposed")->to_f32(), (std::vector<float>{1, 4, 2, 5, 3, 6}));
@@ -342,12 +344,39 @@ TEST(PyTorch, protocol_4_with_frames_and_memo) {
   EXPECT_EQ(c->metadata().at("step"), "4294967296");
 }
 
+TEST(PyTorch, strides_that_are_out_of_order_inside_only) {
+  std::vector<float> values(12);
+  std::iota(values.begin(), values.end(), 0.0f);
+  Pickle q;
+  q.dict().mark().string("w").tensor("FloatStorage", "0", 12, 0, {2, 3, 2}, {6, 1, 3});
+  const std::string file = torch_zip(q.set_items().stop().str(), {{"0", bytes_of(values)}});
+  EXPECT_EQ(Checkpoint::open_memory(as_span(file))->find("w")->to_f32(),
+            (std::vector<float>{0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11}));
+}
+
+// As in Python the last of two equal keys counts, and trainers call the model's dictionary so or
+// so.
+TEST(PyTorch, the_models_dictionary_is_found) {
+  for (const char* key : {"state_dict", "model_state_dict", "model"}) {
+    Pickle q;
+    q.dict().mark();
+    for (const char* name : {"old", "new"}) {
+      q.string(key).dict().mark().string(name);
+      q.tensor("FloatStorage", "0", 6, 0, {6}, {1}).set_items();
+    }
+    const std::string file = torch_zip(q.set_items().stop().str(), {{"0", bytes_of(kSix)}});
+    const auto c = Checkpoint::open_memory(as_span(file));
+    ASSERT_EQ(c->tensors().size(), 1u) << key;
+    EXPECT_EQ(c->tensors()[0].name, "new");
+  }
+}
+
 TEST(PyTorch, a_prefix_is_stripped_only_where_every_tensor_has_it) {
-  const auto pickle = [](const char* second) {
+  const auto pickle = [](const char* second, const char* first = "module.a") {
     return Pickle()
         .dict()
         .mark()
-        .string("module.a")
+        .string(first)
         .tensor("FloatStorage", "0", 6, 0, {6}, {1})
         .string(second)
         .tensor("FloatStorage", "0", 6, 0, {6}, {1})
@@ -360,6 +389,8 @@ TEST(PyTorch, a_prefix_is_stripped_only_where_every_tensor_has_it) {
   EXPECT_NE(Checkpoint::open_memory(as_span(all))->find("a"), nullptr);
   EXPECT_EQ(Checkpoint::open_memory(as_span(some))->find("a"), nullptr);
   EXPECT_NE(Checkpoint::open_memory(as_span(some))->find("module.a"), nullptr);
+  const std::string last = torch_zip(pickle("module.b", "transform"), {{"0", bytes_of(kSix)}});
+  EXPECT_NE(Checkpoint::open_memory(as_span(last))->find("transform"), nullptr);
 }
 
 TEST(Checkpoint, a_missing_file_is_an_io_error) {
@@ -1321,6 +1352,25 @@ TEST(Inspect, check_finds_damage_and_nan) {
   write_xsr_file(path, model.config, model.sources(), model.tokenizer, model.provenance);
   EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { check_xsr_file(path); }),
               HasSubstr("layer.0.up.bias has NaN at element 3"));
+  const auto spoil = [&](DType dtype, const std::string& name) {
+    ConvertOptions o = options_for_test();
+    o.dtype = dtype;
+    ConvertedModel spoilt = convert(xsr_tensors(), o);
+    for (auto& t : spoilt.tensors) {
+      if (t.name != name) continue;
+      if (dtype == DType::kI8) {
+        t.scales[2] = std::numeric_limits<float>::infinity();
+      } else {
+        std::memcpy(&t.data[t.data.size() - 4], "\0\0\xc0\x7f", 4);
+      }
+    }
+    write_xsr_file(path, spoilt.config, spoilt.sources(), "", spoilt.provenance);
+    return message_of(XSR_STATUS_BAD_FILE, [&] { check_xsr_file(path); });
+  };
+  EXPECT_THAT(spoil(DType::kF32, "embedding.token"),
+              HasSubstr("embedding.token has NaN at element 959"));  // the last of 40 x 24
+  EXPECT_THAT(spoil(DType::kI8, "layer.1.up.weight"),
+              HasSubstr("layer.1.up.weight has infinity at element 2"));
 }
 
 // ---- the shipped model ----
@@ -1500,6 +1550,18 @@ TEST_F(CommandLine, converts_twice_to_the_same_bytes) {
   EXPECT_THAT(out_, HasSubstr("lowercase            false"));
   EXPECT_THAT(out_, HasSubstr("activation           relu"));
   EXPECT_THAT(out_, HasSubstr("terms in a file"));
+  for (const auto& [name, activation] : {std::pair{"swish", Activation::kSwish},
+                                         {"gelu", Activation::kGeluErf},
+                                         {"gelu-tanh", Activation::kGeluTanh},
+                                         {"relu", Activation::kRelu},
+                                         {"tanh", Activation::kTanh}}) {
+    EXPECT_EQ(run(input_ + " -o " + b + " --heads 3 --activation " + name), 0) << err_;
+    EXPECT_EQ(XsrFile::open(b)->config().activation, activation) << name;
+  }
+  auto prefixed = xsr_tensors();
+  for (NamedTensor& t : prefixed) t.name = "student." + t.name;
+  const std::string student = folder_.write("student.safetensors", safetensors_file(prefixed));
+  EXPECT_EQ(run(student + " -o " + b + " --heads 3 --prefix student."), 0) << err_;
 }
 
 TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
@@ -1507,19 +1569,26 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
   const std::string input =
       folder_.write("text.safetensors", safetensors_file(xsr_tensors(text.shape)));
   const std::string output = folder_ / "q.xsr";
-  const std::string convert = input + " -o " + output + " --heads 3 --spm " +
-                              (kSource / "tests/data/tiny-bpe.spm.model").string() +
-                              " --quality pairs=" + folder_.write("pairs.tsv", text.corpus);
+  const std::string pairs = folder_.write("pairs.tsv", text.corpus);
+  const std::string base =
+      input + " --heads 3 --spm " + (kSource / "tests/data/tiny-bpe.spm.model").string() + " -o ";
+  const std::string convert = base + output + " --quality pairs=" + pairs;
   EXPECT_EQ(run(convert + " --dtype int8"), 0) << err_;
   EXPECT_EQ(out_, "");
   EXPECT_THAT(err_, HasSubstr("quality: pairs, " + std::to_string(text.first.size()) +
                               " pairs, i8 weights computed in int8 by "));
   const auto quality = nlohmann::json::parse(XsrFile::open(output)->provenance()).at("quality");
+  const auto tables = tokenizer_tables_for_file(text.options.sentencepiece);
+  EXPECT_TRUE(std::ranges::equal(XsrFile::open(output)->tokenizer_tables(), tables));
+  EXPECT_FALSE(tables.empty());
   EXPECT_EQ(quality.at("corpus"), "pairs");
   EXPECT_EQ(quality.at("compute"), "int8");
   EXPECT_EQ(quality.at("pairs"), text.first.size());
   EXPECT_EQ(quality.at("sentences"), 2 * text.first.size());
   const auto& cosines = quality.at("cosine_to_f32");
+  const Quality expected = measure_quality(text.converted(DType::kF32), text.converted(DType::kI8),
+                                           DType::kI8, parse_pair_file(pairs));
+  EXPECT_EQ(cosines.at("mean"), expected.cosine_mean);
   EXPECT_GT(cosines.at("minimum").get<double>(), 0.5);
   EXPECT_LE(cosines.at("minimum"), cosines.at("quantile_1_percent"));
   EXPECT_LT(cosines.at("minimum"), cosines.at("mean"));
@@ -1531,17 +1600,17 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
       EXPECT_LE(share, 1);
     }
   }
-  EXPECT_EQ(run(convert + " --dtype int8 --calibrate " + (folder_ / "pairs.tsv")), 0) << err_;
+  EXPECT_EQ(run(convert + " --dtype int8 --calibrate " + pairs), 0) << err_;
   const auto calibrated = nlohmann::json::parse(XsrFile::open(output)->provenance());
   EXPECT_EQ(calibrated.at("calibration").at("sentences"), 2 * text.first.size());
   EXPECT_NE(calibrated.at("quality").at("cosine_to_f32"), cosines);
   EXPECT_EQ(run("--check " + output), 0) << err_;
-  EXPECT_EQ(run(convert + " --dtype bf16 --calibrate " + (folder_ / "pairs.tsv")), 2);
+  EXPECT_EQ(run(convert + " --dtype bf16 --calibrate " + pairs), 2);
   EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
   EXPECT_THAT(err_, HasSubstr("--quality"));
   EXPECT_EQ(run(convert + ".missing --dtype int8"), 1);
-  const std::string pairs = folder_ / "pairs.tsv";
-  EXPECT_EQ(run(input + " --heads 3 --dtype int8 --quality " + pairs + " -o " + pairs), 1);
+  EXPECT_EQ(run(base + pairs + " --dtype int8 --quality " + pairs), 1);
+  EXPECT_THAT(err_, HasSubstr("pairs.tsv: is an input too"));
   EXPECT_EQ(read_file(pairs), text.corpus) << err_;
 }
 

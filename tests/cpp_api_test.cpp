@@ -71,14 +71,27 @@ TEST(CppApi, TokenizeThenEmbedIdsIsEmbed) {
   std::vector<float> by_ids(kTexts.size() * session.embedding_size());
   std::vector<float> by_text(by_ids.size());
   std::vector<xsr_text_result> results(kTexts.size());
-  session.embed_ids(ids, offsets, by_ids);
+  std::vector<xsr_text_result> id_results(kTexts.size());
+  session.embed_ids(ids, offsets, by_ids, id_results);
   session.embed(kTexts, by_text, results);
   EXPECT_EQ(std::memcmp(by_ids.data(), by_text.data(), by_ids.size() * sizeof(float)), 0);
   for (size_t i = 0; i < kTexts.size(); ++i) {
     EXPECT_EQ(results[i].num_tokens, static_cast<int32_t>(offsets[i + 1] - offsets[i])) << i;
     EXPECT_EQ(results[i].empty, kTexts[i].empty()) << i;
+    EXPECT_EQ(id_results[i].num_tokens, results[i].num_tokens) << i;
   }
   EXPECT_EQ(results[3].replaced_bytes, 1u);
+}
+
+TEST(CppApi, ATextMayHaveMoreTokensThanBytes) {
+  const xsr::Model model(kModelPath);
+  xsr::Session session(model);
+  const std::string_view text = "\uFDFA\uFDFA\uFDFA";  // NFKC: four words of Arabic each
+  const std::vector<int32_t> ids = session.tokenize(text);
+  ASSERT_GT(ids.size(), text.size() + 2) << "or this says nothing";
+  std::vector<float> by_ids(session.embedding_size());
+  session.embed_ids(ids, std::vector<size_t>{0, ids.size()}, by_ids);
+  EXPECT_EQ(by_ids, session.embed(text));
 }
 
 TEST(CppApi, SessionKeepsItsModelOpen) {
@@ -116,6 +129,10 @@ TEST(CppApi, OpensFromMemory) {
   data[size - 64] ^= std::byte{1};
   const xsr::Model damaged(std::span<const std::byte>(data.get(), size));
   EXPECT_EQ(failure([&] { damaged.verify(); }).first, XSR_STATUS_BAD_FILE);
+  EXPECT_EQ(failure([&] {
+              xsr::Model({data.get(), size}, /*verify_checksums=*/true);
+            }).first,
+            XSR_STATUS_BAD_FILE);
 }
 
 TEST(CppApi, FailuresCarryStatusAndMessage) {
@@ -148,7 +165,8 @@ TEST(CppApi, SpansOfTheWrongSizeAreRefused) {
   std::vector<float> embeddings(kTexts.size() * session.embedding_size());
   std::vector<xsr_text_result> results(kTexts.size());
   const std::span<float> all(embeddings);
-  const int32_t ids[] = {5, 6};
+  const int32_t three_ids[] = {5, 6, 7};
+  const std::span<const int32_t> ids(three_ids, 2);
   const size_t beyond[] = {0, 3};
   EXPECT_EQ(failure([&] { session.embed(kTexts, all.first(all.size() - 1)); }).first,
             XSR_STATUS_INVALID_ARGUMENT);
@@ -158,6 +176,8 @@ TEST(CppApi, SpansOfTheWrongSizeAreRefused) {
   EXPECT_EQ(
       failure([&] { session.embed_ids(ids, beyond, all.first(session.embedding_size())); }).first,
       XSR_STATUS_INVALID_ARGUMENT);
+  std::vector<float> one_more(all.size() + 1);
+  EXPECT_EQ(failure([&] { session.embed(kTexts, one_more); }).first, XSR_STATUS_INVALID_ARGUMENT);
   session.embed(kTexts, all, results);
 }
 

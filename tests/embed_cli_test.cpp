@@ -378,6 +378,18 @@ TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {
   EXPECT_TRUE(read("v.f32") == read("whole.f32"));
 }
 
+TEST_F(EmbedCli, FewerThreadsThanAskedForAreAFailure) {
+  if (xsr::test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  write("in.txt", "The cat sleeps.\n");
+  // Stacks of 500 MB: some threads start, and are told to stop.
+  const Outcome outcome = wait_for(start("-m " + kModel + " -i in.txt -o v.f32 --threads 8",
+                                         "ulimit -s 500000 && ulimit -v 2000000 && "));
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: cannot start 8 threads: "));
+  EXPECT_THAT(outcome.err, HasSubstr("; ask for fewer threads"));
+  EXPECT_THAT(outcome.err, Not(HasSubstr(" after 0;"))) << "or this says little";
+}
+
 TEST_F(EmbedCli, AFullDiskKeepsWholeRowsAndNoOutput) {
   write("in.txt", std::string(20000, '\n'));
   // The limit on a file's size, in blocks of 512 or 1,024 bytes, plays the full disk.

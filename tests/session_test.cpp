@@ -15,6 +15,7 @@
 #include "bench/random_model.h"
 #include "runtime/device/cgroup.h"
 #include "runtime/device/cpu_threads.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/encoder/derived_weights.h"
 #include "runtime/encoder/encoder.h"
 #include "runtime/encoder/model.h"
@@ -90,6 +91,20 @@ TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {
   EXPECT_EQ(cpus("3:cpuset:/d\n"), 0);
 }
 
+TEST(CudaDevices, AreBitsOfTheOptions) {
+  xsr_session_options options = {};
+  choose_device("cuda:3,40,0", &options);
+  EXPECT_EQ(XSR_DEVICE_CUDA, options.device);
+  EXPECT_EQ(uint64_t{1} << 40 | 9, options.cuda_devices);
+  choose_device("cpu", &options);
+  EXPECT_EQ(XSR_DEVICE_CPU, options.device);
+  EXPECT_EQ(0u, options.cuda_devices);
+  for (const char* device : {"gpu", "cuda:", "cuda:-1", "cuda:0,", "cuda:1,1", "cuda:0;1",
+                             "cuda:64", "cuda:4294967296"}) {
+    EXPECT_THROW(choose_device(device, &options), Error) << device;
+  }
+}
+
 xsr_session_options options_for(xsr_isa isa, int32_t threads, int32_t batch_tokens = 0) {
   xsr_session_options options{};
   options.size = sizeof options;
@@ -98,6 +113,8 @@ xsr_session_options options_for(xsr_isa isa, int32_t threads, int32_t batch_toke
   options.max_batch_tokens = batch_tokens;
   return options;
 }
+
+constexpr char kShipped[] = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
 
 /// Null where the ISA is not available here.
 SessionPointer make_session(const ModelPointer& model, const xsr_session_options& options) {
@@ -503,6 +520,9 @@ TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_embed_ids(session.get(), ids, offsets, 1, nullptr, nullptr));
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), nullptr, offsets, 1, out.data(), nullptr));
+  EXPECT_STREQ("token_ids is NULL", xsr_session_get_error(session.get()));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_embed_ids(nullptr, ids, offsets, 1, out.data(), nullptr));
   EXPECT_EQ(XSR_STATUS_OK,
             xsr_session_embed_ids(session.get(), nullptr, nullptr, 0, nullptr, nullptr));
@@ -516,6 +536,69 @@ TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
   EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
             xsr_session_tokenize(session.get(), text, nullptr, 0, &count, nullptr));
   EXPECT_EQ(7u, count);
+}
+
+TEST(Shipped, TokenizeFillsWhatThereIsRoomFor) {
+  xsr_model* opened = nullptr;
+  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(kShipped, nullptr, &opened, nullptr, 0));
+  const ModelPointer model(opened);
+  const SessionPointer session = make_session(model, options_for(XSR_ISA_AUTO, 1));
+  const xsr_text text = {"The cat sleeps\xff.", 16};
+  std::vector<int32_t> all(100, -7), few(100, -7);
+  size_t count = 0, again = 0;
+  xsr_text_result result = {};
+  ASSERT_EQ(XSR_STATUS_OK,
+            xsr_session_tokenize(session.get(), text, all.data(), all.size(), &count, &result));
+  ASSERT_GT(count, 2u);
+  EXPECT_EQ(static_cast<int32_t>(count), result.num_tokens);
+  EXPECT_EQ(1u, result.replaced_bytes);
+  ASSERT_EQ(XSR_STATUS_OK,
+            xsr_session_tokenize(session.get(), text, few.data(), 2, &again, nullptr));
+  EXPECT_EQ(count, again) << "how many there are, not how many fit";
+  all.resize(2);
+  all.resize(100, -7);
+  EXPECT_EQ(all, few) << "nothing behind the capacity is written";
+}
+
+TEST(Shipped, ATextWithoutBytesMayHaveNoData) {
+  xsr_model* opened = nullptr;
+  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(kShipped, nullptr, &opened, nullptr, 0));
+  const ModelPointer model(opened);
+  const SessionPointer session = make_session(model, options_for(XSR_ISA_AUTO, 1));
+  xsr_text texts[] = {{"cat", 3}, {nullptr, 0}};
+  xsr_text_result results[2];
+  std::vector<float> out(2 * 512);
+  EXPECT_EQ(XSR_STATUS_OK, xsr_session_embed_texts(session.get(), texts, 2, out.data(), results));
+  EXPECT_TRUE(results[1].empty);
+  texts[1].size = 1;
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_texts(session.get(), texts, 2, out.data(), results));
+  EXPECT_STREQ("texts[1].data is NULL but its size is 1", xsr_session_get_error(session.get()));
+}
+
+TEST(Shipped, InfoIsWhatTheFileSays) {
+  xsr_model* opened = nullptr;
+  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(kShipped, nullptr, &opened, nullptr, 0));
+  const ModelPointer model(opened);
+  const auto file = XsrFile::open(kShipped);
+  const ModelConfig& config = file->config();
+  xsr_model_info info = {};
+  info.size = sizeof info;
+  ASSERT_EQ(XSR_STATUS_OK, xsr_model_get_info(model.get(), &info));
+  EXPECT_STREQ("xsr", info.family);
+  EXPECT_EQ(config.num_layers, info.num_layers);
+  EXPECT_EQ(config.hidden_size, info.hidden_size);
+  EXPECT_EQ(config.num_heads, info.num_heads);
+  EXPECT_EQ(config.intermediate_size, info.intermediate_size);
+  EXPECT_NE(info.hidden_size, info.intermediate_size);
+  EXPECT_EQ(config.vocab_size, info.vocab_size);
+  EXPECT_EQ(config.max_seq_len, info.max_seq_len);
+  EXPECT_EQ(config.embedding_size, info.embedding_size);
+  EXPECT_EQ(1, info.has_tokenizer);
+  EXPECT_EQ(1, info.lowercase);
+  EXPECT_EQ(0, info.normalize);
+  EXPECT_EQ(file->provenance(), info.provenance);
+  EXPECT_EQ(file->size(), info.file_size);
 }
 
 TEST_F(SmallModel, OptionsAreChecked) {
@@ -551,7 +634,7 @@ TEST_F(SmallModel, OptionsAreChecked) {
   options.qkv_table = static_cast<xsr_qkv_table>(5);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   EXPECT_EQ(XSR_STATUS_OK, xsr_session_create(model_.get(), nullptr, &session, nullptr, 0));
-  EXPECT_GE(xsr_session_get_num_threads(session), 1);
+  EXPECT_EQ(usable_cpus(), xsr_session_get_num_threads(session));
   xsr_session_destroy(session);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(nullptr, nullptr, &session, detail, sizeof detail));
@@ -597,6 +680,11 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
       << detail;
   EXPECT_EQ(XSR_ISA_REF, xsr_session_get_isa(session));
   xsr_session_destroy(session);
+  for (const char* cap : {xsr_isa_string(static_cast<xsr_isa>(kernels::best_isa())), ""}) {
+    setenv("XSR_FORCE_ISA", cap, 1);
+    const SessionPointer below = make_session(model_, options_for(XSR_ISA_REF, 1));
+    EXPECT_NE(nullptr, below) << "a cap, or none, leaves what is asked for below it";
+  }
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
