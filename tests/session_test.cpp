@@ -20,6 +20,7 @@
 #include "runtime/encoder/encoder.h"
 #include "runtime/encoder/model.h"
 #include "runtime/encoder/session.h"
+#include "runtime/error.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/session.h"
