@@ -140,14 +140,14 @@ void finish_row(const Call& call, const Pending& p, int32_t m) {
   const GemmEpilogue& epilogue = *call.epilogue;
   const __mmask16 mask[2] = {tail_mask(call.N - p.column), tail_mask(call.N - p.column - 16)};
   const int64_t row = p.row + m;
+  const ActivationPieces* pieces =
+      Core::kByPieces ? activation_pieces(epilogue.activation) : nullptr;
   __m512 value[2];
   Core::load(call, p, m, mask, value);
   for (int j = 0; j < 2; ++j) {
     const int32_t column = p.column + 16 * j;
     if (epilogue.bias != nullptr)
       value[j] = _mm512_add_ps(value[j], _mm512_maskz_loadu_ps(mask[j], epilogue.bias + column));
-    const ActivationPieces* pieces =
-        Core::kByPieces ? activation_pieces(epilogue.activation) : nullptr;
     value[j] = pieces != nullptr ? activate_by_pieces(value[j], *pieces)
                                  : activate_f32(value[j], epilogue.activation);
     if (epilogue.residual != nullptr) {

@@ -120,15 +120,14 @@ class Steps {
           });
   }
 
-  /// context ← attention(x · Wᵀ + bias), made ready: as many heads at a time as are to share the
-  /// rows of qkv.
-  void qkv_and_attention(const LinearWeights& linear, const LinearWeights& next) {
+  /// context ← attention(x · Wᵀ + bias), as many heads at a time as are to share the rows of qkv.
+  void qkv_and_attention(const LinearWeights& linear) {
     const int32_t H = config_.num_heads, D = C_ / H;
     const bool whole = pool_ != nullptr || encoder_.observer;
     const int32_t group = whole ? H : heads_at_a_time(kernels_.isa, config_);
     if (group == H) {
       gemm(x, linear, qkv, Activation::kNone);  // [N,C]·[C,3C]
-      return attention(next);
+      return attention();
     }
     const int32_t columns = group * D, panels = columns / kernels::kPanelColumns;
     const Rows few{qkv.wide, 3 * columns + kernels::kPanelColumns};
@@ -140,12 +139,12 @@ class Steps {
       }
       attend(few, group, h);
     }
-    if (!attention_writes_bf16()) make_ready(context, next);
   }
 
-  /// context ← attention(qkv), made ready
-  void attention(const LinearWeights& next) {
-    attend(qkv, config_.num_heads, 0);
+  /// context ← attention(qkv)
+  void attention() { attend(qkv, config_.num_heads, 0); }
+
+  void make_context_ready(const LinearWeights& next) {
     if (!attention_writes_bf16()) make_ready(context, next);
   }
 
@@ -272,10 +271,11 @@ void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, T
     const LayerWeights& layer = layers[i];
     if (from_table && i == 0) {
       s.qkv_from_table(*encoder.qkv_table);
-      s.attention(layer.attention_output);
+      s.attention();
     } else {
-      s.qkv_and_attention(layer.qkv, layer.attention_output);
+      s.qkv_and_attention(layer.qkv);
     }
+    s.make_context_ready(layer.attention_output);
     s.gemm(s.context, layer.attention_output, s.sum, Activation::kNone,
            &s.sum);  // x ← x + context·W + b
     s.layernorm(layer.attention_norm, &layer.up);
