@@ -3,7 +3,6 @@
 #include <memory>
 
 #include "bench/huge_buffer.h"
-#include "kernels/activation/activation.h"
 #include "runtime/format/model_config.h"
 #include "runtime/format/xsr_file.h"
 
@@ -16,7 +15,7 @@ struct RandomShape {
   int32_t num_heads = 0;
   int32_t intermediate_size = 0;
   int32_t vocab_size = 0;
-  kernels::Activation activation = kernels::Activation::kSwish;
+  Activation activation = Activation::kSwish;
 };
 
 /// A model of family xsr (200 tokens at most, post-norm, mean pooling, no tokenizer) as the

@@ -32,7 +32,7 @@ constexpr uint32_t kSeed = 20261124;
 struct Options {
   std::string model;
   std::vector<int32_t> random;
-  kernels::Activation activation = kernels::Activation::kSwish;
+  Activation activation = Activation::kSwish;
   std::string storage = "auto", device = "cpu", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;

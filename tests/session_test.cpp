@@ -32,6 +32,7 @@ namespace {
 
 using test::embed;
 using test::ModelPointer;
+using test::open_file;
 using test::open_memory;
 using test::Random;
 using test::SessionPointer;
@@ -540,9 +541,8 @@ TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
 }
 
 TEST(Shipped, TokenizeFillsWhatThereIsRoomFor) {
-  xsr_model* opened = nullptr;
-  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(kShipped, nullptr, &opened, nullptr, 0));
-  const ModelPointer model(opened);
+  const ModelPointer model = open_file(kShipped);
+  ASSERT_NE(nullptr, model);
   const SessionPointer session = make_session(model, options_for(XSR_ISA_AUTO, 1));
   const xsr_text text = {"The cat sleeps\xff.", 16};
   std::vector<int32_t> all(100, -7), few(100, -7);
@@ -562,9 +562,8 @@ TEST(Shipped, TokenizeFillsWhatThereIsRoomFor) {
 }
 
 TEST(Shipped, ATextWithoutBytesMayHaveNoData) {
-  xsr_model* opened = nullptr;
-  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(kShipped, nullptr, &opened, nullptr, 0));
-  const ModelPointer model(opened);
+  const ModelPointer model = open_file(kShipped);
+  ASSERT_NE(nullptr, model);
   const SessionPointer session = make_session(model, options_for(XSR_ISA_AUTO, 1));
   xsr_text texts[] = {{"cat", 3}, {nullptr, 0}};
   xsr_text_result results[2];
@@ -578,9 +577,8 @@ TEST(Shipped, ATextWithoutBytesMayHaveNoData) {
 }
 
 TEST(Shipped, InfoIsWhatTheFileSays) {
-  xsr_model* opened = nullptr;
-  ASSERT_EQ(XSR_STATUS_OK, xsr_model_open(kShipped, nullptr, &opened, nullptr, 0));
-  const ModelPointer model(opened);
+  const ModelPointer model = open_file(kShipped);
+  ASSERT_NE(nullptr, model);
   const auto file = XsrFile::open(kShipped);
   const ModelConfig& config = file->config();
   xsr_model_info info = {};

@@ -267,9 +267,9 @@ TEST_F(TrainCli, WhatIsLoggedIsWhatWasComputed) {
 
 TEST_F(TrainCli, ARateIsThatOfItsStepAndEpoch) {
   const Outcome o = train(
-      "--run r --train.log_every 1 --train.eval_every 100 --train.steps 40 --schedule.warmup "
-      "linear "
-      "--schedule.warmup_steps 10 --schedule.decay step --schedule.step_epochs 1");
+      "--run r --train.log_every 1 --train.eval_every 100 --train.steps 40 "
+      "--schedule.warmup linear --schedule.warmup_steps 10 "
+      "--schedule.decay step --schedule.step_epochs 1");
   ASSERT_EQ(o.exit_status, 0) << o.err;
   for (const auto& line : metrics_of(path("r"), "train")) {
     const double warmup = std::min(1.0, line["step"].get<double>() / 10);

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "xsr/xsr.h"
@@ -18,6 +19,14 @@ struct SessionDestroyer {
 };
 using ModelPointer = std::unique_ptr<xsr_model, ModelCloser>;
 using SessionPointer = std::unique_ptr<xsr_session, SessionDestroyer>;
+
+inline ModelPointer open_file(const std::string& path) {
+  xsr_model* model = nullptr;
+  char detail[256] = "";
+  EXPECT_EQ(XSR_STATUS_OK, xsr_model_open(path.c_str(), nullptr, &model, detail, sizeof detail))
+      << detail;
+  return ModelPointer(model);
+}
 
 inline ModelPointer open_memory(const void* data, size_t size) {
   xsr_model* model = nullptr;
