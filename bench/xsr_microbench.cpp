@@ -303,7 +303,7 @@ void bench_gemm_forward_i8(const std::string& name, Isa isa, gemm_forward_i8_t* 
         std::vector<float> out(M * out_stride), expected(M * out_stride);
         const auto call = [&](gemm_forward_i8_t* f, int32_t count, float* to) {
           f(a.data(), a_stride, count, rows.data(), w, 0, panel_count(shape.N), epilogue, to,
-            out_stride);
+            out_stride, nullptr, 0);
         };
         const int32_t checked = std::min(M, kRefRows);
         call(gemm, checked, out.data());
@@ -580,7 +580,7 @@ void bench_qkv_table_forward_f32(const std::string& name, Isa, qkv_table_forward
       std::vector<float> out(N * stride), expected(N * stride);
       const auto call = [&](qkv_table_forward_f32_t* f, size_t batch, float* to) {
         f(ids.data() + batch * N, at.data() + batch * N, 0, N, tokens.floats(), positions.data(),
-          rstd.data(), row.data(), 3 * kC, to, stride);
+          rstd.data(), row.data(), 3 * kC, to, stride, nullptr, 0);
       };
       call(table, 0, out.data());
       call(qkv_table_forward_f32_ref, 0, expected.data());
@@ -611,9 +611,9 @@ void bench_layernorm_forward_f32(const std::string& name, Isa, layernorm_forward
   }
 }
 
-/// Forward passes over sentences of several lengths. call(kernel, qkv, qkv_stride, cu_seqlens,
-/// sentences, out, out_stride, scratch) gives f32 rows.
-template <typename Kernel, typename Call>
+/// Forward passes over sentences of several lengths, their rows of `Element`, f32 or bf16.
+/// call(kernel, qkv, qkv_stride, cu_seqlens, sentences, out, out_stride, scratch) gives f32 rows.
+template <typename Element, typename Kernel, typename Call>
 void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention, Kernel* ref,
                              int64_t (*scratch_floats)(int32_t, int32_t), float tolerance,
                              const Call& forward) {
@@ -626,7 +626,14 @@ void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention
     add(name + "/" + std::to_string(c.tokens) + "/sentences_of:" + std::to_string(c.length),
         [=](benchmark::State& state) {
           const int64_t qkv_stride = padded_stride(3 * kC), out_stride = padded_stride(kC);
-          const std::vector<float> qkv = normal_floats(c.tokens * qkv_stride, 1.0f, 1);
+          std::vector<Element> qkv;
+          for (const float x : normal_floats(c.tokens * qkv_stride, 1.0f, 1)) {
+            if constexpr (std::is_same_v<Element, float>) {
+              qkv.push_back(x);
+            } else {
+              qkv.push_back(bf16_from_f32(x));
+            }
+          }
           const std::vector<int32_t> cu_seqlens = sentences_of(c.tokens, c.length);
           const int32_t sentences = static_cast<int32_t>(cu_seqlens.size()) - 1;
           std::vector<float> out(c.tokens * out_stride), expected(c.tokens * out_stride);
@@ -650,26 +657,26 @@ void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention
 
 void bench_attention_forward_f32(const std::string& name, Isa isa,
                                  attention_forward_f32_t* attention) {
-  bench_attention_forward(name, isa, attention, attention_forward_f32_ref, attention_scratch_floats,
-                          1e-5f,
-                          [](attention_forward_f32_t* f, const float* qkv, int64_t qkv_stride,
-                             const int32_t* cu_seqlens, int32_t sentences, float* out,
-                             int64_t out_stride, float* scratch) {
-                            f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads,
-                              kXsrHeadDim, out, out_stride, nullptr, scratch);
-                          });
+  bench_attention_forward<float>(
+      name, isa, attention, attention_forward_f32_ref, attention_scratch_floats, 1e-5f,
+      [](attention_forward_f32_t* f, const float* qkv, int64_t qkv_stride,
+         const int32_t* cu_seqlens, int32_t sentences, float* out, int64_t out_stride,
+         float* scratch) {
+        f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads, kXsrHeadDim, out,
+          out_stride, nullptr, scratch);
+      });
 }
 
 void bench_attention_forward_bf16(const std::string& name, Isa isa,
                                   attention_forward_bf16_t* attention) {
-  bench_attention_forward(name, isa, attention, attention_forward_bf16_ref,
-                          attention_bf16_scratch_floats, 1e-2f,
-                          [](attention_forward_bf16_t* f, const float* qkv, int64_t qkv_stride,
-                             const int32_t* cu_seqlens, int32_t sentences, float* out,
-                             int64_t out_stride, float* scratch) {
-                            f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads,
-                              kXsrHeadDim, out, out_stride, nullptr, 0, scratch);
-                          });
+  bench_attention_forward<uint16_t>(
+      name, isa, attention, attention_forward_bf16_ref, attention_bf16_scratch_floats, 1e-2f,
+      [](attention_forward_bf16_t* f, const uint16_t* qkv, int64_t qkv_stride,
+         const int32_t* cu_seqlens, int32_t sentences, float* out, int64_t out_stride,
+         float* scratch) {
+        f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads, kXsrHeadDim, out,
+          out_stride, nullptr, 0, scratch);
+      });
 }
 
 /// Attention in training: a batch of short sentences, then long ones.

@@ -186,12 +186,13 @@ TEST_F(CudaKernels, QkvTable) {
         wide_bias(bias.begin(), bias.end());
     std::vector<float> plain(rows * (N + 1));
     std::vector<double> exact(rows * (N + 1));
-    kernels::qkv_table_forward_ref<float>(ids.host(), positions.host(), 0, rows, token.host(),
-                                          position.host(), rstd.host(), bias.host(), N,
-                                          plain.data(), N + 1);
-    kernels::qkv_table_forward_ref<double>(ids.host(), positions.host(), 0, rows, wide_token.data(),
-                                           wide_position.data(), wide_rstd.data(), wide_bias.data(),
-                                           N, exact.data(), N + 1);
+    kernels::qkv_table_forward_ref<float>(
+        ids.host(), positions.host(), 0, rows, token.host(), position.host(), rstd.host(),
+        bias.host(), N, [&](int64_t i, int32_t n, float x) { plain[i * (N + 1) + n] = x; });
+    kernels::qkv_table_forward_ref<double>(
+        ids.host(), positions.host(), 0, rows, wide_token.data(), wide_position.data(),
+        wide_rstd.data(), wide_bias.data(), N,
+        [&](int64_t i, int32_t n, double x) { exact[i * (N + 1) + n] = x; });
     DeviceBuffer<uint16_t> narrow(rows * (N + 1));
     upload({&token, &position, &rstd, &bias, &out, &narrow, &ids, &positions});
     run([&] {

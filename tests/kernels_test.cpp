@@ -271,20 +271,38 @@ void check_qkv_table(const KernelRow& row, const std::string& filter) {
     std::vector<double> exact(tokens * stride),
         wide_token = widen(token), wide_position = widen(position), wide_bias = widen(bias),
         wide_rstd = widen(rstd);
-    kernel(ids.data(), positions.data(), first, last, token.data(), position.data(), rstd.data(),
-           bias.data(), N, out.data(), stride);
+    const int64_t narrow_stride = N + 2;
+    std::vector<uint16_t> narrow(tokens * narrow_stride, 0xdead), narrow_only = narrow;
+    const auto call = [&](float* to, uint16_t* to_narrow) {
+      kernel(ids.data(), positions.data(), first, last, token.data(), position.data(), rstd.data(),
+             bias.data(), N, to, stride, to_narrow, narrow_stride);
+    };
+    call(out.data(), narrow.data());
+    call(nullptr, narrow_only.data());
     qkv_table_forward_f32_ref(ids.data(), positions.data(), first, last, token.data(),
-                              position.data(), rstd.data(), bias.data(), N, plain.data(), stride);
-    qkv_table_forward_ref<double>(ids.data(), positions.data(), first, last, wide_token.data(),
-                                  wide_position.data(), wide_rstd.data(), wide_bias.data(), N,
-                                  exact.data(), stride);
+                              position.data(), rstd.data(), bias.data(), N, plain.data(), stride,
+                              nullptr, 0);
+    qkv_table_forward_ref<double>(
+        ids.data(), positions.data(), first, last, wide_token.data(), wide_position.data(),
+        wide_rstd.data(), wide_bias.data(), N,
+        [&](int64_t i, int32_t n, double value) { exact[i * stride + n] = value; });
     const std::string what = row.name + shape_text({{"N", N}});
     ErrorBudget budget;
-    for (int32_t i = first; i < last; ++i) {
-      for (int32_t n = 0; n < N; ++n)
+    for (int32_t i = 0; i < tokens; ++i) {
+      const bool written = i >= first && i < last;
+      for (int32_t n = 0; n < N && written; ++n)
         budget.add(out[i * stride + n], plain[i * stride + n], exact[i * stride + n], i, n);
+      for (int64_t n = 0; n < narrow_stride; ++n) {
+        ASSERT_EQ(written && n < N ? bf16_from_f32(out[i * stride + n]) : 0xdead,
+                  narrow[i * narrow_stride + n])
+            << what << " row " << i << " col " << n;
+      }
     }
     EXPECT_TRUE(budget.check(what, filter));
+    EXPECT_EQ(narrow, narrow_only) << what;
+    Guarded only(tokens * stride, shift);
+    call(only.data(), nullptr);
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(only, out, tokens, N, stride, what + " f32 only"));
     expect_untouched(out, tokens, N, stride, what);
     for (int32_t n = 0; n < N; ++n)
       EXPECT_TRUE(std::isnan(out[n]) && std::isnan(out[last * stride + n])) << what;
@@ -474,6 +492,24 @@ void check_gemm(const KernelRow& row, const std::string& filter) {
   }
 }
 
+/// `narrow` is what a product of the case has to make of its f32 results: 0xdead elsewhere.
+void expect_narrow_rows(const GemmCase& c, Guarded& out, int64_t out_stride,
+                        const std::vector<uint16_t>& narrow, int64_t narrow_stride,
+                        const std::string& what) {
+  const int32_t first = c.first_panel * kPanelColumns,
+                last = std::min(c.N, c.last_panel * kPanelColumns);
+  for (int32_t m = 0; m < c.M; ++m) {
+    for (int32_t n = 0; n < c.N; ++n) {
+      const int expected = n < first || n >= last ? 0xdead : bf16_from_f32(out[m * out_stride + n]);
+      ASSERT_EQ(expected, narrow[m * narrow_stride + n]) << what << " row " << m << " col " << n;
+    }
+    for (int64_t n = c.N; n < narrow_stride; ++n) {
+      const bool pad = n == c.N && c.N % 2 == 1 && last == c.N;
+      ASSERT_EQ(pad ? 0 : 0xdead, narrow[m * narrow_stride + n]) << what << " narrow column " << n;
+    }
+  }
+}
+
 void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Random& random,
                           const GemmCase& c) {
   auto* kernel = reinterpret_cast<gemm_forward_bf16_t*>(row.function);
@@ -525,17 +561,12 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
       const int64_t i = m * out_stride + n;
       if (n >= first && n < last) {
         budget.add(out[i], plain[i], exact[i], m, n);
-        ASSERT_EQ(bf16_from_f32(out[i]), narrow[m * narrow_stride + n]) << what;
       } else {
         ASSERT_TRUE(std::isnan(out[i])) << what << ": wrote column " << n << " outside its panels";
-        ASSERT_EQ(0xdead, narrow[m * narrow_stride + n]) << what;
       }
     }
-    for (int64_t n = c.N; n < narrow_stride; ++n) {
-      const bool pad = n == c.N && c.N % 2 == 1 && last == c.N;
-      ASSERT_EQ(pad ? 0 : 0xdead, narrow[m * narrow_stride + n]) << what << " narrow column " << n;
-    }
   }
+  ASSERT_NO_FATAL_FAILURE(expect_narrow_rows(c, out, out_stride, narrow, narrow_stride, what));
   EXPECT_EQ(narrow, narrow_only) << what;
   EXPECT_TRUE(budget.check(what, filter));
   expect_untouched(out, c.M, c.N, out_stride, what);
@@ -826,14 +857,19 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
   Guarded out(c.M * out_stride, shift), plain(c.M * out_stride);
   std::vector<double> exact(c.M * out_stride + 1), wide_bias = widen(bias),
                                                    wide_residual = widen(residual);
+  const int64_t narrow_stride = c.N + 3;
+  std::vector<uint16_t> narrow(c.M * narrow_stride + 8, 0xdead), narrow_only = narrow;
   kernel(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel, epilogue,
-         out.data(), out_stride);
+         out.data(), out_stride, narrow.data(), narrow_stride);
+  kernel(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel, epilogue,
+         nullptr, 0, narrow_only.data(), narrow_stride);
   gemm_forward_i8_ref(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel,
-                      epilogue, plain.data(), out_stride);
-  gemm_quantized_ref<double>(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel,
-                             c.last_panel, c.bias ? wide_bias.data() : nullptr, c.activation,
-                             c.residual ? wide_residual.data() : nullptr, out_stride, exact.data(),
-                             out_stride);
+                      epilogue, plain.data(), out_stride, nullptr, 0);
+  gemm_quantized_ref<double>(
+      a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel,
+      c.bias ? wide_bias.data() : nullptr, c.activation,
+      c.residual ? wide_residual.data() : nullptr, out_stride,
+      [&](int64_t m, int32_t n, double value) { exact[m * out_stride + n] = value; });
   const std::string what = gemm_case_text(row, c);
   const int32_t first = c.first_panel * kPanelColumns,
                 last = std::min(c.N, c.last_panel * kPanelColumns);
@@ -855,11 +891,13 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
     }
   }
   EXPECT_TRUE(budget.check(what, filter));
+  ASSERT_NO_FATAL_FAILURE(expect_narrow_rows(c, out, out_stride, narrow, narrow_stride, what));
+  EXPECT_EQ(narrow, narrow_only) << what;
   expect_untouched(out, c.M, c.N, out_stride, what);
   expect_rows_stand_alone(c, epilogue, out, out_stride, what,
                           [&](int32_t m, const GemmEpilogue& of_row, float* to) {
                             kernel(a.data() + m * a_stride, a_stride, 1, &rows[m], matrix.w,
-                                   c.first_panel, c.last_panel, of_row, to, out_stride);
+                                   c.first_panel, c.last_panel, of_row, to, out_stride, nullptr, 0);
                           });
 }
 
@@ -885,7 +923,7 @@ void check_gemm_i8_pairs(const KernelRow& row) {
     Steps steps;
     steps.pack(w);
     kernel(kRows[0], 4, kCodes, quantized.data(), w, 0, panel_count(kOutputs), {}, out.data(),
-           kOutputs);
+           kOutputs, nullptr, 0);
     for (int32_t m = 0; m < kCodes; ++m) {
       for (int32_t n = 0; n < kOutputs; ++n) {
         ASSERT_EQ(static_cast<float>(kRows[m][0] * first + kRows[m][1] * (n - 128)),
@@ -919,7 +957,8 @@ void check_gemm_i8_activations(const KernelRow& row) {
   for (int32_t i = 0; i < kNumbers; ++i) a[4 * i] = 1;
   std::vector<float> out(2 * kNumbers);
   for (const Activation activation : kActivations) {
-    kernel(a.data(), 4, kNumbers, rows.data(), w, 0, 1, {nullptr, activation}, out.data(), 2);
+    kernel(a.data(), 4, kNumbers, rows.data(), w, 0, 1, {nullptr, activation}, out.data(), 2,
+           nullptr, 0);
     for (int32_t i = 0; i < kNumbers; ++i) {
       expect_activation_of(row, activation, rows[i].scale, out[2 * i]);
       expect_activation_of(row, activation, -rows[i].scale, out[2 * i + 1]);
@@ -980,12 +1019,12 @@ void check_gemm_i8(const KernelRow& row, const std::string& filter) {
     EXPECT_EQ(weight * K, sum);
     for (const QuantizedRow& quantized : {QuantizedRow{1, 0}, QuantizedRow{1, 255}}) {
       float out = NAN;
-      kernel(a.data(), K, 1, &quantized, w, 0, 1, {}, &out, 1);
+      kernel(a.data(), K, 1, &quantized, w, 0, 1, {}, &out, 1, nullptr, 0);
       EXPECT_EQ(static_cast<float>((255 - quantized.zero) * int64_t{weight} * K), out) << row.name;
     }
     const QuantizedRow poisoned{nan, 0};
     float out = 0;
-    kernel(a.data(), K, 1, &poisoned, w, 0, 1, {}, &out, 1);
+    kernel(a.data(), K, 1, &poisoned, w, 0, 1, {}, &out, 1, nullptr, 0);
     EXPECT_TRUE(std::isnan(out)) << row.name << ": a row that was not finite must stay so";
   }
 }
@@ -1234,12 +1273,16 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
     const int32_t N = cu.back(), C = H * D;
     const int shift = variant++ % 4;
     const int64_t stride = 3 * C + 5, out_stride = C + 3, narrow_stride = (C + 1) / 2 * 2 + 2;
-    Guarded qkv = random_rows(random, N, 3 * C, stride, shift, shape.scale);
+    std::vector<uint16_t> qkv(N * stride + 1, 0x7fc0);  // NaN in the padding
+    for (int32_t i = 0; i < N; ++i) {
+      for (int32_t c = 0; c < 3 * C; ++c)
+        qkv[i * stride + c] = bf16_from_f32(random.normal(shape.scale));
+    }
     Guarded out(N * out_stride, shift), plain(N * out_stride), only(N * out_stride, shift);
     Guarded scratch(attention_bf16_scratch_floats(longest, D));
     std::vector<uint16_t> narrow(N * narrow_stride + 8, 0xdead), narrow_only = narrow;
     std::vector<double> exact(N * out_stride + 1), wide(N * stride + 1), wide_scratch(longest + 1);
-    for (int64_t i = 0; i < N * stride; ++i) wide[i] = f32_from_bf16(bf16_from_f32(qkv[i]));
+    for (int64_t i = 0; i < N * stride; ++i) wide[i] = f32_from_bf16(qkv[i]);
     const auto call = [&](int32_t b, int32_t b_end, int32_t h, int32_t h_end, float* to,
                           uint16_t* to_narrow) {
       kernel(qkv.data(), stride, cu.data(), b, b_end, h, h_end, H, D, to, out_stride, to_narrow,
@@ -1282,7 +1325,7 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
     ASSERT_NO_FATAL_FAILURE(expect_same_rows(split, out, N, C, out_stride, what + " split"));
     EXPECT_EQ(narrow, narrow_split) << what;
     // What is divided and what divides are sums of the same rounded E, in orders of their own.
-    for (int32_t i = 0; i < N; ++i) std::fill_n(&qkv[i * stride + 2 * C], C, 1.0f);
+    for (int32_t i = 0; i < N; ++i) std::fill_n(&qkv[i * stride + 2 * C], C, bf16_from_f32(1));
     call(0, B, 0, H, out.data(), nullptr);
     for (int32_t i = 0; i < N; ++i) {
       for (int32_t c = 0; c < C; ++c)
@@ -1291,7 +1334,9 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
   }
   expect_nothing_of_minus_infinity(row, [&](const float* qkv, int64_t stride, const int32_t* cu,
                                             int32_t D, float* out, float* scratch) {
-    kernel(qkv, stride, cu, 0, 1, 0, 1, 1, D, out, D, nullptr, 0, scratch);
+    std::vector<uint16_t> narrow(cu[1] * stride);
+    for (size_t at = 0; at < narrow.size(); ++at) narrow[at] = bf16_from_f32(qkv[at]);
+    kernel(narrow.data(), stride, cu, 0, 1, 0, 1, 1, D, out, D, nullptr, 0, scratch);
   });
 }
 

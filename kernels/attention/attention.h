@@ -33,18 +33,19 @@ attention_forward_f32_t attention_forward_f32_ref, attention_forward_f32_avx2,
 
 /// The same in products of bf16, accumulated in f32, for sessions that multiply in bf16 or int8:
 ///
-///     S = bf16(Q) bf16(K)ᵀ / √D      E = e^(S - c)      O = bf16(E) bf16(V) / Σ_j bf16(E)
+///     S = Q Kᵀ / √D      E = e^(S - c)      O = bf16(E) V / Σ_j bf16(E)
 ///
 /// c is the largest score of the row.
 ///
+/// qkv      [N, 3, H, D]  bf16, row stride `qkv_stride` ≥ 3·H·D elements
 /// out      [N, H·D]  f32, row stride `out_stride`; null = not wanted
 /// narrow   [N, H·D]  the same values rounded to bf16, row stride `narrow_stride`; null = not
 ///                    wanted; where H·D is odd, column H·D is set to 0 with the last head
 /// scratch  attention_bf16_scratch_floats(longest sentence of the range, D) floats, 64-byte aligned
 ///
-/// The rest is as above. Error against the double reference of the same bf16 Q, K and V ≤ 2× that
+/// The rest is as above. Error against the double reference of the same Q, K and V ≤ 2× that
 /// of the plain f32 loop, which rounds E as well. avx512_bf16 and amx take subnormals for 0.
-using attention_forward_bf16_t = void(const float* qkv, int64_t qkv_stride,
+using attention_forward_bf16_t = void(const uint16_t* qkv, int64_t qkv_stride,
                                       const int32_t* cu_seqlens, int32_t first, int32_t last,
                                       int32_t first_head, int32_t last_head, int32_t H, int32_t D,
                                       float* out, int64_t out_stride, uint16_t* narrow,

@@ -36,7 +36,7 @@ void multiply_tiles(const void* a, int64_t a_stride, const uint32_t* b, int64_t 
 }
 
 /// Row `row` of the result from its weighted values.
-void finish_row(const Head& head, int32_t row, const float* weighted, float inverse,
+void finish_row(const NarrowHead& head, int32_t row, const float* weighted, float inverse,
                 uint16_t* narrow, int64_t narrow_stride) {
   const __m512 factor = _mm512_set1_ps(inverse);
   for_each_vector(head.D, [&](int32_t d, __mmask16 mask) {
@@ -48,12 +48,11 @@ void finish_row(const Head& head, int32_t row, const float* weighted, float inve
 }
 
 template <bool kTwo>
-void attend_rows(const Head& head, const Pairs& pairs, int32_t first, float* weighted,
+void attend_rows(const NarrowHead& head, const Pairs& pairs, int32_t first, float* weighted,
                  uint16_t* narrow, int64_t narrow_stride) {
   const int32_t rows = head.T - first < kBlockRows ? head.T - first : kBlockRows;
-  multiply_tiles<kTwo>(pairs.q + (int64_t)first * pairs.q_stride, pairs.q_stride, pairs.k,
-                       pairs.columns, pairs.q_stride / kTileRows, pairs.columns, pairs.scores,
-                       pairs.columns);
+  multiply_tiles<kTwo>(pairs.q + first * pairs.q_stride, pairs.q_stride / 2, pairs.k, pairs.columns,
+                       pairs.v_stride / 32, pairs.columns, pairs.scores, pairs.columns);
   float inverse[kBlockRows];
   softmax_rows<kBlockRows>(head, pairs, rows, inverse);
   multiply_tiles<kTwo>(pairs.p, pairs.columns / 2, pairs.v, pairs.v_stride, pairs.columns / 32,
@@ -64,26 +63,27 @@ void attend_rows(const Head& head, const Pairs& pairs, int32_t first, float* wei
 
 }  // namespace
 
-void attention_forward_bf16_amx(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+void attention_forward_bf16_amx(const uint16_t* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
                                 int32_t first, int32_t last, int32_t first_head, int32_t last_head,
                                 int32_t H, int32_t D, float* out, int64_t out_stride,
                                 uint16_t* narrow, int64_t narrow_stride, float* scratch) {
   configure_tiles(kBlockRows);
   for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, {}, out,
-                out_stride, nullptr, scratch, [=](const Head& head) {
+                out_stride, nullptr, scratch, [=](const NarrowHead& head) {
                   Pairs pairs;
                   pairs.rows = pairs.columns = (head.T + 31) / 32 * 32;
                   pairs.v_stride = (D + 31) / 32 * 32;
-                  pairs.q_stride = pairs.v_stride / 2;
-                  const int64_t each = (int64_t)pairs.rows * pairs.q_stride;
-                  pairs.q = (uint32_t*)scratch;
-                  pairs.k = pairs.q + each;
+                  pairs.q_stride = pairs.v_stride;
+                  const int64_t each = pairs.rows * pairs.q_stride / 2;
+                  uint16_t* const queries = (uint16_t*)scratch;
+                  pairs.q = queries;
+                  pairs.k = (uint32_t*)scratch + each;
                   pairs.v = pairs.k + each;
                   pairs.scores = (float*)(pairs.v + each);
                   pairs.p = (uint16_t*)(pairs.scores + (int64_t)kBlockRows * pairs.columns);
                   float* const weighted = (float*)(pairs.p + (int64_t)kBlockRows * pairs.columns);
                   uint16_t* const rows = narrow_rows(head, narrow, narrow_stride);
-                  narrow_queries(head, pairs);
+                  copy_queries(head, pairs.rows, queries, pairs.q_stride);
                   transpose_keys(head, pairs);
                   pair_values(head, pairs);
                   for (int32_t row = 0; row < head.T; row += kBlockRows) {

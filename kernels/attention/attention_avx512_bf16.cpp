@@ -15,7 +15,7 @@ inline __m512bh broadcast_pair(const void* pair) {
 
 /// scores[m][0 … 16·NV) = q_m · k_j for MR rows.
 template <int MR, int NV>
-void score_columns(const uint32_t* q, int32_t q_stride, const uint32_t* k, int32_t columns,
+void score_columns(const uint16_t* q, int64_t q_stride, const uint32_t* k, int32_t columns,
                    int32_t pairs, float* scores) {
   __m512 acc[MR][NV];
 #pragma GCC unroll 6
@@ -29,7 +29,7 @@ void score_columns(const uint32_t* q, int32_t q_stride, const uint32_t* k, int32
     for (int n = 0; n < NV; ++n) key[n] = (__m512bh)_mm512_load_si512(k + 16 * n);
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m) {
-      const __m512bh x = broadcast_pair(q + m * q_stride + d);
+      const __m512bh x = broadcast_pair(q + m * q_stride + 2 * d);
 #pragma GCC unroll 4
       for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_dpbf16_ps(acc[m][n], x, key[n]);
     }
@@ -42,8 +42,8 @@ void score_columns(const uint32_t* q, int32_t q_stride, const uint32_t* k, int32
 }
 
 template <int MR>
-void score_rows(const Head& head, const Pairs& pairs, int32_t row) {
-  const uint32_t* q = pairs.q + (int64_t)row * pairs.q_stride;
+void score_rows(const NarrowHead& head, const Pairs& pairs, int32_t row) {
+  const uint16_t* q = pairs.q + row * pairs.q_stride;
   for (int32_t j = 0; j < pairs.columns;) {
     const auto score = [&]<int NV>() {
       score_columns<MR, NV>(q, pairs.q_stride, pairs.k + j, pairs.columns, (head.D + 1) / 2,
@@ -68,7 +68,7 @@ void score_rows(const Head& head, const Pairs& pairs, int32_t row) {
 
 /// Columns d to d + 16·NV of MR rows of the result, the last vector masked.
 template <int MR, int NV>
-void weigh_columns(const Head& head, const Pairs& pairs, int32_t row, int32_t d,
+void weigh_columns(const NarrowHead& head, const Pairs& pairs, int32_t row, int32_t d,
                    const float* inverse, __mmask16 tail, uint16_t* narrow, int64_t narrow_stride) {
   __m512 acc[MR][NV];
 #pragma GCC unroll 6
@@ -105,7 +105,7 @@ void weigh_columns(const Head& head, const Pairs& pairs, int32_t row, int32_t d,
 }
 
 template <int MR>
-void attend_rows(const Head& head, const Pairs& pairs, int32_t row, uint16_t* narrow,
+void attend_rows(const NarrowHead& head, const Pairs& pairs, int32_t row, uint16_t* narrow,
                  int64_t narrow_stride) {
   score_rows<MR>(head, pairs, row);
   float inverse[MR];
@@ -117,25 +117,28 @@ void attend_rows(const Head& head, const Pairs& pairs, int32_t row, uint16_t* na
 
 }  // namespace
 
-void attention_forward_bf16_avx512_bf16(const float* qkv, int64_t qkv_stride,
+void attention_forward_bf16_avx512_bf16(const uint16_t* qkv, int64_t qkv_stride,
                                         const int32_t* cu_seqlens, int32_t first, int32_t last,
                                         int32_t first_head, int32_t last_head, int32_t H, int32_t D,
                                         float* out, int64_t out_stride, uint16_t* narrow,
                                         int64_t narrow_stride, float* scratch) {
   for_each_head(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H, D, {}, out,
-                out_stride, nullptr, scratch, [=](const Head& head) {
+                out_stride, nullptr, scratch, [=](const NarrowHead& head) {
                   Pairs pairs;
                   pairs.rows = head.T;
                   pairs.columns = (head.T + 15) / 16 * 16;
-                  pairs.q_stride = (D + 31) / 32 * 16;
                   pairs.v_stride = (D + 15) / 16 * 16;
-                  pairs.q = (uint32_t*)scratch;
-                  pairs.k = pairs.q + (int64_t)head.T * pairs.q_stride;
-                  pairs.v = pairs.k + (int64_t)pairs.q_stride * pairs.columns;
+                  const int32_t width = (D + 31) / 32 * 32;
+                  uint16_t* const queries = (uint16_t*)scratch;
+                  pairs.k = (uint32_t*)(queries + (int64_t)head.T * width);
+                  pairs.v = pairs.k + (int64_t)width / 2 * pairs.columns;
                   pairs.scores = (float*)(pairs.v + (int64_t)((head.T + 1) / 2) * pairs.v_stride);
                   pairs.p = (uint16_t*)(pairs.scores + (int64_t)kQueryRows * pairs.columns);
                   uint16_t* const rows = narrow_rows(head, narrow, narrow_stride);
-                  narrow_queries(head, pairs);
+                  pairs.q = D % 2 == 0 ? head.q : queries;
+                  pairs.q_stride = D % 2 == 0 ? head.stride : width;
+                  // What stands behind an odd row is no zero.
+                  if (D % 2 == 1) copy_queries(head, head.T, queries, width);
                   transpose_keys(head, pairs);
                   pair_values(head, pairs);
                   for_each_tile<kQueryRows>(head.T, [&]<int MR>(int32_t row) {

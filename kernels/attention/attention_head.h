@@ -12,12 +12,13 @@ namespace xsr::kernels {
 // In no ISA an instruction; only the training path asks for it, once a row.
 extern "C" float logf(float);
 
-/// One (sentence, head) pair. Its keys stand transposed in scratch, [D][columns]; columns is T
-/// rounded up to 32.
-struct Head {
-  const float* q;
-  const float* k;
-  const float* v;
+/// One (sentence, head) pair, its rows in f32 or bf16. In f32 its keys stand transposed in scratch,
+/// [D][columns]; columns is T rounded up to 32.
+template <typename Element>
+struct HeadOf {
+  const Element* q;
+  const Element* k;
+  const Element* v;
   int64_t stride;
   int32_t begin;  // packed row of its first token
   int32_t h;
@@ -31,6 +32,7 @@ struct Head {
   float* lse;  // row stride lse_stride; null = not wanted
   int64_t lse_stride;
 };
+using Head = HeadOf<float>;
 
 /// Calls body<MR>(row) for tiles of up to kMost ≤ 8 rows, shared out evenly.
 template <int kMost, typename Body>
@@ -107,9 +109,9 @@ static void attend(const Head& head) {
 
 /// Calls attend(head) for every sentence with tokens and every head of the ranges; the arguments
 /// are those of attention_forward_f32_t.
-template <typename Attend>
+template <typename Element, typename Attend>
 static inline __attribute__((always_inline)) void for_each_head(
-    const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens, int32_t first, int32_t last,
+    const Element* qkv, int64_t qkv_stride, const int32_t* cu_seqlens, int32_t first, int32_t last,
     int32_t first_head, int32_t last_head, int32_t H, int32_t D, const Dropout& dropout, float* out,
     int64_t out_stride, float* lse, float* scratch, Attend&& attend) {
   const float scale = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss((float)D)));
@@ -117,7 +119,7 @@ static inline __attribute__((always_inline)) void for_each_head(
     const int32_t begin = cu_seqlens[b], T = cu_seqlens[b + 1] - begin;
     if (T == 0) continue;
     for (int32_t h = first_head; h < last_head; ++h) {
-      Head head;
+      HeadOf<Element> head;
       head.q = qkv + begin * qkv_stride + h * D;
       head.k = head.q + (int64_t)H * D;
       head.v = head.k + (int64_t)H * D;

@@ -6,42 +6,49 @@
 
 namespace xsr::kernels {
 
+using NarrowHead = HeadOf<uint16_t>;
+
 /// A (sentence, head) pair in pairs of bf16, 32 bits each.
 struct Pairs {
-  uint32_t* q;    // [rows][q_stride], pairs over D
-  uint32_t* k;    // [D rounded up to 32, / 2][columns], transposed
-  uint32_t* v;    // [ceil(rows/2)][v_stride], pairs over T
-  float* scores;  // of some query rows, [][columns]
-  uint16_t* p;    // their probabilities, [][columns]
-  int32_t rows;   // T or more; those beyond T are 0
-  int32_t q_stride, v_stride, columns;
+  const uint16_t* q;  // [rows][q_stride], pairs over D
+  uint32_t* k;        // [D rounded up to 32, / 2][columns], transposed
+  uint32_t* v;        // [ceil(rows/2)][v_stride], pairs over T
+  float* scores;      // of some query rows, [][columns]
+  uint16_t* p;        // their probabilities, [][columns]
+  int32_t rows;       // T or more; those beyond T are 0
+  int64_t q_stride;   // in bf16
+  int32_t v_stride, columns;
 };
 
-/// Columns d to d + 31 of a row as 16 pairs; 0 beyond D.
-static inline __m512i load_pairs(const float* row, int32_t d, int32_t D) {
-  const __m512 low = _mm512_maskz_loadu_ps(tail_mask(D - d), row + d);
-  const __m512 high = _mm512_maskz_loadu_ps(tail_mask(D - d - 16), row + d + 16);
-  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+static inline __mmask32 narrow_tail_mask(int32_t n) {
+  return n >= 32 ? 0xffffffffu : n <= 0 ? 0u : (1u << n) - 1u;
 }
 
-static inline void narrow_queries(const Head& head, const Pairs& pairs) {
-  for (int32_t i = 0; i < pairs.rows; ++i) {
+/// Columns d to d + 31 of a row; 0 beyond D.
+static inline __m512i load_narrow(const uint16_t* row, int32_t d, int32_t D) {
+  return _mm512_maskz_loadu_epi16(narrow_tail_mask(D - d), row + d);
+}
+
+/// Rows of whole vectors with zeros behind D and T.
+static inline void copy_queries(const NarrowHead& head, int32_t rows, uint16_t* q,
+                                int64_t q_stride) {
+  for (int32_t i = 0; i < rows; ++i) {
     for (int32_t d = 0; d < head.D; d += 32) {
       _mm512_store_si512(
-          pairs.q + (int64_t)i * pairs.q_stride + d / 2,
-          i < head.T ? load_pairs(head.q + i * head.stride, d, head.D) : _mm512_setzero_si512());
+          q + i * q_stride + d,
+          i < head.T ? load_narrow(head.q + i * head.stride, d, head.D) : _mm512_setzero_si512());
     }
   }
 }
 
 /// The columns beyond T are 0.
-static inline void transpose_keys(const Head& head, const Pairs& pairs) {
+static inline void transpose_keys(const NarrowHead& head, const Pairs& pairs) {
   for (int32_t j = 0; j < pairs.columns; j += 16) {
     for (int32_t d = 0; d < head.D; d += 32) {
       __m512 rows[16];
       for (int i = 0; i < 16; ++i) {
         rows[i] = j + i < head.T
-                      ? _mm512_castsi512_ps(load_pairs(head.k + (j + i) * head.stride, d, head.D))
+                      ? _mm512_castsi512_ps(load_narrow(head.k + (j + i) * head.stride, d, head.D))
                       : _mm512_setzero_ps();
       }
       transpose_16x16(rows);
@@ -52,19 +59,23 @@ static inline void transpose_keys(const Head& head, const Pairs& pairs) {
 }
 
 /// Rows j and j + 1 side by side.
-static inline void pair_values(const Head& head, const Pairs& pairs) {
-  alignas(64) uint16_t order[32];
-  for (int i = 0; i < 32; ++i) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
-  const __m512i turn = _mm512_load_si512(order);
+static inline void pair_values(const NarrowHead& head, const Pairs& pairs) {
+  alignas(64) uint16_t order[2][32];  // columns 0 to 15 of both rows by turns, and 16 to 31
+  for (int i = 0; i < 32; ++i) {
+    order[0][i] = (uint16_t)(i / 2 + i % 2 * 32);
+    order[1][i] = (uint16_t)(order[0][i] + 16);
+  }
+  const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
   for (int32_t j = 0; j < pairs.rows; j += 2) {
-    const float* row = head.v + j * head.stride;
-    for (int32_t d = 0; d < pairs.v_stride; d += 16) {
-      const __mmask16 mask = tail_mask(head.D - d);
-      const __m512 even = j < head.T ? _mm512_maskz_loadu_ps(mask, row + d) : _mm512_setzero_ps();
-      const __m512 odd =
-          j + 1 < head.T ? _mm512_maskz_loadu_ps(mask, row + head.stride + d) : _mm512_setzero_ps();
-      _mm512_store_si512(pairs.v + (int64_t)(j / 2) * pairs.v_stride + d,
-                         _mm512_permutexvar_epi16(turn, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+    const uint16_t* row = head.v + j * head.stride;
+    uint32_t* const out = pairs.v + (int64_t)(j / 2) * pairs.v_stride;
+    for (int32_t d = 0; d < pairs.v_stride; d += 32) {
+      const __m512i even = j < head.T ? load_narrow(row, d, head.D) : _mm512_setzero_si512();
+      const __m512i odd =
+          j + 1 < head.T ? load_narrow(row + head.stride, d, head.D) : _mm512_setzero_si512();
+      _mm512_store_si512(out + d, _mm512_permutex2var_epi16(even, low, odd));
+      if (d + 16 < pairs.v_stride)
+        _mm512_store_si512(out + d + 16, _mm512_permutex2var_epi16(even, high, odd));
     }
   }
 }
@@ -103,8 +114,9 @@ static inline float exponentiate_row(const float* scores, int32_t T, int32_t col
 /// Scores of `rows` query rows, kMost at most, to probabilities before their division: inverse[m]
 /// is what row m is to be multiplied by.
 template <int kMost>
-static inline __attribute__((always_inline)) void softmax_rows(const Head& head, const Pairs& pairs,
-                                                               int32_t rows, float* inverse) {
+static inline __attribute__((always_inline)) void softmax_rows(const NarrowHead& head,
+                                                               const Pairs& pairs, int32_t rows,
+                                                               float* inverse) {
   const float scale = head.scale * 1.44269504f;
   // Step by step over all rows: a reduction's latency hides behind the next row's. The largest
   // probability of a row is 1 and not rounded: without the shift the error is up to 2.3 times as
@@ -121,12 +133,13 @@ static inline __attribute__((always_inline)) void softmax_rows(const Head& head,
 }
 
 /// The head's part of the first row of `narrow`, null where that is null.
-static inline uint16_t* narrow_rows(const Head& head, uint16_t* narrow, int64_t stride) {
+static inline uint16_t* narrow_rows(const NarrowHead& head, uint16_t* narrow, int64_t stride) {
   return narrow == nullptr ? nullptr : narrow + head.begin * stride + head.h * head.D;
 }
 
 /// Where H·D is odd, the last head sets the column behind it to 0. rows: of narrow_rows.
-static inline void end_narrow_rows(const Head& head, uint16_t* rows, int64_t stride, int32_t H) {
+static inline void end_narrow_rows(const NarrowHead& head, uint16_t* rows, int64_t stride,
+                                   int32_t H) {
   if (rows == nullptr || H * head.D % 2 == 0 || head.h != H - 1) return;
   for (int32_t i = 0; i < head.T; ++i) rows[i * stride + head.D] = 0;
 }

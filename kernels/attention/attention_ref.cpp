@@ -14,9 +14,17 @@ void attention_forward_f32_ref(const float* qkv, int64_t qkv_stride, const int32
                         out_stride, lse, scratch);
 }
 
-static float rounded(float x) { return f32_from_bf16(bf16_from_f32(x)); }
+namespace {
 
-void attention_forward_bf16_ref(const float* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
+/// The numbers of products in bf16.
+struct NarrowFactor {
+  float operator()(uint16_t x) const { return f32_from_bf16(x); }
+  float operator()(float x) const { return f32_from_bf16(bf16_from_f32(x)); }
+};
+
+}  // namespace
+
+void attention_forward_bf16_ref(const uint16_t* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
                                 int32_t first, int32_t last, int32_t first_head, int32_t last_head,
                                 int32_t H, int32_t D, float* out, int64_t out_stride,
                                 uint16_t* narrow, int64_t narrow_stride, float* scratch) {
@@ -28,7 +36,7 @@ void attention_forward_bf16_ref(const float* qkv, int64_t qkv_stride, const int3
   };
   float* const lse = nullptr;
   attention_forward_factors_ref(qkv, qkv_stride, cu_seqlens, first, last, first_head, last_head, H,
-                                D, rounded, write, lse, scratch, {});
+                                D, NarrowFactor(), write, lse, scratch, {});
 }
 
 void attention_dropout_forward_f32_ref(const float* qkv, int64_t qkv_stride,

@@ -17,20 +17,21 @@ static inline float attention_multiplier_ref(Dropout dropout, int32_t h, int32_t
 /// factor(x): the number that a product takes for x, one of qkv or e^(score - largest).
 /// write(row, column, value) takes the results.
 /// scratch: as many elements of T as the longest sentence of the range has tokens.
-template <typename T, typename Factor, typename Write>
-void attention_forward_factors_ref(const T* qkv, int64_t qkv_stride, const int32_t* cu_seqlens,
-                                   int32_t first, int32_t last, int32_t first_head,
-                                   int32_t last_head, int32_t H, int32_t D, Factor factor,
-                                   Write write, T* lse, T* scratch, const Dropout& dropout) {
+template <typename Element, typename T, typename Factor, typename Write>
+void attention_forward_factors_ref(const Element* qkv, int64_t qkv_stride,
+                                   const int32_t* cu_seqlens, int32_t first, int32_t last,
+                                   int32_t first_head, int32_t last_head, int32_t H, int32_t D,
+                                   Factor factor, Write write, T* lse, T* scratch,
+                                   const Dropout& dropout) {
   const T scale = T(1) / sqrt(T(D));
   for (int32_t b = first; b < last; ++b) {
     const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
     for (int32_t h = first_head; h < last_head; ++h) {
       for (int32_t i = begin; i < end; ++i) {
-        const T* q = qkv + i * qkv_stride + h * D;
+        const Element* q = qkv + i * qkv_stride + h * D;
         T largest = -INFINITY;
         for (int32_t j = begin; j < end; ++j) {
-          const T* k = qkv + j * qkv_stride + (H + h) * D;
+          const Element* k = qkv + j * qkv_stride + (H + h) * D;
           T dot = 0;
           for (int32_t d = 0; d < D; ++d) dot += factor(q[d]) * factor(k[d]);
           scratch[j - begin] = dot * scale;

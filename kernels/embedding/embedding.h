@@ -96,16 +96,21 @@ embedding_backward_f32_t embedding_backward_f32_ref, embedding_backward_f32_avx2
 /// token_table    [V, N]  f32, row-major      position_table [P, N]  likewise      bias [N]
 /// token_ids, positions, rstd  [tokens]     as embedding_forward_f32 takes and gives them; rows
 ///                                          [first, last) are read
-/// out                         [tokens, N]  row stride `out_stride` ≥ N floats; rows [first, last)
-///                                          are written
+/// out                         [tokens, N]  f32, row stride `out_stride` ≥ N; rows [first, last)
+/// are
+///                                          written; null = not wanted
+/// narrow                      [tokens, N]  the same values rounded to bf16, row stride
+///                                          `narrow_stride`; null = not wanted. avx512_bf16 turns
+///                                          subnormals into 0
 ///
 /// Pure: no allocation, no threads, no globals.
 using qkv_table_forward_f32_t = void(const int32_t* token_ids, const int32_t* positions,
                                      int32_t first, int32_t last, const float* token_table,
                                      const float* position_table, const float* rstd,
-                                     const float* bias, int32_t N, float* out, int64_t out_stride);
+                                     const float* bias, int32_t N, float* out, int64_t out_stride,
+                                     uint16_t* narrow, int64_t narrow_stride);
 
 qkv_table_forward_f32_t qkv_table_forward_f32_ref, qkv_table_forward_f32_avx2,
-    qkv_table_forward_f32_avx512;
+    qkv_table_forward_f32_avx512, qkv_table_forward_f32_avx512_bf16;
 
 }  // namespace xsr::kernels

@@ -53,7 +53,7 @@ void embedding_forward_i8_avx2(const int32_t* token_ids, const int32_t* position
 void qkv_table_forward_f32_avx2(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                 int32_t last, const float* token_table, const float* position_table,
                                 const float* rstd, const float* bias, int32_t N, float* out,
-                                int64_t out_stride) {
+                                int64_t out_stride, uint16_t* narrow, int64_t narrow_stride) {
   for (int32_t i = first; i < last; ++i) {
     const float* token = token_table + (int64_t)token_ids[i] * N;
     const float* position = position_table + (int64_t)positions[i] * N;
@@ -64,8 +64,9 @@ void qkv_table_forward_f32_avx2(const int32_t* token_ids, const int32_t* positio
       _mm_prefetch((const char*)(next + n), _MM_HINT_T0);
       const __m256 sum =
           _mm256_add_ps(load_up_to_8(token + n, N - n), load_up_to_8(position + n, N - n));
-      store_up_to_8(out + i * out_stride + n, N - n,
-                    _mm256_fmadd_ps(sum, scale, load_up_to_8(bias + n, N - n)));
+      const __m256 value = _mm256_fmadd_ps(sum, scale, load_up_to_8(bias + n, N - n));
+      if (out != nullptr) store_up_to_8(out + i * out_stride + n, N - n, value);
+      if (narrow != nullptr) store_bf16(narrow + i * narrow_stride + n, value, N - n);
     }
   }
 }

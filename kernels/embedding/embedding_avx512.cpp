@@ -1,6 +1,7 @@
 #include "kernels/embedding/embedding.h"
 
 #include "kernels/embedding/prefetch_rows.h"
+#include "kernels/embedding/qkv_table_avx512.h"
 #include "kernels/layernorm/layernorm_avx512.h"
 
 namespace xsr::kernels {
@@ -56,21 +57,10 @@ void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positi
 void qkv_table_forward_f32_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                   int32_t last, const float* token_table,
                                   const float* position_table, const float* rstd, const float* bias,
-                                  int32_t N, float* out, int64_t out_stride) {
-  for (int32_t i = first; i < last; ++i) {
-    const float* token = token_table + (int64_t)token_ids[i] * N;
-    const float* position = position_table + (int64_t)positions[i] * N;
-    // The next row comes from DRAM: its lines are asked for while this one is worked on.
-    const float* next = i + 1 < last ? token_table + (int64_t)token_ids[i + 1] * N : token;
-    const __m512 scale = _mm512_set1_ps(rstd[i]);
-    for_each_vector(N, [&](int32_t n, __mmask16 mask) {
-      _mm_prefetch((const char*)(next + n), _MM_HINT_T0);
-      const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, token + n),
-                                       _mm512_maskz_loadu_ps(mask, position + n));
-      _mm512_mask_storeu_ps(out + i * out_stride + n, mask,
-                            _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, bias + n)));
-    });
-  }
+                                  int32_t N, float* out, int64_t out_stride, uint16_t* narrow,
+                                  int64_t narrow_stride) {
+  qkv_table_forward(token_ids, positions, first, last, token_table, position_table, rstd, bias, N,
+                    out, out_stride, narrow, narrow_stride);
 }
 
 void embedding_backward_f32_avx512(const float* de, int64_t de_stride, const RowBuckets& buckets,

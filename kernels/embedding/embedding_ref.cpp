@@ -1,6 +1,7 @@
 #include "kernels/embedding/embedding_ref.h"
 
 #include "kernels/embedding/embedding.h"
+#include "kernels/gemm/gemm.h"
 
 namespace xsr::kernels {
 
@@ -25,9 +26,13 @@ void embedding_forward_i8_ref(const int32_t* token_ids, const int32_t* positions
 void qkv_table_forward_f32_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                int32_t last, const float* token_table, const float* position_table,
                                const float* rstd, const float* bias, int32_t N, float* out,
-                               int64_t out_stride) {
+                               int64_t out_stride, uint16_t* narrow, int64_t narrow_stride) {
   qkv_table_forward_ref(token_ids, positions, first, last, token_table, position_table, rstd, bias,
-                        N, out, out_stride);
+                        N, [&](int32_t i, int32_t n, float value) {
+                          if (out != nullptr) out[i * out_stride + n] = value;
+                          if (narrow != nullptr)
+                            narrow[i * narrow_stride + n] = bf16_from_f32(value);
+                        });
 }
 
 void embedding_backward_f32_ref(const float* de, int64_t de_stride, const RowBuckets& buckets,

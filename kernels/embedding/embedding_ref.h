@@ -44,15 +44,15 @@ void embedding_quantized_ref(const int32_t* token_ids, const int32_t* positions,
   }
 }
 
-template <typename T>
+/// write(i, n, value) takes the results.
+template <typename T, typename Write>
 void qkv_table_forward_ref(const int32_t* token_ids, const int32_t* positions, int32_t first,
                            int32_t last, const T* token_table, const T* position_table,
-                           const T* rstd, const T* bias, int32_t N, T* out, int64_t out_stride) {
+                           const T* rstd, const T* bias, int32_t N, Write write) {
   for (int32_t i = first; i < last; ++i) {
     const T* token = token_table + (int64_t)token_ids[i] * N;
     const T* position = position_table + (int64_t)positions[i] * N;
-    for (int32_t n = 0; n < N; ++n)
-      out[i * out_stride + n] = (token[n] + position[n]) * rstd[i] + bias[n];
+    for (int32_t n = 0; n < N; ++n) write(i, n, (token[n] + position[n]) * rstd[i] + bias[n]);
   }
 }
 

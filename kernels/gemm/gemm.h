@@ -62,19 +62,20 @@ gemm_forward_f32_t gemm_forward_f32_ref, gemm_forward_f32_avx2, gemm_forward_f32
 ///
 ///     out[m, n] = f( Σ_k a[m, k] · W[n, k] + bias[n] ) + residual[m, n]     for n in the panels
 ///
-/// a         [M, K]  bf16, row stride `a_stride` elements, even; where K is odd, column K is read
-/// and must be 0 w                 bf16 panels out       [M, N]  f32, row stride `out_stride`; null
-/// = not wanted narrow    [M, N]  the same values rounded to bf16, row stride `narrow_stride`; null
-/// = not wanted; where N is odd, column
-///                   N is set to 0 with the last panel, so that it can be the `a` of the next
-///                   product
+/// a       [M, K]  bf16, row stride `a_stride` elements, even; where K is odd, column K is read and
+///                 must be 0
+/// w               bf16 panels
+/// out     [M, N]  f32, row stride `out_stride`; null = not wanted
+/// narrow  [M, N]  the same values rounded to bf16, row stride `narrow_stride`; null = not wanted;
+///                 where N is odd, column N is set to 0 with the last panel, so that it can be the
+///                 `a` of the next product
 ///
 /// Products of two bf16 are exact in f32; sums round to f32 in the order of k, by pairs where the
 /// ISA adds pairs (avx512_bf16, and amx, which adds the even k of 32 and the odd ones apart; both
-/// take subnormals for 0). What is promised of rows,
-/// panels and batches is as above. Error against the double reference of the same bf16 operands ≤
-/// 2× that of the plain f32 loop; avx512_bf16 and amx add at most 2^-16 min(1, |x|) for swish and
-/// GELU of x, a hundredth of what rounding the result to bf16 does.
+/// take subnormals for 0). What is promised of rows, panels and batches is as above. Error against
+/// the double reference of the same bf16 operands ≤ 2× that of the plain f32 loop; avx512_bf16 and
+/// amx add at most 2^-16 min(1, |x|) for swish and GELU of x, a hundredth of what rounding the
+/// result to bf16 does.
 using gemm_forward_bf16_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
                                  const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
                                  const GemmEpilogue& epilogue, float* out, int64_t out_stride,
@@ -82,6 +83,13 @@ using gemm_forward_bf16_t = void(const uint16_t* a, int64_t a_stride, int32_t M,
 
 gemm_forward_bf16_t gemm_forward_bf16_ref, gemm_forward_bf16_avx2, gemm_forward_bf16_avx512_bf16,
     gemm_forward_bf16_amx;
+
+/// What the products of a narrow result do with its column N.
+static inline void end_narrow_rows(const PackedMatrix& w, int32_t last_panel, int32_t M,
+                                   uint16_t* narrow, int64_t narrow_stride) {
+  if (narrow == nullptr || w.N % 2 == 0 || last_panel != panel_count(w.N)) return;
+  for (int32_t m = 0; m < M; ++m) narrow[m * narrow_stride + w.N] = 0;
+}
 
 /// Rounds rows [first, last) of x [N, C] (row stride x_stride) to bf16, to nearest even; where C is
 /// odd, column C of out is set to 0. NaN stays NaN; avx512_bf16 turns subnormals into 0. Row
@@ -165,21 +173,22 @@ static constexpr int32_t kMaxInputsI8 = 65536;
 /// rows  [M]     scale and zero of a's rows
 /// w             packed kI8 panels with their scales and sums; K ≤ kMaxInputsI8. avx2 reads its
 ///               steps (gemm_pack_steps_i8_avx2) instead of the panels, which may be missing
-/// out   [M, N]  f32, row stride `out_stride`
+/// out   [M, N]  f32, row stride `out_stride`; null = not wanted
+/// narrow        as of gemm_forward_bf16; avx512_bf16 and amx turn subnormals into 0
 ///
 /// The sum is taken as Σ a·W - zero · Σ W, whose second half is w.sums: the zero point costs one
 /// multiplication an output. The sum is exact, then rounds to f32 once, and is multiplied by scale,
 /// by scales[n] and added to bias in this order, unfused: without an activation every ISA gives the
-/// same bits, with one the ISAs differ as their activations do; avx512_vnni and amx compute swish
+/// same bits, with one the ISAs differ as their activations do; AVX-512 and AMX compute swish
 /// and GELU of x within 2^-16 min(1, |x|). A row whose scale is NaN gives NaN
 /// (before the residual and after). What is promised of rows, panels and batches is as above.
 using gemm_forward_i8_t = void(const uint8_t* a, int64_t a_stride, int32_t M,
                                const QuantizedRow* rows, const PackedMatrix& w, int32_t first_panel,
                                int32_t last_panel, const GemmEpilogue& epilogue, float* out,
-                               int64_t out_stride);
+                               int64_t out_stride, uint16_t* narrow, int64_t narrow_stride);
 
 gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx512_vnni,
-    gemm_forward_i8_amx;
+    gemm_forward_i8_avx512_bf16, gemm_forward_i8_amx;
 
 /// The integers of a kI8 matrix for vpmaddubsw, which multiplies u8 by s8 but saturates the sum of
 /// two products at 16 bits. A step is a group of four neighbouring inputs of 16 outputs, in which

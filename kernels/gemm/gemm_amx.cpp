@@ -130,8 +130,10 @@ struct CoreI8 {
                                _mm512_maskz_loadu_ps(mask[j], call.scales + column));
     }
   }
-  static inline void store(const Call&, const __mmask16 (&)[2], const __m512 (&)[2], int64_t,
-                           int32_t) {}
+  static inline void store(const Call& call, const __mmask16 (&mask)[2], const __m512 (&value)[2],
+                           int64_t row, int32_t column) {
+    CoreBf16::store(call, mask, value, row, column);
+  }
 };
 
 /// Row m of the block: bias, activation, residual, and out it goes.
@@ -296,9 +298,7 @@ void gemm_forward_bf16_amx(const uint16_t* a, int64_t a_stride, int32_t M, const
   multiply<CoreBf16>({(const char*)a, a_stride * 2, (w.K + 1) / 2 * 4, M, (const char*)w.data, w.N,
                       first_panel, last_panel, &epilogue, out, out_stride, narrow, narrow_stride,
                       nullptr, nullptr, nullptr});
-  if (narrow != nullptr && w.N % 2 == 1 && last_panel == panel_count(w.N)) {
-    for (int32_t m = 0; m < M; ++m) narrow[m * narrow_stride + w.N] = 0;
-  }
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
 }
 
 void gemm_forward_bf16x3_amx(const uint16_t* a, int64_t a_stride, int32_t M, const SplitMatrix& w,
@@ -312,10 +312,12 @@ void gemm_forward_bf16x3_amx(const uint16_t* a, int64_t a_stride, int32_t M, con
 
 void gemm_forward_i8_amx(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
                          const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
-                         const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
+                         const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                         uint16_t* narrow, int64_t narrow_stride) {
   multiply<CoreI8>({(const char*)a, a_stride, (w.K + 3) / 4 * 4, M, (const char*)w.data, w.N,
-                    first_panel, last_panel, &epilogue, out, out_stride, nullptr, 0, rows, w.scales,
-                    w.sums});
+                    first_panel, last_panel, &epilogue, out, out_stride, narrow, narrow_stride,
+                    rows, w.scales, w.sums});
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
 }
 
 }  // namespace xsr::kernels

@@ -24,6 +24,9 @@ template <typename A>
 constexpr bool kIsSplit = false;
 template <>
 constexpr bool kIsSplit<Split> = true;
+/// Results of f32 are wanted in f32 alone.
+template <typename A>
+constexpr bool kIsF32 = sizeof(A) == sizeof(float);
 
 /// A: float, uint16_t for bf16 activations, Split for split ones, or uint8_t for quantised ones.
 template <typename A>
@@ -257,10 +260,10 @@ void gemm_tile(const Tile<A>& tile) {
             value,
             _mm256_maskload_ps(tile.residual + m * epilogue.residual_stride + 8 * j, mask[j]));
       }
-      if (sizeof(A) != sizeof(uint16_t) || tile.out != nullptr) {
+      if (kIsF32<A> || tile.out != nullptr) {
         store_up_to_8(tile.out + m * tile.out_stride + 8 * j, tile.count - 8 * j, value);
       }
-      if (sizeof(A) == sizeof(uint16_t) && tile.narrow != nullptr) {
+      if (!kIsF32<A> && tile.narrow != nullptr) {
         uint16_t* narrow = tile.narrow + m * tile.narrow_stride + 8 * j;
         if (kIsSplit<A>) {
           const __m256 there = _mm256_and_ps(value, _mm256_castsi256_ps(mask[j]));
@@ -357,9 +360,11 @@ void gemm_forward_f32_avx2(const float* a, int64_t a_stride, int32_t M, const Pa
 
 void gemm_forward_i8_avx2(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
                           const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
-                          const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
+                          const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                          uint16_t* narrow, int64_t narrow_stride) {
   gemm_forward<Storage::kI8, uint8_t>(a, a_stride, M, w, first_panel, last_panel, epilogue, out,
-                                      out_stride, nullptr, 0, rows);
+                                      out_stride, narrow, narrow_stride, rows);
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
 }
 
 void gemm_forward_bf16_avx2(const uint16_t* a, int64_t a_stride, int32_t M, const PackedMatrix& w,
@@ -368,9 +373,7 @@ void gemm_forward_bf16_avx2(const uint16_t* a, int64_t a_stride, int32_t M, cons
                             int64_t narrow_stride) {
   gemm_forward<Storage::kBF16, uint16_t>(a, a_stride, M, w, first_panel, last_panel, epilogue, out,
                                          out_stride, narrow, narrow_stride);
-  if (narrow != nullptr && w.N % 2 == 1 && last_panel == panel_count(w.N)) {
-    for (int32_t m = 0; m < M; ++m) narrow[m * narrow_stride + w.N] = 0;
-  }
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
 }
 
 void gemm_forward_bf16x3_avx2(const uint16_t* a, int64_t a_stride, int32_t M, const SplitMatrix& w,

@@ -1,4 +1,5 @@
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_core_i8_avx512.h"
 #include "kernels/gemm/gemm_tile_avx512.h"
 #include "kernels/simd/avx512.h"
 
@@ -75,9 +76,16 @@ void gemm_forward_bf16_avx512_bf16(const uint16_t* a, int64_t a_stride, int32_t 
                                    uint16_t* narrow, int64_t narrow_stride) {
   gemm_forward<CoreBf16>(a, a_stride, M, w, first_panel, last_panel, epilogue, out, out_stride,
                          narrow, narrow_stride);
-  if (narrow != nullptr && w.N % 2 == 1 && last_panel == panel_count(w.N)) {
-    for (int32_t m = 0; m < M; ++m) narrow[m * narrow_stride + w.N] = 0;
-  }
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
+}
+
+void gemm_forward_i8_avx512_bf16(const uint8_t* a, int64_t a_stride, int32_t M,
+                                 const QuantizedRow* rows, const PackedMatrix& w,
+                                 int32_t first_panel, int32_t last_panel,
+                                 const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                                 uint16_t* narrow, int64_t narrow_stride) {
+  gemm_forward_i8(a, a_stride, M, rows, w, first_panel, last_panel, epilogue, out, out_stride,
+                  narrow, narrow_stride);
 }
 
 void gemm_forward_bf16x3_avx512_bf16(const uint16_t* a, int64_t a_stride, int32_t M,

@@ -26,8 +26,8 @@ void gemm_forward_bf16_ref(const uint16_t* a, int64_t a_stride, int32_t M, const
       if (out != nullptr) out[m * out_stride + n] = value;
       if (narrow != nullptr) narrow[m * narrow_stride + n] = bf16_from_f32(value);
     }
-    if (narrow != nullptr && last == w.N && w.N % 2 == 1) narrow[m * narrow_stride + w.N] = 0;
   }
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
 }
 
 void narrow_forward_bf16_ref(const float* x, int64_t x_stride, int32_t first, int32_t last,
@@ -40,10 +40,16 @@ void narrow_forward_bf16_ref(const float* x, int64_t x_stride, int32_t first, in
 
 void gemm_forward_i8_ref(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
                          const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
-                         const GemmEpilogue& epilogue, float* out, int64_t out_stride) {
-  gemm_quantized_ref(a, a_stride, M, rows, w, first_panel, last_panel, epilogue.bias,
-                     epilogue.activation, epilogue.residual, epilogue.residual_stride, out,
-                     out_stride);
+                         const GemmEpilogue& epilogue, float* out, int64_t out_stride,
+                         uint16_t* narrow, int64_t narrow_stride) {
+  gemm_quantized_ref<float>(a, a_stride, M, rows, w, first_panel, last_panel, epilogue.bias,
+                            epilogue.activation, epilogue.residual, epilogue.residual_stride,
+                            [&](int64_t m, int32_t n, float value) {
+                              if (out != nullptr) out[m * out_stride + n] = value;
+                              if (narrow != nullptr)
+                                narrow[m * narrow_stride + n] = bf16_from_f32(value);
+                            });
+  end_narrow_rows(w, last_panel, M, narrow, narrow_stride);
 }
 
 void quantize_forward_u8_ref(const float* x, int64_t x_stride, int32_t first, int32_t last,

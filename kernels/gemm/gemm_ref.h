@@ -64,12 +64,12 @@ void gemm_forward_ref(const A* a, int64_t a_stride, int32_t M, const PackedMatri
   }
 }
 
-/// T is the type of what follows the integer sum.
-template <typename T>
+/// T is the type of what follows the integer sum; write(m, n, value) takes the results.
+template <typename T, typename Write>
 void gemm_quantized_ref(const uint8_t* a, int64_t a_stride, int32_t M, const QuantizedRow* rows,
                         const PackedMatrix& w, int32_t first_panel, int32_t last_panel,
                         const T* bias, Activation activation, const T* residual,
-                        int64_t residual_stride, T* out, int64_t out_stride) {
+                        int64_t residual_stride, Write write) {
   const int32_t last = last_panel * kPanelColumns < w.N ? last_panel * kPanelColumns : w.N;
   const int8_t* weights = (const int8_t*)w.data;
   for (int32_t m = 0; m < M; ++m) {
@@ -81,7 +81,7 @@ void gemm_quantized_ref(const uint8_t* a, int64_t a_stride, int32_t M, const Qua
       if (bias != nullptr) value += bias[n];
       value = activate_ref(value, activation);
       if (residual != nullptr) value += residual[m * residual_stride + n];
-      out[m * out_stride + n] = value;
+      write(m, n, value);
     }
   }
 }

@@ -159,7 +159,6 @@ static inline __attribute__((always_inline)) void write_tile(
       acc[m][1] = _mm512_add_ps(acc[m][1], _mm512_maskz_loadu_ps(tile.mask[1], residual + 16));
     }
   }
-#if defined(__AVX512BF16__)
   if constexpr (Core::kNarrow) {
     if (tile.narrow != nullptr) {
 #pragma GCC unroll 12
@@ -178,7 +177,6 @@ static inline __attribute__((always_inline)) void write_tile(
       if (tile.out == nullptr) return;
     }
   }
-#endif
 #pragma GCC unroll 12
   for (int m = 0; m < R; ++m) {
     float* out = tile.out + m * tile.out_stride;

@@ -188,22 +188,28 @@ static inline __m512 load_i8(const int8_t* data, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, data)));
 }
 
+/// The same; where AVX512_BF16 does it, subnormals become 0.
+static inline __m256i narrowed(__m512 x) {
 #if defined(__AVX512BF16__)
-/// Rounded to bf16; subnormals become 0.
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  return bf16_from_lanes(x);
+#endif
+}
+
 static inline void store_narrow(uint16_t* out, __mmask16 mask, __m512 value) {
-  _mm256_mask_storeu_epi16(out, mask, (__m256i)_mm512_cvtneps_pbh(value));
+  _mm256_mask_storeu_epi16(out, mask, narrowed(value));
 }
 
 /// 16 values split in two bf16 (split_bf16 of kernels/gemm/gemm.h).
 static inline void store_split(uint16_t* hi, uint16_t* lo, __m512 value) {
-  const __m256i upper = (__m256i)_mm512_cvtneps_pbh(value);
+  const __m256i upper = narrowed(value);
   const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
   const __m512 rest = _mm512_sub_ps(value, rounded);
   const __mmask16 finite =
       _mm512_cmp_ps_mask(_mm512_abs_ps(rest), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
   _mm256_storeu_si256((__m256i*)hi, upper);
-  _mm256_storeu_si256((__m256i*)lo, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_mov_ps(finite, rest)));
+  _mm256_storeu_si256((__m256i*)lo, narrowed(_mm512_maskz_mov_ps(finite, rest)));
 }
-#endif
 
 }  // namespace xsr::kernels

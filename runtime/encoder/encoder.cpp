@@ -13,14 +13,20 @@ using kernels::GemmEpilogue;
 constexpr int32_t kRowsPerTask = 8;
 constexpr int32_t kPanelsPerTask = 4;
 
-/// Rows that a step reads or writes: in f32, in bf16 (split, for bf16x3) for a product that
-/// computes so, or both. For products in int8 the f32 rows are quantised right before them.
+/// Rows that a step reads or writes: in f32, in bf16 (split, for bf16x3) for what multiplies
+/// so, or both. For products in int8 the f32 rows are quantised right before them.
 struct Rows {
   float* wide = nullptr;
   int64_t wide_stride = 0;
   uint16_t* narrow = nullptr;
   int64_t narrow_stride = 0;
 };
+
+Rows from_column(Rows rows, int32_t column) {
+  if (rows.wide != nullptr) rows.wide += column;
+  if (rows.narrow != nullptr) rows.narrow += column;
+  return rows;
+}
 
 /// The steps of the forward pass over one chunk, each on one thread or shared out over several.
 class Steps {
@@ -51,6 +57,8 @@ class Steps {
       hidden = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.hidden),
                 halves ? 2 * w_.hidden_stride : w_.narrow_hidden_stride};
     }
+    if (encoder.bf16_attention())
+      qkv = {nullptr, 0, reinterpret_cast<uint16_t*>(w_.qkv), w_.narrow_qkv_stride};
   }
 
   /// x ← LayerNorm(token + position), and made ready as by layernorm().
@@ -77,7 +85,7 @@ class Steps {
     split(num_tokens_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
       kernels_.qkv_table_forward_f32(w_.token_ids, w_.positions, first, last, table.token(),
                                      table.position(), w_.rstd, table.bias(), 3 * C_, qkv.wide,
-                                     qkv.wide_stride);
+                                     qkv.wide_stride, qkv.narrow, qkv.narrow_stride);
     });
   }
 
@@ -104,7 +112,7 @@ class Steps {
             if (compute_ == Compute::kInt8) {
               kernels_.gemm_forward_i8(w_.quantized, w_.quantized_stride, num_tokens_,
                                        w_.quantized_rows, linear.weight, first, last, epilogue,
-                                       out.wide, out.wide_stride);
+                                       out.wide, out.wide_stride, out.narrow, out.narrow_stride);
             } else if (compute_ == Compute::kBf16x3) {
               kernels_.gemm_forward_bf16x3(a.narrow, a.narrow_stride, num_tokens_, linear.split,
                                            first, last, epilogue, out.wide, out.wide_stride,
@@ -130,12 +138,13 @@ class Steps {
       return attention();
     }
     const int32_t columns = group * D, panels = columns / kernels::kPanelColumns;
-    const Rows few{qkv.wide, 3 * columns + kernels::kPanelColumns};
+    Rows few = qkv;
+    few.wide_stride = few.narrow_stride = 3 * columns + kernels::kPanelColumns;
     for (int32_t h = 0; h < H; h += group) {
       for (int32_t part = 0; part < 3; ++part) {  // [N,C]·[C,columns] each
         const int32_t panel = (part * C_ + h * D) / kernels::kPanelColumns;
-        gemm(x, outputs(linear, panel, panel + panels),
-             {few.wide + part * columns, few.wide_stride}, Activation::kNone);
+        gemm(x, outputs(linear, panel, panel + panels), from_column(few, part * columns),
+             Activation::kNone);
       }
       attend(few, group, h);
     }
@@ -187,16 +196,16 @@ class Steps {
   /// Heads [first, first + count) of context ← attention over the rows of `few`, [N, 3, count, D].
   void attend(const Rows& few, int32_t count, int32_t first) {
     const int32_t D = C_ / config_.num_heads;
-    float* const wide = attention_writes_bf16() ? nullptr : context.wide + first * D;
+    const Rows out = from_column(context, first * D);
+    float* const wide = attention_writes_bf16() ? nullptr : out.wide;
     split(count, 1, [&](int32_t begin, int32_t end, int32_t thread) {
       if (encoder_.bf16_attention()) {
-        uint16_t* const narrow = context.narrow == nullptr ? nullptr : context.narrow + first * D;
-        kernels_.attention_forward_bf16(few.wide, few.wide_stride, w_.cu_seqlens, 0, num_sentences_,
-                                        begin, end, count, D, wide, context.wide_stride, narrow,
-                                        context.narrow_stride, w_.attention_scratch(thread));
+        kernels_.attention_forward_bf16(
+            few.narrow, few.narrow_stride, w_.cu_seqlens, 0, num_sentences_, begin, end, count, D,
+            wide, out.wide_stride, out.narrow, out.narrow_stride, w_.attention_scratch(thread));
       } else {
         kernels_.attention_forward_f32(few.wide, few.wide_stride, w_.cu_seqlens, 0, num_sentences_,
-                                       begin, end, count, D, wide, context.wide_stride, nullptr,
+                                       begin, end, count, D, wide, out.wide_stride, nullptr,
                                        w_.attention_scratch(thread));
       }
     });

@@ -30,6 +30,7 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
   qkv_stride = padded_stride<float>(3 * C);
   hidden_stride = padded_stride<float>(F);
   narrow_stride = padded_stride<uint16_t>(C);
+  narrow_qkv_stride = padded_stride<uint16_t>(3 * C);
   narrow_hidden_stride = padded_stride<uint16_t>(F);  // 2 · this ≤ 4 · hidden_stride, in bytes
   quantized_stride = padded_stride<uint8_t>(C > F ? C : F);
   const int32_t longest = config.max_seq_len < max_tokens ? config.max_seq_len : max_tokens;

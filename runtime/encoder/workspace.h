@@ -26,7 +26,7 @@ class Workspace {
 
   // Activations, [max_tokens, stride]
   float* x = nullptr;          // [N, C]
-  float* qkv = nullptr;        // [N, 3C]
+  float* qkv = nullptr;        // [N, 3C], or the same in bf16 at narrow_qkv_stride
   float* context = nullptr;    // [N, C]
   float* hidden = nullptr;     // [N, F]
   uint16_t* narrow = nullptr;  // [N, C] bf16 at narrow_stride, or [N, 2S] split at 2 x_stride: the
@@ -37,6 +37,7 @@ class Workspace {
   float* pooled = nullptr;                          // [B, C]; only with a pooler
   int64_t x_stride = 0, qkv_stride = 0, context_stride = 0, hidden_stride = 0, narrow_stride = 0,
           quantized_stride = 0, pooled_stride = 0;
+  int64_t narrow_qkv_stride = 0;
   int64_t narrow_hidden_stride = 0;  // where hidden holds bf16; split rows: 2 hidden_stride
   /// Scratch of the attention kernel, one piece a thread.
   float* attention_scratch(int32_t thread) const { return attention_ + thread * attention_floats_; }
