@@ -6,16 +6,37 @@
 
 namespace xsr::kernels {
 
+namespace {
+
+/// Rows [first, last) of out ← LayerNorm(sum(i, row)), without it where gamma is null. `sum` writes
+/// the sum of token i's vectors to the row.
+template <typename Sum>
+inline void normalized_sums(const RowPrefetch& rows, int32_t first, int32_t last,
+                            const float* gamma, const float* beta, float eps, int32_t C, float* out,
+                            int64_t out_stride, float* rstd, const Sum& sum) {
+  for (int32_t begin = first; begin < last; begin += kLayernormRows) {
+    const int32_t end = begin + kLayernormRows < last ? begin + kLayernormRows : last;
+    for (int32_t i = begin; i < end; ++i) {
+      rows.reach(i);
+      sum(i, out + i * out_stride);
+    }
+    if (gamma == nullptr) continue;
+    float* const x = out + begin * out_stride;
+    layernorm_rows_avx512(x, out_stride, end - begin, C, gamma, beta, eps, x, out_stride,
+                          rstd == nullptr ? nullptr : rstd + begin);
+  }
+}
+
+}  // namespace
+
 void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
                                   int32_t last, const void* token, const void* position,
                                   Storage storage, const float* token_type, const float* gamma,
                                   const float* beta, float eps, int32_t C, float* out,
                                   int64_t out_stride, float* rstd) {
   const RowPrefetch rows(token, C * storage_size(storage), token_ids, first, last);
-  for (int32_t i = first; i < last; ++i) {
-    rows.reach(i);
+  const auto sum = [=](int32_t i, float* row) {
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
-    float* row = out + i * out_stride;
     for_each_vector(C, [&](int32_t c, __mmask16 mask) {
       __m512 value = _mm512_add_ps(load_f32(token, storage, t + c, mask),
                                    load_f32(position, storage, p + c, mask));
@@ -23,10 +44,8 @@ void embedding_forward_f32_avx512(const int32_t* token_ids, const int32_t* posit
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
       _mm512_mask_storeu_ps(row + c, mask, value);
     });
-    if (gamma == nullptr) continue;
-    const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
-    if (rstd != nullptr) rstd[i] = inverse;
-  }
+  };
+  normalized_sums(rows, first, last, gamma, beta, eps, C, out, out_stride, rstd, sum);
 }
 
 void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,
@@ -36,12 +55,10 @@ void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positi
                                  float eps, int32_t C, float* out, int64_t out_stride,
                                  float* rstd) {
   const RowPrefetch rows(token, C * (int64_t)sizeof *token, token_ids, first, last);
-  for (int32_t i = first; i < last; ++i) {
-    rows.reach(i);
+  const auto sum = [=](int32_t i, float* row) {
     const int64_t t = (int64_t)token_ids[i] * C, p = (int64_t)positions[i] * C;
     const __m512 token_scale = _mm512_set1_ps(token_scales[token_ids[i]]);
     const __m512 position_scale = _mm512_set1_ps(position_scales[positions[i]]);
-    float* row = out + i * out_stride;
     for_each_vector(C, [&](int32_t c, __mmask16 mask) {
       __m512 value = _mm512_add_ps(_mm512_mul_ps(load_i8(token + t + c, mask), token_scale),
                                    _mm512_mul_ps(load_i8(position + p + c, mask), position_scale));
@@ -49,9 +66,8 @@ void embedding_forward_i8_avx512(const int32_t* token_ids, const int32_t* positi
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, token_type + c));
       _mm512_mask_storeu_ps(row + c, mask, value);
     });
-    const float inverse = layernorm_row_avx512(row, C, gamma, beta, eps, row);
-    if (rstd != nullptr) rstd[i] = inverse;
-  }
+  };
+  normalized_sums(rows, first, last, gamma, beta, eps, C, out, out_stride, rstd, sum);
 }
 
 void qkv_table_forward_f32_avx512(const int32_t* token_ids, const int32_t* positions, int32_t first,

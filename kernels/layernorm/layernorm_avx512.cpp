@@ -7,8 +7,10 @@ namespace xsr::kernels {
 void layernorm_forward_f32_avx512(const float* x, int64_t x_stride, int32_t first, int32_t last,
                                   int32_t C, const float* gamma, const float* beta, float eps,
                                   float* out, int64_t out_stride) {
-  for (int32_t i = first; i < last; ++i) {
-    layernorm_row_avx512(x + i * x_stride, C, gamma, beta, eps, out + i * out_stride);
+  for (int32_t i = first; i < last; i += kLayernormRows) {
+    const int32_t rows = last - i < kLayernormRows ? last - i : kLayernormRows;
+    layernorm_rows_avx512(x + i * x_stride, x_stride, rows, C, gamma, beta, eps,
+                          out + i * out_stride, out_stride, nullptr);
   }
 }
 
@@ -28,9 +30,9 @@ void layernorm_backward_f32_avx512(const float* x, int64_t x_stride, const float
     for (int32_t i = k * kLayernormBlockRows; i < N && i < (k + 1) * kLayernormBlockRows; ++i) {
       const float* row = x + i * x_stride;
       const float* gradient = dy + i * dy_stride;
-      float mean_x;
-      const __m512 rstd = _mm512_set1_ps(layernorm_statistics_avx512(row, C, eps, &mean_x));
+      const float mean_x = layernorm_mean_avx512(row, C);
       const __m512 mean = _mm512_set1_ps(mean_x);
+      const __m512 rstd = _mm512_set1_ps(layernorm_rstd_avx512(row, C, mean_x, eps));
       __m512 sum = zero, sum_normalized = zero;  // of g and of g · x̂; lanes beyond C add 0
       for_each_vector(C, [&](int32_t c, __mmask16 mask) {
         const __m512 normalized =
