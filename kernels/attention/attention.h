@@ -101,9 +101,9 @@ using attention_backward_f32_t = void(const float* qkv, int64_t qkv_stride,
 attention_backward_f32_t attention_backward_f32_ref, attention_backward_f32_avx2,
     attention_backward_f32_avx512;
 
-/// Keys transposed to [D][T rounded up to 32], and the scores of eight query rows.
+/// Keys transposed to [D][T rounded up to 16], and the scores of eight query rows.
 static constexpr int64_t attention_scratch_floats(int32_t T, int32_t D) {
-  return ((int64_t)(T + 31) / 32 * 32) * (D + 8);
+  return ((int64_t)(T + 15) / 16 * 16) * (D + 8);
 }
 
 /// Queries, keys and values in pairs of bf16, then scores, probabilities and results of up to 32
@@ -113,10 +113,10 @@ static constexpr int64_t attention_bf16_scratch_floats(int32_t T, int32_t D) {
   return rows * columns / 2 * 3 + 48 * rows + 32 * columns;
 }
 
-/// Keys and values transposed to [D][T rounded up to 32], the dropped probabilities and the
-/// gradients of the scores in [T][T rounded up to 32], and the multipliers of one row.
+/// Keys and values transposed to [D][T rounded up to 16], the dropped probabilities and the
+/// gradients of the scores in [T][T rounded up to 16], and the multipliers of one row.
 static constexpr int64_t attention_backward_scratch_floats(int32_t T, int32_t D) {
-  return ((int64_t)(T + 31) / 32 * 32) * (2 * D + 2 * T + 1);
+  return ((int64_t)(T + 15) / 16 * 16) * (2 * D + 2 * T + 1);
 }
 
 }  // namespace xsr::kernels

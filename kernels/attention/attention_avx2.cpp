@@ -100,12 +100,13 @@ struct Core {
   /// Drops probabilities of query row `row`, in place.
   static void drop_row(const Dropout& dropout, int32_t row, int32_t T, float* p) {
     const __m256 scale = _mm256_set1_ps(dropout.scale);
-    for (int32_t j = 0; j < T; j += 32, p += 32) {
+    for (int32_t begin = 0; begin < T; begin += 32) {
       __m256i words[4];
-      dropout_words(dropout, row, j, words);
-      for (int i = 0; i < 4; ++i) {
+      dropout_words(dropout, row, begin, words);
+      for (int32_t i = 0; i < 4 && begin + 8 * i < T; ++i) {
+        float* at = p + begin + 8 * i;
         const __m256 multiplier = _mm256_and_ps(dropout_kept(words[i], dropout), scale);
-        _mm256_store_ps(p + 8 * i, _mm256_mul_ps(_mm256_load_ps(p + 8 * i), multiplier));
+        _mm256_store_ps(at, _mm256_mul_ps(_mm256_load_ps(at), multiplier));
       }
     }
   }

@@ -30,30 +30,41 @@ struct Core {
     }
   }
 
-  /// scores[m][j] = q_m · k_j for MR query rows and every column.
+  /// NV·16 columns of scores[m][j] = q_m · k_j for MR query rows.
+  template <int MR, int NV>
+  static void score_columns(const float* q, int64_t stride, const float* k, int32_t D,
+                            int32_t columns, float* scores) {
+    __m512 acc[MR][NV];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 2
+      for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_setzero_ps();
+    }
+    for (int32_t d = 0; d < D; ++d, k += columns) {
+      __m512 key[NV];
+#pragma GCC unroll 2
+      for (int n = 0; n < NV; ++n) key[n] = _mm512_load_ps(k + 16 * n);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        const __m512 x = _mm512_set1_ps(q[m * stride + d]);
+#pragma GCC unroll 2
+        for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_fmadd_ps(x, key[n], acc[m][n]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 2
+      for (int n = 0; n < NV; ++n) _mm512_store_ps(scores + m * columns + 16 * n, acc[m][n]);
+    }
+  }
+
   template <int MR>
   static void score_rows(const float* q, int64_t stride, const float* transposed, int32_t D,
                          int32_t columns, float* scores) {
-    for (int32_t j = 0; j < columns; j += 32) {
-      __m512 acc[MR][2];
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
-      const float* k = transposed + j;
-      for (int32_t d = 0; d < D; ++d, k += columns) {
-        const __m512 k0 = _mm512_load_ps(k), k1 = _mm512_load_ps(k + 16);
-#pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) {
-          const __m512 x = _mm512_set1_ps(q[m * stride + d]);
-          acc[m][0] = _mm512_fmadd_ps(x, k0, acc[m][0]);
-          acc[m][1] = _mm512_fmadd_ps(x, k1, acc[m][1]);
-        }
-      }
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        _mm512_store_ps(scores + m * columns + j, acc[m][0]);
-        _mm512_store_ps(scores + m * columns + j + 16, acc[m][1]);
-      }
-    }
+    int32_t j = 0;
+    for (; j + 32 <= columns; j += 32)
+      score_columns<MR, 2>(q, stride, transposed + j, D, columns, scores + j);
+    if (j < columns) score_columns<MR, 1>(q, stride, transposed + j, D, columns, scores + j);
   }
 
   /// Turns a row of scores into e^(scale·(s - max)), in place; gives their sum and scale·max.

@@ -13,7 +13,7 @@ namespace xsr::kernels {
 extern "C" float logf(float);
 
 /// One (sentence, head) pair, its rows in f32 or bf16. In f32 its keys stand transposed in scratch,
-/// [D][columns]; columns is T rounded up to 32.
+/// [D][columns]; columns is T rounded up to 16.
 template <typename Element>
 struct HeadOf {
   const Element* q;
@@ -128,7 +128,7 @@ static inline __attribute__((always_inline)) void for_each_head(
       head.h = h;
       head.T = T;
       head.D = D;
-      head.columns = (T + 31) / 32 * 32;
+      head.columns = (T + 15) / 16 * 16;
       head.scale = scale;
       head.dropout = dropout;
       head.dropout.stream += (uint32_t)h;
