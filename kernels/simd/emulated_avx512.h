@@ -334,6 +334,12 @@ XSR_EMULATED __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* p) {
 XSR_EMULATED __m512i _mm512_maskz_loadu_epi32(__mmask16 mask, const void* p) {
   return _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, p));
 }
+XSR_EMULATED_LOOP __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* p) {
+  if (mask == 0xffffffffu) return _mm512_castps_si512(_mm512_loadu_ps(p));
+  emulated::Lanes<uint16_t> lanes = {};
+  emulated::load(lanes, mask, p, 32);
+  return emulated::vector<__m512i>(lanes);
+}
 XSR_EMULATED_LOOP void _mm512_mask_storeu_ps(void* p, __mmask16 mask, __m512 a) {
   if (mask == 0xffff) return _mm512_storeu_ps(p, a);
   emulated::store(emulated::lanes<float>(a), mask, p, 16);
@@ -457,10 +463,11 @@ XSR_EMULATED_LOOP __m512i _mm512_permutexvar_epi32(__m512i choice, __m512i a) {
 XSR_EMULATED_LOOP __m512 _mm512_permutexvar_ps(__m512i choice, __m512 a) {
   return _mm512_castsi512_ps(_mm512_permutexvar_epi32(choice, _mm512_castps_si512(a)));
 }
-XSR_EMULATED_LOOP __m512i _mm512_permutexvar_epi16(__m512i choice, __m512i a) {
-  const auto from = emulated::lanes<uint16_t>(a), at = emulated::lanes<uint16_t>(choice);
+XSR_EMULATED_LOOP __m512i _mm512_permutex2var_epi16(__m512i a, __m512i choice, __m512i b) {
+  const auto x = emulated::lanes<uint16_t>(a), y = emulated::lanes<uint16_t>(b),
+             at = emulated::lanes<uint16_t>(choice);
   emulated::Lanes<uint16_t> result;
-  for (int i = 0; i < 32; ++i) result.at[i] = from.at[at.at[i] & 31];
+  for (int i = 0; i < 32; ++i) result.at[i] = ((at.at[i] & 32) != 0 ? y : x).at[at.at[i] & 31];
   return emulated::vector<__m512i>(result);
 }
 XSR_EMULATED_LOOP __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int choice) {
@@ -554,15 +561,6 @@ XSR_EMULATED_LOOP __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b)
   for (int i = 0; i < 16; ++i)
     total.at[i] = emulated::dot_bytes(total.at[i], &x.at[4 * i], &y.at[4 * i]);
   return emulated::vector<__m512i>(total);
-}
-XSR_EMULATED_LOOP __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
-  const auto high = emulated::lanes<uint32_t>(a), low = emulated::lanes<uint32_t>(b);
-  emulated::Lanes<uint16_t> result;
-  for (int i = 0; i < 16; ++i) {
-    result.at[i] = emulated::bf16(low.at[i]);
-    result.at[16 + i] = emulated::bf16(high.at[i]);
-  }
-  return __m512bh(emulated::vector<__m512i>(result));
 }
 /// The odd product first, both by FMA.
 XSR_EMULATED_LOOP __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
