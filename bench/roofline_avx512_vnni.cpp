@@ -12,7 +12,7 @@ double dot_loop_avx512_vnni(int64_t iterations, const float* seed, float* sink) 
   for (int i = 0; i < 24; ++i) acc[i] = _mm512_loadu_si512(seed + 16 * (4 + i));
   for (int64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 24
-    for (int i = 0; i < 24; ++i)  // as in gemm_avx512_vnni.cpp, where the assembly is explained
+    for (int i = 0; i < 24; ++i)  // as in gemm_core_i8_avx512.h, where the assembly is explained
       __asm__("vpdpbusd %2, %1, %0" : "+v"(acc[i]) : "v"(x[i % 4]), "v"(x[(i + 1) % 4]));
   }
   __m512i sum = acc[0];
