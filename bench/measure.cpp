@@ -66,7 +66,7 @@ void measure_passes(Corpus& corpus, size_t count, const Session& session, double
   for (int pass = 0; pass < 3 && (pass == 0 || seconds_since(start) < limit); ++pass) {
     double total = 0;
     size_t done = 0;
-    while (done < count && (pass > 0 || seconds_since(start) < limit)) {
+    while (done < count && (pass > 0 || done == 0 || seconds_since(start) < limit)) {
       const size_t last = std::min(count, done + slice);
       const auto slice_start = Clock::now();
       run(done, last);

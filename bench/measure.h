@@ -45,7 +45,7 @@ struct Corpus {
 };
 
 /// The median pass of up to three; stops early when `limit` seconds are over, and then counts only
-/// the sentences it got to.
+/// the sentences it got to, at least those of one call.
 Corpus measure_ids(const Model& model, Session& session, const IdBatch& batch, double limit);
 Corpus measure_texts(const Model& model, Session& session, const std::vector<std::string>& lines,
                      double limit);

@@ -14,6 +14,10 @@ inline double percentile(std::vector<double> sample, double share) {
   return sample[index];
 }
 
-inline double median(const std::vector<double>& sample) { return percentile(sample, 0.5); }
+/// Of an even count the mean of the middle two.
+inline double median(std::vector<double> sample) {
+  std::sort(sample.begin(), sample.end());
+  return (sample[(sample.size() - 1) / 2] + sample[sample.size() / 2]) / 2;
+}
 
 }  // namespace xsr::bench

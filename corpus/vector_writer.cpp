@@ -143,21 +143,22 @@ void VectorWriter::append(const float* rows, size_t count) {
   fail("write", error);
 }
 
-/// Writes the header again, now with the row count.
-void VectorWriter::write_header() {
+/// Writes the header again, now with the row count; false with errno saying why not.
+bool VectorWriter::write_header() {
   const std::string header = npy_header(rows_, columns_);
   for (size_t at = 0; at < header.size();) {
     const ssize_t put =
         ::pwrite(fd_, header.data() + at, header.size() - at, static_cast<off_t>(at));
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail("write the header", errno);
+    if (put < 0) return false;
     at += static_cast<size_t>(put);
   }
+  return true;
 }
 
 void VectorWriter::finish() {
   if (partial_.empty()) return;
-  if (format_ == VectorFormat::kNpy) write_header();
+  if (format_ == VectorFormat::kNpy && !write_header()) fail("write the header", errno);
   if (::fsync(fd_) != 0) fail("flush", errno);
   // Under the lock: once it is given back another process may write to the partial file.
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("rename its partial file", errno);
@@ -179,11 +180,8 @@ std::string VectorWriter::abandon() noexcept {
     if (::ftruncate(fd_, static_cast<off_t>(whole_bytes_)) != 0) {
       return "The rows written are in " + partial_ + ", perhaps with part of another behind them.";
     }
-    if (format_ == VectorFormat::kNpy) {
-      const std::string header = npy_header(rows_, columns_);
-      if (::pwrite(fd_, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
-        return "The rows written are in " + partial_ + ", whose header gives no row count.";
-      }
+    if (format_ == VectorFormat::kNpy && !write_header()) {
+      return "The rows written are in " + partial_ + ", whose header gives no row count.";
     }
     return "The rows written are kept in " + partial_ + ".";
   } catch (...) {

@@ -43,7 +43,7 @@ class VectorWriter {
 
  private:
   size_t write(const char* data, size_t size);
-  void write_header();
+  bool write_header();
   [[noreturn]] void fail(const char* what, int error);
 
   std::string path_, partial_;  // partial_ is empty for standard output and once renamed

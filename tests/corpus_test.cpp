@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +21,7 @@
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
 #include "tests/support/file_size_limit.h"
@@ -257,6 +259,82 @@ TEST_F(Corpus, AbandonedRunsKeepWholeRowsAndTheOldOutput) {
   }
   EXPECT_FALSE(fs::exists(path("none.npy")));
   EXPECT_FALSE(fs::exists(path("none.npy.partial")));
+}
+
+/// Writes of at most seven bytes, every other one interrupted by a signal.
+class Interruptions {
+ public:
+  Interruptions() {
+    xsr::test::limit_write = [this](size_t size) -> ssize_t {
+      if (calls++ % 2 == 0) {
+        errno = EINTR;
+        return -1;
+      }
+      return static_cast<ssize_t>(std::min<size_t>(size, 7));
+    };
+  }
+  ~Interruptions() { xsr::test::limit_write = nullptr; }
+
+  int calls = 0;
+};
+
+TEST_F(Corpus, WritesThatAreCutShortOrInterruptedGoOn) {
+  const std::vector<float> values = rows_of(4, 3);
+  for (const std::string name : {"v.npy", "v.f32", "v.tsv"}) {
+    const auto write_to = [&](const std::string& file) {
+      xsr::VectorWriter writer(path(file), xsr::vector_format(name), 3);
+      writer.append(values.data(), 3);
+      writer.append(values.data() + 9, 1);
+      writer.finish();
+    };
+    write_to(name);
+    const std::string whole = read(name);
+    const Interruptions interruptions;
+    write_to("cut-" + name);
+    EXPECT_EQ(read("cut-" + name), whole) << name;
+    EXPECT_GE(interruptions.calls, static_cast<int>(2 * whole.size() / 7));
+  }
+}
+
+TEST_F(Corpus, AnAbandonedHeaderThatIsCutShortOrInterruptedIsWhole) {
+  const std::vector<float> values = rows_of(2, 3);
+  xsr::VectorWriter writer(path("v.npy"), xsr::VectorFormat::kNpy, 3);
+  writer.append(values.data(), 2);
+  const Interruptions interruptions;
+  EXPECT_THAT(writer.abandon(), HasSubstr("kept in " + path("v.npy") + ".partial."));
+  EXPECT_THAT(read("v.npy.partial"), HasSubstr("'shape': (2, 3)"));
+}
+
+TEST_F(Corpus, AHeaderThatCannotBeWrittenIsTold) {
+  const std::vector<float> values = rows_of(2, 3);
+  xsr::VectorWriter writer(path("v.npy"), xsr::VectorFormat::kNpy, 3);
+  writer.append(values.data(), 2);
+  xsr::test::limit_write = [](size_t) -> ssize_t {
+    errno = EIO;
+    return -1;
+  };
+  std::string message;
+  try {
+    writer.finish();
+  } catch (const xsr::Error& error) {
+    message = error.what();
+  }
+  xsr::test::limit_write = nullptr;
+  EXPECT_THAT(message, HasSubstr("v.npy: cannot write the header: "));
+  EXPECT_THAT(message, HasSubstr(" after 2 rows. The rows written are in " + path("v.npy") +
+                                 ".partial, whose header gives no row count."));
+  EXPECT_FALSE(fs::exists(path("v.npy")));
+}
+
+TEST_F(Corpus, AFileThatIsWrittenInPiecesIsWhole) {
+  std::string bytes(100, ' ');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i);
+  const Interruptions interruptions;
+  xsr::PartialFile file(path("f"));
+  file.write(bytes.data(), bytes.size());
+  file.overwrite(10, "0123456789abcdefghij", 20);
+  file.commit();
+  EXPECT_EQ(read("f"), bytes.replace(10, 20, "0123456789abcdefghij"));
 }
 
 // A full disk, played by the file size limit: the kernel writes up to it and then refuses, as a

@@ -93,6 +93,20 @@ TEST(CgroupCpus, AreTheLeastQuotaOfTheProcessAndWhatStandsAboveIt) {
   EXPECT_EQ(cpus("3:cpuset:/d\n"), 0);
 }
 
+TEST(CgroupCpus, AQuotaIsRoundedUpToWholeProcessors) {
+  EXPECT_EQ(cpus_within(8, 0), 8);
+  EXPECT_EQ(cpus_within(8, 1.5), 2);
+  EXPECT_EQ(cpus_within(8, 2), 2);
+  EXPECT_EQ(cpus_within(8, 2.01), 3);
+  EXPECT_EQ(cpus_within(8, 7.5), 8);
+  EXPECT_EQ(cpus_within(8, 64), 8);
+  EXPECT_EQ(cpus_within(8, 0.1), 1);
+  EXPECT_EQ(cpus_within(1, 1.5), 1);
+  EXPECT_EQ(cpus_within(8, 1e12), 8);
+  EXPECT_EQ(cpus_within(0, 0), 1);
+  EXPECT_EQ(cpus_within(0, 1.5), 1);
+}
+
 TEST(CudaDevices, AreBitsOfTheOptions) {
   xsr_session_options options = {};
   choose_device("cuda:3,40,0", &options);

@@ -308,6 +308,7 @@ TEST_F(TrainCli, TheTokenizerFollowsTheRunsSettings) {
   const std::string plain = tokenizer("a", "");
   EXPECT_FALSE(plain == tokenizer("b", " --seed 4"));
   EXPECT_FALSE(plain == tokenizer("c", " --model.lowercase false"));
+  EXPECT_FALSE(plain == tokenizer("d", " --data.max_line_bytes 60"));
 }
 
 TEST_F(TrainCli, RunsOfOtherDataHaveTheirOwnCaches) {
@@ -468,6 +469,50 @@ TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
     ASSERT_EQ(o.exit_status, 0) << o.err;
     expect_same_results("whole", run_name);
   }
+}
+
+TEST_F(TrainCli, ACheckpointIsWrittenWhenItsMinutesAreOver) {
+  const std::string endless =
+      "--config toy.toml --train.steps 1000000 --train.eval_every 1000000 "
+      "--train.log_every 1 --train.checkpoint_every 0 ";
+  const auto logged = [&](const std::string& run) {
+    const std::string metrics = path(run + "/metrics.jsonl");
+    if (!fs::exists(metrics)) return std::ptrdiff_t{0};
+    const std::string text = read_file(metrics);
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  const auto end = [&](pid_t child) {
+    kill(child, SIGKILL);
+    wait_for(child);
+  };
+  const auto until = [](const auto& done) {
+    for (int i = 0; i < 30000 && !done(); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    return done();
+  };
+  // Six tenths of a second, and a day.
+  const auto begin = std::chrono::steady_clock::now();
+  const pid_t often = start(endless + "--train.checkpoint_minutes 0.01 --run often");
+  const std::string file = path("often/checkpoint.safetensors");
+  const auto step = [&] { return xsr::training::TrainingCheckpoint(file).integer("step"); };
+  const bool written = until([&] { return fs::exists(file); });
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(600));
+  const int64_t first = written ? step() : 0;
+  int64_t second = 0;
+  const bool again = written && until([&] { return (second = step()) > first; });
+  end(often);
+  ASSERT_GT(first, 0) << "no checkpoint";
+  ASSERT_TRUE(again) << "a single one";
+  double times[2] = {};
+  for (const auto& line : metrics_of(path("often"), "train")) {
+    if (line["step"] == first) times[0] = line["time"];
+    if (line["step"] == second) times[1] = line["time"];
+  }
+  EXPECT_GT(times[1] - times[0], 0.5);
+  const pid_t rarely = start(endless + "--train.checkpoint_minutes 1440 --run rarely");
+  EXPECT_TRUE(until([&] { return logged("rarely") > 2 * first; }));
+  end(rarely);
+  EXPECT_FALSE(fs::exists(path("rarely/checkpoint.safetensors")));
 }
 
 /// It may take minutes, in which a machine that sends SIGTERM is gone.

@@ -469,6 +469,26 @@ TEST_F(TrainingData, ATokenizerIsTrainedAndIsTheSameEveryTime) {
   EXPECT_THAT(error_of([&] { train_tokenizer(languages, options); }), HasSubstr("10 pieces"));
 }
 
+TEST_F(TrainingData, ALineThatIsTooLongIsNotInTheTokenizersSample) {
+  const std::string text = made_up_text(500, 0, 1);
+  std::string wide = "\xCE\xB1\xCE\xB2\xCE\xB3";  // letters of no other line
+  while (wide.size() < 300) wide += ' ' + wide;
+  LanguagePair plain[] = {{"a-b", {{write("plain.tsv", text)}}}};
+  LanguagePair longer[] = {{"a-b", {{write("longer.tsv", text + wide + '\t' + wide + '\n')}}}};
+  TokenizerOptions options;
+  options.vocab_size = 300;
+  options.character_coverage = 1;
+  options.max_line_bytes = 300;
+  const std::string expected = train_tokenizer(plain, options);
+  said_.clear();
+  EXPECT_TRUE(train_tokenizer(longer, options, log_) == expected);
+  EXPECT_THAT(said_, HasSubstr("on 1,000 of 1,000 sentences"));
+  options.max_line_bytes = 2000;
+  said_.clear();
+  EXPECT_FALSE(train_tokenizer(longer, options, log_) == expected);
+  EXPECT_THAT(said_, HasSubstr("on 1,002 of 1,002 sentences"));
+}
+
 // ---- The cache.
 
 TEST_F(TrainingData, TheCacheHoldsTheTokenizersIds) {
@@ -824,6 +844,49 @@ TEST_F(TrainingData, ABatchHasAtMostItsTokens) {
       HasSubstr("cannot hold the longest pair, which has " + std::to_string(made->longest_pair())));
 }
 
+TEST_F(TrainingData, TheLastTwoBatchesByTokensShareTheirPairs) {
+  // Sizes of the batches of an epoch of pairs with so many words a side, the shortest pairs first.
+  const auto sizes = [&](const std::vector<int>& words, int32_t batch_pairs, int32_t batch_words) {
+    std::string text;
+    for (const int count : words) {
+      for (const char end : {'\t', '\n'}) {
+        for (int i = 0; i < count; ++i) text += i == 0 ? "kamo" : " kamo";
+        text += end;
+      }
+    }
+    const auto made = corpus({{"a-b", {{write("equal.tsv", text)}}}});
+    EXPECT_EQ(made->num_pairs(), words.size());
+    const int32_t tokens_a_word = 2 * made->length(0, 0) / words[0];
+    SamplerOptions options = by_pairs(batch_pairs, 16);
+    options.batch_tokens = batch_words * tokens_a_word;
+    PairSampler sampler(builder(made), {}, options);
+    std::vector<std::pair<int32_t, int32_t>> batches;  // tokens a pair, size
+    DataPosition position;
+    PairBatch batch;
+    while (position.epoch == 0) {
+      sampler.next(position, batch);
+      EXPECT_LE(batch.num_tokens(), options.batch_tokens);
+      batches.emplace_back(batch.num_tokens() / batch.num_pairs, batch.num_pairs);
+    }
+    std::sort(batches.begin(), batches.end(), [](const auto& a, const auto& b) {
+      return a.first != b.first ? a.first < b.first : a.second > b.second;
+    });
+    std::vector<int32_t> sizes;
+    for (const auto& [length, size] : batches) sizes.push_back(size);
+    return sizes;
+  };
+  const auto equal = [](int pairs) { return std::vector<int>(static_cast<size_t>(pairs), 1); };
+  EXPECT_THAT(sizes(equal(20), 100, 6), ElementsAre(6, 6, 4, 4));  // not 6, 6, 6, 2
+  EXPECT_THAT(sizes(equal(19), 100, 6), ElementsAre(6, 6, 4, 3));
+  EXPECT_THAT(sizes(equal(7), 100, 6), ElementsAre(4, 3));
+  EXPECT_THAT(sizes(equal(18), 100, 6), ElementsAre(6, 6, 6));
+  EXPECT_THAT(sizes(equal(5), 100, 6), ElementsAre(5));
+  EXPECT_THAT(sizes(equal(20), 6, 100), ElementsAre(6, 6, 4, 4));  // by pairs, which tokens allow
+  // What would have more tokens than a batch may have stays as it is.
+  EXPECT_THAT(sizes({1, 1, 1, 1, 1, 1, 6}, 100, 6), ElementsAre(6, 1));
+  EXPECT_THAT(sizes({1, 1, 1, 1, 1, 1, 3}, 100, 6), ElementsAre(4, 3));
+}
+
 TEST_F(TrainingData, BatchesArePackedAndSortedWithinTheirPool) {
   const auto made = corpus(three_languages());
   PairSampler sampler(builder(made), {}, by_pairs(16, 8));
@@ -1049,6 +1112,34 @@ TEST_F(TrainingData, PunctuationIsNotMasked) {
     EXPECT_EQ(batch.masked_side[2], 0);
     EXPECT_GE(batch.masked_row[2], 0);
   }
+}
+
+TEST_F(TrainingData, SpecialTokensAreNotMaskedWhateverTheirPiece) {
+  const auto words = maskable_tokens(tokenizer(), config_);
+  std::vector<int32_t> ids;  // of words
+  for (size_t id = 3; id < words.size() && ids.size() < 4; ++id)
+    if (words[id]) ids.push_back(static_cast<int32_t>(id));
+  ASSERT_EQ(ids.size(), 4u);
+  const auto spared = [&](int32_t ModelConfig::*special, int32_t id) {
+    ModelConfig config = config_;
+    config.*special = id;
+    const auto maskable = maskable_tokens(tokenizer(), config);
+    EXPECT_EQ(maskable.size(), words.size());
+    for (size_t other = 3; other < maskable.size(); ++other) {
+      const bool may = words[other] && static_cast<int32_t>(other) != id;
+      EXPECT_EQ(maskable[other] != 0, may) << other;
+    }
+    return maskable[static_cast<size_t>(id)] == 0;
+  };
+  EXPECT_TRUE(spared(&ModelConfig::pad_id, ids[0]));
+  EXPECT_TRUE(spared(&ModelConfig::mask_id, ids[1]));
+  EXPECT_TRUE(spared(&ModelConfig::cls_id, ids[2]));
+  EXPECT_TRUE(spared(&ModelConfig::sep_id, ids[3]));
+  ModelConfig larger = config_;
+  larger.vocab_size = 403;  // rows that the tokenizer never gives
+  const auto maskable = maskable_tokens(tokenizer(), larger);
+  ASSERT_EQ(maskable.size(), 403u);
+  EXPECT_THAT(std::vector<int>(maskable.begin() + 400, maskable.end()), ElementsAre(0, 0, 0));
 }
 
 TEST_F(TrainingData, RealText) {

@@ -3,6 +3,8 @@
 // threads; bf16; learning.
 #include "training/encoder.h"
 
+#include <gmock/gmock.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -20,6 +22,7 @@
 #include "tests/support/temp_folder.h"
 #include "tests/support/trainer_support.h"
 #include "tests/support/training_isas.h"
+#include "tests/support/xsr_checkpoint.h"
 #include "training/checkpoint.h"
 #include "training/cpu_trainer.h"
 #include "training/initialization.h"
@@ -28,6 +31,9 @@
 
 namespace xsr::training {
 namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
 
 using kernels::Dropout;
 using test::ErrorBudget;
@@ -413,6 +419,79 @@ TEST(ModelFile, TakesTheHeadOfACheckpoint) {
       checkpoint->find("model.bert.embedding.word_embedding.embedding.weight")->to_f32();
   EXPECT_EQ(0, std::memcmp(token.data(), model.values->at(table.at("embedding.token")),
                            sizeof(float) * token.size()));
+}
+
+/// What read_initial_model() gives of a checkpoint with these tensors.
+InitialModel from_checkpoint(const std::vector<test::NamedTensor>& tensors) {
+  const test::TempFolder folder;
+  const std::string path = folder / "c.safetensors";
+  std::ofstream(path, std::ios::binary) << test::safetensors_file(tensors);
+  ConvertOptions options;
+  options.num_heads = 3;
+  return read_initial_model(path, options, 1);
+}
+std::string refusal(const std::vector<test::NamedTensor>& tensors) {
+  try {
+    from_checkpoint(tensors);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), XSR_STATUS_BAD_FILE);
+    return error.what();
+  }
+  return "no error";
+}
+
+const std::vector<std::string> kHead = {
+    "model.transform.dense.weight", "model.transform.dense.bias",
+    "model.transform.LayerNorm.weight", "model.transform.LayerNorm.bias", "model.decoder.bias"};
+
+TEST(ModelFile, EveryTensorOfAHeadArrivesInItsPlace) {
+  auto tensors = test::xsr_tensors();
+  const InitialModel model = from_checkpoint(tensors);
+  EXPECT_TRUE(model.has_head);
+  const ParameterTable table(model.config);
+  const char* targets[] = {"head.transform.weight", "head.transform.bias", "head.norm.gamma",
+                           "head.norm.beta", "head.output.bias"};
+  for (size_t i = 0; i < kHead.size(); ++i) {
+    const std::string& bytes = test::named(tensors, kHead[i]).data;
+    const Parameter& p = table.at(targets[i]);
+    ASSERT_EQ(bytes.size(), sizeof(float) * static_cast<size_t>(p.size)) << kHead[i];
+    EXPECT_EQ(0, std::memcmp(bytes.data(), model.values->at(p), bytes.size())) << kHead[i];
+  }
+}
+
+TEST(ModelFile, AHeadIsTakenWholeOrNotAtAll) {
+  for (const std::string& gone : kHead) {
+    auto tensors = test::xsr_tensors();
+    std::erase_if(tensors, [&](const auto& t) { return t.name == gone; });
+    EXPECT_THAT(refusal(tensors),
+                AllOf(HasSubstr("c.safetensors: has model."), HasSubstr(" but not " + gone + ":")));
+  }
+  auto tensors = test::xsr_tensors();
+  std::erase_if(tensors, [](const auto& t) {
+    return std::find(kHead.begin(), kHead.end(), t.name) != kHead.end();
+  });
+  const InitialModel model = from_checkpoint(tensors);
+  EXPECT_FALSE(model.has_head);
+  const ParameterTable table(model.config);
+  const Parameter& gamma = table.at("head.norm.gamma");
+  for (int64_t i = 0; i < gamma.size; ++i) EXPECT_EQ(model.values->at(gamma)[i], 1);
+}
+
+TEST(ModelFile, AHeadThatIsNotFiniteOrOfAnotherShapeIsRefused) {
+  for (const std::string& name : kHead) {
+    for (const float value : {std::nanf(""), INFINITY, -INFINITY}) {
+      auto tensors = test::xsr_tensors();
+      std::memcpy(test::named(tensors, name).data.data() + 4 * 17, &value, sizeof value);
+      EXPECT_THAT(refusal(tensors), HasSubstr(name + " is not finite at element 17:"));
+    }
+    auto tensors = test::xsr_tensors();
+    auto& tensor = test::named(tensors, name);
+    --tensor.shape[0];
+    uint64_t elements = 1;
+    for (const uint64_t d : tensor.shape) elements *= d;
+    tensor.data.resize(4 * elements);
+    EXPECT_THAT(refusal(tensors), AllOf(HasSubstr(name + " is "), HasSubstr("expected ")));
+  }
 }
 
 // ---- gradients ----

@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "bench/random_model.h"
-#include "bench/statistics.h"
 #include "runtime/device/machine.h"
 #include "runtime/format/xsr_file.h"
 
@@ -110,6 +109,16 @@ TEST_F(XsrBench, WritesTheKeysOfItsContract) {
   // f32 panels of qkv, attention output, up and down
   EXPECT_EQ(figures["roofline"]["weight_bytes"], 4 * 2 * (192 * 64 + 64 * 64 + 96 * 64 + 64 * 96));
   EXPECT_THAT(done.err, HasSubstr("roofline"));  // the table
+}
+
+TEST_F(XsrBench, AQkvTableLeavesItsProductsAndWeightsOut) {
+  const Result done = run(quick_ + "--qkv-table --no-corpus --yardstick none --json -");
+  ASSERT_EQ(done.status, 0) << done.err;
+  const json figures = json::parse(done.out);
+  EXPECT_EQ(figures["qkv_table"], true);
+  EXPECT_EQ(figures["roofline"]["flop_per_token"], 90112);   // 114688 - 6 · 64²
+  EXPECT_EQ(figures["roofline"]["weight_bytes"], 180224);    // 229376 - 4 · 192 · 64
+  EXPECT_EQ(figures["model"]["token_table_bytes"], 128000);  // 4 · 500 · 64
 }
 
 TEST_F(XsrBench, SeveralThreadCountsGiveAnArray) {
@@ -336,17 +345,6 @@ TEST_F(XsrTrainBench, TimesStepsOfTrainingOnACudaDevice) {
   expect_steps(figures);
 }
 #endif
-
-TEST(Statistics, PercentileIsTheNearestRank) {
-  std::vector<double> sample;
-  for (int i = 100; i >= 1; --i) sample.push_back(i);
-  EXPECT_EQ(percentile(sample, 0.5), 50);
-  EXPECT_EQ(percentile(sample, 0.9), 90);
-  EXPECT_EQ(percentile(sample, 0.99), 99);
-  EXPECT_EQ(percentile(sample, 0), 1);
-  EXPECT_EQ(percentile(sample, 1), 100);
-  EXPECT_EQ(percentile({7}, 0.99), 7);
-}
 
 }  // namespace
 }  // namespace xsr::bench

@@ -1,7 +1,7 @@
 #include "runtime/device/cgroup.h"
 
 #include <algorithm>
-#include <cstdint>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -74,6 +74,12 @@ double cgroup_cpus(const std::string& root, const std::string& membership) {
     }
   }
   return least;
+}
+
+int32_t cpus_within(int32_t cpus, double quota) {
+  const double whole = std::ceil(quota);
+  if (quota > 0 && whole < cpus) return static_cast<int32_t>(whole);
+  return std::max(cpus, 1);
 }
 
 }  // namespace xsr

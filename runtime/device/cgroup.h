@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdint>
 #include <string>
 
 namespace xsr {
@@ -9,5 +10,7 @@ double cgroup_cpus();
 /// The same for a process whose /proc/self/cgroup reads as membership, with cgroups mounted below
 /// root.
 double cgroup_cpus(const std::string& root, const std::string& membership);
+/// As many of `cpus` processors as keep a quota busy (rounded up; 0: no quota). At least 1.
+int32_t cpus_within(int32_t cpus, double quota);
 
 }  // namespace xsr

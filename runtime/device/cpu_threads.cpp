@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <cmath>
 #include <new>
 #include <string>
 #include <system_error>
@@ -46,12 +45,10 @@ bool has_task(uint64_t ticket) { return next_of(ticket) < total_of(ticket); }
 int32_t usable_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  int32_t count = sched_getaffinity(0, sizeof set, &set) == 0
-                      ? CPU_COUNT(&set)
-                      : static_cast<int32_t>(std::thread::hardware_concurrency());
-  const double quota = cgroup_cpus();
-  if (quota > 0 && std::ceil(quota) < count) count = static_cast<int32_t>(std::ceil(quota));
-  return count < 1 ? 1 : count;
+  const int32_t count = sched_getaffinity(0, sizeof set, &set) == 0
+                            ? CPU_COUNT(&set)
+                            : static_cast<int32_t>(std::thread::hardware_concurrency());
+  return cpus_within(count, cgroup_cpus());
 }
 
 ThreadPool::ThreadPool(int32_t num_threads)

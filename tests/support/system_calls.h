@@ -15,6 +15,14 @@ namespace xsr::test {
 inline std::function<void(const std::string& name)> before_fsync;
 /// Called before a file is locked.
 inline std::function<void()> before_flock;
+/// Called with how many bytes are to be written: how many of them are, or -1 with errno.
+inline std::function<ssize_t(size_t size)> limit_write;
+
+namespace detail {
+inline ssize_t limited(size_t size) {
+  return limit_write ? limit_write(size) : static_cast<ssize_t>(size);
+}
+}  // namespace detail
 
 }  // namespace xsr::test
 
@@ -29,4 +37,14 @@ extern "C" int fsync(int fd) {
 extern "C" int flock(int fd, int operation) noexcept {
   if (const auto call = xsr::test::before_flock) call();
   return static_cast<int>(::syscall(SYS_flock, fd, operation));
+}
+
+extern "C" ssize_t write(int fd, const void* data, size_t size) {
+  const ssize_t most = xsr::test::detail::limited(size);
+  return most < 0 ? most : ::syscall(SYS_write, fd, data, static_cast<size_t>(most));
+}
+
+extern "C" ssize_t pwrite(int fd, const void* data, size_t size, off_t offset) {
+  const ssize_t most = xsr::test::detail::limited(size);
+  return most < 0 ? most : ::syscall(SYS_pwrite64, fd, data, static_cast<size_t>(most), offset);
 }
