@@ -19,8 +19,6 @@ void check(Status status, const char* doing);
 struct DeviceInfo {
   std::string name;                // "NVIDIA H100 80GB HBM3"; "emulated device"
   int32_t compute_capability = 0;  // 90 for 9.0; 0 for the emulated device
-  int32_t multiprocessors = 0;
-  size_t memory_bytes = 0;
 };
 
 /// The devices that can be used. None: *why_none says why.

@@ -52,8 +52,7 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
   for (int device = 0; device < count; ++device) {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "reading a device's properties");
-    found.push_back({properties.name, properties.major * 10 + properties.minor,
-                     properties.multiProcessorCount, properties.totalGlobalMem});
+    found.push_back({properties.name, properties.major * 10 + properties.minor});
   }
   return found;
 }

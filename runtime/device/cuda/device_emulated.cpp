@@ -37,7 +37,7 @@ std::vector<DeviceInfo> devices(std::string* why_none) {
   const int count = text == nullptr ? 1 : std::atoi(text);
   if (count <= 0) *why_none = "no CUDA device is visible";
   return std::vector<DeviceInfo>(count <= 0 ? 0 : static_cast<size_t>(count),
-                                 {"emulated device", 0, 1, size_t{1} << 30});
+                                 {"emulated device", 0});
 }
 
 void select_device(int32_t) {}
