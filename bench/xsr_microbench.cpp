@@ -67,6 +67,20 @@ std::vector<float> normal_floats(size_t count, float deviation, uint32_t seed) {
   return data;
 }
 
+/// Of deviation 1; E: float, or uint16_t for bf16.
+template <typename E>
+std::vector<E> normal_operand(size_t count, uint32_t seed) {
+  std::vector<E> values;
+  for (const float value : normal_floats(count, 1.0f, seed)) {
+    if constexpr (std::is_same_v<E, float>) {
+      values.push_back(value);
+    } else {
+      values.push_back(bf16_from_f32(value));
+    }
+  }
+  return values;
+}
+
 /// The tolerance of kernels whose sums have at most a few thousand terms: f32 rounding grows with
 /// the root of their number and stays below 1e-5 of the largest result.
 bool agrees(const std::vector<float>& got, const std::vector<float>& expected,
@@ -366,18 +380,8 @@ void add_weight_gradients(const std::string& name, Isa isa, bool padded, const M
     add(name + "/" + shape.name, [=](benchmark::State& state) {
       const int64_t dy_stride = padded ? padded_stride(shape.N) : shape.N;
       const int64_t x_stride = padded ? padded_stride(shape.K) : shape.K;
-      const auto operand = [](size_t count, uint32_t seed) {
-        const std::vector<float> values = normal_floats(count, 1.0f, seed);
-        std::vector<E> result(count);
-        std::transform(values.begin(), values.end(), result.begin(), [](float value) {
-          if constexpr (std::is_same_v<E, float>)
-            return value;
-          else
-            return bf16_from_f32(value);
-        });
-        return result;
-      };
-      const std::vector<E> dy = operand(M * dy_stride, 1), x = operand(M * x_stride, 2);
+      const std::vector<E> dy = normal_operand<E>(M * dy_stride, 1),
+                           x = normal_operand<E>(M * x_stride, 2);
       std::vector<float> dw(size_t(shape.N) * shape.K), expected(dw.size());
       auto gradient = make(shape, M);
       gradient(dy.data(), dy_stride, x.data(), x_stride, dw.data());
@@ -611,12 +615,12 @@ void bench_layernorm_forward_f32(const std::string& name, Isa, layernorm_forward
   }
 }
 
-/// Forward passes over sentences of several lengths, their rows of `Element`, f32 or bf16.
-/// call(kernel, qkv, qkv_stride, cu_seqlens, sentences, out, out_stride, scratch) gives f32 rows.
-template <typename Element, typename Kernel, typename Call>
+/// Forward passes over sentences of several lengths to f32 rows. `unused` are the arguments between
+/// these and the scratch.
+template <typename Element, typename Kernel, typename... Unused>
 void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention, Kernel* ref,
                              int64_t (*scratch_floats)(int32_t, int32_t), float tolerance,
-                             const Call& forward) {
+                             Unused... unused) {
   struct Case {
     int32_t tokens, length;
   };
@@ -626,21 +630,14 @@ void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention
     add(name + "/" + std::to_string(c.tokens) + "/sentences_of:" + std::to_string(c.length),
         [=](benchmark::State& state) {
           const int64_t qkv_stride = padded_stride(3 * kC), out_stride = padded_stride(kC);
-          std::vector<Element> qkv;
-          for (const float x : normal_floats(c.tokens * qkv_stride, 1.0f, 1)) {
-            if constexpr (std::is_same_v<Element, float>) {
-              qkv.push_back(x);
-            } else {
-              qkv.push_back(bf16_from_f32(x));
-            }
-          }
+          const std::vector<Element> qkv = normal_operand<Element>(c.tokens * qkv_stride, 1);
           const std::vector<int32_t> cu_seqlens = sentences_of(c.tokens, c.length);
           const int32_t sentences = static_cast<int32_t>(cu_seqlens.size()) - 1;
           std::vector<float> out(c.tokens * out_stride), expected(c.tokens * out_stride);
           const HugeBuffer scratch(scratch_floats(c.length, kXsrHeadDim) * sizeof(float));
           const auto call = [&](Kernel* f, float* to) {
-            forward(f, qkv.data(), qkv_stride, cu_seqlens.data(), sentences, to, out_stride,
-                    scratch.floats());
+            f(qkv.data(), qkv_stride, cu_seqlens.data(), 0, sentences, 0, kXsrHeads, kXsrHeads,
+              kXsrHeadDim, to, out_stride, unused..., scratch.floats());
           };
           call(attention, out.data());
           call(ref, expected.data());
@@ -657,26 +654,14 @@ void bench_attention_forward(const std::string& name, Isa isa, Kernel* attention
 
 void bench_attention_forward_f32(const std::string& name, Isa isa,
                                  attention_forward_f32_t* attention) {
-  bench_attention_forward<float>(
-      name, isa, attention, attention_forward_f32_ref, attention_scratch_floats, 1e-5f,
-      [](attention_forward_f32_t* f, const float* qkv, int64_t qkv_stride,
-         const int32_t* cu_seqlens, int32_t sentences, float* out, int64_t out_stride,
-         float* scratch) {
-        f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads, kXsrHeadDim, out,
-          out_stride, nullptr, scratch);
-      });
+  bench_attention_forward<float>(name, isa, attention, attention_forward_f32_ref,
+                                 attention_scratch_floats, 1e-5f, nullptr);
 }
 
 void bench_attention_forward_bf16(const std::string& name, Isa isa,
                                   attention_forward_bf16_t* attention) {
-  bench_attention_forward<uint16_t>(
-      name, isa, attention, attention_forward_bf16_ref, attention_bf16_scratch_floats, 1e-2f,
-      [](attention_forward_bf16_t* f, const uint16_t* qkv, int64_t qkv_stride,
-         const int32_t* cu_seqlens, int32_t sentences, float* out, int64_t out_stride,
-         float* scratch) {
-        f(qkv, qkv_stride, cu_seqlens, 0, sentences, 0, kXsrHeads, kXsrHeads, kXsrHeadDim, out,
-          out_stride, nullptr, 0, scratch);
-      });
+  bench_attention_forward<uint16_t>(name, isa, attention, attention_forward_bf16_ref,
+                                    attention_bf16_scratch_floats, 1e-2f, nullptr, 0);
 }
 
 /// Attention in training: a batch of short sentences, then long ones.
@@ -976,10 +961,7 @@ void bench_vocabulary_softmax_backward_f32(const std::string& name, Isa,
 void bench_vocabulary_softmax_backward_bf16(const std::string& name, Isa,
                                             vocabulary_softmax_backward_bf16_t* softmax) {
   add(name, [=](benchmark::State& state) {
-    std::vector<uint16_t> e;
-    for (const float value : normal_floats(kTileRows * kVectors, 1.0f, 1)) {
-      e.push_back(bf16_from_f32(value));
-    }
+    const std::vector<uint16_t> e = normal_operand<uint16_t>(kTileRows * kVectors, 1);
     const std::vector<float> factor = normal_floats(kVectors, 1.0f, 2);
     std::vector<uint16_t> dz(e.size()), expected(e.size());
     std::vector<float> dbias(kTileRows);

@@ -60,6 +60,21 @@ Guarded random_rows(Random& random, int64_t rows, int64_t columns, int64_t strid
   return x;
 }
 
+/// E: float, or uint16_t for bf16 operands, which are rounded. `shift` elements stand before them,
+/// so that they are misaligned.
+template <typename E>
+std::vector<E> operand(const float* x, int64_t count, int shift = 0) {
+  std::vector<E> values(shift, E(0));
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (std::is_same_v<E, float>) {
+      values.push_back(x[i]);
+    } else {
+      values.push_back(bf16_from_f32(x[i]));
+    }
+  }
+  return values;
+}
+
 /// The padding columns of a result must still be the NaN they were, and the guards whole.
 void expect_untouched(Guarded& out, int64_t rows, int64_t columns, int64_t stride,
                       const std::string& what) {
@@ -1273,11 +1288,9 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
     const int32_t N = cu.back(), C = H * D;
     const int shift = variant++ % 4;
     const int64_t stride = 3 * C + 5, out_stride = C + 3, narrow_stride = (C + 1) / 2 * 2 + 2;
-    std::vector<uint16_t> qkv(N * stride + 1, 0x7fc0);  // NaN in the padding
-    for (int32_t i = 0; i < N; ++i) {
-      for (int32_t c = 0; c < 3 * C; ++c)
-        qkv[i * stride + c] = bf16_from_f32(random.normal(shape.scale));
-    }
+    Guarded rows = random_rows(random, N, 3 * C, stride, 0, shape.scale);
+    std::vector<uint16_t> shifted = operand<uint16_t>(rows.data(), rows.size(), shift);
+    uint16_t* const qkv = shifted.data() + shift;
     Guarded out(N * out_stride, shift), plain(N * out_stride), only(N * out_stride, shift);
     Guarded scratch(attention_bf16_scratch_floats(longest, D));
     std::vector<uint16_t> narrow(N * narrow_stride + 8, 0xdead), narrow_only = narrow;
@@ -1285,15 +1298,15 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
     for (int64_t i = 0; i < N * stride; ++i) wide[i] = f32_from_bf16(qkv[i]);
     const auto call = [&](int32_t b, int32_t b_end, int32_t h, int32_t h_end, float* to,
                           uint16_t* to_narrow) {
-      kernel(qkv.data(), stride, cu.data(), b, b_end, h, h_end, H, D, to, out_stride, to_narrow,
+      kernel(qkv, stride, cu.data(), b, b_end, h, h_end, H, D, to, out_stride, to_narrow,
              narrow_stride, scratch.data());
     };
     call(0, B, 0, H, out.data(), narrow.data());
     call(0, B, 0, H, only.data(), nullptr);
     call(0, B, 0, H, nullptr, narrow_only.data());
     std::vector<float> plain_scratch(longest + 1);
-    attention_forward_bf16_ref(qkv.data(), stride, cu.data(), 0, B, 0, H, H, D, plain.data(),
-                               out_stride, nullptr, 0, plain_scratch.data());
+    attention_forward_bf16_ref(qkv, stride, cu.data(), 0, B, 0, H, H, D, plain.data(), out_stride,
+                               nullptr, 0, plain_scratch.data());
     attention_forward_ref<double>(wide.data(), stride, cu.data(), 0, B, 0, H, H, D, exact.data(),
                                   out_stride, nullptr, wide_scratch.data());
     const std::string what = shape.text(row);
@@ -1334,8 +1347,7 @@ void check_attention_bf16(const KernelRow& row, const std::string& filter) {
   }
   expect_nothing_of_minus_infinity(row, [&](const float* qkv, int64_t stride, const int32_t* cu,
                                             int32_t D, float* out, float* scratch) {
-    std::vector<uint16_t> narrow(cu[1] * stride);
-    for (size_t at = 0; at < narrow.size(); ++at) narrow[at] = bf16_from_f32(qkv[at]);
+    const std::vector<uint16_t> narrow = operand<uint16_t>(qkv, cu[1] * stride);
     kernel(narrow.data(), stride, cu, 0, 1, 0, 1, 1, D, out, D, nullptr, 0, scratch);
   });
 }
@@ -1740,18 +1752,6 @@ struct WeightCase {
   bool accumulate;
 };
 
-/// E: float, or uint16_t for bf16 operands, which are random_rows rounded.
-template <typename E>
-std::vector<E> operand(Guarded& x) {
-  if constexpr (std::is_same_v<E, float>) {
-    return std::vector<float>(x.data(), x.data() + x.size());
-  } else {
-    std::vector<E> narrow(x.size());
-    for (int64_t i = 0; i < x.size(); ++i) narrow[i] = bf16_from_f32(x[i]);
-    return narrow;
-  }
-}
-
 template <typename Kernel, typename E>
 void check_gemm_backward_case(const KernelRow& row, const std::string& filter, Random& random,
                               const WeightCase& c, int shift) {
@@ -1759,9 +1759,8 @@ void check_gemm_backward_case(const KernelRow& row, const std::string& filter, R
   const int64_t dy_stride = c.N + 3, x_stride = c.K + 2, dw_stride = c.K + 5;
   Guarded gradients = random_rows(random, c.M, c.N, dy_stride, shift),
           inputs = random_rows(random, c.M, c.K, x_stride, shift);
-  std::vector<E> dy = operand<E>(gradients), x = operand<E>(inputs);
-  dy.insert(dy.begin(), shift, E(0));  // misaligned
-  x.insert(x.begin(), shift, E(0));
+  std::vector<E> dy = operand<E>(gradients.data(), gradients.size(), shift),
+                 x = operand<E>(inputs.data(), inputs.size(), shift);
   std::vector<double> wide_dy(dy.size() + 1), wide_x(x.size() + 1);
   for (size_t i = 0; i < dy.size(); ++i) wide_dy[i] = widen_ref<double>(dy[i]);
   for (size_t i = 0; i < x.size(); ++i) wide_x[i] = widen_ref<double>(x[i]);

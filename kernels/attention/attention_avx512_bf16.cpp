@@ -135,10 +135,13 @@ void attention_forward_bf16_avx512_bf16(const uint16_t* qkv, int64_t qkv_stride,
                   pairs.scores = (float*)(pairs.v + (int64_t)((head.T + 1) / 2) * pairs.v_stride);
                   pairs.p = (uint16_t*)(pairs.scores + (int64_t)kQueryRows * pairs.columns);
                   uint16_t* const rows = narrow_rows(head, narrow, narrow_stride);
-                  pairs.q = D % 2 == 0 ? head.q : queries;
-                  pairs.q_stride = D % 2 == 0 ? head.stride : width;
-                  // What stands behind an odd row is no zero.
-                  if (D % 2 == 1) copy_queries(head, head.T, queries, width);
+                  pairs.q = head.q;
+                  pairs.q_stride = head.stride;
+                  if (D % 2 == 1) {  // what stands behind a row is no zero
+                    copy_queries(head, head.T, queries, width);
+                    pairs.q = queries;
+                    pairs.q_stride = width;
+                  }
                   transpose_keys(head, pairs);
                   pair_values(head, pairs);
                   for_each_tile<kQueryRows>(head.T, [&]<int MR>(int32_t row) {

@@ -96,12 +96,12 @@ embedding_backward_f32_t embedding_backward_f32_ref, embedding_backward_f32_avx2
 /// token_table    [V, N]  f32, row-major      position_table [P, N]  likewise      bias [N]
 /// token_ids, positions, rstd  [tokens]     as embedding_forward_f32 takes and gives them; rows
 ///                                          [first, last) are read
-/// out                         [tokens, N]  f32, row stride `out_stride` ≥ N; rows [first, last)
-/// are
-///                                          written; null = not wanted
+/// out                         [tokens, N]  f32, row stride `out_stride` ≥ N; null = not wanted
 /// narrow                      [tokens, N]  the same values rounded to bf16, row stride
-///                                          `narrow_stride`; null = not wanted. avx512_bf16 turns
-///                                          subnormals into 0
+///                                          `narrow_stride` ≥ N; null = not wanted; avx512_bf16
+///                                          turns subnormals into 0
+///
+/// Of out and narrow rows [first, last) are written.
 ///
 /// Pure: no allocation, no threads, no globals.
 using qkv_table_forward_f32_t = void(const int32_t* token_ids, const int32_t* positions,
