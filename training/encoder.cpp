@@ -14,23 +14,45 @@ using kernels::Dropout;
 using kernels::GemmEpilogue;
 using kernels::PackedMatrix;
 
-// What one thread claims at a time. Bits do not depend on these: every step's elements depend on
-// their own rows and columns, but for sums over rows, whose blocks the kernels fix.
-constexpr int32_t kRowsPerTask = 64;  // of steps that walk rows
-static_assert(kRowsPerTask % kernels::kLayernormBlockRows == 0);
-constexpr int32_t kGemmRowsPerTask = 192;  // of a product: in L2 while its panels pass
+// Bits do not depend on these but for kChunkRows, which fixes the parts that sums over rows are
+// made of: every other element depends on its own row and column.
+constexpr int32_t kChunkRows = 128;
 constexpr int32_t kPanelsPerTask = 8;
 constexpr int32_t kOutputsPerTask = 384;  // rows of a weight's gradient: the kernel's own block
 constexpr int32_t kFewestOutputsPerTask = 32;
-constexpr int32_t kSentencesPerTask = 4;
 constexpr int32_t kBucketsPerTask = 32;
 
 /// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
 struct Rows {
   float* wide = nullptr;
+  int64_t stride = 0;  // floats
   uint16_t* narrow = nullptr;
-  int64_t stride = 0;  // elements, of both
+  int64_t narrow_stride = 0;
 };
+
+/// Whole sentences, as few as have kChunkRows rows, that one thread takes through the steps: what
+/// one step writes the next reads from L2. Depends on the batch alone.
+struct Chunk {
+  int32_t index;
+  int32_t first_sentence, last_sentence;
+  int32_t first, last;  // rows
+  int32_t first_block;  // of its LayerNorm's parts, kLayernormBlockRows rows each
+  int32_t blocks() const { return kernels::layernorm_block_count(last - first); }
+};
+
+std::vector<Chunk> cut(const PairBatch& batch) {
+  std::vector<Chunk> chunks;
+  const std::vector<int32_t>& ends = batch.cu_seqlens;
+  int32_t first = 0, block = 0;
+  for (int32_t b = 0; b < batch.num_sentences(); ++b) {
+    if (ends[b + 1] - ends[first] < kChunkRows && b + 1 < batch.num_sentences()) continue;
+    const int32_t index = static_cast<int32_t>(chunks.size());
+    chunks.push_back({index, first, b + 1, ends[first], ends[b + 1], block});
+    block += chunks.back().blocks();
+    first = b + 1;
+  }
+  return chunks;
+}
 
 /// A linear layer: where its parameters stand, and its weights as the products read them.
 struct Linear : LinearParameters {
@@ -96,8 +118,12 @@ struct Encoder::Weights {
   }
 };
 
-/// Everything of one batch, in one allocation. A `wide` that only the forward pass reads, and not
-/// beyond its layer, is shared by all layers.
+/// Everything of one batch, in one allocation, the parts of its chunks and the scratch of the
+/// threads behind it.
+///
+/// A tensor that a product reads is kept in the type the product reads; its f32, where that is
+/// another one, goes through scratch. The backward pass writes the gradients that the weights'
+/// gradients read over what it has no more use for.
 struct Encoder::Buffers {
   struct Layer {
     Rows x;                          // [N, C]  input of Q, K, V; residual of the attention
@@ -109,43 +135,57 @@ struct Encoder::Buffers {
     float* up = nullptr;             // [N, F]  before the activation
     Rows hidden;                     // [N, F]  after it
     float* output_sum = nullptr;     // [N, C]  input of the output's LayerNorm
+    Rows dqkv;                       // [N, 3C]  over qkv in bf16
+    Rows dattention;                 // [N, C]   over attention_sum
+    Rows dup;                        // [N, F]   over up
+    Rows doutput;                    // [N, C]   over output_sum
   };
   float* embedding_sum = nullptr;  // [N, C]  input of the embedding's LayerNorm
   std::vector<Layer> layers;
   float* output = nullptr;  // [N, C]
+  float* dx = nullptr;      // [N, C]  gradient of the stream of residuals
 
-  // The backward pass
-  float* dx = nullptr;        // [N, C]  of the stream of residuals
-  Rows dbranch;               // [N, C]  of a branch that joins it
-  float* dcontext = nullptr;  // [N, C]
-  Rows dwide;                 // [N, 3C] or [N, F]: of qkv, of hidden and of up
-  float* dgamma_parts = nullptr;
-  float* dbeta_parts = nullptr;
+  // A layer's sums over the rows of every chunk: of the biases' gradients [chunks, outputs]
+  float *qkv_bias = nullptr, *attention_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+  struct NormParts {
+    float *dgamma = nullptr, *dbeta = nullptr;  // [blocks, C]
+  };
+  NormParts attention_norm, output_norm;
 
   int32_t* positions = nullptr;         // [N]
   int32_t* token_buckets = nullptr;     // bucket_rows_memory(N, V)
   int32_t* position_buckets = nullptr;  // bucket_rows_memory(N, P)
-  float* attention_scratch(int32_t thread) const { return attention_ + thread * attention_floats_; }
-  float* weight_scratch(int32_t thread) const {
-    return weight_scratch_ + thread * kernels::kGemmBackwardScratchFloats;
+
+  /// Rows of a chunk in the scratch of one thread, where they are not kept.
+  struct Scratch {
+    float* stream;     // [rows, C]  of x and y; of the gradient of context
+    float* branch;     // [rows, C]  of context, dattention and doutput
+    float* wide;       // [rows, 3C] or [rows, F]  of hidden, dup and dqkv
+    float* attention;  // of the kernels
+    float* weights;    // likewise
+  };
+  Scratch scratch(int32_t thread) const {
+    Scratch at = scratch_;
+    for (float** piece : {&at.stream, &at.branch, &at.wide, &at.attention, &at.weights})
+      *piece += thread * scratch_floats_;
+    return at;
   }
 
-  int64_t C_stride, qkv_stride, F_stride, dwide_stride;
+  const int64_t C_stride, qkv_stride, F_stride;
 
   Buffers(const ModelConfig& config, Precision precision, int32_t num_threads)
       : C_stride(stride(config.hidden_size, precision)),
         qkv_stride(stride(3 * config.hidden_size, precision)),
         F_stride(stride(config.intermediate_size, precision)),
-        dwide_stride(std::max(qkv_stride, F_stride)),
         config_(config),
         narrow_(precision == Precision::kBF16),
         num_threads_(num_threads) {}
 
-  /// Makes room for a batch of N tokens whose longest sentence has T.
-  void reserve(int32_t N, int32_t T) {
-    if (N <= max_tokens_ && T <= longest_ && memory_ != nullptr) return;
-    max_tokens_ = std::max(N, max_tokens_);
-    longest_ = std::max(T, longest_);
+  /// Makes room for a batch of N tokens. Where there is too little it makes half as much again as
+  /// is asked for: pages that nothing touches cost nothing, and those of a new allocation much.
+  void reserve(int32_t N) {
+    if (N <= max_tokens_ && memory_ != nullptr) return;
+    max_tokens_ = N + N / 2;
     memory_.reset();
     floats_ = 0;
     lay_out(nullptr);
@@ -154,8 +194,6 @@ struct Encoder::Buffers {
     lay_out(memory_->data());
   }
 
-  size_t bytes() const { return sizeof(float) * static_cast<size_t>(floats_); }
-
  private:
   static int64_t stride(int32_t columns, Precision precision) {
     return precision == Precision::kBF16 ? bf16_row_stride(columns) : row_stride(columns);
@@ -163,70 +201,80 @@ struct Encoder::Buffers {
 
   /// Gives every piece its place behind `base`; a base of null counts only.
   void lay_out(float* base) {
-    const int64_t N = max_tokens_, H = config_.num_heads;
+    const int64_t N = max_tokens_, C = config_.hidden_size, F = config_.intermediate_size;
     const auto place = [&](int64_t words) {  // of 32 bits
       float* at = base == nullptr ? nullptr : base + floats_;
       floats_ += (words + 15) / 16 * 16;
       return at;
     };
-    const auto place_narrow = [&](int64_t stride) {
-      return narrow_ ? reinterpret_cast<uint16_t*>(place((N * stride + 1) / 2)) : nullptr;
-    };
     const auto place_integers = [&](int64_t count) {
       return reinterpret_cast<int32_t*>(place(count));
     };
-    dx = place(N * C_stride);
-    dcontext = place(N * C_stride);
-    dbranch = {place(N * C_stride), place_narrow(C_stride), C_stride};
-    dwide = {place(N * dwide_stride), place_narrow(dwide_stride), dwide_stride};
-    // The gradients' memory, idle in the forward pass, holds what bf16 products do not read.
-    const auto rows = [&](float* shared, int64_t stride) {
-      return Rows{narrow_ ? shared : place(N * stride), place_narrow(stride), stride};
+    const auto place_rows = [&](int64_t stride) {
+      if (!narrow_) return Rows{place(N * stride), stride, nullptr, 0};
+      return Rows{nullptr, stride, reinterpret_cast<uint16_t*>(place(N * stride / 2)), stride};
+    };
+    const auto over = [&](float* rows, int64_t stride) {
+      if (!narrow_) return Rows{rows, stride, nullptr, 0};
+      return Rows{nullptr, stride, reinterpret_cast<uint16_t*>(rows), 2 * stride};
     };
     embedding_sum = place(N * C_stride);
     layers.resize(config_.num_layers);
     for (Layer& layer : layers) {
-      layer.x = rows(dx, C_stride);
+      layer.x = place_rows(C_stride);
       layer.qkv = place(N * qkv_stride);
-      layer.lse = place(N * H);
-      layer.context = rows(dcontext, C_stride);
+      layer.lse = place(N * config_.num_heads);
+      layer.context = place_rows(C_stride);
       layer.attention_sum = place(N * C_stride);
-      layer.y = rows(dx, C_stride);
+      layer.y = place_rows(C_stride);
       layer.up = place(N * F_stride);
-      layer.hidden = rows(dwide.wide, F_stride);
+      layer.hidden = place_rows(F_stride);
       layer.output_sum = place(N * C_stride);
+      layer.dqkv = narrow_ ? over(layer.qkv, qkv_stride) : place_rows(qkv_stride);
+      layer.dattention = over(layer.attention_sum, C_stride);
+      layer.dup = over(layer.up, F_stride);
+      layer.doutput = over(layer.output_sum, C_stride);
     }
     output = place(N * C_stride);
-    const int64_t parts =
-        int64_t{kernels::layernorm_block_count(max_tokens_)} * config_.hidden_size;
-    dgamma_parts = place(parts);
-    dbeta_parts = place(parts);
+    dx = place(N * C_stride);
+    const int64_t chunks = N / kChunkRows + 1;
+    qkv_bias = place(chunks * 3 * C);
+    attention_bias = place(chunks * C);
+    up_bias = place(chunks * F);
+    down_bias = place(chunks * C);
+    const int64_t blocks = kernels::layernorm_block_count(max_tokens_) + chunks;
+    attention_norm = {place(blocks * C), place(blocks * C)};
+    output_norm = {place(blocks * C), place(blocks * C)};
     positions = place_integers(N);
     token_buckets = place_integers(kernels::bucket_rows_memory(max_tokens_, config_.vocab_size));
     position_buckets =
         place_integers(kernels::bucket_rows_memory(max_tokens_, config_.num_positions));
-    const int32_t D = config_.hidden_size / config_.num_heads;
-    attention_floats_ =
-        row_stride(std::max(kernels::attention_scratch_floats(longest_, D),
-                            kernels::attention_backward_scratch_floats(longest_, D)));
-    attention_ = place(num_threads_ * attention_floats_);
-    weight_scratch_ = place(num_threads_ * kernels::kGemmBackwardScratchFloats);
+
+    const int32_t longest = config_.num_positions, D = config_.hidden_size / config_.num_heads;
+    const int64_t rows = kChunkRows - 1 + longest, before = floats_;
+    scratch_.stream = place(rows * C_stride);
+    scratch_.branch = place(rows * C_stride);
+    scratch_.wide = place(rows * std::max(qkv_stride, F_stride));
+    scratch_.attention = place(std::max(kernels::attention_scratch_floats(longest, D),
+                                        kernels::attention_backward_scratch_floats(longest, D)));
+    scratch_.weights = place(kernels::kGemmBackwardScratchFloats);
+    scratch_floats_ = floats_ - before;
+    place((num_threads_ - 1) * scratch_floats_);
   }
 
   const ModelConfig& config_;
   const bool narrow_;
   const int32_t num_threads_;
-  int32_t max_tokens_ = 0, longest_ = 0;
-  int64_t floats_ = 0, attention_floats_ = 0;
-  float* attention_ = nullptr;
-  float* weight_scratch_ = nullptr;
+  int32_t max_tokens_ = 0;
+  int64_t floats_ = 0, scratch_floats_ = 0;
+  Scratch scratch_ = {};
   std::unique_ptr<FlatBuffer> memory_;
 };
 
-/// The steps of both passes over one batch, each shared out over the threads.
+/// The steps of both passes over one batch.
 class Encoder::Steps {
  public:
-  Steps(Encoder& encoder, const PairBatch& batch, const FlatBuffer& values)
+  Steps(Encoder& encoder, const PairBatch& batch, const FlatBuffer& values, const Dropout& dropout)
       : config_(encoder.config_),
         kernels_(encoder.kernels_),
         threads_(encoder.threads_),
@@ -234,12 +282,13 @@ class Encoder::Steps {
         b_(*encoder.buffers_),
         batch_(batch),
         values_(values.data()),
+        dropout_(dropout),
+        chunks_(cut(batch)),
         N_(batch.num_tokens()),
         C_(encoder.config_.hidden_size),
+        F_(encoder.config_.intermediate_size),
         H_(encoder.config_.num_heads),
         eps_(static_cast<float>(encoder.config_.layer_norm_eps)) {}
-
-  // ---- forward ----
 
   /// Panels of every weight, of W or of Wᵀ.
   void pack(bool transposed) {
@@ -268,248 +317,322 @@ class Encoder::Steps {
     });
   }
 
-  /// sum ← token + position;  out ← dropout(LayerNorm(sum))
-  void embedding(const Dropout& dropout, float* sum, const Rows& out) {
-    for (int32_t b = 0; b < batch_.num_sentences(); ++b) {
-      const int32_t begin = batch_.cu_seqlens[b];
-      for (int32_t i = begin; i < batch_.cu_seqlens[b + 1]; ++i)
-        b_.positions[i] = config_.position_offset + i - begin;
+  template <typename Body>
+  void for_each_chunk(Body&& body) {
+    threads_.for_each(static_cast<int32_t>(chunks_.size()),
+                      [&](int32_t chunk, int32_t thread) { body(chunks_[chunk], thread); });
+  }
+
+  /// From ids to the sentences' embeddings.
+  void forward(const Chunk& chunk, int32_t thread, float* u, int64_t u_stride) {
+    const Buffers::Scratch scratch = b_.scratch(thread);
+    const int32_t L = config_.num_layers;
+    const Rows last{b_.output, b_.C_stride, nullptr, 0};
+    const auto input = [&](int32_t layer) {
+      return layer < L ? with_f32(b_.layers[layer].x, scratch.stream, chunk) : last;
+    };
+    embedding(chunk, input(0));
+    for (int32_t i = 0; i < L; ++i) {
+      const Weights::Layer& w = w_.layers[i];
+      const Buffers::Layer& at = b_.layers[i];
+      const Rows x = input(i), context = with_f32(at.context, scratch.branch, chunk),
+                 y = with_f32(at.y, scratch.stream, chunk),
+                 hidden = with_f32(at.hidden, scratch.wide, chunk);
+      gemm(chunk, x, w.qkv, at.qkv, b_.qkv_stride);  // [N,C]·[C,3C]
+      attention(chunk, in_stream(dropout_, probabilities_stream(i, H_)), at, context,
+                scratch.attention);
+      gemm(chunk, context, w.attention_output, at.attention_sum, b_.C_stride);  // [N,C]·[C,C]
+      add_and_norm(chunk, in_stream(dropout_, attention_output_stream(i, H_)), x, w.attention_norm,
+                   at.attention_sum, y);
+      gemm(chunk, y, w.up, at.up, b_.F_stride);  // [N,C]·[C,F]
+      activation(chunk, at.up, hidden);
+      gemm(chunk, hidden, w.down, at.output_sum, b_.C_stride);  // [N,F]·[F,C]
+      add_and_norm(chunk, in_stream(dropout_, output_stream(i, H_)), y, w.output_norm,
+                   at.output_sum, input(i + 1));
     }
-    split(N_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.embedding_forward_f32(batch_.token_ids.data(), b_.positions, first, last,
-                                     values_ + w_.token, values_ + w_.position,
-                                     kernels::Storage::kF32, nullptr, nullptr, nullptr, eps_, C_,
-                                     sum, b_.C_stride, nullptr);
-      norm(w_.embedding_norm, sum, first, last, out);
-      kernels_.dropout_forward_f32(out.wide, out.stride, first, last, C_, dropout, nullptr, 0,
-                                   out.wide, out.stride);
-      narrow(out, first, last, C_);
-    });
+    kernels_.pooling_forward_f32(b_.output, b_.C_stride, cu_seqlens(), chunk.first_sentence,
+                                 chunk.last_sentence, C_, config_.pooling, u, u_stride);
   }
 
-  /// out ← a · Wᵀ + bias
-  void gemm(const Rows& a, const Linear& linear, float* out, int64_t out_stride) {
-    product(a, linear.forward, {values_ + linear.bias, Activation::kNone, nullptr, 0}, out,
-            out_stride);
+  /// The pooling of forward(): dx ← the gradient of the encoder's output
+  void unpool(const Chunk& chunk, const float* du, int64_t du_stride) {
+    kernels_.pooling_backward_f32(b_.output, b_.C_stride, du, du_stride, cu_seqlens(),
+                                  chunk.first_sentence, chunk.last_sentence, C_, config_.pooling,
+                                  b_.dx, b_.C_stride);
   }
 
-  void attention(const Dropout& dropout, Buffers::Layer& layer) {
-    split(batch_.num_sentences(), kSentencesPerTask,
-          [&](int32_t first, int32_t last, int32_t thread) {
-            for (int32_t b = first; b < last; ++b) {
-              read_sentence_ahead(layer.qkv, b_.qkv_stride, 3 * C_, b);
-              kernels_.attention_dropout_forward_f32(layer.qkv, b_.qkv_stride, cu_seqlens(), b,
-                                                     b + 1, 0, H_, H_, C_ / H_, dropout,
-                                                     layer.context.wide, layer.context.stride,
-                                                     layer.lse, b_.attention_scratch(thread));
-            }
-            narrow(layer.context, cu_seqlens()[first], cu_seqlens()[last], C_);
-          });
+  /// Layer i of forward(): dx, of its output, becomes that of its input. Leaves what
+  /// layer_gradients reads.
+  void backward(int32_t i, const Chunk& chunk, int32_t thread) {
+    const Buffers::Scratch scratch = b_.scratch(thread);
+    const Weights::Layer& w = w_.layers[i];
+    const Buffers::Layer& at = b_.layers[i];
+    const Rows dx{b_.dx, b_.C_stride, nullptr, 0},
+        dhidden{of_chunk(scratch.wide, b_.F_stride, chunk), b_.F_stride, nullptr, 0},
+        dcontext{of_chunk(scratch.stream, b_.C_stride, chunk), b_.C_stride, nullptr, 0};
+    const Rows doutput = with_f32(at.doutput, scratch.branch, chunk),
+               dup = with_f32(at.dup, scratch.wide, chunk),
+               dattention = with_f32(at.dattention, scratch.branch, chunk),
+               dqkv = with_f32(at.dqkv, scratch.wide, chunk);
+    // add_and_norm(…, w.output_norm, …)
+    unadd_and_unnorm(chunk, in_stream(dropout_, output_stream(i, H_)), w.output_norm, at.output_sum,
+                     doutput, b_.output_norm);
+    // gemm(chunk, hidden, w.down, …)
+    bias_part(chunk, doutput, w.down, b_.down_bias);
+    input_gradient(chunk, doutput, w.down, dhidden, false);
+    unactivation(chunk, at.up, dhidden, dup);  // activation
+    // gemm(chunk, y, w.up, …)
+    bias_part(chunk, dup, w.up, b_.up_bias);
+    input_gradient(chunk, dup, w.up, dx, true);
+    // add_and_norm(…, w.attention_norm, …)
+    unadd_and_unnorm(chunk, in_stream(dropout_, attention_output_stream(i, H_)), w.attention_norm,
+                     at.attention_sum, dattention, b_.attention_norm);
+    // gemm(chunk, context, w.attention_output, …)
+    bias_part(chunk, dattention, w.attention_output, b_.attention_bias);
+    input_gradient(chunk, dattention, w.attention_output, dcontext, false);
+    unattention(chunk, in_stream(dropout_, probabilities_stream(i, H_)), at, dcontext, dqkv,
+                scratch.attention);  // attention
+    // gemm(chunk, x, w.qkv, …)
+    bias_part(chunk, dqkv, w.qkv, b_.qkv_bias);
+    input_gradient(chunk, dqkv, w.qkv, dx, true);
   }
 
-  /// sum ← residual + dropout(sum);  out ← LayerNorm(sum)
-  void add_and_norm(const Dropout& dropout, const Rows& residual, const Norm& parameters,
-                    float* sum, const Rows& out) {
-    split(N_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.dropout_forward_f32(sum, b_.C_stride, first, last, C_, dropout, residual.wide,
-                                   residual.stride, sum, b_.C_stride);
-      norm(parameters, sum, first, last, out);
-      narrow(out, first, last, C_);
-    });
-  }
-
-  /// out ← f(in)
-  void activation(const float* in, const Rows& out) {
-    const int32_t F = config_.intermediate_size;
-    split(N_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      for (int32_t i = first; i < last; ++i) {
-        kernels_.activation_forward_f32(in + i * b_.F_stride, F, config_.activation,
-                                        out.wide + i * out.stride);
-      }
-      narrow(out, first, last, F);
-    });
-  }
-
-  void pool(const float* x, float* u, int64_t u_stride) {
-    split(batch_.num_sentences(), kSentencesPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.pooling_forward_f32(x, b_.C_stride, cu_seqlens(), first, last, C_, config_.pooling,
-                                   u, u_stride);
-    });
-  }
-
-  // ---- backward; each names the line it undoes ----
-
-  /// pool
-  void unpool(const float* x, const float* du, int64_t du_stride, float* dx) {
-    split(batch_.num_sentences(), kSentencesPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.pooling_backward_f32(x, b_.C_stride, du, du_stride, cu_seqlens(), first, last, C_,
-                                    config_.pooling, dx, b_.C_stride);
-    });
-  }
-
-  /// add_and_norm: dx, of its result, becomes that of the sum, which is the residual's too;
-  /// dbranch ← that of the sum before dropout
-  void unadd_and_unnorm(const Dropout& dropout, const Norm& parameters, const float* sum, float* dx,
-                        const Rows& dbranch, FlatBuffer& gradients) {
-    split(N_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      unnorm(parameters, sum, first, last, dx);
-      kernels_.dropout_forward_f32(dx, b_.C_stride, first, last, C_, dropout, nullptr, 0,
-                                   dbranch.wide, dbranch.stride);
-      narrow(dbranch, first, last, C_);
-    });
-    norm_gradient(parameters, gradients);
-  }
-
-  /// gemm: the gradients of W and bias
-  void weight_gradient(const Rows& dout, const Rows& a, const Linear& linear,
-                       FlatBuffer& gradients) {
-    const int32_t K = linear.forward.K;
-    float* dw = gradients.data() + linear.weight;
-    float* dbias = gradients.data() + linear.bias;
-    // Large blocks read a less often, small ones occupy all threads.
-    const int32_t N = linear.forward.N;
-    const int32_t share = (N / (2 * threads_.num_threads()) + 31) / 32 * 32;
-    const int32_t outputs = std::clamp(share, kFewestOutputsPerTask, kOutputsPerTask);
-    split(N, outputs, [&](int32_t first, int32_t last, int32_t thread) {
-      if (dout.narrow != nullptr) {
-        kernels_.gemm_backward_weight_bf16(dout.narrow, dout.stride, a.narrow, a.stride, N_, first,
-                                           last, K, true, dw, K, b_.weight_scratch(thread));
+  /// The gradients of layer i's parameters, after backward() of every chunk.
+  void layer_gradients(int32_t i, FlatBuffer& gradients) {
+    const Weights::Layer& w = w_.layers[i];
+    const Buffers::Layer& at = b_.layers[i];
+    struct Task {
+      const Linear* linear;
+      const Rows *dout, *a;
+      const float* bias_parts;
+      int32_t first, last;  // rows of the weight
+    };
+    std::vector<Task> tasks;
+    const auto add = [&](const Linear& linear, const Rows& dout, const Rows& a,
+                         const float* bias_parts) {
+      // Large blocks read a less often, small ones occupy all threads.
+      const int32_t N = linear.outputs;
+      const int32_t share = (N / (2 * threads_.num_threads()) + 31) / 32 * 32;
+      const int32_t outputs = std::clamp(share, kFewestOutputsPerTask, kOutputsPerTask);
+      for (int32_t first = 0; first < N; first += outputs)
+        tasks.push_back({&linear, &dout, &a, bias_parts, first, std::min(first + outputs, N)});
+    };
+    add(w.qkv, at.dqkv, at.x, b_.qkv_bias);
+    add(w.down, at.doutput, at.hidden, b_.down_bias);
+    add(w.up, at.dup, at.y, b_.up_bias);
+    add(w.attention_output, at.dattention, at.context, b_.attention_bias);
+    threads_.for_each(static_cast<int32_t>(tasks.size()), [&](int32_t task, int32_t thread) {
+      const auto& [linear, dout, a, bias_parts, first, last] = tasks[task];
+      const int32_t K = linear->inputs;
+      float* dw = gradients.data() + linear->weight;
+      float* scratch = b_.scratch(thread).weights;
+      if (dout->narrow != nullptr) {
+        kernels_.gemm_backward_weight_bf16(dout->narrow, dout->narrow_stride, a->narrow,
+                                           a->narrow_stride, N_, first, last, K, true, dw, K,
+                                           scratch);
       } else {
-        kernels_.gemm_backward_weight_f32(dout.wide, dout.stride, a.wide, a.stride, N_, first, last,
-                                          K, true, dw, K, b_.weight_scratch(thread));
+        kernels_.gemm_backward_weight_f32(dout->wide, dout->stride, a->wide, a->stride, N_, first,
+                                          last, K, true, dw, K, scratch);
       }
-      kernels_.column_sum_f32(dout.wide, dout.stride, N_, first, last, true, dbias);
+      kernels_.column_sum_f32(bias_parts, linear->outputs, num_chunks(), first, last, true,
+                              gradients.data() + linear->bias);
     });
+    norm_gradient(w.attention_norm, b_.attention_norm, gradients);
+    norm_gradient(w.output_norm, b_.output_norm, gradients);
   }
 
-  /// gemm: da ← dout · W (+ da)
-  void input_gradient(const Rows& dout, const Linear& linear, float* da, int64_t da_stride,
-                      bool accumulate) {
-    product(dout, linear.backward,
-            {nullptr, Activation::kNone, accumulate ? da : nullptr, accumulate ? da_stride : 0}, da,
-            da_stride);
+  /// embedding: dx, of its result, becomes that of the sum
+  void unembedding(const Chunk& chunk) {
+    kernels_.dropout_forward_f32(b_.dx, b_.C_stride, chunk.first, chunk.last, C_,
+                                 in_stream(dropout_, embedding_stream()), nullptr, 0, b_.dx,
+                                 b_.C_stride);
+    unnorm(chunk, w_.embedding_norm, b_.embedding_sum, b_.output_norm);
   }
 
-  /// activation: d, of its result, becomes that of its input
-  void unactivation(const float* in, const Rows& d) {
-    const int32_t F = config_.intermediate_size;
-    split(N_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      for (int32_t i = first; i < last; ++i) {
-        float* row = d.wide + i * d.stride;
-        kernels_.activation_backward_f32(in + i * b_.F_stride, row, F, config_.activation, row);
-      }
-      narrow(d, first, last, F);
-    });
-  }
-
-  /// attention
-  void unattention(const Dropout& dropout, const Buffers::Layer& layer, const float* dcontext,
-                   const Rows& dqkv) {
-    split(batch_.num_sentences(), kSentencesPerTask,
-          [&](int32_t first, int32_t last, int32_t thread) {
-            for (int32_t b = first; b < last; ++b) {
-              read_sentence_ahead(layer.qkv, b_.qkv_stride, 3 * C_, b);
-              read_sentence_ahead(dcontext, b_.C_stride, C_, b);
-              read_sentence_ahead(dqkv.wide, dqkv.stride, 3 * C_, b);
-              kernels_.attention_backward_f32(layer.qkv, b_.qkv_stride, cu_seqlens(), b, b + 1, 0,
-                                              H_, H_, C_ / H_, layer.lse, dropout, dcontext,
-                                              b_.C_stride, dqkv.wide, dqkv.stride,
-                                              b_.attention_scratch(thread));
-            }
-            narrow(dqkv, cu_seqlens()[first], cu_seqlens()[last], 3 * C_);
-          });
-  }
-
-  /// embedding
-  void unembedding(const Dropout& dropout, const float* sum, float* dx, FlatBuffer& gradients) {
-    split(N_, kRowsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.dropout_forward_f32(dx, b_.C_stride, first, last, C_, dropout, nullptr, 0, dx,
-                                   b_.C_stride);
-      unnorm(w_.embedding_norm, sum, first, last, dx);
-    });
-    norm_gradient(w_.embedding_norm, gradients);
+  /// The gradients of the embedding's parameters, after unembedding() of every chunk.
+  void embedding_gradients(FlatBuffer& gradients) {
+    norm_gradient(w_.embedding_norm, b_.output_norm, gradients);
     const kernels::RowBuckets tokens = kernels::bucket_rows(
         batch_.token_ids.data(), N_, config_.vocab_size, config_.pad_id, b_.token_buckets);
     const kernels::RowBuckets positions =
         kernels::bucket_rows(b_.positions, N_, config_.num_positions, -1, b_.position_buckets);
-    scatter(dx, tokens, gradients.data() + w_.token);
-    scatter(dx, positions, gradients.data() + w_.position);
+    scatter(tokens, gradients.data() + w_.token);
+    scatter(positions, gradients.data() + w_.position);
   }
 
  private:
+  // ---- forward ----
+
+  /// sum ← token + position;  out ← dropout(LayerNorm(sum))
+  void embedding(const Chunk& chunk, const Rows& out) {
+    for (int32_t b = chunk.first_sentence; b < chunk.last_sentence; ++b) {
+      const int32_t begin = cu_seqlens()[b];
+      for (int32_t i = begin; i < cu_seqlens()[b + 1]; ++i)
+        b_.positions[i] = config_.position_offset + i - begin;
+    }
+    float* sum = b_.embedding_sum;
+    kernels_.embedding_forward_f32(batch_.token_ids.data(), b_.positions, chunk.first, chunk.last,
+                                   values_ + w_.token, values_ + w_.position,
+                                   kernels::Storage::kF32, nullptr, nullptr, nullptr, eps_, C_, sum,
+                                   b_.C_stride, nullptr);
+    norm(chunk, w_.embedding_norm, sum, out);
+    kernels_.dropout_forward_f32(out.wide, out.stride, chunk.first, chunk.last, C_,
+                                 in_stream(dropout_, embedding_stream()), nullptr, 0, out.wide,
+                                 out.stride);
+    narrow(chunk, out, C_);
+  }
+
+  /// out ← a · Wᵀ + bias
+  void gemm(const Chunk& chunk, const Rows& a, const Linear& linear, float* out,
+            int64_t out_stride) {
+    product(chunk, a, linear.forward, {values_ + linear.bias, Activation::kNone, nullptr, 0}, out,
+            out_stride);
+  }
+
+  void attention(const Chunk& chunk, const Dropout& dropout, const Buffers::Layer& layer,
+                 const Rows& context, float* scratch) {
+    kernels_.attention_dropout_forward_f32(
+        layer.qkv, b_.qkv_stride, cu_seqlens(), chunk.first_sentence, chunk.last_sentence, 0, H_,
+        H_, C_ / H_, dropout, context.wide, context.stride, layer.lse, scratch);
+    narrow(chunk, context, C_);
+  }
+
+  /// sum ← residual + dropout(sum);  out ← LayerNorm(sum)
+  void add_and_norm(const Chunk& chunk, const Dropout& dropout, const Rows& residual,
+                    const Norm& parameters, float* sum, const Rows& out) {
+    kernels_.dropout_forward_f32(sum, b_.C_stride, chunk.first, chunk.last, C_, dropout,
+                                 residual.wide, residual.stride, sum, b_.C_stride);
+    norm(chunk, parameters, sum, out);
+    narrow(chunk, out, C_);
+  }
+
+  /// out ← f(in)
+  void activation(const Chunk& chunk, const float* in, const Rows& out) {
+    for (int32_t i = chunk.first; i < chunk.last; ++i) {
+      kernels_.activation_forward_f32(in + i * b_.F_stride, F_, config_.activation,
+                                      out.wide + i * out.stride);
+    }
+    narrow(chunk, out, F_);
+  }
+
+  // ---- backward; each names the step it undoes ----
+
+  /// add_and_norm: dx, of its result, becomes that of the sum, which is the residual's too;
+  /// dbranch ← that of the sum before dropout
+  void unadd_and_unnorm(const Chunk& chunk, const Dropout& dropout, const Norm& parameters,
+                        const float* sum, const Rows& dbranch, const Buffers::NormParts& parts) {
+    unnorm(chunk, parameters, sum, parts);
+    kernels_.dropout_forward_f32(b_.dx, b_.C_stride, chunk.first, chunk.last, C_, dropout, nullptr,
+                                 0, dbranch.wide, dbranch.stride);
+    narrow(chunk, dbranch, C_);
+  }
+
+  /// gemm: the chunk's part of the bias' gradient
+  void bias_part(const Chunk& chunk, const Rows& dout, const Linear& linear, float* parts) {
+    kernels_.column_sum_f32(dout.wide + chunk.first * dout.stride, dout.stride,
+                            chunk.last - chunk.first, 0, linear.outputs, false,
+                            parts + int64_t{chunk.index} * linear.outputs);
+  }
+
+  /// gemm: da ← dout · W (+ da)
+  void input_gradient(const Chunk& chunk, const Rows& dout, const Linear& linear, const Rows& da,
+                      bool accumulate) {
+    product(
+        chunk, dout, linear.backward,
+        {nullptr, Activation::kNone, accumulate ? da.wide : nullptr, accumulate ? da.stride : 0},
+        da.wide, da.stride);
+  }
+
+  /// activation: din ← the gradient of its input
+  void unactivation(const Chunk& chunk, const float* in, const Rows& dout, const Rows& din) {
+    for (int32_t i = chunk.first; i < chunk.last; ++i) {
+      kernels_.activation_backward_f32(in + i * b_.F_stride, dout.wide + i * dout.stride, F_,
+                                       config_.activation, din.wide + i * din.stride);
+    }
+    narrow(chunk, din, F_);
+  }
+
+  void unattention(const Chunk& chunk, const Dropout& dropout, const Buffers::Layer& layer,
+                   const Rows& dcontext, const Rows& dqkv, float* scratch) {
+    for (int32_t b = chunk.first_sentence; b < chunk.last_sentence; ++b) {
+      const int32_t begin = cu_seqlens()[b];
+      read_ahead(layer.qkv + begin * b_.qkv_stride, 4 * b_.qkv_stride, 4 * 3 * int64_t{C_},
+                 cu_seqlens()[b + 1] - begin);
+      kernels_.attention_backward_f32(layer.qkv, b_.qkv_stride, cu_seqlens(), b, b + 1, 0, H_, H_,
+                                      C_ / H_, layer.lse, dropout, dcontext.wide, dcontext.stride,
+                                      dqkv.wide, dqkv.stride, scratch);
+    }
+    narrow(chunk, dqkv, 3 * C_);
+  }
+
+  // ---- both ----
+
   const int32_t* cu_seqlens() const { return batch_.cu_seqlens.data(); }
+  int32_t num_chunks() const { return static_cast<int32_t>(chunks_.size()); }
 
-  void read_sentence_ahead(const float* rows, int64_t stride, int32_t columns, int32_t b) const {
-    const int32_t begin = cu_seqlens()[b];
-    read_ahead(rows + begin * stride, 4 * stride, 4 * int64_t{columns},
-               cu_seqlens()[b + 1] - begin);
+  /// Rows of the chunk in scratch, addressed by their numbers in the batch: what is kept of the
+  /// batch stands before all scratch, so that the address is within the allocation.
+  static float* of_chunk(float* scratch, int64_t stride, const Chunk& chunk) {
+    return scratch - chunk.first * stride;
+  }
+  /// `rows` with their f32 in scratch, unless it is kept.
+  static Rows with_f32(Rows rows, float* scratch, const Chunk& chunk) {
+    if (rows.wide == nullptr) rows.wide = of_chunk(scratch, rows.stride, chunk);
+    return rows;
   }
 
-  void product(const Rows& a, const PackedMatrix& w, GemmEpilogue epilogue, float* out,
-               int64_t out_stride) {
-    const int32_t panels = kernels::panel_count(w.N);
-    const int32_t groups = (panels + kPanelsPerTask - 1) / kPanelsPerTask;
-    const int32_t blocks = (N_ + kGemmRowsPerTask - 1) / kGemmRowsPerTask;
-    threads_.for_each(blocks * groups, [&](int32_t task, int32_t) {
-      const int32_t row = task / groups * kGemmRowsPerTask;
-      const int32_t M = std::min(kGemmRowsPerTask, N_ - row);
-      const int32_t first = task % groups * kPanelsPerTask;
-      const int32_t last = std::min(first + kPanelsPerTask, panels);
-      GemmEpilogue at = epilogue;
-      if (at.residual != nullptr) {
-        at.residual += row * at.residual_stride;
-        const int32_t column = first * kernels::kPanelColumns;
-        const int64_t columns = std::min(w.N - column, kPanelsPerTask * kernels::kPanelColumns);
-        read_ahead(at.residual + column, 4 * at.residual_stride, 4 * columns, M);
-      }
-      if (a.narrow != nullptr) {
-        kernels_.gemm_forward_bf16(a.narrow + row * a.stride, a.stride, M, w, first, last, at,
-                                   out + row * out_stride, out_stride, nullptr, 0);
-      } else {
-        kernels_.gemm_forward_f32(a.wide + row * a.stride, a.stride, M, w, first, last, at,
-                                  out + row * out_stride, out_stride);
-      }
-    });
+  void product(const Chunk& chunk, const Rows& a, const PackedMatrix& w, GemmEpilogue epilogue,
+               float* out, int64_t out_stride) {
+    const int32_t first = chunk.first, M = chunk.last - first, panels = kernels::panel_count(w.N);
+    if (epilogue.residual != nullptr) epilogue.residual += first * epilogue.residual_stride;
+    if (a.narrow != nullptr) {
+      kernels_.gemm_forward_bf16(a.narrow + first * a.narrow_stride, a.narrow_stride, M, w, 0,
+                                 panels, epilogue, out + first * out_stride, out_stride, nullptr,
+                                 0);
+    } else {
+      kernels_.gemm_forward_f32(a.wide + first * a.stride, a.stride, M, w, 0, panels, epilogue,
+                                out + first * out_stride, out_stride);
+    }
   }
 
-  void norm(const Norm& parameters, const float* x, int32_t first, int32_t last, const Rows& out) {
-    kernels_.layernorm_forward_f32(x, b_.C_stride, first, last, C_, values_ + parameters.gamma,
-                                   values_ + parameters.beta, eps_, out.wide, out.stride);
+  void norm(const Chunk& chunk, const Norm& parameters, const float* x, const Rows& out) {
+    kernels_.layernorm_forward_f32(x, b_.C_stride, chunk.first, chunk.last, C_,
+                                   values_ + parameters.gamma, values_ + parameters.beta, eps_,
+                                   out.wide, out.stride);
   }
 
-  void unnorm(const Norm& parameters, const float* x, int32_t first, int32_t last, float* dx) {
-    constexpr int32_t kRows = kernels::kLayernormBlockRows;
-    kernels_.layernorm_backward_f32(x, b_.C_stride, dx, b_.C_stride, N_, first / kRows,
-                                    (last + kRows - 1) / kRows, C_, values_ + parameters.gamma,
-                                    eps_, dx, b_.C_stride, b_.dgamma_parts, b_.dbeta_parts);
+  /// norm: dx, of its result, becomes that of x
+  void unnorm(const Chunk& chunk, const Norm& parameters, const float* x,
+              const Buffers::NormParts& parts) {
+    const int64_t from = chunk.first * b_.C_stride, part = int64_t{chunk.first_block} * C_;
+    kernels_.layernorm_backward_f32(x + from, b_.C_stride, b_.dx + from, b_.C_stride,
+                                    chunk.last - chunk.first, 0, chunk.blocks(), C_,
+                                    values_ + parameters.gamma, eps_, b_.dx + from, b_.C_stride,
+                                    parts.dgamma + part, parts.dbeta + part);
   }
 
-  void norm_gradient(const Norm& parameters, FlatBuffer& gradients) {
-    const int32_t blocks = kernels::layernorm_block_count(N_);
-    kernels_.column_sum_f32(b_.dgamma_parts, C_, blocks, 0, C_, true,
+  void norm_gradient(const Norm& parameters, const Buffers::NormParts& parts,
+                     FlatBuffer& gradients) {
+    const int32_t blocks =
+        chunks_.empty() ? 0 : chunks_.back().first_block + chunks_.back().blocks();
+    kernels_.column_sum_f32(parts.dgamma, C_, blocks, 0, C_, true,
                             gradients.data() + parameters.gamma);
-    kernels_.column_sum_f32(b_.dbeta_parts, C_, blocks, 0, C_, true,
+    kernels_.column_sum_f32(parts.dbeta, C_, blocks, 0, C_, true,
                             gradients.data() + parameters.beta);
   }
 
-  void scatter(const float* de, const kernels::RowBuckets& buckets, float* dtable) {
-    split(buckets.count, kBucketsPerTask, [&](int32_t first, int32_t last, int32_t) {
-      kernels_.embedding_backward_f32(de, b_.C_stride, buckets, first, last, C_, dtable);
+  void scatter(const kernels::RowBuckets& buckets, float* dtable) {
+    threads_.for_each(block_count(buckets.count, kBucketsPerTask), [&](int32_t task, int32_t) {
+      const int32_t first = task * kBucketsPerTask;
+      kernels_.embedding_backward_f32(b_.dx, b_.C_stride, buckets, first,
+                                      std::min(first + kBucketsPerTask, buckets.count), C_, dtable);
     });
   }
 
-  void narrow(const Rows& rows, int32_t first, int32_t last, int32_t columns) {
+  void narrow(const Chunk& chunk, const Rows& rows, int32_t columns) {
     if (rows.narrow == nullptr) return;
-    kernels_.narrow_forward_bf16(rows.wide, rows.stride, first, last, columns, rows.narrow,
-                                 rows.stride);
-  }
-
-  template <typename Body>
-  void split(int32_t total, int32_t per_task, Body&& body) {
-    threads_.for_each((total + per_task - 1) / per_task, [&](int32_t task, int32_t thread) {
-      const int32_t first = task * per_task;
-      body(first, std::min(first + per_task, total), thread);
-    });
+    kernels_.narrow_forward_bf16(rows.wide, rows.stride, chunk.first, chunk.last, columns,
+                                 rows.narrow, rows.narrow_stride);
   }
 
   const ModelConfig& config_;
@@ -519,7 +642,9 @@ class Encoder::Steps {
   Buffers& b_;
   const PairBatch& batch_;
   const float* values_;
-  const int32_t N_, C_, H_;
+  const Dropout& dropout_;
+  const std::vector<Chunk> chunks_;
+  const int32_t N_, C_, F_, H_;
   const float eps_;
 };
 
@@ -533,73 +658,27 @@ Encoder::Encoder(const ModelConfig& config, const ParameterTable& table, Precisi
 
 Encoder::~Encoder() = default;
 
-size_t Encoder::bytes() const { return buffers_->bytes(); }
-
 void Encoder::forward(const PairBatch& batch, const FlatBuffer& values, const Dropout& dropout,
                       float* u, int64_t u_stride) {
-  int32_t longest = 0;
-  for (int32_t b = 0; b < batch.num_sentences(); ++b)
-    longest = std::max(longest, batch.cu_seqlens[b + 1] - batch.cu_seqlens[b]);
-  buffers_->reserve(batch.num_tokens(), longest);
-  Buffers& b = *buffers_;
-  Steps s(*this, batch, values);
-  const int32_t L = config_.num_layers, H = config_.num_heads;
-  const Rows last{b.output, nullptr, b.C_stride};
-
-  s.pack(false);
-  s.embedding(in_stream(dropout, embedding_stream()), b.embedding_sum,
-              L > 0 ? b.layers[0].x : last);
-  for (int32_t i = 0; i < L; ++i) {
-    const Weights::Layer& w = weights_->layers[i];
-    Buffers::Layer& at = b.layers[i];
-    s.gemm(at.x, w.qkv, at.qkv, b.qkv_stride);  // [N,C]·[C,3C]
-    s.attention(in_stream(dropout, probabilities_stream(i, H)), at);
-    s.gemm(at.context, w.attention_output, at.attention_sum, b.C_stride);  // [N,C]·[C,C]
-    s.add_and_norm(in_stream(dropout, attention_output_stream(i, H)), at.x, w.attention_norm,
-                   at.attention_sum, at.y);
-    s.gemm(at.y, w.up, at.up, b.F_stride);  // [N,C]·[C,F]
-    s.activation(at.up, at.hidden);
-    s.gemm(at.hidden, w.down, at.output_sum, b.C_stride);  // [N,F]·[F,C]
-    s.add_and_norm(in_stream(dropout, output_stream(i, H)), at.y, w.output_norm, at.output_sum,
-                   i + 1 < L ? b.layers[i + 1].x : last);
-  }
-  s.pool(b.output, u, u_stride);
+  buffers_->reserve(batch.num_tokens());
+  Steps steps(*this, batch, values, dropout);
+  steps.pack(false);
+  steps.for_each_chunk(
+      [&](const Chunk& chunk, int32_t thread) { steps.forward(chunk, thread, u, u_stride); });
 }
 
 void Encoder::backward(const PairBatch& batch, const FlatBuffer& values, const Dropout& dropout,
                        const float* du, int64_t du_stride, FlatBuffer& gradients) {
-  Buffers& b = *buffers_;
-  Steps s(*this, batch, values);
-  const int32_t H = config_.num_heads;
-
-  s.pack(true);
-  s.unpool(b.output, du, du_stride, b.dx);  // s.pool
+  Steps steps(*this, batch, values, dropout);
+  steps.pack(true);
+  steps.for_each_chunk([&](const Chunk& chunk, int32_t) { steps.unpool(chunk, du, du_stride); });
   for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
-    const Weights::Layer& w = weights_->layers[i];
-    const Buffers::Layer& at = b.layers[i];
-    // s.add_and_norm(…, w.output_norm, …)
-    s.unadd_and_unnorm(in_stream(dropout, output_stream(i, H)), w.output_norm, at.output_sum, b.dx,
-                       b.dbranch, gradients);
-    // s.gemm(at.hidden, w.down, …)
-    s.weight_gradient(b.dbranch, at.hidden, w.down, gradients);
-    s.input_gradient(b.dbranch, w.down, b.dwide.wide, b.dwide.stride, false);
-    s.unactivation(at.up, b.dwide);  // s.activation
-    // s.gemm(at.y, w.up, …)
-    s.weight_gradient(b.dwide, at.y, w.up, gradients);
-    s.input_gradient(b.dwide, w.up, b.dx, b.C_stride, true);
-    // s.add_and_norm(…, w.attention_norm, …)
-    s.unadd_and_unnorm(in_stream(dropout, attention_output_stream(i, H)), w.attention_norm,
-                       at.attention_sum, b.dx, b.dbranch, gradients);
-    // s.gemm(at.context, w.attention_output, …)
-    s.weight_gradient(b.dbranch, at.context, w.attention_output, gradients);
-    s.input_gradient(b.dbranch, w.attention_output, b.dcontext, b.C_stride, false);
-    // s.attention
-    s.unattention(in_stream(dropout, probabilities_stream(i, H)), at, b.dcontext, b.dwide);
-    // s.gemm(at.x, w.qkv, …)
-    s.weight_gradient(b.dwide, at.x, w.qkv, gradients);
-    s.input_gradient(b.dwide, w.qkv, b.dx, b.C_stride, true);
+    steps.for_each_chunk(
+        [&](const Chunk& chunk, int32_t thread) { steps.backward(i, chunk, thread); });
+    steps.layer_gradients(i, gradients);
   }
-  s.unembedding(in_stream(dropout, embedding_stream()), b.embedding_sum, b.dx, gradients);
+  steps.for_each_chunk([&](const Chunk& chunk, int32_t) { steps.unembedding(chunk); });
+  steps.embedding_gradients(gradients);
 }
 
 }  // namespace xsr::training

@@ -36,15 +36,13 @@ class Encoder {
   void forward(const PairBatch& batch, const FlatBuffer& values, const kernels::Dropout& dropout,
                float* u, int64_t u_stride);
 
-  /// Adds the gradients of the last forward(), whose arguments are to be as they were.
+  /// Adds the gradients of the last forward(), whose arguments are to be as they were. Once a
+  /// forward(): it uses up what that left.
   ///
   /// du         [2B, C]  row stride du_stride ≥ C
   /// gradients  +=; head.* is not touched
   void backward(const PairBatch& batch, const FlatBuffer& values, const kernels::Dropout& dropout,
                 const float* du, int64_t du_stride, FlatBuffer& gradients);
-
-  /// Bytes held for the largest batch so far.
-  size_t bytes() const;
 
  private:
   class Steps;

@@ -37,17 +37,28 @@ inline uint32_t narrow_pair(float low, float high) {
   return kNarrow(low) | (uint32_t)kNarrow(high) << 16;
 }
 
-constexpr int32_t kBlock = 16;  // inputs (or pairs) of 32 rows that are turned at a time: 2 KiB
+constexpr int32_t kBlock = 16;  // groups of 32 rows that are turned at a time: 2 KiB
 
-/// lane(row, group) gives the 32 bits of the panel's output `row` in `group`; there are `rows` ≤ 32
-/// outputs and `groups` groups. Turned block by block, so that neither side leaves L1.
-template <typename Lane>
-inline void turn_panel(int32_t rows, int32_t groups, uint32_t* panel, const Lane& lane) {
+/// lane(from, group) gives the 32 bits that the row `from` of an output has in `group`; there are
+/// `rows` ≤ 32 outputs and `groups` groups of kInputs inputs. Turned block by block, so that
+/// neither side leaves L1; a row's next block is asked for, as so few lines of it at a time set no
+/// processor's own prefetching going.
+template <int32_t kInputs, typename Lane>
+inline void turn_panel(const float* w, int64_t w_stride, int32_t rows, int32_t groups,
+                       uint32_t* panel, const Lane& lane) {
   for (int32_t begin = 0; begin < groups; begin += kBlock) {
     const int32_t end = groups - begin < kBlock ? groups : begin + kBlock;
-    for (int32_t row = 0; row < kPanelColumns; ++row) {
+    for (int32_t row = 0; row < rows; ++row) {
+      const float* from = w + row * w_stride;
+      if (end < groups) {
+        for (int32_t line = 0; line < kInputs; ++line)
+          __builtin_prefetch(from + kInputs * end + 16 * line);
+      }
       for (int32_t group = begin; group < end; ++group)
-        panel[group * kPanelColumns + row] = row < rows ? lane(row, group) : 0;
+        panel[group * kPanelColumns + row] = lane(from, group);
+    }
+    for (int32_t row = rows; row < kPanelColumns; ++row) {
+      for (int32_t group = begin; group < end; ++group) panel[group * kPanelColumns + row] = 0;
     }
   }
 }
@@ -55,9 +66,9 @@ inline void turn_panel(int32_t rows, int32_t groups, uint32_t* panel, const Lane
 template <uint16_t (*kNarrow)(float)>
 inline void pack_narrow_panel(const float* w, int64_t w_stride, int32_t rows, int32_t K,
                               uint32_t* panel) {
-  turn_panel(rows, (K + 1) / 2, panel, [=](int32_t row, int32_t group) {
-    const float* from = w + row * w_stride + 2 * group;
-    return narrow_pair<kNarrow>(from[0], 2 * group + 1 < K ? from[1] : 0.0f);
+  turn_panel<2>(w, w_stride, rows, (K + 1) / 2, panel, [=](const float* from, int32_t group) {
+    const int32_t k = 2 * group;
+    return narrow_pair<kNarrow>(from[k], k + 1 < K ? from[k + 1] : 0.0f);
   });
 }
 
@@ -130,9 +141,8 @@ void gemm_pack_panels(const float* w, int64_t w_stride, int32_t N, int32_t K, St
     const float* from = w + n * w_stride;
     uint32_t* panel = (uint32_t*)packed + p * panel_words(K, storage);
     if (storage == Storage::kF32) {
-      turn_panel(rows, K, panel, [=](int32_t row, int32_t group) {
-        return f32_to_bits(from[row * w_stride + group]);
-      });
+      turn_panel<1>(from, w_stride, rows, K, panel,
+                    [](const float* row, int32_t group) { return f32_to_bits(row[group]); });
     } else if (storage == Storage::kBF16) {
       pack_narrow_panel<bf16_from_f32>(from, w_stride, rows, K, panel);
     } else {
