@@ -22,7 +22,7 @@ import time
 import traceback
 
 import peer_report
-from peer_files import HERE, LEAST_COSINE, ROOT, SHARED, cpu_model, enter_venv
+from peer_files import HERE, LEAST_COSINE, ROOT, SHARED, cpu_model, enter_venv, own_environment
 
 
 def work(pipe, key, args, folder, cpus, streams_allowed):
@@ -416,7 +416,8 @@ def main(args):
                                best["batch"], best["threads"], best["streams"]]
                 start = time.perf_counter()
                 process = subprocess.Popen(
-                    list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+                    list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                    env=own_environment() if form.kind == "xsr" else None,
                 )
                 try:
                     said = process.communicate(timeout=args.timeout)[1]

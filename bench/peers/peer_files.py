@@ -10,6 +10,10 @@ import sys
 # Cosine to xsr f32 on the processor that each sentence of a form must reach before it is timed.
 LEAST_COSINE = {"f32": 0.99999, "bf16x3": 0.99999, "bf16": 0.99, "int8": 0.9}
 
+# The C library gives large blocks back to the system and fetches new pages for the next ones. The peers keep what they have
+# freed, on huge pages.
+PEERS_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # As in tests/support/paths.h: corpora and golden tensors that are too large for the repository.
@@ -18,10 +22,11 @@ GOLDEN = pathlib.Path(os.environ.get("XSR_GOLDEN") or SHARED / "golden")
 
 
 def enter_venv(venv, requirements, script):
-    """Runs script again with the virtual environment's Python, after making it if need be."""
+    """Runs script again with the virtual environment's Python, after making it if need be, and with PEERS_MALLOC."""
     python = venv / "bin" / "python"
-    if pathlib.Path(sys.prefix).resolve() == venv.resolve():
+    if pathlib.Path(sys.prefix).resolve() == venv.resolve() and "GLIBC_TUNABLES" in os.environ:
         return
+    os.environ.setdefault("GLIBC_TUNABLES", PEERS_MALLOC)
     stamp, wanted = venv / "peers-requirements.txt", requirements.read_text()
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"{script.stem}: installing {requirements.name} into", venv, file=sys.stderr)
@@ -29,6 +34,11 @@ def enter_venv(venv, requirements, script):
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
         stamp.write_text(wanted)
     os.execv(python, [str(python), str(script), *sys.argv[1:]])
+
+
+def own_environment():
+    """Of a program of xsr's: as its users run it, without PEERS_MALLOC."""
+    return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
 
 def write_safetensors(path, tensors):

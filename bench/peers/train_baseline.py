@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-from peer_files import GOLDEN, HERE, ROOT, cpu_model, enter_venv, read_safetensors
+from peer_files import GOLDEN, HERE, ROOT, cpu_model, enter_venv, own_environment, read_safetensors
 
 # form: arguments of Peer
 FORMS = {
@@ -141,7 +141,7 @@ class Xsr:
         for setting in [f"run={folder / 'run'}", f"device={args.device}", *args.set, *settings]:
             command += ["--set", setting]
         self.process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own_environment()
         )
         self.about = self._answer()
         self.trace = Trace(self.trace_path)
