@@ -30,8 +30,8 @@ struct Rows {
   int64_t narrow_stride = 0;
 };
 
-/// Whole sentences, as few as have kChunkRows rows, that one thread takes through the steps: what
-/// one step writes the next reads from L2. Depends on the batch alone.
+/// Whole sentences that one thread takes through the steps: what one step writes the next reads
+/// from L2.
 struct Chunk {
   int32_t index;
   int32_t first_sentence, last_sentence;
@@ -40,12 +40,16 @@ struct Chunk {
   int32_t blocks() const { return kernels::layernorm_block_count(last - first); }
 };
 
+/// As few sentences each as have kChunkRows rows, and for the last quarter of the rows half of
+/// that: many threads then come to their ends at about the same time. Depends on the batch alone.
 std::vector<Chunk> cut(const PairBatch& batch) {
   std::vector<Chunk> chunks;
   const std::vector<int32_t>& ends = batch.cu_seqlens;
+  const int32_t S = batch.num_sentences(), N = batch.num_tokens();
   int32_t first = 0, block = 0;
-  for (int32_t b = 0; b < batch.num_sentences(); ++b) {
-    if (ends[b + 1] - ends[first] < kChunkRows && b + 1 < batch.num_sentences()) continue;
+  for (int32_t b = 0; b < S; ++b) {
+    const int32_t wanted = ends[first] < N - N / 4 ? kChunkRows : kChunkRows / 2;
+    if (ends[b + 1] - ends[first] < wanted && b + 1 < S) continue;
     const int32_t index = static_cast<int32_t>(chunks.size());
     chunks.push_back({index, first, b + 1, ends[first], ends[b + 1], block});
     block += chunks.back().blocks();
@@ -135,7 +139,7 @@ struct Encoder::Buffers {
     float* up = nullptr;             // [N, F]  before the activation
     Rows hidden;                     // [N, F]  after it
     float* output_sum = nullptr;     // [N, C]  input of the output's LayerNorm
-    Rows dqkv;                       // [N, 3C]  over qkv in bf16
+    Rows dqkv;                       // [N, 3C]  over qkv in bf16, in f32 shared by all layers
     Rows dattention;                 // [N, C]   over attention_sum
     Rows dup;                        // [N, F]   over up
     Rows doutput;                    // [N, C]   over output_sum
@@ -218,6 +222,7 @@ struct Encoder::Buffers {
       if (!narrow_) return Rows{rows, stride, nullptr, 0};
       return Rows{nullptr, stride, reinterpret_cast<uint16_t*>(rows), 2 * stride};
     };
+    const Rows dqkv = narrow_ ? Rows{} : place_rows(qkv_stride);
     embedding_sum = place(N * C_stride);
     layers.resize(config_.num_layers);
     for (Layer& layer : layers) {
@@ -230,14 +235,14 @@ struct Encoder::Buffers {
       layer.up = place(N * F_stride);
       layer.hidden = place_rows(F_stride);
       layer.output_sum = place(N * C_stride);
-      layer.dqkv = narrow_ ? over(layer.qkv, qkv_stride) : place_rows(qkv_stride);
+      layer.dqkv = narrow_ ? over(layer.qkv, qkv_stride) : dqkv;
       layer.dattention = over(layer.attention_sum, C_stride);
       layer.dup = over(layer.up, F_stride);
       layer.doutput = over(layer.output_sum, C_stride);
     }
     output = place(N * C_stride);
     dx = place(N * C_stride);
-    const int64_t chunks = N / kChunkRows + 1;
+    const int64_t chunks = N / (kChunkRows / 2) + 1;  // at most
     qkv_bias = place(chunks * 3 * C);
     attention_bias = place(chunks * C);
     up_bias = place(chunks * F);
