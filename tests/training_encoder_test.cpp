@@ -527,9 +527,17 @@ TEST(PlainModelInDouble, GradientsAreThoseOfCentralDifferences) {
 }
 
 TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
-  for (const ModelConfig& config : {odd_config(), wide_config()}) {
-    const bool with_empty = config.hidden_size == 36;
-    const PairBatch batch = make_batch(config, 5, with_empty);
+  const struct {
+    ModelConfig config;
+    int32_t num_pairs;
+    bool with_empty;
+  } cases[] = {
+      {odd_config(), 40, true},                        // several times the rows that a task takes
+      {make_config(61, 36, 20, 2, 3, 200), 2, false},  // sentences of more than those
+      {wide_config(), 5, false},
+  };
+  for (const auto& [config, num_pairs, with_empty] : cases) {
+    const PairBatch batch = make_batch(config, num_pairs, with_empty);
     const ParameterTable table(config);
     std::vector<double> values = random_values(table, 3);
     FlatBuffer parameters(table.size());
@@ -557,9 +565,9 @@ TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
         encoder.forward(batch, parameters, dropout, u.data(), config.hidden_size);
         encoder.backward(batch, parameters, dropout, narrow_du.data(), config.hidden_size,
                          gradients);
-        const std::string what = std::string(isa_name(isa)) +
-                                 " C=" + std::to_string(config.hidden_size) +
-                                 " dropout=" + std::to_string(rate);
+        const std::string what =
+            std::string(isa_name(isa)) + " C=" + std::to_string(config.hidden_size) +
+            " tokens=" + std::to_string(batch.num_tokens()) + " dropout=" + std::to_string(rate);
         ErrorBudget embeddings;
         for (size_t i = 0; i < u.size(); ++i)
           embeddings.add(u[i], plain.u[i], exact.u[i], i / config.hidden_size,
