@@ -2495,6 +2495,47 @@ TEST(Dispatch, NamesRoundTrip) {
   EXPECT_FALSE(parse_isa("", &parsed));
 }
 
+TEST(Pack, FromBf16GivesThePanelsThatRoundingF32Gives) {
+  for (const auto& [N, K] : {std::pair{37, 5}, {1, 1}, {64, 96}, {33, 71}}) {
+    const int32_t stride = K + 3;
+    test::Random random(1);
+    std::vector<float> wide(N * stride);
+    std::vector<uint16_t> narrow(N * stride);
+    for (size_t i = 0; i < wide.size(); ++i) {
+      wide[i] = random.normal();
+      narrow[i] = bf16_from_f32(wide[i]);
+    }
+    const auto compare = [&](int32_t outputs, int32_t inputs, auto&& from_wide,
+                             auto&& from_narrow) {
+      const int64_t elements = packed_elements(outputs, inputs, Storage::kBF16);
+      std::vector<uint16_t> expected(elements, 0xffffu), found(elements, 0xffffu);
+      // A panel at a time, as threads do: the others are left alone.
+      for (int32_t panel = 0; panel < panel_count(outputs); ++panel) {
+        from_wide(panel, expected.data());
+        from_narrow(panel, found.data());
+        ASSERT_EQ(expected, found) << N << " " << K << ", panel " << panel;
+      }
+    };
+    compare(
+        N, K,
+        [&](int32_t panel, uint16_t* packed) {
+          gemm_pack_panels(wide.data(), stride, N, K, Storage::kBF16, panel, panel + 1, packed);
+        },
+        [&](int32_t panel, uint16_t* packed) {
+          gemm_pack_panels(narrow.data(), stride, N, K, panel, panel + 1, packed);
+        });
+    compare(
+        K, N,
+        [&](int32_t panel, uint16_t* packed) {
+          gemm_pack_transposed_panels(wide.data(), stride, N, K, Storage::kBF16, panel, panel + 1,
+                                      packed);
+        },
+        [&](int32_t panel, uint16_t* packed) {
+          gemm_pack_transposed_panels(narrow.data(), stride, N, K, panel, panel + 1, packed);
+        });
+  }
+}
+
 TEST(Pack, PlacesEveryElementAndZeroesThePadding) {
   for (Storage storage : kStorages) {
     const int32_t N = 37, K = 5;

@@ -352,7 +352,7 @@ TEST(ModelFile, LayersPutBehindChangeNothingAtFirst) {
   const auto embeddings = [&](const ModelConfig& c, const ParameterTable& t, const FlatBuffer& v) {
     std::vector<float> u(static_cast<size_t>(S) * C);
     Encoder encoder(c, t, Precision::kF32, kernels, threads);
-    encoder.forward(batch, v, make_dropout(0), u.data(), C);
+    encoder.forward(batch, v, nullptr, make_dropout(0), u.data(), C);
     return u;
   };
   const std::vector<float> flat = embeddings(config, table, values);
@@ -562,8 +562,8 @@ TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
         Encoder encoder(config, table, Precision::kF32, kernels, threads);
         FlatBuffer gradients(table.size());
         std::vector<float> u(du.size(), NAN);
-        encoder.forward(batch, parameters, dropout, u.data(), config.hidden_size);
-        encoder.backward(batch, parameters, dropout, narrow_du.data(), config.hidden_size,
+        encoder.forward(batch, parameters, nullptr, dropout, u.data(), config.hidden_size);
+        encoder.backward(batch, parameters, nullptr, dropout, narrow_du.data(), config.hidden_size,
                          gradients);
         const std::string what =
             std::string(isa_name(isa)) + " C=" + std::to_string(config.hidden_size) +
@@ -588,6 +588,41 @@ TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
       }
     }
   }
+}
+
+TEST(TrainingEncoder, WeightsInBf16GiveTheBitsOfThoseThatItRounds) {
+  const ModelConfig config = odd_config();
+  const PairBatch batch = make_batch(config, 6);
+  const int32_t C = config.hidden_size;
+  const ParameterTable table(config);
+  const std::vector<double> random = random_values(table, 6);
+  FlatBuffer values(table.size());
+  std::copy(random.begin(), random.end(), values.data());
+  std::vector<uint16_t> rounded(table.size());
+  for (int64_t i = 0; i < table.size(); ++i) rounded[i] = kernels::bf16_from_f32(values.data()[i]);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(1);
+  const auto pass = [&](Precision precision, const uint16_t* narrow, FlatBuffer& gradients) {
+    std::vector<float> u(static_cast<size_t>(batch.num_sentences()) * C);
+    Encoder encoder(config, table, precision, kernels, threads);
+    encoder.forward(batch, values, narrow, make_dropout(0.1), u.data(), C);
+    encoder.backward(batch, values, narrow, make_dropout(0.1), u.data(), C, gradients);
+    return u;
+  };
+  FlatBuffer gradients[5] = {FlatBuffer(table.size()), FlatBuffer(table.size()),
+                             FlatBuffer(table.size()), FlatBuffer(table.size()),
+                             FlatBuffer(table.size())};
+  EXPECT_EQ(pass(Precision::kBF16, nullptr, gradients[0]),
+            pass(Precision::kBF16, rounded.data(), gradients[1]));
+  EXPECT_TRUE(same_bits(gradients[0], gradients[1]));
+  // f32 does not read them
+  EXPECT_EQ(pass(Precision::kF32, nullptr, gradients[2]),
+            pass(Precision::kF32, rounded.data(), gradients[3]));
+  EXPECT_TRUE(same_bits(gradients[2], gradients[3]));
+  // and they are what bf16 reads.
+  const std::vector<uint16_t> zeros(rounded.size());
+  pass(Precision::kBF16, zeros.data(), gradients[4]);
+  EXPECT_FALSE(same_bits(gradients[0], gradients[4]));
 }
 
 TEST(TrainingEncoder, WholeStepsOfRandomModelsMatchPlainLoops) {

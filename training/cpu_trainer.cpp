@@ -47,7 +47,7 @@ StepResult CpuTrainer::take_step(const PairBatch& batch, double learning_rate,
   result.learning_rate = learning_rate;
 
   Stopwatch watch;
-  encoder_.forward(batch, values_, masks, embeddings_.data(), C);
+  encoder_.forward(batch, values_, narrow(), masks, embeddings_.data(), C);
   result.seconds.forward = watch.lap();
   result.loss = objectives_.forward_backward(batch, embeddings_.data(), C, values_, narrow(),
                                              embedding_gradients_.data(), C, &gradients_);
@@ -55,7 +55,7 @@ StepResult CpuTrainer::take_step(const PairBatch& batch, double learning_rate,
     if (!std::isfinite(part.value)) not_finite("loss " + std::string(part.name), number);
   }
   result.seconds.objectives = watch.lap();
-  encoder_.backward(batch, values_, masks, embedding_gradients_.data(), C, gradients_);
+  encoder_.backward(batch, values_, narrow(), masks, embedding_gradients_.data(), C, gradients_);
   result.seconds.backward = watch.lap();
   result.gradient_norm = optimizer_.step(learning_rate, values_, gradients_,
                                          narrow_.empty() ? nullptr : narrow_.data());
@@ -71,7 +71,7 @@ StepResult CpuTrainer::take_step(const PairBatch& batch, double learning_rate,
 void CpuTrainer::embed(const PairBatch& batch, double dropout_rate) {
   const int64_t C = config_.hidden_size;
   embeddings_.assign(static_cast<size_t>(batch.num_sentences() * C), 0.0f);
-  encoder_.forward(batch, values_, dropout(dropout_rate, steps()), embeddings_.data(), C);
+  encoder_.forward(batch, values_, narrow(), dropout(dropout_rate, steps()), embeddings_.data(), C);
 }
 
 LossParts CpuTrainer::evaluate(const PairBatch& batch, bool with_dropout) {

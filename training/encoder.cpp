@@ -279,7 +279,8 @@ struct Encoder::Buffers {
 /// The steps of both passes over one batch.
 class Encoder::Steps {
  public:
-  Steps(Encoder& encoder, const PairBatch& batch, const FlatBuffer& values, const Dropout& dropout)
+  Steps(Encoder& encoder, const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
+        const Dropout& dropout)
       : config_(encoder.config_),
         kernels_(encoder.kernels_),
         threads_(encoder.threads_),
@@ -287,6 +288,7 @@ class Encoder::Steps {
         b_(*encoder.buffers_),
         batch_(batch),
         values_(values.data()),
+        narrow_values_(encoder.precision_ == Precision::kBF16 ? narrow : nullptr),
         dropout_(dropout),
         chunks_(cut(batch)),
         N_(batch.num_tokens()),
@@ -311,13 +313,18 @@ class Encoder::Steps {
     threads_.for_each(static_cast<int32_t>(tasks.size()), [&](int32_t task, int32_t) {
       const auto& [linear, first, last] = tasks[task];
       const int32_t N = linear->forward.N, K = linear->forward.K;
-      const float* weight = values_ + linear->weight;
-      if (transposed) {
-        kernels::gemm_pack_transposed_panels(weight, K, N, K, linear->backward.storage, first, last,
-                                             linear->backward_panels());
+      void* panels = transposed ? linear->backward_panels() : linear->forward_panels();
+      const auto pack = [&](const auto* weights, auto... storage) {
+        if (transposed) {
+          kernels::gemm_pack_transposed_panels(weights, K, N, K, storage..., first, last, panels);
+        } else {
+          kernels::gemm_pack_panels(weights, K, N, K, storage..., first, last, panels);
+        }
+      };
+      if (narrow_values_ != nullptr) {
+        pack(narrow_values_ + linear->weight);
       } else {
-        kernels::gemm_pack_panels(weight, K, N, K, linear->forward.storage, first, last,
-                                  linear->forward_panels());
+        pack(values_ + linear->weight, linear->forward.storage);
       }
     });
   }
@@ -647,6 +654,7 @@ class Encoder::Steps {
   Buffers& b_;
   const PairBatch& batch_;
   const float* values_;
+  const uint16_t* narrow_values_;  // null: not there, or not what the products read
   const Dropout& dropout_;
   const std::vector<Chunk> chunks_;
   const int32_t N_, C_, F_, H_;
@@ -656,6 +664,7 @@ class Encoder::Steps {
 Encoder::Encoder(const ModelConfig& config, const ParameterTable& table, Precision precision,
                  const kernels::KernelTable& kernels, ThreadPool& threads)
     : config_(config),
+      precision_(precision),
       kernels_(kernels),
       threads_(threads),
       weights_(std::make_unique<Weights>(config, table, precision)),
@@ -663,18 +672,19 @@ Encoder::Encoder(const ModelConfig& config, const ParameterTable& table, Precisi
 
 Encoder::~Encoder() = default;
 
-void Encoder::forward(const PairBatch& batch, const FlatBuffer& values, const Dropout& dropout,
-                      float* u, int64_t u_stride) {
+void Encoder::forward(const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
+                      const Dropout& dropout, float* u, int64_t u_stride) {
   buffers_->reserve(batch.num_tokens());
-  Steps steps(*this, batch, values, dropout);
+  Steps steps(*this, batch, values, narrow, dropout);
   steps.pack(false);
   steps.for_each_chunk(
       [&](const Chunk& chunk, int32_t thread) { steps.forward(chunk, thread, u, u_stride); });
 }
 
-void Encoder::backward(const PairBatch& batch, const FlatBuffer& values, const Dropout& dropout,
-                       const float* du, int64_t du_stride, FlatBuffer& gradients) {
-  Steps steps(*this, batch, values, dropout);
+void Encoder::backward(const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
+                       const Dropout& dropout, const float* du, int64_t du_stride,
+                       FlatBuffer& gradients) {
+  Steps steps(*this, batch, values, narrow, dropout);
   steps.pack(true);
   steps.for_each_chunk([&](const Chunk& chunk, int32_t) { steps.unpool(chunk, du, du_stride); });
   for (int32_t i = config_.num_layers - 1; i >= 0; --i) {

@@ -31,24 +31,26 @@ class Encoder {
   /// u ← the sentence embeddings of the batch; a sentence without tokens gives zeros.
   ///
   /// values  the parameters; weights are packed anew in every call
+  /// narrow  values rounded to bf16, which then need not be rounded here; null = not there
   /// dropout threshold, scale, key and step; the streams are the encoder's own
   /// u       [2B, C]  row stride u_stride ≥ C
-  void forward(const PairBatch& batch, const FlatBuffer& values, const kernels::Dropout& dropout,
-               float* u, int64_t u_stride);
+  void forward(const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
+               const kernels::Dropout& dropout, float* u, int64_t u_stride);
 
   /// Adds the gradients of the last forward(), whose arguments are to be as they were. Once a
   /// forward(): it uses up what that left.
   ///
   /// du         [2B, C]  row stride du_stride ≥ C
   /// gradients  +=; head.* is not touched
-  void backward(const PairBatch& batch, const FlatBuffer& values, const kernels::Dropout& dropout,
-                const float* du, int64_t du_stride, FlatBuffer& gradients);
+  void backward(const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
+                const kernels::Dropout& dropout, const float* du, int64_t du_stride, FlatBuffer& gradients);
 
  private:
   class Steps;
   struct Weights;
   struct Buffers;
   const ModelConfig config_;
+  const Precision precision_;
   const kernels::KernelTable& kernels_;
   ThreadPool& threads_;
   std::unique_ptr<Weights> weights_;

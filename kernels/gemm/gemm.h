@@ -279,6 +279,13 @@ void gemm_pack_transposed_panels(const float* w, int64_t w_stride, int32_t N, in
                                  Storage storage, int32_t first_panel, int32_t last_panel,
                                  void* packed);
 
+/// Both from w in bf16 (row stride in elements), for panels of bf16: the bits that f32 which
+/// rounds to w gives.
+void gemm_pack_panels(const uint16_t* w, int64_t w_stride, int32_t N, int32_t K,
+                      int32_t first_panel, int32_t last_panel, void* packed);
+void gemm_pack_transposed_panels(const uint16_t* w, int64_t w_stride, int32_t N, int32_t K,
+                                 int32_t first_panel, int32_t last_panel, void* packed);
+
 /// All panels of a dense matrix (row stride K).
 static inline void gemm_pack_panels(const float* w, int32_t N, int32_t K, Storage storage,
                                     void* packed) {

@@ -31,9 +31,11 @@ uint16_t f16_from_f32(float value) {
 
 namespace {
 
+uint16_t as_it_is(uint16_t value) { return value; }
+
 /// Two inputs of one output, the first in the low half.
-template <uint16_t (*kNarrow)(float)>
-inline uint32_t narrow_pair(float low, float high) {
+template <auto kNarrow, typename Element>
+inline uint32_t narrow_pair(Element low, Element high) {
   return kNarrow(low) | (uint32_t)kNarrow(high) << 16;
 }
 
@@ -43,16 +45,16 @@ constexpr int32_t kBlock = 16;  // groups of 32 rows that are turned at a time: 
 /// `rows` ≤ 32 outputs and `groups` groups of kInputs inputs. Turned block by block, so that
 /// neither side leaves L1; a row's next block is asked for, as so few lines of it at a time set no
 /// processor's own prefetching going.
-template <int32_t kInputs, typename Lane>
-inline void turn_panel(const float* w, int64_t w_stride, int32_t rows, int32_t groups,
+template <int32_t kInputs, typename Element, typename Lane>
+inline void turn_panel(const Element* w, int64_t w_stride, int32_t rows, int32_t groups,
                        uint32_t* panel, const Lane& lane) {
   for (int32_t begin = 0; begin < groups; begin += kBlock) {
     const int32_t end = groups - begin < kBlock ? groups : begin + kBlock;
     for (int32_t row = 0; row < rows; ++row) {
-      const float* from = w + row * w_stride;
+      const Element* from = w + row * w_stride;
       if (end < groups) {
-        for (int32_t line = 0; line < kInputs; ++line)
-          __builtin_prefetch(from + kInputs * end + 16 * line);
+        for (int32_t input = 0; input < kInputs * kBlock; input += 64 / (int32_t)sizeof(Element))
+          __builtin_prefetch(from + kInputs * end + input);
       }
       for (int32_t group = begin; group < end; ++group)
         panel[group * kPanelColumns + row] = lane(from, group);
@@ -63,20 +65,20 @@ inline void turn_panel(const float* w, int64_t w_stride, int32_t rows, int32_t g
   }
 }
 
-template <uint16_t (*kNarrow)(float)>
-inline void pack_narrow_panel(const float* w, int64_t w_stride, int32_t rows, int32_t K,
+template <auto kNarrow, typename Element>
+inline void pack_narrow_panel(const Element* w, int64_t w_stride, int32_t rows, int32_t K,
                               uint32_t* panel) {
-  turn_panel<2>(w, w_stride, rows, (K + 1) / 2, panel, [=](const float* from, int32_t group) {
+  turn_panel<2>(w, w_stride, rows, (K + 1) / 2, panel, [=](const Element* from, int32_t group) {
     const int32_t k = 2 * group;
-    return narrow_pair<kNarrow>(from[k], k + 1 < K ? from[k + 1] : 0.0f);
+    return narrow_pair<kNarrow>(from[k], k + 1 < K ? from[k + 1] : Element(0));
   });
 }
 
-template <uint16_t (*kNarrow)(float)>
-inline void pack_narrow_transposed_panel(const float* w, int64_t w_stride, int32_t N,
+template <auto kNarrow, typename Element>
+inline void pack_narrow_transposed_panel(const Element* w, int64_t w_stride, int32_t N,
                                          int32_t columns, uint32_t* panel) {
   for (int32_t n = 0; n < N; n += 2, panel += kPanelColumns) {
-    const float *low = w + n * w_stride, *high = low + w_stride;
+    const Element *low = w + n * w_stride, *high = low + w_stride;
     if (n + 1 < N) {
       for (int32_t c = 0; c < columns; ++c) panel[c] = narrow_pair<kNarrow>(low[c], high[c]);
     } else {
@@ -168,6 +170,24 @@ void gemm_pack_transposed_panels(const float* w, int64_t w_stride, int32_t N, in
     } else {
       pack_narrow_transposed_panel<f16_from_f32>(from, w_stride, N, columns, panel);
     }
+  }
+}
+
+void gemm_pack_panels(const uint16_t* w, int64_t w_stride, int32_t N, int32_t K,
+                      int32_t first_panel, int32_t last_panel, void* packed) {
+  for (int32_t p = first_panel; p < last_panel; ++p) {
+    const int32_t n = p * kPanelColumns, rows = N - n < kPanelColumns ? N - n : kPanelColumns;
+    pack_narrow_panel<as_it_is>(w + n * w_stride, w_stride, rows, K,
+                                (uint32_t*)packed + p * panel_words(K, Storage::kBF16));
+  }
+}
+
+void gemm_pack_transposed_panels(const uint16_t* w, int64_t w_stride, int32_t N, int32_t K,
+                                 int32_t first_panel, int32_t last_panel, void* packed) {
+  for (int32_t p = first_panel; p < last_panel; ++p) {
+    const int32_t k = p * kPanelColumns, columns = K - k < kPanelColumns ? K - k : kPanelColumns;
+    pack_narrow_transposed_panel<as_it_is>(w + k, w_stride, N, columns,
+                                           (uint32_t*)packed + p * panel_words(N, Storage::kBF16));
   }
 }
 
