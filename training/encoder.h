@@ -43,7 +43,8 @@ class Encoder {
   /// du         [2B, C]  row stride du_stride ≥ C
   /// gradients  +=; head.* is not touched
   void backward(const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
-                const kernels::Dropout& dropout, const float* du, int64_t du_stride, FlatBuffer& gradients);
+                const kernels::Dropout& dropout, const float* du, int64_t du_stride,
+                FlatBuffer& gradients);
 
  private:
   class Steps;
