@@ -2496,8 +2496,9 @@ TEST(Dispatch, NamesRoundTrip) {
 }
 
 TEST(Pack, FromBf16GivesThePanelsThatRoundingF32Gives) {
-  for (const auto& [N, K] : {std::pair{37, 5}, {1, 1}, {64, 96}, {33, 71}}) {
-    const int32_t stride = K + 3;
+  for (const std::pair<int32_t, int32_t>& shape :
+       {std::pair{37, 5}, std::pair{1, 1}, std::pair{64, 96}, std::pair{33, 71}}) {
+    const int32_t N = shape.first, K = shape.second, stride = K + 3;
     test::Random random(1);
     std::vector<float> wide(N * stride);
     std::vector<uint16_t> narrow(N * stride);

@@ -311,14 +311,16 @@ class Encoder::Steps {
         tasks.push_back({linear, first, std::min(first + kPanelsPerTask, panels)});
     }
     threads_.for_each(static_cast<int32_t>(tasks.size()), [&](int32_t task, int32_t) {
-      const auto& [linear, first, last] = tasks[task];
+      const Task& at = tasks[task];
+      const Linear* linear = at.linear;
       const int32_t N = linear->forward.N, K = linear->forward.K;
       void* panels = transposed ? linear->backward_panels() : linear->forward_panels();
       const auto pack = [&](const auto* weights, auto... storage) {
         if (transposed) {
-          kernels::gemm_pack_transposed_panels(weights, K, N, K, storage..., first, last, panels);
+          kernels::gemm_pack_transposed_panels(weights, K, N, K, storage..., at.first, at.last,
+                                               panels);
         } else {
-          kernels::gemm_pack_panels(weights, K, N, K, storage..., first, last, panels);
+          kernels::gemm_pack_panels(weights, K, N, K, storage..., at.first, at.last, panels);
         }
       };
       if (narrow_values_ != nullptr) {
