@@ -2499,13 +2499,10 @@ TEST(Pack, FromBf16GivesThePanelsThatRoundingF32Gives) {
   for (const std::pair<int32_t, int32_t>& shape :
        {std::pair{37, 5}, std::pair{1, 1}, std::pair{64, 96}, std::pair{33, 71}}) {
     const int32_t N = shape.first, K = shape.second, stride = K + 3;
-    test::Random random(1);
+    Random random(1);
     std::vector<float> wide(N * stride);
-    std::vector<uint16_t> narrow(N * stride);
-    for (size_t i = 0; i < wide.size(); ++i) {
-      wide[i] = random.normal();
-      narrow[i] = bf16_from_f32(wide[i]);
-    }
+    for (float& value : wide) value = random.normal();
+    const std::vector<uint16_t> narrow = operand<uint16_t>(wide.data(), wide.size());
     const auto compare = [&](int32_t outputs, int32_t inputs, auto&& from_wide,
                              auto&& from_narrow) {
       const int64_t elements = packed_elements(outputs, inputs, Storage::kBF16);

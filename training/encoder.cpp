@@ -333,7 +333,7 @@ class Encoder::Steps {
 
   template <typename Body>
   void for_each_chunk(Body&& body) {
-    threads_.for_each(static_cast<int32_t>(chunks_.size()),
+    threads_.for_each(num_chunks(),
                       [&](int32_t chunk, int32_t thread) { body(chunks_[chunk], thread); });
   }
 
