@@ -346,6 +346,24 @@ void bench_quantize_forward_u8(const std::string& name, Isa, quantize_forward_u8
   }
 }
 
+void bench_quantize_columns_i8(const std::string& name, Isa, quantize_columns_i8_t* quantize) {
+  for (const int32_t M : {4, 128}) {
+    add(name + "/" + std::to_string(M), [=](benchmark::State& state) {
+      const int64_t stride = padded_stride(kC);
+      const std::vector<float> x = normal_floats(M * stride, 1.0f, 1);
+      std::vector<uint32_t> lanes(M / 4 * stride), expected(lanes.size());
+      std::vector<float> scales(kC);
+      std::vector<int32_t> sums(kC);
+      const auto call = [&](quantize_columns_i8_t* f, uint32_t* to) {
+        f(x.data(), stride, M, kC, 0, to, stride, scales.data(), sums.data());
+      };
+      call(quantize, lanes.data());
+      call(quantize_columns_i8_ref, expected.data());
+      run(state, lanes == expected, 0, double(M) * kC, [&] { call(quantize, lanes.data()); });
+    });
+  }
+}
+
 void bench_narrow_forward_bf16(const std::string& name, Isa, narrow_forward_bf16_t* narrow) {
   for (const int32_t N : {1, 20, 96}) {
     add(name + "/" + std::to_string(N), [=](benchmark::State& state) {
@@ -417,6 +435,56 @@ void bench_gemm_backward_weight_f32(const std::string& name, Isa isa,
 void bench_gemm_backward_weight_bf16(const std::string& name, Isa isa,
                                      gemm_backward_weight_bf16_t* kernel) {
   bench_gemm_backward_weight<uint16_t>(name, isa, kernel);
+}
+
+/// A batch's tokens in blocks of 128 rows.
+void bench_gemm_backward_weight_i8(const std::string& name, Isa isa,
+                                   gemm_backward_weight_i8_t* kernel) {
+  constexpr int32_t kRows = 128, kSteps = kRows / 4;
+  for (const WeightShape& shape : kWeightShapes) {
+    const int32_t blocks = (isa == Isa::kRef ? 128 : shape.M) / kRows;
+    add(name + "/" + shape.name, [=](benchmark::State& state) {
+      struct Operand {
+        int64_t stride;
+        std::vector<uint32_t> lanes;
+        std::vector<float> scales;
+        std::vector<int32_t> sums;
+      };
+      const auto operand = [=](int32_t columns, int32_t zero, int seed) {
+        Operand out{padded_stride(columns), {}, {}, {}};
+        const std::vector<float> x = normal_floats(size_t(blocks) * kRows * columns, 1.0f, seed);
+        out.lanes.resize(blocks * kSteps * out.stride);
+        out.scales.resize(size_t(blocks) * columns);
+        out.sums.resize(out.scales.size());
+        for (int32_t block = 0; block < blocks; ++block) {
+          quantize_columns_i8_ref(x.data() + int64_t(block) * kRows * columns, columns, kRows,
+                                  columns, zero, out.lanes.data() + block * kSteps * out.stride,
+                                  out.stride, out.scales.data() + int64_t(block) * columns,
+                                  out.sums.data() + int64_t(block) * columns);
+        }
+        return out;
+      };
+      const Operand dy = operand(shape.N, 128, 1), x = operand(shape.K, 0, 2);
+      const HugeBuffer scratch(kGemmBackwardScratchFloats * sizeof(float));
+      const auto call = [&](gemm_backward_weight_i8_t* f, int32_t last, float* dw) {
+        for (int32_t block = 0; block < blocks; ++block) {
+          f(dy.lanes.data() + block * kSteps * dy.stride, dy.stride,
+            dy.scales.data() + int64_t(block) * shape.N, x.lanes.data() + block * kSteps * x.stride,
+            x.stride, x.scales.data() + int64_t(block) * shape.K,
+            x.sums.data() + int64_t(block) * shape.K, kRows, 0, last, shape.K, block > 0, dw,
+            shape.K, scratch.floats());
+        }
+      };
+      std::vector<float> dw(size_t(shape.N) * shape.K), expected(dw.size());
+      constexpr int32_t kCheckedRows = 16;  // ref takes seconds for all
+      call(kernel, shape.N, dw.data());
+      call(gemm_backward_weight_i8_ref, kCheckedRows, expected.data());
+      const bool right =
+          std::equal(dw.begin(), dw.begin() + size_t(kCheckedRows) * shape.K, expected.begin());
+      run(state, right, 2.0 * blocks * kRows * shape.N * shape.K, 0,
+          [&] { call(kernel, shape.N, dw.data()); });
+    });
+  }
 }
 
 void bench_column_sum_f32(const std::string& name, Isa, column_sum_f32_t* column_sum) {

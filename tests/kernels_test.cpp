@@ -1114,6 +1114,149 @@ void check_quantize_u8(const KernelRow& row, const std::string&) {
   }
 }
 
+void check_quantize_columns_i8(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<quantize_columns_i8_t*>(row.function);
+  Random random(31);
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (int32_t C : widths()) {
+    for (int32_t M : {0, 1, 3, 4, 6, 133, kMaxRowsI8}) {
+      const int64_t stride = C + 3, lane_stride = C + 5;
+      const int32_t zero = (C + M) % 2 * 128, steps = (M + 3) / 4;
+      Guarded x = random_rows(random, M, C, stride, C % 4);
+      const auto fill = [&](int32_t c, auto value) {
+        for (int32_t m = 0; c < C && m < M; ++m) x[m * stride + c] = value(m);
+      };
+      fill(1, [](int32_t m) { return m % 2 ? -0.0f : 0.0f; });
+      fill(2, [](int32_t) { return 1e-40f; });                         // a scale below the least
+      fill(3, [](int32_t m) { return m % 2 ? 3.4e38f : -3.4e38f; });   // of both signs, and huge
+      fill(4, [](int32_t m) { return float(m % 255) - 127 + 0.5f; });  // ties
+      fill(5, [](int32_t m) { return m == 0 ? 1e30f : 1.0f; });        // one drowns the rest
+      fill(6, [M](int32_t m) { return m + 1 == M ? NAN : 1.0f; });
+      fill(7, [=](int32_t m) { return m == 0 ? infinity : 1.0f; });
+      fill(8, [=](int32_t m) { return m == M / 2 ? -infinity : 1.0f; });
+      std::vector<uint32_t> lanes(steps * lane_stride + 8, 0xddddddddu), plain = lanes;
+      std::vector<float> scales(C + 1, -1), plain_scales = scales;
+      std::vector<int32_t> sums(C + 1, -7), plain_sums = sums;
+      kernel(x.data(), stride, M, C, zero, lanes.data(), lane_stride, scales.data(), sums.data());
+      quantize_columns_i8_ref(x.data(), stride, M, C, zero, plain.data(), lane_stride,
+                              plain_scales.data(), plain_sums.data());
+      const std::string what = row.name + shape_text({{"M", M}, {"C", C}, {"zero", zero}});
+      ASSERT_EQ(plain, lanes) << what;
+      ASSERT_EQ(plain_sums, sums) << what;
+      EXPECT_EQ(-1, scales[C]) << what;
+      for (int32_t c = 0; c < C; ++c) {
+        const std::string where = what + " column " + std::to_string(c);
+        ASSERT_TRUE(plain_scales[c] == scales[c] || (c >= 6 && c <= 8 && std::isnan(scales[c])))
+            << where << ": " << scales[c];
+        EXPECT_EQ(M > 0 && c >= 6 && c <= 8, std::isnan(scales[c])) << where;
+        double largest = 0;
+        for (int32_t m = 0; m < M; ++m)
+          largest = std::max<double>(largest, std::fabs(x[m * stride + c]));
+        if (scales[c] > 0) {
+          EXPECT_NEAR(largest / 127, scales[c], 1e-6 * scales[c]) << where;
+        } else if (!std::isnan(scales[c])) {
+          EXPECT_LE(largest, 127 * kLeastScaleI8) << where;
+        }
+        int32_t sum = 0;
+        for (int32_t m = 0; m < 4 * steps; ++m) {
+          const uint32_t byte = lanes[m / 4 * lane_stride + c] >> m % 4 * 8 & 0xff;
+          const int32_t q = zero == 0 ? int8_t(byte) : int32_t(byte) - 128;
+          sum += q;
+          if (m >= M || !(scales[c] > 0)) {
+            ASSERT_EQ(0, q) << where << " row " << m;
+          } else {
+            ASSERT_LE(std::fabs(double(scales[c]) * q - x[m * stride + c]), 0.5001 * scales[c])
+                << where << " row " << m << " of " << x[m * stride + c];
+          }
+        }
+        ASSERT_EQ(sum, sums[c]) << where;
+      }
+      std::fill(lanes.begin(), lanes.end(), 0);
+      kernel(x.data(), stride, M, C, zero, lanes.data(), lane_stride, scales.data(), nullptr);
+      for (int32_t i = 0; i < steps * C; ++i) {
+        const int64_t at = i / C * lane_stride + i % C;
+        ASSERT_EQ(plain[at], lanes[at]) << what << " without sums";
+      }
+    }
+  }
+}
+
+/// Bits are ref's; ref is what it says to be, in double, from the numbers that the codes stand for.
+void check_gemm_backward_weight_i8(const KernelRow& row, const std::string&) {
+  auto* kernel = reinterpret_cast<gemm_backward_weight_i8_t*>(row.function);
+  Random random(32);
+  struct Case {
+    int32_t M, N, K, first, last;
+  };
+  std::vector<Case> cases = {{0, 20, 20, 3, 17},      {1, 1, 1, 0, 1},        {3, 13, 31, 0, 13},
+                             {4, 12, 32, 0, 12},      {130, 37, 65, 5, 30},   {133, 64, 100, 0, 64},
+                             {256, 400, 33, 1, 400},  {255, 20, 512, 0, 20},  {140, 96, 16, 10, 10},
+                             {129, 800, 48, 11, 797}, {131, 31, 1040, 0, 31}, {250, 47, 47, 0, 47}};
+  for (const Case& c : cases) {
+    for (const bool accumulate : {false, true}) {
+      const std::string what =
+          row.name + shape_text({{"M", c.M}, {"N", c.N}, {"K", c.K}, {"accumulate", accumulate}});
+      const int32_t steps = (c.M + 3) / 4;
+      Guarded dy = random_rows(random, c.M, c.N, c.N, 0), x = random_rows(random, c.M, c.K, c.K, 0);
+      const int64_t dy_stride = c.N + 2, x_stride = c.K + 7, dw_stride = c.K + 3;
+      // Exactly as large as what may be read.
+      std::vector<uint32_t> dy_lanes(std::max<int64_t>(0, steps - 1) * dy_stride + c.N),
+          x_lanes(std::max<int64_t>(0, steps - 1) * x_stride + c.K);
+      std::vector<float> dy_scales(c.N), x_scales(c.K);
+      std::vector<int32_t> x_sums(c.K);
+      quantize_columns_i8_ref(dy.data(), c.N, c.M, c.N, 128, dy_lanes.data(), dy_stride,
+                              dy_scales.data(), nullptr);
+      quantize_columns_i8_ref(x.data(), c.K, c.M, c.K, 0, x_lanes.data(), x_stride, x_scales.data(),
+                              x_sums.data());
+      if (c.N > 2 && c.first == 0) dy_scales[1] = NAN;
+      Guarded scratch(kGemmBackwardScratchFloats);
+      Guarded dw(c.N * dw_stride, 1), plain(c.N * dw_stride, 1), split(c.N * dw_stride, 1);
+      for (int32_t n = c.first; n < c.last; ++n) {
+        for (int32_t k = 0; k < c.K && accumulate; ++k)
+          dw[n * dw_stride + k] = plain[n * dw_stride + k] = split[n * dw_stride + k] =
+              random.normal();
+      }
+      std::vector<double> before(c.N * dw_stride);
+      for (size_t i = 0; i < before.size(); ++i) before[i] = dw[i];
+      const auto call = [&](gemm_backward_weight_i8_t* f, int32_t first, int32_t last, float* to) {
+        f(dy_lanes.data(), dy_stride, dy_scales.data(), x_lanes.data(), x_stride, x_scales.data(),
+          x_sums.data(), c.M, first, last, c.K, accumulate, to, dw_stride, scratch.data());
+      };
+      call(kernel, c.first, c.last, dw.data());
+      call(gemm_backward_weight_i8_ref, c.first, c.last, plain.data());
+      const int32_t middle = c.first + (c.last - c.first) / 3;
+      call(kernel, c.first, middle, split.data());
+      call(kernel, middle, c.last, split.data());
+      for (int32_t n = 0; n < c.N; ++n) {
+        for (int64_t k = 0; k < dw_stride; ++k) {
+          const int64_t i = n * dw_stride + k;
+          const std::string where = what + " at " + std::to_string(n) + ", " + std::to_string(k);
+          if (n < c.first || n >= c.last || k >= c.K) {
+            ASSERT_TRUE(std::isnan(dw[i])) << where << ": written";
+            continue;
+          }
+          if (std::isnan(dy_scales[n])) {
+            ASSERT_TRUE(c.M == 0 || std::isnan(dw[i])) << where;
+            continue;
+          }
+          ASSERT_EQ(plain[i], dw[i]) << where << ": other bits than ref's";
+          ASSERT_EQ(split[i], dw[i]) << where << ": other bits when split";
+          int64_t codes = 0;
+          for (int32_t m = 0; m < c.M; ++m) {
+            const int shift = m % 4 * 8;
+            codes += (int64_t(dy_lanes[m / 4 * dy_stride + n] >> shift & 0xff) - 128) *
+                     int8_t(x_lanes[m / 4 * x_stride + k] >> shift);
+          }
+          const double sum = double(codes) * dy_scales[n] * x_scales[k],
+                       exact = sum + (accumulate ? before[i] : 0);
+          ASSERT_NEAR(exact, dw[i], 2e-7 * (std::fabs(sum) + std::fabs(exact))) << where;
+        }
+      }
+      EXPECT_TRUE(dw.intact()) << what;
+    }
+  }
+}
+
 void check_embedding_i8(const KernelRow& row, const std::string& filter) {
   auto* kernel = reinterpret_cast<embedding_forward_i8_t*>(row.function);
   Random random(14);
@@ -2400,6 +2543,8 @@ const std::map<std::string, std::function<void(const KernelRow&, const std::stri
     {"activation_forward_f32", check_activation},
     {"gemm_forward_i8", check_gemm_i8},
     {"quantize_forward_u8", check_quantize_u8},
+    {"quantize_columns_i8", check_quantize_columns_i8},
+    {"gemm_backward_weight_i8", check_gemm_backward_weight_i8},
     {"embedding_forward_i8", check_embedding_i8},
     {"pooling_forward_f32", check_pooling},
     {"l2_normalize_forward_f32", check_l2_normalize},
@@ -2647,6 +2792,23 @@ TEST(Pack, PanelsAreRoundedAndWidenedAsTheDenseMatrixIs) {
       gemm_quantize_panels(w, found.data(), found_scales.data());
       EXPECT_EQ(expected, found);
       EXPECT_EQ(expected_scales, found_scales);
+
+      // Panel by panel from rows further apart.
+      std::vector<int32_t> expected_sums(N), sums(N, 77);
+      gemm_sum_panels({expected.data(), Storage::kI8, N, K, expected_scales.data()},
+                      expected_sums.data());
+      const int32_t stride = K + 3;
+      std::vector<float> apart(N * stride, NAN);
+      for (int32_t i = 0; i < N * K; ++i) apart[i / K * stride + i % K] = dense[i];
+      std::fill(found.begin(), found.end(), 77);
+      std::fill(found_scales.begin(), found_scales.end(), 77.0f);
+      for (int32_t panel = panel_count(N) - 1; panel >= 0; --panel) {
+        gemm_quantize_panels(apart.data(), stride, N, K, panel, panel + 1, found.data(),
+                             found_scales.data(), sums.data());
+      }
+      EXPECT_EQ(expected, found);
+      EXPECT_EQ(expected_scales, found_scales);
+      EXPECT_EQ(expected_sums, sums);
 
       const PackedMatrix i8{found.data(), Storage::kI8, N, K, found_scales.data(), nullptr};
       for (int32_t i = 0; i < N * K; ++i) dense[i] = gemm_packed_element(i8, i / K, i % K);

@@ -90,6 +90,7 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
       {"--data.weights 0", "data.weights are all 0"},
       {"--data.train \"$(printf 'caf\\351.tsv')\"", "expected UTF-8"},
+      {"--device cuda --precision int8", "precision is int8, which device cuda does not train in"},
       {"--isa sse", "isa is \"sse\", expected auto, ref"},
       {"--data.dev_pairs 0 --train.patience 2", "data.dev_pairs"},
       {"--data.dev_pairs 0 --train.average 2", "data.dev_pairs"},
@@ -363,14 +364,19 @@ TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
   }
 }
 
-/// Several language pairs by temperature, batches by tokens and sorted, products in bf16, averaged
+/// Several language pairs by temperature, batches by tokens and sorted, narrow products, averaged
 /// checkpoints: what the shipped model was trained with, and batches by tokens.
-TEST_F(TrainCli, SeveralLanguagePairsInBatchesByTokens) {
+class TrainCliIn : public TrainCli, public testing::WithParamInterface<std::string> {};
+INSTANTIATE_TEST_SUITE_P(, TrainCliIn, testing::Values("bf16", "int8"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(TrainCliIn, SeveralLanguagePairsInBatchesByTokens) {
   write("more.tsv", toy_corpus(250));
   const std::string settings =
       "--data.train aa=toy.tsv --data.train bb=more.tsv --data.temperature 2 --data.dev_pairs 40 "
-      "--data.batch_tokens 400 --data.batch_pairs 64 --data.pool_batches 4 --precision bf16 "
-      "--train.average 2 --train.checkpoint_every 3 ";
+      "--data.batch_tokens 400 --data.batch_pairs 64 --data.pool_batches 4 "
+      "--train.average 2 --train.checkpoint_every 3 --precision " +
+      GetParam() + " ";
   const Outcome o = train(settings + "--run whole");
   ASSERT_EQ(o.exit_status, 0) << o.err;
   const auto dev = metrics_of(path("whole"), "dev");

@@ -536,8 +536,9 @@ TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
       {make_config(61, 36, 20, 2, 3, 200), 2, false},  // sentences of more than those
       {wide_config(), 5, false},
   };
-  for (const auto& [config, num_pairs, with_empty] : cases) {
-    const PairBatch batch = make_batch(config, num_pairs, with_empty);
+  for (const auto& c : cases) {
+    const ModelConfig& config = c.config;
+    const PairBatch batch = make_batch(config, c.num_pairs, c.with_empty);
     const ParameterTable table(config);
     std::vector<double> values = random_values(table, 3);
     FlatBuffer parameters(table.size());
@@ -559,12 +560,29 @@ TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
       for (const kernels::Isa isa : test::training_isas()) {
         const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
         ThreadPool threads(2);
-        Encoder encoder(config, table, Precision::kF32, kernels, threads);
         FlatBuffer gradients(table.size());
         std::vector<float> u(du.size(), NAN);
-        encoder.forward(batch, parameters, nullptr, dropout, u.data(), config.hidden_size);
-        encoder.backward(batch, parameters, nullptr, dropout, narrow_du.data(), config.hidden_size,
-                         gradients);
+        const auto pass = [&](Precision precision) {
+          Encoder encoder(config, table, precision, kernels, threads);
+          std::fill_n(gradients.data(), gradients.size(), 0.0f);
+          encoder.forward(batch, parameters, nullptr, dropout, u.data(), config.hidden_size);
+          encoder.backward(batch, parameters, nullptr, dropout, narrow_du.data(),
+                           config.hidden_size, gradients);
+        };
+        for (const Precision precision : {Precision::kBF16, Precision::kInt8}) {
+          if (rate == 0) continue;  // is no different
+          pass(precision);
+          for (const Parameter& p : table.parameters()) {
+            double difference = 0, squares = 0;
+            for (int64_t i = p.offset; i < p.offset + p.size; ++i) {
+              difference += std::pow(gradients.data()[i] - exact.gradients[i], 2);
+              squares += std::pow(exact.gradients[i], 2);
+            }
+            EXPECT_LE(std::sqrt(difference), 0.05 * std::sqrt(squares))
+                << isa_name(isa) << " in " << precision_name(precision) << ": " << p.name;
+          }
+        }
+        pass(Precision::kF32);
         const std::string what =
             std::string(isa_name(isa)) + " C=" + std::to_string(config.hidden_size) +
             " tokens=" + std::to_string(batch.num_tokens()) + " dropout=" + std::to_string(rate);
@@ -654,7 +672,7 @@ TEST(Trainer, BitsDoNotDependOnThreadsOrTheRun) {
   const bool slow = kSlow || test::training_isas().size() == 1;
   const PairBatch batch = make_batch(config, slow ? 5 : 24, true), small = make_batch(config, 3);
   ASSERT_GT(batch.num_tokens(), slow ? 80 : 400);
-  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+  for (const Precision precision : {Precision::kF32, Precision::kBF16, Precision::kInt8}) {
     for (const kernels::Isa isa : test::training_isas()) {
       if (kSlow && isa != test::training_isas().back()) continue;
       if (isa == kernels::Isa::kRef && test::training_isas().size() > 1) continue;  // slow
@@ -708,16 +726,18 @@ TEST(Trainer, ValuesThatAreWrittenAreThoseThatItComputesWith) {
   const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
   ThreadPool threads(1);
   StepConfig step = release_step();
-  step.precision = Precision::kBF16;
-  double losses[2];
-  for (const bool behind_a_step : {false, true}) {
-    CpuTrainer trainer(config, step, kernels, threads);
-    initialize_parameters(config, trainer.table(), 4, trainer.mutable_values());
-    if (behind_a_step) trainer.step(batch, 1e-3);
-    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
-    losses[behind_a_step] = trainer.evaluate(batch, false).total;
+  for (const Precision precision : {Precision::kBF16, Precision::kInt8}) {
+    step.precision = precision;
+    double losses[2];
+    for (const bool behind_a_step : {false, true}) {
+      CpuTrainer trainer(config, step, kernels, threads);
+      initialize_parameters(config, trainer.table(), 4, trainer.mutable_values());
+      if (behind_a_step) trainer.step(batch, 1e-3);
+      initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+      losses[behind_a_step] = trainer.evaluate(batch, false).total;
+    }
+    EXPECT_EQ(losses[0], losses[1]) << precision_name(precision);
   }
-  EXPECT_EQ(losses[0], losses[1]);
 }
 
 /// Its row of the table stays as it was.
@@ -794,9 +814,13 @@ TEST(Trainer, DropsOutInStepsAndNotInEvaluation) {
   EXPECT_NE(one, first_loss(0.1, 1, 2).second) << "every step has the same mask";
 }
 
-// ---- bf16 ----
+// ---- bf16 and int8 ----
 
-TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
+class TrainerIn : public testing::TestWithParam<Precision> {};
+INSTANTIATE_TEST_SUITE_P(, TrainerIn, testing::Values(Precision::kBF16, Precision::kInt8),
+                         [](const auto& info) { return precision_name(info.param); });
+
+TEST_P(TrainerIn, GradientsAreCloseToThoseInF32) {
   const ModelConfig config = wide_config();
   const PairBatch batch = make_batch(config, kSlow ? 4 : 16);
   const ParameterTable table(config);
@@ -821,14 +845,17 @@ TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
     return std::sqrt(difference / squares);
   };
   const std::vector<double> exact = gradients(test::training_isas().back(), Precision::kF32);
+  const Precision precision = GetParam();
   double plain = 0;  // of the ref kernels
   for (const kernels::Isa isa : test::training_isas()) {
-    const std::vector<double> rounded = gradients(isa, Precision::kBF16);
+    const std::vector<double> rounded = gradients(isa, precision);
     const double relative = error(rounded, exact);
     if (isa == kernels::Isa::kRef) plain = relative;
-    std::printf("  %s: relative error of the gradient in bf16 %.4f\n", isa_name(isa), relative);
+    std::printf("  %s: relative error of the gradient in %s %.4f\n", isa_name(isa),
+                precision_name(precision), relative);
     // Half a unit of bf16 is 2⁻⁹; it comes in once for each operand of some ten products in a row,
-    // and the softmax of logits of size 20 amplifies it.
+    // and the softmax of logits of size 20 amplifies it. Of 8 bits it is 2⁻⁸ of a row's or column's
+    // largest value.
     EXPECT_LT(relative, 0.05) << isa_name(isa);
     EXPECT_LE(relative, 3 * plain) << isa_name(isa);
     EXPECT_GT(relative, 1e-4) << isa_name(isa) << ": nothing was rounded";
@@ -856,7 +883,7 @@ TEST(Trainer, GradientsInBf16AreCloseToThoseInF32) {
 TEST(Trainer, LearnsAFewPairsByHeart) {
   const ModelConfig config = make_config(60, 32, 64, 2, 4, 8);
   const PairBatch batch = make_batch(config, 8);
-  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+  for (const Precision precision : {Precision::kF32, Precision::kBF16, Precision::kInt8}) {
     const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
     ThreadPool threads(1);
     StepConfig step;
@@ -869,8 +896,8 @@ TEST(Trainer, LearnsAFewPairsByHeart) {
     const double before = trainer.evaluate(batch).total;
     for (int i = 0; i < 300; ++i) trainer.step(batch, 3e-3);
     const double after = trainer.evaluate(batch).total;
-    std::printf("  %s: loss %.3f, after 300 steps %.3f\n",
-                precision == Precision::kF32 ? "f32" : "bf16", before, after);
+    std::printf("  %s: loss %.3f, after 300 steps %.3f\n", precision_name(precision), before,
+                after);
     EXPECT_LT(after, 0.1 * before);
   }
 }
@@ -882,10 +909,14 @@ TEST(Trainer, StopsBeforeWhatIsNotFinite) {
   const PairBatch batch = make_batch(config, 4);
   const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
   ThreadPool threads(1);
-  CpuTrainer trainer(config, release_step(), kernels, threads);
-  initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
-  trainer.step(batch, 1e-3);
-  test::expect_stops_before_a_nan(trainer, batch, 1);
+  for (const Precision precision : {Precision::kF32, Precision::kInt8}) {
+    StepConfig step = release_step();
+    step.precision = precision;
+    CpuTrainer trainer(config, step, kernels, threads);
+    initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+    trainer.step(batch, 1e-3);
+    test::expect_stops_before_a_nan(trainer, batch, 1);
+  }
   EXPECT_THROW(CpuTrainer(
                    config,
                    [] {

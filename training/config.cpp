@@ -57,8 +57,11 @@ const std::vector<ConfigKey> kKeys = {
     {"", "device",
      "cpu, cuda, or cuda:0,1 for several that share every batch; a run may go on on another",
      SLOT(any(c.device)), true},
-    {"", "precision", "What the matrix products read: f32, or bf16 (summed in f32)",
-     SLOT(choice(c.step.precision, {"f32", "bf16"}))},
+    {"", "precision",
+     "What the matrix products read: f32; bf16 (summed in f32); or int8 (8 bits, exact sums) in "
+     "the "
+     "encoder and bf16 in the losses, the fastest, of the processor alone",
+     SLOT(choice(c.step.precision, {"f32", "bf16", "int8"}))},
 
     {"data", "train",
      "Files of pairs, one pair a line, columns split by TAB; plain, .gz or .zst; [NAME=]FILE, and "
@@ -568,7 +571,12 @@ TrainConfig load_config(const std::string& path, const std::vector<FlagValue>& f
 }
 
 void validate(const TrainConfig& config) {
-  cuda_devices_of(config.device);
+  if (!cuda_devices_of(config.device).empty() && config.step.precision == Precision::kInt8) {
+    throw_invalid(
+        fmt::format("precision is int8, which device {} does not train in; f32 and bf16 "
+                    "can be had there",
+                    config.device));
+  }
   if (config.run.empty()) throw_invalid("run is not set: the folder that the run is written to");
   if (config.train.empty()) throw_invalid("data.train is not set: the files of sentence pairs");
   if (config.columns.size() != 2 || config.columns[0] == config.columns[1]) {

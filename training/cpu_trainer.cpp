@@ -33,7 +33,7 @@ CpuTrainer::CpuTrainer(const ModelConfig& config, const StepConfig& step,
       encoder_(config_, table_, step.precision, kernels, threads),
       objectives_(step.objectives, config_, table_, step.precision, kernels, threads),
       optimizer_(step.optimizer, table_.size(), kernels, threads) {
-  if (step.precision == Precision::kBF16) narrow_.resize(static_cast<size_t>(table_.size()));
+  if (reads_bf16(step.precision)) narrow_.resize(static_cast<size_t>(table_.size()));
 }
 
 StepResult CpuTrainer::take_step(const PairBatch& batch, double learning_rate,

@@ -1,9 +1,12 @@
 #include "training/encoder.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <string>
 #include <vector>
 
+#include "runtime/error.h"
 #include "training/encoder_parameters.h"
 #include "training/workspace.h"
 
@@ -22,23 +25,46 @@ constexpr int32_t kOutputsPerTask = 384;  // rows of a weight's gradient: the ke
 constexpr int32_t kFewestOutputsPerTask = 32;
 constexpr int32_t kBucketsPerTask = 32;
 
-/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both.
+/// Columns of a batch's blocks in 8 bits, for a weight's gradient (kernels::quantize_columns_i8).
+struct Columns {
+  uint32_t* lanes = nullptr;  // [steps, columns]; null = not kept
+  int64_t stride = 0;
+  float* scales = nullptr;  // [blocks, columns]
+  int32_t* sums = nullptr;  // likewise
+};
+
+/// Rows that a step reads or writes: in f32, in bf16 for a product that computes so, or both; and
+/// in 8 bits for a weight's gradient.
 struct Rows {
   float* wide = nullptr;
   int64_t stride = 0;  // floats
   uint16_t* narrow = nullptr;
   int64_t narrow_stride = 0;
+  Columns columns = {};
 };
+
+Rows from_column(Rows rows, int32_t column) {
+  if (rows.wide != nullptr) rows.wide += column;
+  if (rows.narrow != nullptr) rows.narrow += column;
+  return rows;
+}
 
 /// Whole sentences that one thread takes through the steps: what one step writes the next reads
 /// from L2.
 struct Chunk {
   int32_t index;
   int32_t first_sentence, last_sentence;
-  int32_t first, last;  // rows
-  int32_t first_block;  // of its LayerNorm's parts, kLayernormBlockRows rows each
-  int32_t blocks() const { return kernels::layernorm_block_count(last - first); }
+  int32_t first, last;       // rows
+  int32_t first_norm_block;  // of its LayerNorm's parts, kLayernormBlockRows rows each
+  int32_t first_block;       // of rows whose columns stand in 8 bits, at most kMaxRowsI8 each
+  int32_t first_step;        // of four such rows
+  int32_t norm_blocks() const { return kernels::layernorm_block_count(last - first); }
+  int32_t blocks() const { return block_count(last - first, kernels::kMaxRowsI8); }
+  int32_t block_rows(int32_t block) const {
+    return std::min(last - first - block * kernels::kMaxRowsI8, kernels::kMaxRowsI8);
+  }
 };
+constexpr int32_t kStepRowsI8 = 4;
 
 /// As few sentences each as have kChunkRows rows, and for the last quarter of the rows half of
 /// that: many threads then come to their ends at about the same time. Depends on the batch alone.
@@ -46,25 +72,32 @@ std::vector<Chunk> cut(const PairBatch& batch) {
   std::vector<Chunk> chunks;
   const std::vector<int32_t>& ends = batch.cu_seqlens;
   const int32_t S = batch.num_sentences(), N = batch.num_tokens();
-  int32_t first = 0, block = 0;
+  int32_t first = 0, norm_block = 0, block = 0, step = 0;
   for (int32_t b = 0; b < S; ++b) {
     const int32_t wanted = ends[first] < N - N / 4 ? kChunkRows : kChunkRows / 2;
     if (ends[b + 1] - ends[first] < wanted && b + 1 < S) continue;
     const int32_t index = static_cast<int32_t>(chunks.size());
-    chunks.push_back({index, first, b + 1, ends[first], ends[b + 1], block});
+    chunks.push_back({index, first, b + 1, ends[first], ends[b + 1], norm_block, block, step});
+    norm_block += chunks.back().norm_blocks();
     block += chunks.back().blocks();
+    step += block_count(ends[b + 1] - ends[first], kStepRowsI8);
     first = b + 1;
   }
   return chunks;
 }
 
+/// Some rows of a weight matrix W [N, K], or their transpose, as the products read them.
+struct Panels {
+  int32_t first_row = 0;
+  PackedMatrix matrix = {};
+  // Of 8 bits: the scales and sums beside it, and on AVX2 the steps.
+  std::unique_ptr<FlatBuffer> memory = nullptr, scales = nullptr, sums = nullptr, steps = nullptr;
+};
+
 /// A linear layer: where its parameters stand, and its weights as the products read them.
 struct Linear : LinearParameters {
-  PackedMatrix forward = {};   // W [N, K]
-  PackedMatrix backward = {};  // Wᵀ [K, N]
-  std::unique_ptr<FlatBuffer> forward_memory = nullptr, backward_memory = nullptr;
-  void* forward_panels() const { return forward_memory->data(); }
-  void* backward_panels() const { return backward_memory->data(); }
+  std::vector<Panels> forward;   // W: one
+  std::vector<Panels> backward;  // Wᵀ
 };
 
 using Norm = NormParameters;
@@ -87,35 +120,54 @@ struct Encoder::Weights {
 
   Weights(const ModelConfig& config, const ParameterTable& table, Precision precision) {
     const EncoderParameters places(table, config.num_layers);
-    const auto linear = [&](const LinearParameters& at) {
-      const int32_t N = at.outputs, K = at.inputs;
-      const kernels::Storage storage =
-          precision == Precision::kBF16 ? kernels::Storage::kBF16 : kernels::Storage::kF32;
-      const auto memory = [&](int32_t outputs, int32_t inputs) {
-        const int64_t bytes =
-            kernels::packed_elements(outputs, inputs, storage) * kernels::storage_size(storage);
+    const kernels::Storage storage = precision == Precision::kF32    ? kernels::Storage::kF32
+                                     : precision == Precision::kBF16 ? kernels::Storage::kBF16
+                                                                     : kernels::Storage::kI8;
+    const auto panels = [&](int32_t first_row, int32_t outputs, int32_t inputs) {
+      if (storage == kernels::Storage::kI8 && inputs > kernels::kMaxInputsI8) {
+        throw Error(
+            XSR_STATUS_UNSUPPORTED,
+            fmt::format("precision is int8, and a product has {} inputs, of which 8 bits can "
+                        "sum {}; train in bf16 or f32",
+                        inputs, kernels::kMaxInputsI8));
+      }
+      const auto words = [](int64_t bytes) {
         return std::make_unique<FlatBuffer>((bytes + 3) / 4);
       };
-      Linear out{at};
-      out.forward_memory = memory(N, K);
-      out.backward_memory = memory(K, N);
-      out.forward = {out.forward_panels(), storage, N, K};
-      out.backward = {out.backward_panels(), storage, K, N};
+      Panels out{first_row, {nullptr, storage, outputs, inputs}};
+      out.memory = words(kernels::packed_elements(outputs, inputs, storage) *
+                         kernels::storage_size(storage));
+      out.matrix.data = out.memory->data();
+      if (storage != kernels::Storage::kI8) return out;
+      out.scales = words(4 * int64_t{outputs});
+      out.sums = words(4 * int64_t{outputs});
+      out.matrix.scales = out.scales->data();
+      out.matrix.sums = reinterpret_cast<const int32_t*>(out.sums->data());
+      return out;
+    };
+    // Rows of dout are rounded to 8 bits in `parts`, each with a scale of its own.
+    const auto linear = [&](const LinearParameters& at, int32_t parts = 1) {
+      Linear out{at, {}, {}};
+      out.forward.push_back(panels(0, at.outputs, at.inputs));
+      if (storage != kernels::Storage::kI8) parts = 1;
+      const int32_t rows = at.outputs / parts;
+      for (int32_t part = 0; part < parts; ++part)
+        out.backward.push_back(panels(part * rows, at.inputs, rows));
       return out;
     };
     token = places.token;
     position = places.position;
     embedding_norm = places.embedding_norm;
     for (const EncoderParameters::Layer& at : places.layers) {
-      layers.push_back({linear(at.qkv), linear(at.attention_output), linear(at.up), linear(at.down),
-                        at.attention_norm, at.output_norm});
+      layers.push_back({linear(at.qkv, 3), linear(at.attention_output), linear(at.up),
+                        linear(at.down), at.attention_norm, at.output_norm});
     }
   }
 
-  std::vector<const Linear*> linears() const {
-    std::vector<const Linear*> all;
-    for (const Layer& layer : layers) {
-      for (const Linear* linear : {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
+  std::vector<Linear*> linears() {
+    std::vector<Linear*> all;
+    for (Layer& layer : layers) {
+      for (Linear* linear : {&layer.qkv, &layer.attention_output, &layer.up, &layer.down})
         all.push_back(linear);
     }
     return all;
@@ -139,10 +191,10 @@ struct Encoder::Buffers {
     float* up = nullptr;             // [N, F]  before the activation
     Rows hidden;                     // [N, F]  after it
     float* output_sum = nullptr;     // [N, C]  input of the output's LayerNorm
-    Rows dqkv;                       // [N, 3C]  over qkv in bf16, in f32 shared by all layers
-    Rows dattention;                 // [N, C]   over attention_sum
-    Rows dup;                        // [N, F]   over up
-    Rows doutput;                    // [N, C]   over output_sum
+    Rows dqkv;                       // [N, 3C]  over qkv in bf16, else shared by all layers
+    Rows dattention;                 // [N, C]   over attention_sum, in 8 bits shared by all layers
+    Rows dup;                        // [N, F]   over up, likewise
+    Rows doutput;                    // [N, C]   over output_sum, likewise
   };
   float* embedding_sum = nullptr;  // [N, C]  input of the embedding's LayerNorm
   std::vector<Layer> layers;
@@ -167,22 +219,28 @@ struct Encoder::Buffers {
     float* wide;       // [rows, 3C] or [rows, F]  of hidden, dup and dqkv
     float* attention;  // of the kernels
     float* weights;    // likewise
+    float* quantized;  // what a product reads in 8 bits: rows of u8, and their QuantizedRow
+    float* quantized_rows;
   };
   Scratch scratch(int32_t thread) const {
     Scratch at = scratch_;
-    for (float** piece : {&at.stream, &at.branch, &at.wide, &at.attention, &at.weights})
+    for (float** piece : {&at.stream, &at.branch, &at.wide, &at.attention, &at.weights,
+                          &at.quantized, &at.quantized_rows})
       *piece += thread * scratch_floats_;
     return at;
   }
 
   const int64_t C_stride, qkv_stride, F_stride;
+  const int64_t quantized_stride;  // bytes
 
   Buffers(const ModelConfig& config, Precision precision, int32_t num_threads)
       : C_stride(stride(config.hidden_size, precision)),
         qkv_stride(stride(3 * config.hidden_size, precision)),
         F_stride(stride(config.intermediate_size, precision)),
+        quantized_stride(
+            4 * row_stride((std::max(config.hidden_size, config.intermediate_size) + 3) / 4)),
         config_(config),
-        narrow_(precision == Precision::kBF16),
+        precision_(precision),
         num_threads_(num_threads) {}
 
   /// Makes room for a batch of N tokens. Where there is too little it makes half as much again as
@@ -200,7 +258,7 @@ struct Encoder::Buffers {
 
  private:
   static int64_t stride(int32_t columns, Precision precision) {
-    return precision == Precision::kBF16 ? bf16_row_stride(columns) : row_stride(columns);
+    return reads_bf16(precision) ? bf16_row_stride(columns) : row_stride(columns);
   }
 
   /// Gives every piece its place behind `base`; a base of null counts only.
@@ -214,15 +272,34 @@ struct Encoder::Buffers {
     const auto place_integers = [&](int64_t count) {
       return reinterpret_cast<int32_t*>(place(count));
     };
+    const int64_t chunks = N / (kChunkRows / 2) + 1;  // at most
+    const auto place_columns = [&](int64_t stride) {
+      const int64_t steps = N / kStepRowsI8 + chunks, blocks = N / kernels::kMaxRowsI8 + chunks;
+      return Columns{reinterpret_cast<uint32_t*>(place_integers(steps * stride)), stride,
+                     place(blocks * stride), place_integers(blocks * stride)};
+    };
     const auto place_rows = [&](int64_t stride) {
-      if (!narrow_) return Rows{place(N * stride), stride, nullptr, 0};
-      return Rows{nullptr, stride, reinterpret_cast<uint16_t*>(place(N * stride / 2)), stride};
+      Rows rows{nullptr, stride};
+      if (precision_ == Precision::kInt8) {
+        rows.columns = place_columns(stride);
+      } else if (precision_ == Precision::kBF16) {
+        rows.narrow = reinterpret_cast<uint16_t*>(place(N * stride / 2));
+        rows.narrow_stride = stride;
+      } else {
+        rows.wide = place(N * stride);
+      }
+      return rows;
     };
-    const auto over = [&](float* rows, int64_t stride) {
-      if (!narrow_) return Rows{rows, stride, nullptr, 0};
-      return Rows{nullptr, stride, reinterpret_cast<uint16_t*>(rows), 2 * stride};
+    const auto over = [&](float* f32, int64_t stride, const Rows& shared) {
+      if (precision_ == Precision::kInt8) return shared;
+      if (precision_ == Precision::kF32) return Rows{f32, stride};
+      return Rows{nullptr, stride, reinterpret_cast<uint16_t*>(f32), 2 * stride};
     };
-    const Rows dqkv = narrow_ ? Rows{} : place_rows(qkv_stride);
+    const bool share = precision_ == Precision::kInt8;
+    const Rows dqkv = precision_ == Precision::kBF16 ? Rows{} : place_rows(qkv_stride);
+    const Rows dattention = share ? place_rows(C_stride) : Rows{};
+    const Rows dup = share ? place_rows(F_stride) : Rows{};
+    const Rows doutput = share ? place_rows(C_stride) : Rows{};
     embedding_sum = place(N * C_stride);
     layers.resize(config_.num_layers);
     for (Layer& layer : layers) {
@@ -235,14 +312,13 @@ struct Encoder::Buffers {
       layer.up = place(N * F_stride);
       layer.hidden = place_rows(F_stride);
       layer.output_sum = place(N * C_stride);
-      layer.dqkv = narrow_ ? over(layer.qkv, qkv_stride) : dqkv;
-      layer.dattention = over(layer.attention_sum, C_stride);
-      layer.dup = over(layer.up, F_stride);
-      layer.doutput = over(layer.output_sum, C_stride);
+      layer.dqkv = precision_ == Precision::kBF16 ? over(layer.qkv, qkv_stride, dqkv) : dqkv;
+      layer.dattention = over(layer.attention_sum, C_stride, dattention);
+      layer.dup = over(layer.up, F_stride, dup);
+      layer.doutput = over(layer.output_sum, C_stride, doutput);
     }
     output = place(N * C_stride);
     dx = place(N * C_stride);
-    const int64_t chunks = N / (kChunkRows / 2) + 1;  // at most
     qkv_bias = place(chunks * 3 * C);
     attention_bias = place(chunks * C);
     up_bias = place(chunks * F);
@@ -263,12 +339,16 @@ struct Encoder::Buffers {
     scratch_.attention = place(std::max(kernels::attention_scratch_floats(longest, D),
                                         kernels::attention_backward_scratch_floats(longest, D)));
     scratch_.weights = place(kernels::kGemmBackwardScratchFloats);
+    if (precision_ == Precision::kInt8) {
+      scratch_.quantized = place(rows * quantized_stride / 4);
+      scratch_.quantized_rows = place(rows * sizeof(kernels::QuantizedRow) / 4);
+    }
     scratch_floats_ = floats_ - before;
     place((num_threads_ - 1) * scratch_floats_);
   }
 
   const ModelConfig& config_;
-  const bool narrow_;
+  const Precision precision_;
   const int32_t num_threads_;
   int32_t max_tokens_ = 0;
   int64_t floats_ = 0, scratch_floats_ = 0;
@@ -301,20 +381,27 @@ class Encoder::Steps {
   void pack(bool transposed) {
     struct Task {
       const Linear* linear;
+      const Panels* panels;
       int32_t first, last;
     };
     std::vector<Task> tasks;
-    for (const Linear* linear : w_.linears()) {
-      const int32_t panels =
-          kernels::panel_count((transposed ? linear->backward : linear->forward).N);
-      for (int32_t first = 0; first < panels; first += kPanelsPerTask)
-        tasks.push_back({linear, first, std::min(first + kPanelsPerTask, panels)});
+    std::vector<Panels*> in_steps;
+    for (Linear* linear : w_.linears()) {
+      for (Panels& panels : transposed ? linear->backward : linear->forward) {
+        const int32_t count = kernels::panel_count(panels.matrix.N);
+        if (panels.matrix.storage == kernels::Storage::kI8 &&
+            kernels_.gemm_forward_i8_isa == kernels::Isa::kAvx2)
+          in_steps.push_back(&panels);
+        for (int32_t first = 0; first < count; first += kPanelsPerTask)
+          tasks.push_back({linear, &panels, first, std::min(first + kPanelsPerTask, count)});
+      }
     }
     threads_.for_each(static_cast<int32_t>(tasks.size()), [&](int32_t task, int32_t) {
       const Task& at = tasks[task];
-      const Linear* linear = at.linear;
-      const int32_t N = linear->forward.N, K = linear->forward.K;
-      void* panels = transposed ? linear->backward_panels() : linear->forward_panels();
+      const PackedMatrix& matrix = at.panels->matrix;
+      const int32_t N = transposed ? matrix.K : matrix.N, K = at.linear->inputs;
+      const int64_t from = at.linear->weight + int64_t{at.panels->first_row} * K;
+      void* panels = at.panels->memory->data();
       const auto pack = [&](const auto* weights, auto... storage) {
         if (transposed) {
           kernels::gemm_pack_transposed_panels(weights, K, N, K, storage..., at.first, at.last,
@@ -323,11 +410,37 @@ class Encoder::Steps {
           kernels::gemm_pack_panels(weights, K, N, K, storage..., at.first, at.last, panels);
         }
       };
-      if (narrow_values_ != nullptr) {
-        pack(narrow_values_ + linear->weight);
+      if (matrix.storage == kernels::Storage::kI8) {
+        const auto codes = static_cast<int8_t*>(panels);
+        float* scales = at.panels->scales->data();
+        const auto sums = reinterpret_cast<int32_t*>(at.panels->sums->data());
+        if (transposed) {
+          // A panel of Wᵀ has four rows of a column of W in a lane.
+          for (int32_t panel = at.first; panel < at.last; ++panel) {
+            const int32_t k = panel * kernels::kPanelColumns;
+            kernels_.quantize_columns_i8(
+                values_ + from + k, K, N, std::min(K - k, kernels::kPanelColumns), 0,
+                reinterpret_cast<uint32_t*>(codes) + int64_t{k} * block_count(N, kStepRowsI8),
+                kernels::kPanelColumns, scales + k, sums + k);
+          }
+        } else {
+          kernels::gemm_quantize_panels(values_ + from, K, N, K, at.first, at.last, codes, scales,
+                                        sums);
+        }
+      } else if (narrow_values_ != nullptr) {
+        pack(narrow_values_ + from);
       } else {
-        pack(values_ + linear->weight, linear->forward.storage);
+        pack(values_ + from, matrix.storage);
       }
+    });
+    threads_.for_each(static_cast<int32_t>(in_steps.size()), [&](int32_t task, int32_t) {
+      Panels& panels = *in_steps[task];
+      const int64_t floats = block_count(kernels::gemm_pack_steps_i8_avx2(panels.matrix, nullptr),
+                                         int64_t{sizeof(float)});
+      if (panels.steps == nullptr || panels.steps->size() < floats)
+        panels.steps = std::make_unique<FlatBuffer>(floats);
+      kernels::gemm_pack_steps_i8_avx2(panels.matrix, panels.steps->data());
+      panels.matrix.steps = panels.steps->data();
     });
   }
 
@@ -352,15 +465,16 @@ class Encoder::Steps {
       const Rows x = input(i), context = with_f32(at.context, scratch.branch, chunk),
                  y = with_f32(at.y, scratch.stream, chunk),
                  hidden = with_f32(at.hidden, scratch.wide, chunk);
-      gemm(chunk, x, w.qkv, at.qkv, b_.qkv_stride);  // [N,C]·[C,3C]
+      gemm(chunk, scratch, x, w.qkv, at.qkv, b_.qkv_stride);  // [N,C]·[C,3C]
       attention(chunk, in_stream(dropout_, probabilities_stream(i, H_)), at, context,
                 scratch.attention);
-      gemm(chunk, context, w.attention_output, at.attention_sum, b_.C_stride);  // [N,C]·[C,C]
+      gemm(chunk, scratch, context, w.attention_output, at.attention_sum,
+           b_.C_stride);  // [N,C]·[C,C]
       add_and_norm(chunk, in_stream(dropout_, attention_output_stream(i, H_)), x, w.attention_norm,
                    at.attention_sum, y);
-      gemm(chunk, y, w.up, at.up, b_.F_stride);  // [N,C]·[C,F]
+      gemm(chunk, scratch, y, w.up, at.up, b_.F_stride);  // [N,C]·[C,F]
       activation(chunk, at.up, hidden);
-      gemm(chunk, hidden, w.down, at.output_sum, b_.C_stride);  // [N,F]·[F,C]
+      gemm(chunk, scratch, hidden, w.down, at.output_sum, b_.C_stride);  // [N,F]·[F,C]
       add_and_norm(chunk, in_stream(dropout_, output_stream(i, H_)), y, w.output_norm,
                    at.output_sum, input(i + 1));
     }
@@ -393,22 +507,22 @@ class Encoder::Steps {
                      doutput, b_.output_norm);
     // gemm(chunk, hidden, w.down, …)
     bias_part(chunk, doutput, w.down, b_.down_bias);
-    input_gradient(chunk, doutput, w.down, dhidden, false);
+    input_gradient(chunk, scratch, doutput, w.down, dhidden, false);
     unactivation(chunk, at.up, dhidden, dup);  // activation
     // gemm(chunk, y, w.up, …)
     bias_part(chunk, dup, w.up, b_.up_bias);
-    input_gradient(chunk, dup, w.up, dx, true);
+    input_gradient(chunk, scratch, dup, w.up, dx, true);
     // add_and_norm(…, w.attention_norm, …)
     unadd_and_unnorm(chunk, in_stream(dropout_, attention_output_stream(i, H_)), w.attention_norm,
                      at.attention_sum, dattention, b_.attention_norm);
     // gemm(chunk, context, w.attention_output, …)
     bias_part(chunk, dattention, w.attention_output, b_.attention_bias);
-    input_gradient(chunk, dattention, w.attention_output, dcontext, false);
+    input_gradient(chunk, scratch, dattention, w.attention_output, dcontext, false);
     unattention(chunk, in_stream(dropout_, probabilities_stream(i, H_)), at, dcontext, dqkv,
                 scratch.attention);  // attention
     // gemm(chunk, x, w.qkv, …)
     bias_part(chunk, dqkv, w.qkv, b_.qkv_bias);
-    input_gradient(chunk, dqkv, w.qkv, dx, true);
+    input_gradient(chunk, scratch, dqkv, w.qkv, dx, true);
   }
 
   /// The gradients of layer i's parameters, after backward() of every chunk.
@@ -440,7 +554,17 @@ class Encoder::Steps {
       const int32_t K = linear->inputs;
       float* dw = gradients.data() + linear->weight;
       float* scratch = b_.scratch(thread).weights;
-      if (dout->narrow != nullptr) {
+      if (dout->columns.lanes != nullptr) {
+        for (const Chunk& chunk : chunks_) {
+          for (int32_t i = 0; i < chunk.blocks(); ++i) {
+            const Columns dy = in_block(*dout, linear->outputs, chunk, i),
+                          x = in_block(*a, K, chunk, i);
+            kernels_.gemm_backward_weight_i8(dy.lanes, dy.stride, dy.scales, x.lanes, x.stride,
+                                             x.scales, x.sums, chunk.block_rows(i), first, last, K,
+                                             true, dw, K, scratch);
+          }
+        }
+      } else if (dout->narrow != nullptr) {
         kernels_.gemm_backward_weight_bf16(dout->narrow, dout->narrow_stride, a->narrow,
                                            a->narrow_stride, N_, first, last, K, true, dw, K,
                                            scratch);
@@ -493,14 +617,14 @@ class Encoder::Steps {
     kernels_.dropout_forward_f32(out.wide, out.stride, chunk.first, chunk.last, C_,
                                  in_stream(dropout_, embedding_stream()), nullptr, 0, out.wide,
                                  out.stride);
-    narrow(chunk, out, C_);
+    keep(chunk, out, C_);
   }
 
   /// out ← a · Wᵀ + bias
-  void gemm(const Chunk& chunk, const Rows& a, const Linear& linear, float* out,
-            int64_t out_stride) {
-    product(chunk, a, linear.forward, {values_ + linear.bias, Activation::kNone, nullptr, 0}, out,
-            out_stride);
+  void gemm(const Chunk& chunk, const Buffers::Scratch& scratch, const Rows& a,
+            const Linear& linear, float* out, int64_t out_stride) {
+    product(chunk, scratch, a, linear.forward.front().matrix,
+            {values_ + linear.bias, Activation::kNone, nullptr, 0}, out, out_stride);
   }
 
   void attention(const Chunk& chunk, const Dropout& dropout, const Buffers::Layer& layer,
@@ -508,7 +632,7 @@ class Encoder::Steps {
     kernels_.attention_dropout_forward_f32(
         layer.qkv, b_.qkv_stride, cu_seqlens(), chunk.first_sentence, chunk.last_sentence, 0, H_,
         H_, C_ / H_, dropout, context.wide, context.stride, layer.lse, scratch);
-    narrow(chunk, context, C_);
+    keep(chunk, context, C_);
   }
 
   /// sum ← residual + dropout(sum);  out ← LayerNorm(sum)
@@ -517,7 +641,7 @@ class Encoder::Steps {
     kernels_.dropout_forward_f32(sum, b_.C_stride, chunk.first, chunk.last, C_, dropout,
                                  residual.wide, residual.stride, sum, b_.C_stride);
     norm(chunk, parameters, sum, out);
-    narrow(chunk, out, C_);
+    keep(chunk, out, C_);
   }
 
   /// out ← f(in)
@@ -526,7 +650,7 @@ class Encoder::Steps {
       kernels_.activation_forward_f32(in + i * b_.F_stride, F_, config_.activation,
                                       out.wide + i * out.stride);
     }
-    narrow(chunk, out, F_);
+    keep(chunk, out, F_);
   }
 
   // ---- backward; each names the step it undoes ----
@@ -538,7 +662,7 @@ class Encoder::Steps {
     unnorm(chunk, parameters, sum, parts);
     kernels_.dropout_forward_f32(b_.dx, b_.C_stride, chunk.first, chunk.last, C_, dropout, nullptr,
                                  0, dbranch.wide, dbranch.stride);
-    narrow(chunk, dbranch, C_);
+    keep(chunk, dbranch, C_, true);
   }
 
   /// gemm: the chunk's part of the bias' gradient
@@ -549,12 +673,13 @@ class Encoder::Steps {
   }
 
   /// gemm: da ← dout · W (+ da)
-  void input_gradient(const Chunk& chunk, const Rows& dout, const Linear& linear, const Rows& da,
-                      bool accumulate) {
-    product(
-        chunk, dout, linear.backward,
-        {nullptr, Activation::kNone, accumulate ? da.wide : nullptr, accumulate ? da.stride : 0},
-        da.wide, da.stride);
+  void input_gradient(const Chunk& chunk, const Buffers::Scratch& scratch, const Rows& dout,
+                      const Linear& linear, const Rows& da, bool accumulate) {
+    for (const Panels& part : linear.backward) {
+      const GemmEpilogue onto{nullptr, Activation::kNone, da.wide, da.stride};
+      product(chunk, scratch, from_column(dout, part.first_row), part.matrix,
+              accumulate || part.first_row > 0 ? onto : GemmEpilogue{}, da.wide, da.stride);
+    }
   }
 
   /// activation: din ← the gradient of its input
@@ -563,7 +688,7 @@ class Encoder::Steps {
       kernels_.activation_backward_f32(in + i * b_.F_stride, dout.wide + i * dout.stride, F_,
                                        config_.activation, din.wide + i * din.stride);
     }
-    narrow(chunk, din, F_);
+    keep(chunk, din, F_, true);
   }
 
   void unattention(const Chunk& chunk, const Dropout& dropout, const Buffers::Layer& layer,
@@ -576,7 +701,7 @@ class Encoder::Steps {
                                       C_ / H_, layer.lse, dropout, dcontext.wide, dcontext.stride,
                                       dqkv.wide, dqkv.stride, scratch);
     }
-    narrow(chunk, dqkv, 3 * C_);
+    keep(chunk, dqkv, 3 * C_, true);
   }
 
   // ---- both ----
@@ -595,17 +720,24 @@ class Encoder::Steps {
     return rows;
   }
 
-  void product(const Chunk& chunk, const Rows& a, const PackedMatrix& w, GemmEpilogue epilogue,
-               float* out, int64_t out_stride) {
+  void product(const Chunk& chunk, const Buffers::Scratch& scratch, const Rows& a,
+               const PackedMatrix& w, GemmEpilogue epilogue, float* out, int64_t out_stride) {
     const int32_t first = chunk.first, M = chunk.last - first, panels = kernels::panel_count(w.N);
     if (epilogue.residual != nullptr) epilogue.residual += first * epilogue.residual_stride;
-    if (a.narrow != nullptr) {
+    out += first * out_stride;
+    if (w.storage == kernels::Storage::kI8) {
+      const auto quantized = reinterpret_cast<uint8_t*>(scratch.quantized);
+      const auto rows = reinterpret_cast<kernels::QuantizedRow*>(scratch.quantized_rows);
+      kernels_.quantize_forward_u8(a.wide + first * a.stride, a.stride, 0, M, w.K, nullptr,
+                                   quantized, b_.quantized_stride, rows);
+      kernels_.gemm_forward_i8(quantized, b_.quantized_stride, M, rows, w, 0, panels, epilogue, out,
+                               out_stride, nullptr, 0);
+    } else if (w.storage == kernels::Storage::kBF16) {
       kernels_.gemm_forward_bf16(a.narrow + first * a.narrow_stride, a.narrow_stride, M, w, 0,
-                                 panels, epilogue, out + first * out_stride, out_stride, nullptr,
-                                 0);
+                                 panels, epilogue, out, out_stride, nullptr, 0);
     } else {
-      kernels_.gemm_forward_f32(a.wide + first * a.stride, a.stride, M, w, 0, panels, epilogue,
-                                out + first * out_stride, out_stride);
+      kernels_.gemm_forward_f32(a.wide + first * a.stride, a.stride, M, w, 0, panels, epilogue, out,
+                                out_stride);
     }
   }
 
@@ -618,9 +750,9 @@ class Encoder::Steps {
   /// norm: dx, of its result, becomes that of x
   void unnorm(const Chunk& chunk, const Norm& parameters, const float* x,
               const Buffers::NormParts& parts) {
-    const int64_t from = chunk.first * b_.C_stride, part = int64_t{chunk.first_block} * C_;
+    const int64_t from = chunk.first * b_.C_stride, part = int64_t{chunk.first_norm_block} * C_;
     kernels_.layernorm_backward_f32(x + from, b_.C_stride, b_.dx + from, b_.C_stride,
-                                    chunk.last - chunk.first, 0, chunk.blocks(), C_,
+                                    chunk.last - chunk.first, 0, chunk.norm_blocks(), C_,
                                     values_ + parameters.gamma, eps_, b_.dx + from, b_.C_stride,
                                     parts.dgamma + part, parts.dbeta + part);
   }
@@ -628,7 +760,7 @@ class Encoder::Steps {
   void norm_gradient(const Norm& parameters, const Buffers::NormParts& parts,
                      FlatBuffer& gradients) {
     const int32_t blocks =
-        chunks_.empty() ? 0 : chunks_.back().first_block + chunks_.back().blocks();
+        chunks_.empty() ? 0 : chunks_.back().first_norm_block + chunks_.back().norm_blocks();
     kernels_.column_sum_f32(parts.dgamma, C_, blocks, 0, C_, true,
                             gradients.data() + parameters.gamma);
     kernels_.column_sum_f32(parts.dbeta, C_, blocks, 0, C_, true,
@@ -643,16 +775,36 @@ class Encoder::Steps {
     });
   }
 
-  void narrow(const Chunk& chunk, const Rows& rows, int32_t columns) {
-    if (rows.narrow == nullptr) return;
-    kernels_.narrow_forward_bf16(rows.wide, rows.stride, chunk.first, chunk.last, columns,
-                                 rows.narrow, rows.narrow_stride);
+  /// What is kept of rows whose f32 has been written: a copy in bf16, or the columns in 8 bits, of
+  /// gradients as what stands left in a product.
+  void keep(const Chunk& chunk, const Rows& rows, int32_t columns, bool gradient = false) {
+    if (rows.narrow != nullptr) {
+      kernels_.narrow_forward_bf16(rows.wide, rows.stride, chunk.first, chunk.last, columns,
+                                   rows.narrow, rows.narrow_stride);
+    }
+    if (rows.columns.lanes == nullptr) return;
+    for (int32_t i = 0; i < chunk.blocks(); ++i) {
+      const Columns to = in_block(rows, columns, chunk, i);
+      const int64_t first = chunk.first + i * kernels::kMaxRowsI8;
+      kernels_.quantize_columns_i8(rows.wide + first * rows.stride, rows.stride,
+                                   chunk.block_rows(i), columns, gradient ? 128 : 0, to.lanes,
+                                   to.stride, to.scales, gradient ? nullptr : to.sums);
+    }
+  }
+
+  /// The columns of block i of a chunk.
+  static Columns in_block(const Rows& rows, int32_t columns, const Chunk& chunk, int32_t i) {
+    Columns at = rows.columns;
+    at.lanes += (chunk.first_step + i * (kernels::kMaxRowsI8 / kStepRowsI8)) * at.stride;
+    at.scales += (chunk.first_block + i) * int64_t{columns};
+    at.sums += (chunk.first_block + i) * int64_t{columns};
+    return at;
   }
 
   const ModelConfig& config_;
   const kernels::KernelTable& kernels_;
   ThreadPool& threads_;
-  const Weights& w_;
+  Weights& w_;
   Buffers& b_;
   const PairBatch& batch_;
   const float* values_;

@@ -18,7 +18,10 @@ namespace xsr::training {
 /// sizes of the shapes.
 ///
 /// Precision::kBF16 rounds the operands of the matrix products of linear layers to bf16, forward
-/// and backward; they are summed in f32, and everything else is f32.
+/// and backward; they are summed in f32, and everything else is f32. kInt8 rounds them to 8 bits,
+/// and sums are exact: rows of activations and of gradients with a scale each, weights with one an
+/// output, or an input where they are transposed; for a weight's gradient columns of blocks of
+/// rows.
 class Encoder {
  public:
   /// table: that of config. Keeps references to kernels and threads.

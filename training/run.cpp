@@ -271,7 +271,7 @@ class Run {
                                                           std::max<int64_t>(1, batches_per_epoch_)))
                           : std::to_string(config_.epochs),
         config_.device == "cpu" ? "" : trainer_->device() + ", ", threads_.num_threads(),
-        kernels::isa_name(isa_), config_.step.precision == Precision::kBF16 ? "bf16" : "f32"));
+        kernels::isa_name(isa_), precision_name(config_.step.precision)));
     if (config_.device == "cpu" && config_.step.precision == Precision::kBF16 &&
         isa_ < kernels::Isa::kAvx512Bf16) {
       say(fmt::format("precision is bf16, which with these instructions ({}) is slower than f32",

@@ -72,7 +72,9 @@ StepConfig step_of(const std::string& precision) {
   o.ugt_weight = o.smlm_weight = o.align_weight = o.sim_weight = o.info_nce_weight = 0;
   o.xtr_weight = 1;
   step.optimizer = optimizer_preset(Preset::kRelease);
-  step.precision = precision == "bf16" ? Precision::kBF16 : Precision::kF32;
+  step.precision = precision == "int8"   ? Precision::kInt8
+                   : precision == "bf16" ? Precision::kBF16
+                                         : Precision::kF32;
   return step;
 }
 
@@ -120,12 +122,12 @@ ordered_json check(const Options& options, const ModelConfig& model, Trainer& tr
 class Meter {
  public:
   Meter(const Options& options, const Trainer& trainer, kernels::Isa isa, int32_t threads) {
-    const bool bf16 = options.precision == "bf16";
     if (options.device == "cpu") {
-      cpu_.emplace(isa, bf16 ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32, threads,
+      cpu_.emplace(step_of(options.precision).precision, isa, threads,
                    trainer.table().size() * int64_t{sizeof(float)});
       return;
     }
+    const bool bf16 = options.precision == "bf16";
     // The products that it measures are its own; the model is there because an encoder has one.
     model_ = std::make_unique<RandomModel>(RandomShape{1, 32, 1, 32, 16},
                                            bf16 ? DType::kBF16 : DType::kF32, kSeed);
@@ -137,10 +139,12 @@ class Meter {
                     false, 0, options.device);
   }
   void measure() { cpu_ ? cpu_->measure() : device_->measure(); }
-  const Roofline& roofline() const { return cpu_ ? cpu_->roofline() : device_->roofline(); }
+  StepRoofline roofline() const {
+    return cpu_ ? cpu_->roofline() : StepRoofline{device_->roofline(), device_->roofline()};
+  }
 
  private:
-  std::optional<RooflineMeter> cpu_;
+  std::optional<StepMeter> cpu_;
   std::unique_ptr<RandomModel> model_;
   std::unique_ptr<XsrFile> file_;
   std::optional<DeviceMeter> device_;
@@ -188,6 +192,10 @@ Timing measure(const Options& options, const ModelConfig& model, Trainer& traine
 void run(const Options& options) {
   const ModelConfig model = model_of(options.random);
   const std::vector<int32_t> devices = cuda_devices_of(options.device);
+  if (!devices.empty() && options.precision == "int8") {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "--precision int8 is for the processor; a CUDA device takes f32, tf32 or bf16");
+  }
   if (devices.empty() && (options.exchange || options.precision == "tf32")) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "--exchange and --precision tf32 are for CUDA devices alone; give --device cuda");
@@ -216,16 +224,18 @@ void run(const Options& options) {
     timings.push_back(measure(options, model, *trainer, pairs));
     meter.measure();
   }
-  const Roofline& roofline = meter.roofline();
+  const StepRoofline roofline = meter.roofline();
 
   std::FILE* const table = table_stream(options.json);
   fmt::print(table,
              "machine   {}, {}; {} threads; {}{}\nbuild     xsr {}, {}, commit {}\n"
-             "roofline  {:.1f} GFLOP/s, {:.1f} GB/s\n{:>8}{:>10}{:>8}{:>12}{:>12}{:>12}{:>8}\n",
+             "roofline  {:.1f} GFLOP/s, the objectives' {:.1f}; {:.1f} "
+             "GB/s\n{:>8}{:>10}{:>8}{:>12}{:>12}{:>12}{:>8}\n",
              trainer->device(), cpu_model(), threads.num_threads(), options.precision,
              options.exchange ? ", talking to itself" : "", xsr_version_string(), compiler(),
-             commit(), roofline.peak_gflops, roofline.read_gb_per_s, "pairs", "tokens", "steps",
-             "ms a step", "pairs/s", "floor ms", "share");
+             commit(), roofline.encoder.peak_gflops, roofline.objectives.peak_gflops,
+             roofline.objectives.read_gb_per_s, "pairs", "tokens", "steps", "ms a step", "pairs/s",
+             "floor ms", "share");
   ordered_json batches = ordered_json::array();
   for (const Timing& t : timings) {
     const double p50 = median(t.seconds), floor = t.work.floor_seconds(roofline);
@@ -244,24 +254,25 @@ void run(const Options& options) {
                        {"share_of_floor", floor / p50}});
   }
   if (options.json.empty()) return;
-  const ordered_json report = {
-      {"device", trainer->device()},
-      {"cpu", cpu_model()},
-      {"threads", threads.num_threads()},
-      {"isa", kernels::isa_name(isa)},
-      {"precision", options.precision},
-      {"exchange", options.exchange},
-      {"model", options.random},
-      {"parameters", trainer->table().size()},
-      {"objective", "xtr"},
-      {"optimizer", "adam, amsgrad"},
-      {"check", checked},
-      {"roofline",
-       {{"peak_gflop_per_s", roofline.peak_gflops}, {"gb_per_s", roofline.read_gb_per_s}}},
-      {"batches", batches},
-      {"xsr", xsr_version_string()},
-      {"compiler", compiler()},
-      {"commit", commit()}};
+  const ordered_json report = {{"device", trainer->device()},
+                               {"cpu", cpu_model()},
+                               {"threads", threads.num_threads()},
+                               {"isa", kernels::isa_name(isa)},
+                               {"precision", options.precision},
+                               {"exchange", options.exchange},
+                               {"model", options.random},
+                               {"parameters", trainer->table().size()},
+                               {"objective", "xtr"},
+                               {"optimizer", "adam, amsgrad"},
+                               {"check", checked},
+                               {"roofline",
+                                {{"peak_gflop_per_s", roofline.encoder.peak_gflops},
+                                 {"objectives_peak_gflop_per_s", roofline.objectives.peak_gflops},
+                                 {"gb_per_s", roofline.objectives.read_gb_per_s}}},
+                               {"batches", batches},
+                               {"xsr", xsr_version_string()},
+                               {"compiler", compiler()},
+                               {"commit", commit()}};
   write_json(options.json, json_text(report, 2) + "\n");
 }
 
@@ -292,7 +303,7 @@ int main(int argc, char** argv) {
                  "cpu; cuda; or cuda:0,1 for several that share every batch")
       ->capture_default_str();
   app.add_option("--precision", options.precision, "what the matrix products read")
-      ->check(CLI::IsMember({"f32", "tf32", "bf16"}))
+      ->check(CLI::IsMember({"f32", "tf32", "bf16", "int8"}))
       ->capture_default_str();
   app.add_flag("--exchange", options.exchange,
                "a single CUDA device goes the way of several, by NCCL, talking to itself");

@@ -125,9 +125,8 @@ class StepServer {
         trace_(trace),
         trainer_(trainer),
         threads_(threads),
-        roofline_(isa,
-                  config.step.precision == Precision::kBF16 ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32,
-                  threads.num_threads(), trainer.table().size() * int64_t{sizeof(float)}) {}
+        meter_(config.step.precision, isa, threads.num_threads(),
+               trainer.table().size() * int64_t{sizeof(float)}) {}
 
   void serve() {
     for (std::string line; std::getline(std::cin, line);) {
@@ -141,9 +140,11 @@ class StepServer {
           throw xsr::Error(XSR_STATUS_UNSUPPORTED,
                            "the roofline is the processor's; xsr-train-bench measures a device's");
         }
-        roofline_.measure();
-        answer = {{"peak_gflops", roofline_.roofline().peak_gflops},
-                  {"read_gb_per_s", roofline_.roofline().read_gb_per_s}};
+        meter_.measure();
+        const xsr::bench::StepRoofline roofline = meter_.roofline();
+        answer = {{"peak_gflops", roofline.encoder.peak_gflops},
+                  {"objectives_peak_gflops", roofline.objectives.peak_gflops},
+                  {"read_gb_per_s", roofline.objectives.read_gb_per_s}};
       } else {
         throw xsr::Error(
             XSR_STATUS_INVALID_ARGUMENT,
@@ -213,7 +214,7 @@ class StepServer {
   const Trace& trace_;
   Trainer& trainer_;
   xsr::ThreadPool& threads_;
-  xsr::bench::RooflineMeter roofline_;
+  xsr::bench::StepMeter meter_;
   size_t next_ = 0;
 };
 
@@ -240,12 +241,12 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
     trace.learning_rates.push_back(schedule.at(step, epoch));
   }
   if (!output.empty()) trace.write(output, config, data, trainer->table(), trainer->values());
-  fmt::print("{}\n", xsr::json_text(ordered_json{
-                         {"device", trainer->device()},
-                         {"isa", xsr::kernels::isa_name(isa)},
-                         {"threads", threads.num_threads()},
-                         {"precision", config.step.precision == Precision::kBF16 ? "bf16" : "f32"},
-                         {"steps", num_steps}}));
+  fmt::print("{}\n",
+             xsr::json_text(ordered_json{{"device", trainer->device()},
+                                         {"isa", xsr::kernels::isa_name(isa)},
+                                         {"threads", threads.num_threads()},
+                                         {"precision", precision_name(config.step.precision)},
+                                         {"steps", num_steps}}));
   std::fflush(stdout);
   StepServer(config, data, trace, *trainer, isa, threads).serve();
 }

@@ -253,9 +253,18 @@ quantize_forward_u8_t quantize_forward_u8_ref, quantize_forward_u8_avx2, quantiz
 /// The weights must be finite.
 float quantize_row_i8(const float* w, int64_t count, int8_t* out);
 
-/// Rounds w [N, K] (row-major f32, row stride K) to s8, a scale an output, and packs it into
-/// `packed` [packed_elements(N, K, kI8)].
-void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, float* scales);
+/// Rounds panels [first_panel, last_panel) of w [N, K] (row-major f32, row stride `w_stride` ≥ K
+/// floats) to s8, a scale an output, into their places in `packed` [packed_elements(N, K, kI8)],
+/// `scales` [N] and `sums` [N] (null = not wanted), which then are those of a PackedMatrix. Panels
+/// may be shared out over threads; the others are neither read nor written.
+void gemm_quantize_panels(const float* w, int64_t w_stride, int32_t N, int32_t K,
+                          int32_t first_panel, int32_t last_panel, int8_t* packed, float* scales,
+                          int32_t* sums);
+/// All panels of a dense matrix (row stride K).
+static inline void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed,
+                                        float* scales) {
+  gemm_quantize_panels(w, K, N, K, 0, panel_count(N), packed, scales, nullptr);
+}
 /// The same, bit for bit, from panels of f32, bf16 or f16.
 void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales);
 

@@ -43,6 +43,53 @@ using gemm_backward_weight_bf16_t = void(const uint16_t* dy, int64_t dy_stride, 
 gemm_backward_weight_bf16_t gemm_backward_weight_bf16_ref, gemm_backward_weight_bf16_avx2,
     gemm_backward_weight_bf16_avx512_bf16, gemm_backward_weight_bf16_amx;
 
+/// Rows that gemm_backward_weight_i8 sums at a time: exact in every ISA.
+static constexpr int32_t kMaxRowsI8 = 256;
+
+/// Rounds x [M, C] (row stride x_stride floats) to s8, each column with its own scale, and puts
+/// four rows of a column into a lane of 32 bits:
+///
+///     scales[c] = max_m |x[m, c]| / 127        q[m, c] = round(x[m, c] · (1 / scales[c]))
+///     byte m % 4 of lanes[m / 4, c] = q[m, c] + zero
+///
+/// M       rows beyond it up to a multiple of four have q = 0
+/// zero    0 or 128: what stands for 0.0, of s8 or of u8
+/// lanes   [⌈M/4⌉, C]  stride `lane_stride` ≥ C lanes
+/// scales  [C]         0, with q = 0, where the scale would be below kLeastScaleI8; NaN, with q =
+/// 0,
+///                     where the column holds a NaN or an infinity
+/// sums    [C]         Σ_m q[m, c]; null = not wanted
+///
+/// Rounds to nearest even; |x - scales[c] · q| ≤ scales[c] / 2 up to f32 rounding. All ISAs give
+/// the same bits. Of 32 columns of a weight matrix W [M, C], with zero 0 and lane_stride 32, lanes,
+/// scales and sums are a panel of Wᵀ for gemm_forward_i8. Pure: no allocation, no threads, no
+/// globals.
+using quantize_columns_i8_t = void(const float* x, int64_t x_stride, int32_t M, int32_t C,
+                                   int32_t zero, uint32_t* lanes, int64_t lane_stride,
+                                   float* scales, int32_t* sums);
+
+quantize_columns_i8_t quantize_columns_i8_ref, quantize_columns_i8_avx2, quantize_columns_i8_avx512;
+
+/// gemm_backward_weight of a block of rows in 8 bits, as quantize_columns_i8 leaves them:
+///
+///     dw[n, k] (+)= Σ_m dy[m, n] · x[m, k] · dy_scales[n] · x_scales[k]
+///
+/// dy, dy_scales        of zero 128: [⌈M/4⌉, N] lanes, stride dy_stride; [N]
+/// x, x_scales, x_sums  of zero 0: [⌈M/4⌉, K] lanes, stride x_stride; [K]; [K]
+/// M                    ≤ kMaxRowsI8
+///
+/// The sum is exact, and as a float multiplied by dy_scales[n]; times x_scales[k] it is added to dw
+/// (or 0) with one rounding: all ISAs give the same bits. A scale of NaN gives NaN. The rest is as
+/// above.
+using gemm_backward_weight_i8_t = void(const uint32_t* dy, int64_t dy_stride,
+                                       const float* dy_scales, const uint32_t* x, int64_t x_stride,
+                                       const float* x_scales, const int32_t* x_sums, int32_t M,
+                                       int32_t first, int32_t last, int32_t K, bool accumulate,
+                                       float* dw, int64_t dw_stride, float* scratch);
+
+gemm_backward_weight_i8_t gemm_backward_weight_i8_ref, gemm_backward_weight_i8_avx2,
+    gemm_backward_weight_i8_avx512_vnni, gemm_backward_weight_i8_amx;
+
 /// A block of columns of dy and one panel of x, packed, of the ISA that takes most: 192 rows (or
 /// pairs of bf16 rows) of 384 and 32 lanes.
 static constexpr int64_t kGemmBackwardScratchFloats = 192 * (384 + 32);

@@ -111,7 +111,65 @@ void backward_weight(const void* dy, int64_t dy_stride, const void* x, int64_t x
   }
 }
 
+/// Rows 4 · step to 4 · step + 3 of a column stand in one lane: bytes `byte` of up to 8 lanes, less
+/// `zero`, which is 0 where codes are signed.
+template <bool kSigned>
+inline __m256 codes(const uint32_t* lanes, int64_t count, int32_t byte) {
+  const __m256i four = count >= 8 ? _mm256_loadu_si256((const __m256i*)lanes)
+                                  : _mm256_maskload_epi32((const int*)lanes, tail_mask8(count));
+  const __m128i shift = _mm_cvtsi32_si128(24 - 8 * byte);
+  const __m256i high = _mm256_sll_epi32(four, shift);
+  if (kSigned) return _mm256_cvtepi32_ps(_mm256_srai_epi32(high, 24));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(high, 24), _mm256_set1_epi32(128)));
+}
+
+/// A tile of products of codes, exact in f32, times its scales.
+void scaled_tile(const float* dy, const float* x, int32_t steps, const float* dy_scales,
+                 const float* x_scales, bool store, int32_t rows, int64_t count, float* dw,
+                 int64_t dw_stride) {
+  float sums[kRows * kColumns];
+  weight_tile(dy, x, steps, true, rows, kColumns, sums, kColumns);
+  for (int32_t r = 0; r < rows && r < kRows; ++r) {
+    const __m256 scale = _mm256_set1_ps(dy_scales[r]);
+    for (int32_t j = 0; j < kColumns && j < count; j += 8) {
+      float* out = dw + r * dw_stride + j;
+      const int64_t left = count - j;
+      const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(sums + r * kColumns + j), scale);
+      const __m256 before = store ? _mm256_setzero_ps() : load_up_to_8(out, left);
+      store_up_to_8(out, left, _mm256_fmadd_ps(scaled, load_up_to_8(x_scales + j, left), before));
+    }
+  }
+}
+
 }  // namespace
+
+void gemm_backward_weight_i8_avx2(const uint32_t* dy, int64_t dy_stride, const float* dy_scales,
+                                  const uint32_t* x, int64_t x_stride, const float* x_scales,
+                                  const int32_t*, int32_t M, int32_t first, int32_t last, int32_t K,
+                                  bool accumulate, float* dw, int64_t dw_stride, float* scratch) {
+  static_assert(kMaxRowsI8 <= kBlock);  // and 256 · 127 · 127 < 2^24: sums are exact
+  float *gradients = scratch, *inputs = scratch + kBlock * kChunk;
+  for (int32_t n = first; n < last; n += kChunk) {
+    const int32_t chunk = last - n < kChunk ? last - n : kChunk;
+    float* packed = gradients;
+    for (int32_t r = 0; r < chunk; r += kRows) {
+      for (int32_t m = 0; m < M; ++m, packed += kRows)
+        _mm256_storeu_ps(packed, codes<false>(dy + m / 4 * dy_stride + n + r, chunk - r, m % 4));
+    }
+    for (int32_t k = 0; k < K; k += kColumns) {
+      for (int32_t m = 0; m < M; ++m) {
+        for (int32_t j = 0; j < kColumns; j += 8) {
+          _mm256_store_ps(inputs + m * kColumns + j,
+                          codes<true>(x + m / 4 * x_stride + k + j, K - k - j, m % 4));
+        }
+      }
+      for (int32_t r = 0; r < chunk; r += kRows) {
+        scaled_tile(gradients + (int64_t)r * M, inputs, M, dy_scales + n + r, x_scales + k,
+                    !accumulate, chunk - r, K - k, dw + (n + r) * dw_stride + k, dw_stride);
+      }
+    }
+  }
+}
 
 void gemm_backward_weight_f32_avx2(const float* dy, int64_t dy_stride, const float* x,
                                    int64_t x_stride, int32_t M, int32_t first, int32_t last,

@@ -106,9 +106,12 @@ inline float scale_of(float largest) {
 }
 
 float scale_i8(const float* w, int64_t count) {
-  float largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = larger(largest, w[i]);
-  return scale_of(largest);
+  uint32_t largest = 0;  // as integers, magnitudes have the order they have as numbers
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t magnitude = f32_to_bits(w[i]) & 0x7fffffffu;
+    largest = (int32_t)magnitude > (int32_t)largest ? magnitude : largest;
+  }
+  return scale_of(f32_from_bits(largest));
 }
 
 int8_t code_i8(float w, float scale) { return scale > 0 ? (int8_t)round_even(w / scale) : 0; }
@@ -197,12 +200,37 @@ float quantize_row_i8(const float* w, int64_t count, int8_t* out) {
   return scale;
 }
 
-void gemm_quantize_panels(const float* w, int32_t N, int32_t K, int8_t* packed, float* scales) {
-  memset(packed, 0, (size_t)packed_elements(N, K, Storage::kI8));
-  for (int32_t n = 0; n < N; ++n) {
-    const float* row = w + (int64_t)n * K;
-    scales[n] = scale_i8(row, K);
-    for (int32_t k = 0; k < K; ++k) packed[packed_index(n, k, K, 4)] = code_i8(row[k], scales[n]);
+void gemm_quantize_panels(const float* w, int64_t w_stride, int32_t N, int32_t K,
+                          int32_t first_panel, int32_t last_panel, int8_t* packed, float* scales,
+                          int32_t* sums) {
+  const int32_t groups = (K + 3) / 4;
+  for (int32_t p = first_panel; p < last_panel; ++p) {
+    const int32_t n = p * kPanelColumns, rows = N - n < kPanelColumns ? N - n : kPanelColumns;
+    uint32_t* panel = (uint32_t*)packed + p * panel_words(K, Storage::kI8);
+    for (int32_t row = 0; row < kPanelColumns; ++row) {
+      if (row >= rows) {
+        for (int32_t group = 0; group < groups; ++group) panel[group * kPanelColumns + row] = 0;
+        continue;
+      }
+      const float* from = w + (n + row) * w_stride;
+      const float scale = scale_i8(from, K);
+      const float divisor = scale > 0 ? scale : __builtin_inff();  // what has no scale becomes 0
+      int32_t sum = 0;
+      for (int32_t k = 0; k < K; k += 4 * kBlock) {
+        const int32_t count = K - k < 4 * kBlock ? K - k : 4 * kBlock;
+        int32_t codes[4 * kBlock];
+        for (int32_t i = 0; i < count; ++i) codes[i] = (int32_t)round_even(from[k + i] / divisor);
+        for (int32_t i = count; i < 4 * kBlock; ++i) codes[i] = 0;
+        for (int32_t i = 0; i < 4 * kBlock; ++i) sum += codes[i];
+        for (int32_t i = 0; i < count; i += 4) {
+          panel[(k + i) / 4 * kPanelColumns + row] =
+              ((uint32_t)codes[i] & 0xff) | ((uint32_t)codes[i + 1] & 0xff) << 8 |
+              ((uint32_t)codes[i + 2] & 0xff) << 16 | (uint32_t)codes[i + 3] << 24;
+        }
+      }
+      scales[n + row] = scale;
+      if (sums != nullptr) sums[n + row] = sum;
+    }
   }
 }
 

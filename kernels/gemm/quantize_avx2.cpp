@@ -1,4 +1,5 @@
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_backward.h"
 #include "kernels/simd/avx2.h"
 
 namespace xsr::kernels {
@@ -63,6 +64,46 @@ void quantize_forward_u8_avx2(const float* x, int64_t x_stride, int32_t first, i
       _mm_storel_epi64((__m128i*)copy, _mm_packus_epi16(words, words));
       for (int32_t j = 0; j < 8 && k + j < padded; ++j) codes[k + j] = k + j < K ? copy[j] : 0;
     }
+  }
+}
+
+void quantize_columns_i8_avx2(const float* x, int64_t x_stride, int32_t M, int32_t C, int32_t zero,
+                              uint32_t* lanes, int64_t lane_stride, float* scales, int32_t* sums) {
+  const __m256i byte = _mm256_set1_epi32(0xff), flip = _mm256_set1_epi32(zero * 0x01010101);
+  const __m256i infinity = _mm256_set1_epi32(0x7f800000);
+  for (int32_t c = 0; c < C; c += 8) {
+    const int64_t count = C - c;
+    // As integers, magnitudes have the order they have as numbers; a NaN is above all.
+    __m256i largest = _mm256_setzero_si256(), sum = largest;
+    for (int32_t m = 0; m < M; ++m) {
+      const __m256i value = _mm256_castps_si256(load_up_to_8(x + m * x_stride + c, count));
+      largest = _mm256_max_epi32(largest, _mm256_and_si256(value, _mm256_set1_epi32(0x7fffffff)));
+    }
+    const __m256i finite = _mm256_cmpgt_epi32(infinity, largest);
+    const __m256 scale = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(127));
+    const __m256 filled =
+        _mm256_and_ps(_mm256_castsi256_ps(finite),
+                      _mm256_cmp_ps(scale, _mm256_set1_ps(kLeastScaleI8), _CMP_GE_OQ));
+    const __m256 nan = _mm256_set1_ps(__builtin_nanf(""));
+    store_up_to_8(scales + c, count,
+                  _mm256_blendv_ps(nan, _mm256_and_ps(scale, filled), _mm256_castsi256_ps(finite)));
+    const __m256 inverse = _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1), scale), filled);
+    for (int32_t m = 0; m < M; m += 4) {
+      __m256i lane = _mm256_setzero_si256();
+      for (int32_t j = 0; j < 4; ++j) {
+        __m256i q = _mm256_setzero_si256();
+        if (m + j < M) {
+          const __m256 value = load_up_to_8(x + (m + j) * x_stride + c, count);
+          q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(value, filled), inverse));
+        }
+        sum = _mm256_add_epi32(sum, q);
+        lane = _mm256_or_si256(
+            lane, _mm256_sll_epi32(_mm256_and_si256(q, byte), _mm_cvtsi32_si128(8 * j)));
+      }
+      store_up_to_8((float*)lanes + m / 4 * lane_stride + c, count,
+                    _mm256_castsi256_ps(_mm256_xor_si256(lane, flip)));
+    }
+    if (sums != nullptr) store_up_to_8((float*)sums + c, count, _mm256_castsi256_ps(sum));
   }
 }
 

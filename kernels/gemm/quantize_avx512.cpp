@@ -1,4 +1,5 @@
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_backward.h"
 #include "kernels/simd/avx512.h"
 
 namespace xsr::kernels {
@@ -54,6 +55,64 @@ inline void store_codes(const float* row, __m512 factor, __m512i zero, uint8_t* 
   _mm512_storeu_si512(codes, _mm512_permutexvar_epi32(order, bytes));
 }
 
+/// Columns [0, 16 · kVectors) of quantize_columns_i8; `mask`: those of each 16 that exist.
+template <int kVectors>
+inline void quantize_columns(const float* x, int64_t x_stride, int32_t M, __mmask16 mask,
+                             int32_t zero, uint32_t* lanes, int64_t lane_stride, float* scales,
+                             int32_t* sums) {
+  const __m512i byte = _mm512_set1_epi32(0xff), flip = _mm512_set1_epi32(zero * 0x01010101);
+  // As integers, magnitudes have the order they have as numbers; a NaN is above all.
+  __m512i largest[kVectors], sum[kVectors];
+  __m512 inverse[kVectors];
+  __mmask16 filled[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) largest[v] = sum[v] = _mm512_setzero_si512();
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int32_t m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 value = _mm512_maskz_loadu_ps(mask, x + m * x_stride + 16 * v);
+      largest[v] =
+          _mm512_max_epi32(largest[v], _mm512_and_si512(_mm512_castps_si512(value), magnitude));
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    const __m512 scale = _mm512_div_ps(_mm512_castsi512_ps(largest[v]), _mm512_set1_ps(127));
+    const __mmask16 poisoned = _mm512_cmpge_epu32_mask(largest[v], _mm512_set1_epi32(0x7f800000));
+    filled[v] = _mm512_cmp_ps_mask(scale, _mm512_set1_ps(kLeastScaleI8), _CMP_GE_OQ) & ~poisoned;
+    inverse[v] = _mm512_div_ps(_mm512_set1_ps(1), scale);
+    const __m512 finite = _mm512_maskz_mov_ps(filled[v], scale);
+    _mm512_mask_storeu_ps(scales + 16 * v, mask,
+                          _mm512_mask_mov_ps(finite, poisoned, _mm512_set1_ps(__builtin_nanf(""))));
+    filled[v] &= mask;
+  }
+  for (int32_t m = 0; m < M; m += 4, lanes += lane_stride) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      __m512i q[4];
+#pragma GCC unroll 4
+      for (int32_t j = 0; j < 4; ++j) {
+        const __mmask16 there = m + j < M ? filled[v] : (__mmask16)0;
+        q[j] = _mm512_cvtps_epi32(
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + (m + j) * x_stride + 16 * v),
+                          _mm512_maskz_mov_ps(filled[v], inverse[v])));
+      }
+      sum[v] = _mm512_add_epi32(
+          sum[v], _mm512_add_epi32(_mm512_add_epi32(q[0], q[1]), _mm512_add_epi32(q[2], q[3])));
+      const __m512i low = _mm512_or_si512(_mm512_and_si512(q[0], byte),
+                                          _mm512_slli_epi32(_mm512_and_si512(q[1], byte), 8));
+      const __m512i high = _mm512_or_si512(_mm512_slli_epi32(_mm512_and_si512(q[2], byte), 16),
+                                           _mm512_slli_epi32(q[3], 24));
+      _mm512_mask_storeu_epi32(lanes + 16 * v, mask,
+                               _mm512_xor_si512(_mm512_or_si512(low, high), flip));
+    }
+  }
+  if (sums == nullptr) return;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) _mm512_mask_storeu_epi32(sums + 16 * v, mask, sum[v]);
+}
+
 }  // namespace
 
 void quantize_forward_u8_avx512(const float* x, int64_t x_stride, int32_t first, int32_t last,
@@ -84,6 +143,25 @@ void quantize_forward_u8_avx512(const float* x, int64_t x_stride, int32_t first,
         _mm_mask_storeu_epi8(codes + k, tail_mask(padded - k), _mm512_cvtusepi32_epi8(q));
       }
     }
+  }
+}
+
+void quantize_columns_i8_avx512(const float* x, int64_t x_stride, int32_t M, int32_t C,
+                                int32_t zero, uint32_t* lanes, int64_t lane_stride, float* scales,
+                                int32_t* sums) {
+  const auto at = [=](int32_t c) { return sums == nullptr ? nullptr : sums + c; };
+  int32_t c = 0;
+  for (; c + 64 <= C; c += 64) {
+    quantize_columns<4>(x + c, x_stride, M, 0xffff, zero, lanes + c, lane_stride, scales + c,
+                        at(c));
+  }
+  for (; c + 32 <= C; c += 32) {
+    quantize_columns<2>(x + c, x_stride, M, 0xffff, zero, lanes + c, lane_stride, scales + c,
+                        at(c));
+  }
+  for (; c < C; c += 16) {
+    quantize_columns<1>(x + c, x_stride, M, tail_mask(C - c), zero, lanes + c, lane_stride,
+                        scales + c, at(c));
   }
 }
 

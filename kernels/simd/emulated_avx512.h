@@ -344,6 +344,9 @@ XSR_EMULATED_LOOP void _mm512_mask_storeu_ps(void* p, __mmask16 mask, __m512 a) 
   if (mask == 0xffff) return _mm512_storeu_ps(p, a);
   emulated::store(emulated::lanes<float>(a), mask, p, 16);
 }
+XSR_EMULATED void _mm512_mask_storeu_epi32(void* p, __mmask16 mask, __m512i a) {
+  _mm512_mask_storeu_ps(p, mask, _mm512_castsi512_ps(a));
+}
 XSR_EMULATED_LOOP __m256 _mm256_maskz_loadu_ps(__mmask8 mask, const void* p) {
   emulated::Lanes<float> lanes = {};
   emulated::load(lanes, mask, p, 8);

@@ -73,7 +73,7 @@ class VocabularyLoss {
     float* unused;    // [S]
   };
 
-  bool bf16() const { return precision_ == Precision::kBF16; }
+  bool bf16() const { return reads_bf16(precision_); }
   int32_t tile_rows(int32_t tile) const;
   Scratch scratch(int32_t thread);
   void sort_words(std::span<const WeightedTarget> targets);
