@@ -5,6 +5,10 @@
 namespace xsr::kernels {
 namespace {
 
+// Rows of dw that share a panel of x; their part of dy (24 KiB of 256 rows) stays in L1.
+constexpr int32_t kRowsOfPanel = 96;
+static_assert(kRowsOfPanel % kWeightRows == 0);
+
 /// Of a tile of kRows rows and up to 32 columns of dw; everything begins at its first.
 struct WeightTile {
   const uint32_t* dy;
@@ -82,8 +86,8 @@ void gemm_backward_weight_i8_avx512_vnni(const uint32_t* dy, int64_t dy_stride,
                                          int32_t last, int32_t K, bool accumulate, float* dw,
                                          int64_t dw_stride, float*) {
   const int32_t steps = (M + 3) / 4;
-  for (int32_t n = first; n < last; n += kWeightChunk) {
-    const int32_t chunk = last - n < kWeightChunk ? last - n : kWeightChunk;
+  for (int32_t n = first; n < last; n += kRowsOfPanel) {
+    const int32_t chunk = last - n < kRowsOfPanel ? last - n : kRowsOfPanel;
     for (int32_t k = 0; k < K; k += kWeightColumns) {
       for (int32_t r = 0; r < chunk; r += kWeightRows) {
         if (k + kWeightColumns < K)
