@@ -56,15 +56,19 @@ void weight_tile_i8(const WeightTile& t) {
   }
   const __m512 scales[2] = {_mm512_maskz_loadu_ps(mask[0], t.x_scales),
                             _mm512_maskz_loadu_ps(mask[1], t.x_scales + 16)};
+  // What is overwritten is not read.
+  const __mmask16 added[2] = {t.store ? (__mmask16)0 : mask[0], t.store ? (__mmask16)0 : mask[1]};
+  const float* dy_scales = t.dy_scales;
+  const int64_t dw_stride = t.dw_stride;
+  float* out = t.dw;
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-    const __m512 scale = _mm512_set1_ps(t.dy_scales[r]);
+  for (int r = 0; r < kRows; ++r, out += dw_stride) {
+    const __m512 scale = _mm512_set1_ps(dy_scales[r]);
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      float* out = t.dw + r * t.dw_stride + 16 * j;
       const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][j]), scale);
-      const __m512 before = t.store ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask[j], out);
-      _mm512_mask_storeu_ps(out, mask[j], _mm512_fmadd_ps(scaled, scales[j], before));
+      const __m512 before = _mm512_maskz_loadu_ps(added[j], out + 16 * j);
+      _mm512_mask_storeu_ps(out + 16 * j, mask[j], _mm512_fmadd_ps(scaled, scales[j], before));
     }
   }
 }
