@@ -29,8 +29,8 @@ template <int kRows>
 void weight_tile_i8(const WeightTile& t) {
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    _mm_prefetch((const char*)(t.dw + r * t.dw_stride), _MM_HINT_T0);
-    _mm_prefetch((const char*)(t.dw + r * t.dw_stride + 16), _MM_HINT_T0);
+    _mm_prefetch((const char*)(t.dw + r * t.dw_stride), _MM_HINT_T1);
+    _mm_prefetch((const char*)(t.dw + r * t.dw_stride + 16), _MM_HINT_T1);
   }
   const __mmask16 mask[2] = {tail_mask(t.columns), tail_mask(t.columns - 16)};
   // A code of dy is 128 too large.

@@ -222,11 +222,10 @@ void gemm_quantize_panels(const float* w, int64_t w_stride, int32_t N, int32_t K
         for (int32_t i = 0; i < count; ++i) codes[i] = (int32_t)round_even(from[k + i] / divisor);
         for (int32_t i = count; i < 4 * kBlock; ++i) codes[i] = 0;
         for (int32_t i = 0; i < 4 * kBlock; ++i) sum += codes[i];
-        for (int32_t i = 0; i < count; i += 4) {
-          panel[(k + i) / 4 * kPanelColumns + row] =
-              ((uint32_t)codes[i] & 0xff) | ((uint32_t)codes[i + 1] & 0xff) << 8 |
-              ((uint32_t)codes[i + 2] & 0xff) << 16 | (uint32_t)codes[i + 3] << 24;
-        }
+        int8_t bytes[4 * kBlock];
+        for (int32_t i = 0; i < 4 * kBlock; ++i) bytes[i] = (int8_t)codes[i];
+        for (int32_t i = 0; i < count; i += 4)
+          memcpy(panel + (k + i) / 4 * kPanelColumns + row, bytes + i, 4);
       }
       scales[n + row] = scale;
       if (sums != nullptr) sums[n + row] = sum;
