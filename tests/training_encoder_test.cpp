@@ -643,6 +643,39 @@ TEST(TrainingEncoder, WeightsInBf16GiveTheBitsOfThoseThatItRounds) {
   EXPECT_FALSE(same_bits(gradients[0], gradients[4]));
 }
 
+/// More rows than gemm_backward_weight_i8 sums at a time, and a last block of fewer than four.
+TEST(TrainingEncoder, LongSentencesIn8BitsAreSeveralBlocks) {
+  const ModelConfig config = make_config(61, 16, 20, 1, 2, 2 * kernels::kMaxRowsI8 + 3);
+  const PairBatch batch = make_batch(config, 1);
+  ASSERT_EQ(batch.cu_seqlens[1], config.max_seq_len);
+  const ParameterTable table(config);
+  const std::vector<double> random = random_values(table, 7);
+  FlatBuffer values(table.size());
+  std::copy(random.begin(), random.end(), values.data());
+  std::vector<float> du(batch.num_sentences() * config.hidden_size, 1.0f);
+  for (size_t i = 0; i < du.size(); ++i) du[i] = static_cast<float>(i % 7) - 3;
+  ThreadPool threads(2);
+  for (const kernels::Isa isa : test::training_isas()) {
+    const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+    FlatBuffer gradients[2] = {FlatBuffer(table.size()), FlatBuffer(table.size())};
+    for (const Precision precision : {Precision::kF32, Precision::kInt8}) {
+      std::vector<float> u(du.size());
+      FlatBuffer& sum = gradients[precision == Precision::kInt8];
+      Encoder encoder(config, table, precision, kernels, threads);
+      encoder.forward(batch, values, nullptr, make_dropout(0), u.data(), config.hidden_size);
+      encoder.backward(batch, values, nullptr, make_dropout(0), du.data(), config.hidden_size, sum);
+    }
+    for (const Parameter& p : table.parameters()) {
+      double difference = 0, squares = 0;
+      for (int64_t i = 0; i < p.size; ++i) {
+        difference += std::pow(gradients[1].at(p)[i] - gradients[0].at(p)[i], 2);
+        squares += std::pow(gradients[0].at(p)[i], 2);
+      }
+      EXPECT_LE(std::sqrt(difference), 0.1 * std::sqrt(squares)) << isa_name(isa) << " " << p.name;
+    }
+  }
+}
+
 TEST(TrainingEncoder, WholeStepsOfRandomModelsMatchPlainLoops) {
   const ModelConfig config = odd_config();
   const PairBatch batch = make_batch(config, 6);
