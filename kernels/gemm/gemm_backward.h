@@ -55,9 +55,8 @@ static constexpr int32_t kMaxRowsI8 = 256;
 /// M       rows beyond it up to a multiple of four have q = 0
 /// zero    0 or 128: what stands for 0.0, of s8 or of u8
 /// lanes   [⌈M/4⌉, C]  stride `lane_stride` ≥ C lanes
-/// scales  [C]         0, with q = 0, where the scale would be below kLeastScaleI8; NaN, with q =
-/// 0,
-///                     where the column holds a NaN or an infinity
+/// scales  [C]         0 where it would be below kLeastScaleI8, NaN where the column holds a NaN
+///                     or an infinity; q = 0 in both
 /// sums    [C]         Σ_m q[m, c]; null = not wanted
 ///
 /// Rounds to nearest even; |x - scales[c] · q| ≤ scales[c] / 2 up to f32 rounding. All ISAs give

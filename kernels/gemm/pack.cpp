@@ -214,13 +214,13 @@ void gemm_quantize_panels(const float* w, int64_t w_stride, int32_t N, int32_t K
       }
       const float* from = w + (n + row) * w_stride;
       const float scale = scale_i8(from, K);
-      const float divisor = scale > 0 ? scale : __builtin_inff();  // what has no scale becomes 0
+      const bool filled = scale > 0 && scale < __builtin_inff();  // else all becomes 0
       int32_t sum = 0;
       for (int32_t k = 0; k < K; k += 4 * kBlock) {
-        const int32_t count = K - k < 4 * kBlock ? K - k : 4 * kBlock;
+        const int32_t count = K - k < 4 * kBlock ? K - k : 4 * kBlock, there = filled ? count : 0;
         int32_t codes[4 * kBlock];
-        for (int32_t i = 0; i < count; ++i) codes[i] = (int32_t)round_even(from[k + i] / divisor);
-        for (int32_t i = count; i < 4 * kBlock; ++i) codes[i] = 0;
+        for (int32_t i = 0; i < there; ++i) codes[i] = (int32_t)round_even(from[k + i] / scale);
+        for (int32_t i = there; i < 4 * kBlock; ++i) codes[i] = 0;
         for (int32_t i = 0; i < 4 * kBlock; ++i) sum += codes[i];
         int8_t bytes[4 * kBlock];
         for (int32_t i = 0; i < 4 * kBlock; ++i) bytes[i] = (int8_t)codes[i];

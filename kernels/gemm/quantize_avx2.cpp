@@ -69,7 +69,8 @@ void quantize_forward_u8_avx2(const float* x, int64_t x_stride, int32_t first, i
 
 void quantize_columns_i8_avx2(const float* x, int64_t x_stride, int32_t M, int32_t C, int32_t zero,
                               uint32_t* lanes, int64_t lane_stride, float* scales, int32_t* sums) {
-  const __m256i byte = _mm256_set1_epi32(0xff), flip = _mm256_set1_epi32(zero * 0x01010101);
+  const __m256i byte = _mm256_set1_epi32(0xff),
+                flip = _mm256_set1_epi32((int32_t)(0x01010101u * (uint32_t)zero));
   const __m256i infinity = _mm256_set1_epi32(0x7f800000);
   for (int32_t c = 0; c < C; c += 8) {
     const int64_t count = C - c;

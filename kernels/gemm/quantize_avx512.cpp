@@ -60,7 +60,8 @@ template <int kVectors>
 inline void quantize_columns(const float* x, int64_t x_stride, int32_t M, __mmask16 mask,
                              int32_t zero, uint32_t* lanes, int64_t lane_stride, float* scales,
                              int32_t* sums) {
-  const __m512i byte = _mm512_set1_epi32(0xff), flip = _mm512_set1_epi32(zero * 0x01010101);
+  const __m512i byte = _mm512_set1_epi32(0xff),
+                flip = _mm512_set1_epi32((int32_t)(0x01010101u * (uint32_t)zero));
   // As integers, magnitudes have the order they have as numbers; a NaN is above all.
   __m512i largest[kVectors], sum[kVectors];
   __m512 inverse[kVectors];
@@ -81,7 +82,7 @@ inline void quantize_columns(const float* x, int64_t x_stride, int32_t M, __mmas
     const __m512 scale = _mm512_div_ps(_mm512_castsi512_ps(largest[v]), _mm512_set1_ps(127));
     const __mmask16 poisoned = _mm512_cmpge_epu32_mask(largest[v], _mm512_set1_epi32(0x7f800000));
     filled[v] = _mm512_cmp_ps_mask(scale, _mm512_set1_ps(kLeastScaleI8), _CMP_GE_OQ) & ~poisoned;
-    inverse[v] = _mm512_div_ps(_mm512_set1_ps(1), scale);
+    inverse[v] = _mm512_maskz_mov_ps(filled[v], _mm512_div_ps(_mm512_set1_ps(1), scale));
     const __m512 finite = _mm512_maskz_mov_ps(filled[v], scale);
     _mm512_mask_storeu_ps(scales + 16 * v, mask,
                           _mm512_mask_mov_ps(finite, poisoned, _mm512_set1_ps(__builtin_nanf(""))));
@@ -94,9 +95,8 @@ inline void quantize_columns(const float* x, int64_t x_stride, int32_t M, __mmas
 #pragma GCC unroll 4
       for (int32_t j = 0; j < 4; ++j) {
         const __mmask16 there = m + j < M ? filled[v] : (__mmask16)0;
-        q[j] = _mm512_cvtps_epi32(
-            _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + (m + j) * x_stride + 16 * v),
-                          _mm512_maskz_mov_ps(filled[v], inverse[v])));
+        q[j] = _mm512_cvtps_epi32(_mm512_mul_ps(
+            _mm512_maskz_loadu_ps(there, x + (m + j) * x_stride + 16 * v), inverse[v]));
       }
       sum[v] = _mm512_add_epi32(
           sum[v], _mm512_add_epi32(_mm512_add_epi32(q[0], q[1]), _mm512_add_epi32(q[2], q[3])));
