@@ -339,10 +339,9 @@ struct Encoder::Buffers {
     scratch_.attention = place(std::max(kernels::attention_scratch_floats(longest, D),
                                         kernels::attention_backward_scratch_floats(longest, D)));
     scratch_.weights = place(kernels::kGemmBackwardScratchFloats);
-    if (precision_ == Precision::kInt8) {
-      scratch_.quantized = place(rows * quantized_stride / 4);
-      scratch_.quantized_rows = place(rows * sizeof(kernels::QuantizedRow) / 4);
-    }
+    const int64_t quantized = precision_ == Precision::kInt8 ? rows : 0;
+    scratch_.quantized = place(quantized * quantized_stride / 4);
+    scratch_.quantized_rows = place(quantized * sizeof(kernels::QuantizedRow) / 4);
     scratch_floats_ = floats_ - before;
     place((num_threads_ - 1) * scratch_floats_);
   }
