@@ -62,6 +62,21 @@ ModelConfig released_config() { return make_config(50000, 512, 1024, 2, 8, 200);
 ModelConfig odd_config() { return make_config(61, 36, 20, 3, 3, 11); }
 
 /// More tokens, outputs and panels than one task takes.
+/// The norm of the difference is at most `share` of that of `exact`; `count` elements of either,
+/// `step` apart.
+template <typename Found, typename Exact>
+testing::AssertionResult near(const Found* found, const Exact* exact, int64_t step, int64_t count,
+                              double share) {
+  double difference = 0, squares = 0;
+  for (int64_t i = 0; i < step * count; i += step) {
+    difference += std::pow(double{found[i]} - exact[i], 2);
+    squares += std::pow(double{exact[i]}, 2);
+  }
+  if (std::sqrt(difference) <= share * std::sqrt(squares)) return testing::AssertionSuccess();
+  return testing::AssertionFailure()
+         << "differs by " << std::sqrt(difference) << " of " << std::sqrt(squares);
+}
+
 ModelConfig wide_config() { return make_config(90, 288, 330, 2, 6, 24); }
 
 /// B pairs with one <MASK> (id 2) each but the last; sentences of 1 … max_len tokens, one of them
@@ -573,12 +588,7 @@ TEST(TrainingEncoder, GradientsUnderDropoutMatchPlainLoops) {
           if (rate == 0) continue;  // is no different
           pass(precision);
           for (const Parameter& p : table.parameters()) {
-            double difference = 0, squares = 0;
-            for (int64_t i = p.offset; i < p.offset + p.size; ++i) {
-              difference += std::pow(gradients.data()[i] - exact.gradients[i], 2);
-              squares += std::pow(exact.gradients[i], 2);
-            }
-            EXPECT_LE(std::sqrt(difference), 0.05 * std::sqrt(squares))
+            EXPECT_TRUE(near(gradients.at(p), &exact.gradients[p.offset], 1, p.size, 0.05))
                 << isa_name(isa) << " in " << precision_name(precision) << ": " << p.name;
           }
         }
@@ -666,12 +676,8 @@ TEST(TrainingEncoder, LongSentencesIn8BitsAreSeveralBlocks) {
       encoder.backward(batch, values, nullptr, make_dropout(0), du.data(), config.hidden_size, sum);
     }
     for (const Parameter& p : table.parameters()) {
-      double difference = 0, squares = 0;
-      for (int64_t i = 0; i < p.size; ++i) {
-        difference += std::pow(gradients[1].at(p)[i] - gradients[0].at(p)[i], 2);
-        squares += std::pow(gradients[0].at(p)[i], 2);
-      }
-      EXPECT_LE(std::sqrt(difference), 0.1 * std::sqrt(squares)) << isa_name(isa) << " " << p.name;
+      EXPECT_TRUE(near(gradients[1].at(p), gradients[0].at(p), 1, p.size, 0.1))
+          << isa_name(isa) << " " << p.name;
     }
   }
 }
@@ -896,13 +902,9 @@ TEST_P(TrainerIn, GradientsAreCloseToThoseInF32) {
     for (const Parameter& p : table.parameters()) {
       const int64_t columns = p.shape.size() == 2 ? p.shape[1] : 1, rows = p.size / columns;
       const auto line = [&](const char* what, int64_t first, int64_t step, int64_t count) {
-        double difference = 0, squares = 0;
-        for (int64_t i = first; i < first + step * count; i += step) {
-          difference += std::pow(rounded[p.offset + i] - exact[p.offset + i], 2);
-          squares += std::pow(exact[p.offset + i], 2);
-        }
         if (count == 1) return;
-        EXPECT_LE(std::sqrt(difference), 0.5 * std::sqrt(squares))
+        const int64_t at = p.offset + first;
+        EXPECT_TRUE(near(&rounded[at], &exact[at], step, count, 0.5))
             << isa_name(isa) << " " << p.name << ": " << what << " at " << first;
       };
       for (int64_t r = 0; r < rows; ++r) line("row", r * columns, 1, columns);

@@ -59,8 +59,7 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(any(c.device)), true},
     {"", "precision",
      "What the matrix products read: f32; bf16 (summed in f32); or int8 (8 bits, exact sums) in "
-     "the "
-     "encoder and bf16 in the losses, the fastest, of the processor alone",
+     "the encoder and bf16 in the losses, the fastest, of the processor alone",
      SLOT(choice(c.step.precision, {"f32", "bf16", "int8"}))},
 
     {"data", "train",

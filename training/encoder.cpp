@@ -64,7 +64,6 @@ struct Chunk {
     return std::min(last - first - block * kernels::kMaxRowsI8, kernels::kMaxRowsI8);
   }
 };
-constexpr int32_t kStepRowsI8 = 4;
 
 /// As few sentences each as have kChunkRows rows, and for the last quarter of the rows half of
 /// that: many threads then come to their ends at about the same time. Depends on the batch alone.
@@ -80,7 +79,7 @@ std::vector<Chunk> cut(const PairBatch& batch) {
     chunks.push_back({index, first, b + 1, ends[first], ends[b + 1], norm_block, block, step});
     norm_block += chunks.back().norm_blocks();
     block += chunks.back().blocks();
-    step += block_count(ends[b + 1] - ends[first], kStepRowsI8);
+    step += block_count(ends[b + 1] - ends[first], kernels::kStepRowsI8);
     first = b + 1;
   }
   return chunks;
@@ -90,8 +89,11 @@ std::vector<Chunk> cut(const PairBatch& batch) {
 struct Panels {
   int32_t first_row = 0;
   PackedMatrix matrix = {};
-  // Of 8 bits: the scales and sums beside it, and on AVX2 the steps.
-  std::unique_ptr<FlatBuffer> memory = nullptr, scales = nullptr, sums = nullptr, steps = nullptr;
+  std::unique_ptr<FlatBuffer> memory = nullptr;
+  // Beside 8 bits; steps: on AVX2.
+  std::vector<float> scales = {};
+  std::vector<int32_t> sums = {};
+  std::unique_ptr<FlatBuffer> steps = nullptr;
 };
 
 /// A linear layer: where its parameters stand, and its weights as the products read them.
@@ -131,18 +133,16 @@ struct Encoder::Weights {
                         "sum {}; train in bf16 or f32",
                         inputs, kernels::kMaxInputsI8));
       }
-      const auto words = [](int64_t bytes) {
-        return std::make_unique<FlatBuffer>((bytes + 3) / 4);
-      };
       Panels out{first_row, {nullptr, storage, outputs, inputs}};
-      out.memory = words(kernels::packed_elements(outputs, inputs, storage) *
-                         kernels::storage_size(storage));
+      const int64_t bytes =
+          kernels::packed_elements(outputs, inputs, storage) * kernels::storage_size(storage);
+      out.memory = std::make_unique<FlatBuffer>((bytes + 3) / 4);
       out.matrix.data = out.memory->data();
       if (storage != kernels::Storage::kI8) return out;
-      out.scales = words(4 * int64_t{outputs});
-      out.sums = words(4 * int64_t{outputs});
-      out.matrix.scales = out.scales->data();
-      out.matrix.sums = reinterpret_cast<const int32_t*>(out.sums->data());
+      out.scales.resize(outputs);
+      out.sums.resize(outputs);
+      out.matrix.scales = out.scales.data();
+      out.matrix.sums = out.sums.data();
       return out;
     };
     // Rows of dout are rounded to 8 bits in `parts`, each with a scale of its own.
@@ -274,7 +274,8 @@ struct Encoder::Buffers {
     };
     const int64_t chunks = N / (kChunkRows / 2) + 1;  // at most
     const auto place_columns = [&](int64_t stride) {
-      const int64_t steps = N / kStepRowsI8 + chunks, blocks = N / kernels::kMaxRowsI8 + chunks;
+      const int64_t steps = N / kernels::kStepRowsI8 + chunks,
+                    blocks = N / kernels::kMaxRowsI8 + chunks;
       return Columns{reinterpret_cast<uint32_t*>(place_integers(steps * stride)), stride,
                      place(blocks * stride), place_integers(blocks * stride)};
     };
@@ -380,7 +381,7 @@ class Encoder::Steps {
   void pack(bool transposed) {
     struct Task {
       const Linear* linear;
-      const Panels* panels;
+      Panels* panels;
       int32_t first, last;
     };
     std::vector<Task> tasks;
@@ -411,16 +412,17 @@ class Encoder::Steps {
       };
       if (matrix.storage == kernels::Storage::kI8) {
         const auto codes = static_cast<int8_t*>(panels);
-        float* scales = at.panels->scales->data();
-        const auto sums = reinterpret_cast<int32_t*>(at.panels->sums->data());
+        float* scales = at.panels->scales.data();
+        int32_t* sums = at.panels->sums.data();
         if (transposed) {
           // A panel of Wᵀ has four rows of a column of W in a lane.
           for (int32_t panel = at.first; panel < at.last; ++panel) {
             const int32_t k = panel * kernels::kPanelColumns;
-            kernels_.quantize_columns_i8(
-                values_ + from + k, K, N, std::min(K - k, kernels::kPanelColumns), 0,
-                reinterpret_cast<uint32_t*>(codes) + int64_t{k} * block_count(N, kStepRowsI8),
-                kernels::kPanelColumns, scales + k, sums + k);
+            kernels_.quantize_columns_i8(values_ + from + k, K, N,
+                                         std::min(K - k, kernels::kPanelColumns), 0,
+                                         reinterpret_cast<uint32_t*>(codes) +
+                                             int64_t{k} * block_count(N, kernels::kStepRowsI8),
+                                         kernels::kPanelColumns, scales + k, sums + k);
           }
         } else {
           kernels::gemm_quantize_panels(values_ + from, K, N, K, at.first, at.last, codes, scales,
@@ -794,7 +796,7 @@ class Encoder::Steps {
   /// The columns of block i of a chunk.
   static Columns in_block(const Rows& rows, int32_t columns, const Chunk& chunk, int32_t i) {
     Columns at = rows.columns;
-    at.lanes += (chunk.first_step + i * (kernels::kMaxRowsI8 / kStepRowsI8)) * at.stride;
+    at.lanes += (chunk.first_step + i * (kernels::kMaxRowsI8 / kernels::kStepRowsI8)) * at.stride;
     at.scales += (chunk.first_block + i) * int64_t{columns};
     at.sums += (chunk.first_block + i) * int64_t{columns};
     return at;

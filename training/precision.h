@@ -5,8 +5,8 @@ namespace xsr::training {
 
 /// What the large matrix products of a step read: f32; bf16 copies of weights, activations and
 /// gradients; or 8 bits of them in the encoder and bf16 in the objectives (docs/methods.md,
-/// Precision). Sums of bf16, everything between the products, and the parameters themselves are f32
-/// in all.
+/// Evaluation and numbers). Sums of bf16, everything between the products, and the parameters
+/// themselves are f32 in all.
 enum class Precision : int32_t { kF32, kBF16, kInt8 };
 
 /// Some products read bf16 copies.

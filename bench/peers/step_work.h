@@ -15,23 +15,24 @@ struct StepRoofline {
 /// Measures a processor for steps of training in one precision.
 class StepMeter {
  public:
-  StepMeter(training::Precision precision, kernels::Isa isa, int32_t threads, int64_t state_bytes) {
-    const bool narrow = training::reads_bf16(precision);
-    objectives_.emplace(isa, narrow ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32, threads, state_bytes);
+  StepMeter(training::Precision precision, kernels::Isa isa, int32_t threads, int64_t state_bytes)
+      : objectives_(isa, training::reads_bf16(precision) ? XSR_COMPUTE_BF16 : XSR_COMPUTE_F32,
+                    threads, state_bytes) {
     if (precision == training::Precision::kInt8)
       encoder_.emplace(isa, XSR_COMPUTE_INT8, threads, state_bytes);
   }
   void measure() {
-    objectives_->measure();
+    objectives_.measure();
     if (encoder_) encoder_->measure();
   }
   StepRoofline roofline() const {
-    const Roofline& objectives = objectives_->roofline();
+    const Roofline& objectives = objectives_.roofline();
     return {encoder_ ? encoder_->roofline() : objectives, objectives};
   }
 
  private:
-  std::optional<RooflineMeter> encoder_, objectives_;
+  RooflineMeter objectives_;
+  std::optional<RooflineMeter> encoder_;
 };
 
 /// What steps of training cannot do without: floating-point operations (2 a multiply-add, those of

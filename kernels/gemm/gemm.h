@@ -255,8 +255,9 @@ float quantize_row_i8(const float* w, int64_t count, int8_t* out);
 
 /// Rounds panels [first_panel, last_panel) of w [N, K] (row-major f32, row stride `w_stride` ≥ K
 /// floats) to s8, a scale an output, into their places in `packed` [packed_elements(N, K, kI8)],
-/// `scales` [N] and `sums` [N] (null = not wanted), which then are those of a PackedMatrix. Panels
-/// may be shared out over threads; the others are neither read nor written.
+/// `scales` [N] and `sums` [N] (null = not wanted), which then are those of a PackedMatrix. A row
+/// that is not finite has a scale that is not, and integers of 0. Panels may be shared out over
+/// threads; the others are neither read nor written.
 void gemm_quantize_panels(const float* w, int64_t w_stride, int32_t N, int32_t K,
                           int32_t first_panel, int32_t last_panel, int8_t* packed, float* scales,
                           int32_t* sums);

@@ -45,6 +45,8 @@ gemm_backward_weight_bf16_t gemm_backward_weight_bf16_ref, gemm_backward_weight_
 
 /// Rows that gemm_backward_weight_i8 sums at a time: exact in every ISA.
 static constexpr int32_t kMaxRowsI8 = 256;
+/// Of which one lane of 32 bits holds so many.
+static constexpr int32_t kStepRowsI8 = 4;
 
 /// Rounds x [M, C] (row stride x_stride floats) to s8, each column with its own scale, and puts
 /// four rows of a column into a lane of 32 bits:
