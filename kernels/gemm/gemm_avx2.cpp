@@ -9,10 +9,10 @@ namespace {
 // passed in two halves.
 constexpr int32_t kMaxRows = 6;
 constexpr int32_t kColumns = 16;
-// Both halves of the panel are fetched ahead, as in gemm_avx512.cpp: the pass over the other half
-// comes soon, and half of every line pair is a stream that the hardware follows badly (20 rows: 74
-// to 85 GFLOP/s on a Zen 4).
-constexpr int64_t kPrefetchBytes = 4096;
+// The weights ahead are asked for into L2, and only the lines that a tile reads: half of a panel,
+// read again for every block of rows, has just room in L1. See decision 0018, "Weights beyond the
+// caches".
+constexpr int64_t kPrefetchBytes = 32768;
 // Beside the sums: ones, two weights, the broadcast and a product.
 constexpr int32_t kMaxRowsI8 = 5;
 
@@ -130,8 +130,7 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
   if (S == Storage::kF32) {
     const float* w = (const float*)tile.panel;
     for (int32_t k = 0; k < tile.K; ++k, w += kPanelColumns) {
-      _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+      _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T1);
       multiply_add<MR>(a + k, tile.a_stride, _mm256_load_ps(w), _mm256_load_ps(w + 8), acc);
     }
     return;
@@ -139,8 +138,7 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
   const uint16_t* w = (const uint16_t*)tile.panel;
   int32_t k = 0;
   for (; k + 2 <= tile.K; k += 2, w += 2 * kPanelColumns) {
-    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
-    _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T1);
     const __m256i* pair = (const __m256i*)w;
     multiply_add<MR>(a + k, tile.a_stride, widen_low<S>(_mm256_load_si256(pair)),
                      widen_low<S>(_mm256_load_si256(pair + 1)), acc);
@@ -180,7 +178,7 @@ static inline __attribute__((always_inline)) void accumulate_i8(const Tile<uint8
   const __m256i* w =
       (const __m256i*)((const char*)group + step_groups_bytes(steps->plain + steps->flipped));
   for (; group < plain_end; ++group, w += 2) {
-    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T1);
     const uint8_t* a = tile.a + 4 * *group;
     const __m256i w0 = _mm256_load_si256(w), w1 = _mm256_load_si256(w + 1);
 #pragma GCC unroll 5
@@ -191,8 +189,8 @@ static inline __attribute__((always_inline)) void accumulate_i8(const Tile<uint8
     }
   }
   for (; group < end; ++group, w += 4) {
-    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
-    _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T0);
+    _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T1);
+    _mm_prefetch((const char*)w + kPrefetchBytes + 64, _MM_HINT_T1);
     const uint8_t* a = tile.a + 4 * *group;
     const __m256i w0 = _mm256_load_si256(w), w1 = _mm256_load_si256(w + 1);
 #pragma GCC unroll 5

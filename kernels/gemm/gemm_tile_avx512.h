@@ -33,17 +33,15 @@ static constexpr int32_t kGroupPanels = 8;
 static constexpr int32_t kLead = 16;
 
 /// Asks for the weights ahead of `w`, a step's lines: the panels are read in address order from
-/// beyond L2. Up to 8 rows the stream itself is the limit and a request for each line, 8 KiB ahead
-/// into L1, is best: against two a line 11 % on Zen 4 up to 4 rows, on Zen 5 11 to 15 % at 5 and 2
-/// to 4 % at 6 to 8. With more rows L2 far ahead and L1 shortly before gives 2 % over one distance
-/// (4 KiB) on Zen 4; on Zen 5 f32 loses 4 to 7 % without the far one. A tile in halves reads more
-/// lines a step, and on Zen 5 gains 1 % without it.
+/// beyond L2. Up to 3 rows the loads themselves run so far ahead that every request delays them.
+/// From 4 on one into L2 far ahead keeps memory busy while the multipliers work, and above 8 rows
+/// one more into L1 shortly before, too. See decision 0018, "Weights beyond the caches".
 template <int MR, typename Core>
 static inline __attribute__((always_inline)) void prefetch_panel(const char* w) {
-  constexpr int64_t near = MR <= 8 ? 8192 : 2048, far = 32768;
+  constexpr int64_t near = 2048, far = 32768;
   for (int64_t line = 0; line < Core::kBytes; line += 64) {
-    _mm_prefetch(w + near + line, _MM_HINT_T0);
-    if (MR > 8 && !Core::kInHalves) _mm_prefetch(w + far + line, _MM_HINT_T1);
+    if (MR > 8) _mm_prefetch(w + near + line, _MM_HINT_T0);
+    if (MR > 3) _mm_prefetch(w + far + line, _MM_HINT_T1);
   }
 }
 
