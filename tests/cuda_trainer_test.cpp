@@ -159,12 +159,8 @@ class CudaTrainerTest : public test::DeviceTest {
 };
 
 double relative_difference(const FlatBuffer& a, const FlatBuffer& b) {
-  double squares = 0, difference = 0;
-  for (int64_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(double{a.data()[i]} - b.data()[i], 2);
-    squares += std::pow(double{b.data()[i]}, 2);
-  }
-  return std::sqrt(difference / squares);
+  const test::Norms norms = test::norms_of(a.data(), b.data(), 1, a.size());
+  return norms.difference / norms.exact;
 }
 
 TEST_F(CudaTrainerTest, DrawsTheMasksAndTakesTheStepsOfTheProcessor) {

@@ -62,22 +62,17 @@ ModelConfig released_config() { return make_config(50000, 512, 1024, 2, 8, 200);
 ModelConfig odd_config() { return make_config(61, 36, 20, 3, 3, 11); }
 
 /// More tokens, outputs and panels than one task takes.
+ModelConfig wide_config() { return make_config(90, 288, 330, 2, 6, 24); }
+
 /// The norm of the difference is at most `share` of that of `exact`; `count` elements of either,
 /// `step` apart.
 template <typename Found, typename Exact>
 testing::AssertionResult near(const Found* found, const Exact* exact, int64_t step, int64_t count,
                               double share) {
-  double difference = 0, squares = 0;
-  for (int64_t i = 0; i < step * count; i += step) {
-    difference += std::pow(double{found[i]} - exact[i], 2);
-    squares += std::pow(double{exact[i]}, 2);
-  }
-  if (std::sqrt(difference) <= share * std::sqrt(squares)) return testing::AssertionSuccess();
-  return testing::AssertionFailure()
-         << "differs by " << std::sqrt(difference) << " of " << std::sqrt(squares);
+  const test::Norms norms = test::norms_of(found, exact, step, count);
+  if (norms.difference <= share * norms.exact) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << "differs by " << norms.difference << " of " << norms.exact;
 }
-
-ModelConfig wide_config() { return make_config(90, 288, 330, 2, 6, 24); }
 
 /// B pairs with one <MASK> (id 2) each but the last; sentences of 1 … max_len tokens, one of them
 /// empty where `with_empty`.

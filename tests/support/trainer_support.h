@@ -25,6 +25,22 @@ inline bool same_bits(const training::FlatBuffer& a, const training::FlatBuffer&
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), sizeof(float) * a.size()) == 0;
 }
 
+/// Euclidean norms, in double.
+struct Norms {
+  double difference, exact;
+};
+
+/// Of `count` elements of either, `step` apart.
+template <typename Found, typename Exact>
+Norms norms_of(const Found* found, const Exact* exact, int64_t step, int64_t count) {
+  double difference = 0, squares = 0;
+  for (int64_t i = 0; i < step * count; i += step) {
+    difference += std::pow(double{found[i]} - exact[i], 2);
+    squares += std::pow(double{exact[i]}, 2);
+  }
+  return {std::sqrt(difference), std::sqrt(squares)};
+}
+
 /// A trainer of release_step() behind its first step: with a NaN in a bias its second step stops
 /// at the first loss and changes nothing, as often as it is tried.
 inline void expect_stops_before_a_nan(training::Trainer& trainer, const training::PairBatch& batch,
