@@ -29,6 +29,7 @@ DeviceMeter::DeviceMeter(const XsrFile& file, xsr_compute compute, bool qkv_tabl
 
 void DeviceMeter::measure() {
   roofline_.peak_gflops = std::max(roofline_.peak_gflops, 1e-9 * encoder_->measure_peak());
+  roofline_.attention_gflops = roofline_.peak_gflops;
   roofline_.read_gb_per_s = std::max(roofline_.read_gb_per_s, 1e-9 * encoder_->measure_bandwidth());
 }
 

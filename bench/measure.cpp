@@ -55,6 +55,11 @@ size_t slice_sentences(const Session& session) {
   return session.isa() == XSR_ISA_REF ? 32 : 1024;
 }
 
+void count_tokens(Corpus& corpus, size_t tokens) {
+  corpus.tokens += tokens;
+  corpus.token_pairs += static_cast<double>(tokens) * static_cast<double>(tokens);
+}
+
 /// run(first, last) embeds the sentences [first, last).
 template <typename Run>
 void measure_passes(Corpus& corpus, size_t count, const Session& session, double limit,
@@ -146,7 +151,7 @@ Corpus measure_ids(const Model& model, Session& session, const IdBatch& batch, d
   });
   const auto max_seq_len = static_cast<size_t>(model.info().max_seq_len);
   for (size_t i = 0; i < corpus.sentences; ++i)
-    corpus.tokens += std::min(max_seq_len, batch.offsets[i + 1] - batch.offsets[i]);
+    count_tokens(corpus, std::min(max_seq_len, batch.offsets[i + 1] - batch.offsets[i]));
   return corpus;
 }
 
@@ -168,7 +173,7 @@ Corpus measure_texts(const Model& model, Session& session, const std::vector<std
   for (size_t i = 0; i < corpus.sentences; ++i) session.tokenize(texts[i], ids);
   corpus.tokenizer_seconds = seconds_since(start);
   for (size_t i = 0; i < corpus.sentences; ++i)
-    corpus.tokens += static_cast<size_t>(results[i].num_tokens);
+    count_tokens(corpus, static_cast<size_t>(results[i].num_tokens));
   return corpus;
 }
 

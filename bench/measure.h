@@ -38,7 +38,8 @@ Latency measure_latency(const Model& model, Session& session, int32_t tokens, do
 struct Corpus {
   std::string input;  // "text", "ids" or "log-normal"
   size_t sentences = 0, tokens = 0;
-  double seconds = 0;  // of one pass
+  double token_pairs = 0;  // those of one sentence, T² of one of T: what attention looks at
+  double seconds = 0;      // of one pass
   int32_t passes = 0;
   double tokenizer_seconds = 0;  // text only: of tokenising alone, on one thread
   double resident_seconds = 0;  // ids on a CUDA device only: of one pass with the ids there already

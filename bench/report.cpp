@@ -13,11 +13,21 @@ double Report::flop_per_token() const {
   return 2.0 * (4.0 * C * C + 2.0 * C * F) * info.num_layers - (qkv_table ? 6.0 * C * C : 0.0);
 }
 
-double Report::share_of_roofline(double tokens, double seconds) const {
-  const double flop = tokens * flop_per_token();
-  if (device != "cpu") return flop / (roofline.peak_gflops * 1e9) / seconds;
-  return floor_seconds(roofline, flop, static_cast<double>(weight_bytes)) / seconds;
+double Report::flop_per_token_pair() const { return 4.0 * info.hidden_size * info.num_layers; }
+
+double Report::share_of_roofline(double tokens, double token_pairs, double seconds) const {
+  const double read = device == "cpu" ? static_cast<double>(weight_bytes) : 0;
+  return floor_seconds(roofline, tokens * flop_per_token(), token_pairs * flop_per_token_pair(),
+                       read) /
+         seconds;
 }
+
+namespace {
+
+/// Of the sentence of a row.
+double token_pairs(const Latency& row) { return static_cast<double>(row.tokens) * row.tokens; }
+
+}  // namespace
 
 void print_table(const Report& report, std::FILE* to) {
   const xsr_model_info& info = report.info;
@@ -47,13 +57,15 @@ void print_table(const Report& report, std::FILE* to) {
                report.roofline.peak_gflops, 1e-6 * report.flop_per_token());
   }
   if (!report.latency.empty()) {
-    fmt::print(to, "\none sentence, ids to vector\n{:>8}{:>11}{:>11}{:>11}{:>10}{:>12}{:>10}\n",
-               "tokens", "p50 us", "p90 us", "p99 us", "GFLOP/s", "roofline", "calls");
+    fmt::print(
+        to, "\none sentence, ids to vector\n{:>8}{:>11}{:>11}{:>11}{:>10}{:>12}{:>16}{:>10}\n",
+        "tokens", "p50 us", "p90 us", "p99 us", "GFLOP/s", "roofline", "with attention", "calls");
     for (const Latency& row : report.latency) {
-      fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>11.1f}{:>10.1f}{:>12.3f}{:>10}{}\n", row.tokens,
-                 1e6 * row.p50, 1e6 * row.p90, 1e6 * row.p99,
+      fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>11.1f}{:>10.1f}{:>12.3f}{:>16.3f}{:>10}{}\n",
+                 row.tokens, 1e6 * row.p50, 1e6 * row.p90, 1e6 * row.p99,
                  1e-9 * row.tokens * report.flop_per_token() / row.p50,
-                 report.share_of_roofline(row.tokens, row.p50), row.calls,
+                 report.share_of_roofline(row.tokens, 0, row.p50),
+                 report.share_of_roofline(row.tokens, token_pairs(row), row.p50), row.calls,
                  on_cpu ? "" : fmt::format("  ({:.1f} us on the device)", 1e6 * row.device));
     }
   }
@@ -71,15 +83,20 @@ void print_table(const Report& report, std::FILE* to) {
     const auto tokens = static_cast<double>(corpus.tokens);
     fmt::print(to, "\ncorpus ({}), {} sentences, {} tokens, median of {} pass{}\n", corpus.input,
                corpus.sentences, corpus.tokens, corpus.passes, corpus.passes == 1 ? "" : "es");
-    fmt::print(to, "{:>14.1f} sentences/s{:>12.1f} tokens/s{:>9.1f} GFLOP/s{:>8.3f} of roofline\n",
+    fmt::print(to,
+               "{:>14.1f} sentences/s{:>12.1f} tokens/s{:>9.1f} GFLOP/s{:>8.3f} of roofline, "
+               "{:.3f} with attention\n",
                sentences / corpus.seconds, tokens / corpus.seconds,
                1e-9 * tokens * report.flop_per_token() / corpus.seconds,
-               report.share_of_roofline(tokens, corpus.seconds));
+               report.share_of_roofline(tokens, 0, corpus.seconds),
+               report.share_of_roofline(tokens, corpus.token_pairs, corpus.seconds));
     if (corpus.resident_seconds > 0) {
       fmt::print(to,
-                 "{:>14.1f} tokens/s with the ids on the device beforehand, {:.3f} of roofline\n",
+                 "{:>14.1f} tokens/s with the ids on the device beforehand, {:.3f} of roofline, "
+                 "{:.3f} with attention\n",
                  tokens / corpus.resident_seconds,
-                 report.share_of_roofline(tokens, corpus.resident_seconds));
+                 report.share_of_roofline(tokens, 0, corpus.resident_seconds),
+                 report.share_of_roofline(tokens, corpus.token_pairs, corpus.resident_seconds));
     }
     if (corpus.tokenizer_seconds > 0) {
       fmt::print(to, "{:>14.1f} tokens/s tokenising, {:.1f} % of the time\n",
@@ -103,12 +120,14 @@ Json to_json(const Report& report) {
   json["threads"] = report.threads;
   json["latency"] = Json::array();
   for (const Latency& row : report.latency) {
-    json["latency"].push_back({{"tokens", row.tokens},
-                               {"p50_us", 1e6 * row.p50},
-                               {"p90_us", 1e6 * row.p90},
-                               {"p99_us", 1e6 * row.p99},
-                               {"share_of_roofline", report.share_of_roofline(row.tokens, row.p50)},
-                               {"calls", row.calls}});
+    json["latency"].push_back(
+        {{"tokens", row.tokens},
+         {"p50_us", 1e6 * row.p50},
+         {"p90_us", 1e6 * row.p90},
+         {"p99_us", 1e6 * row.p99},
+         {"share_of_roofline", report.share_of_roofline(row.tokens, 0, row.p50)},
+         {"share_with_attention", report.share_of_roofline(row.tokens, token_pairs(row), row.p50)},
+         {"calls", row.calls}});
     if (row.device > 0) json["latency"].back()["device_us"] = 1e6 * row.device;
   }
   json["corpus"] = nullptr;
@@ -118,7 +137,9 @@ Json to_json(const Report& report) {
     json["corpus"] = {{"sentences_per_s", static_cast<double>(corpus.sentences) / corpus.seconds},
                       {"tokens_per_s", tokens / corpus.seconds},
                       {"gflop_per_s", 1e-9 * tokens * report.flop_per_token() / corpus.seconds},
-                      {"share_of_roofline", report.share_of_roofline(tokens, corpus.seconds)},
+                      {"share_of_roofline", report.share_of_roofline(tokens, 0, corpus.seconds)},
+                      {"share_with_attention",
+                       report.share_of_roofline(tokens, corpus.token_pairs, corpus.seconds)},
                       {"input", corpus.input},
                       {"sentences", corpus.sentences},
                       {"tokens", corpus.tokens},
@@ -126,7 +147,9 @@ Json to_json(const Report& report) {
     if (corpus.resident_seconds > 0) {
       json["corpus"]["resident_tokens_per_s"] = tokens / corpus.resident_seconds;
       json["corpus"]["resident_share_of_roofline"] =
-          report.share_of_roofline(tokens, corpus.resident_seconds);
+          report.share_of_roofline(tokens, 0, corpus.resident_seconds);
+      json["corpus"]["resident_share_with_attention"] =
+          report.share_of_roofline(tokens, corpus.token_pairs, corpus.resident_seconds);
     }
     if (corpus.tokenizer_seconds > 0) {
       json["corpus"]["tokenizer_tokens_per_s"] = tokens / corpus.tokenizer_seconds;
@@ -142,8 +165,10 @@ Json to_json(const Report& report) {
                                     {"ratio", row.chain_p50 / row.xsr_p50}});
   }
   json["roofline"] = {{"peak_gflop_per_s", report.roofline.peak_gflops},
+                      {"attention_gflop_per_s", report.roofline.attention_gflops},
                       {"read_gb_per_s", report.roofline.read_gb_per_s},
                       {"flop_per_token", report.flop_per_token()},
+                      {"flop_per_token_pair", report.flop_per_token_pair()},
                       {"weight_bytes", report.weight_bytes}};
   json["check"] = {{"largest_difference", report.check.largest_difference},
                    {"allowed", report.check.allowed}};

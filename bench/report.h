@@ -14,7 +14,7 @@ namespace xsr::bench {
 /// One run of the bench: one model, ISA and number of threads.
 struct Report {
   std::string model, activation, isa, dtype, storage;
-  std::string device = "cpu";  // or a CUDA device's name; its roofline is the products' alone
+  std::string device = "cpu";  // or a CUDA device's name; its roofline is without the weights
   bool qkv_table = false;      // the first layer's Q, K and V are looked up
   int32_t threads = 0;
   int32_t pinned_cpu = -1;  // -1: not pinned
@@ -27,11 +27,14 @@ struct Report {
   std::optional<Corpus> corpus;
   std::vector<ChainLatency> chain;
 
-  /// Matrix products of one token: 2 (4 C² + 2 C F) a layer, less 6 C² with the table. Attention
-  /// scores, 4 T C a layer and token of a sentence of T, are not counted: the roofline is that of
-  /// the products.
+  /// Matrix products of one token: 2 (4 C² + 2 C F) a layer, less 6 C² with the table. Those of
+  /// attention are counted by themselves.
   double flop_per_token() const;
-  double share_of_roofline(double tokens, double seconds) const;
+  /// Attention's products of one token with another: 4 C a layer.
+  double flop_per_token_pair() const;
+  /// The roofline's time over `seconds`. token_pairs: T² summed over the sentences, or 0 for the
+  /// roofline of the other products alone.
+  double share_of_roofline(double tokens, double token_pairs, double seconds) const;
 };
 
 /// A table for people.

@@ -80,6 +80,7 @@ struct RooflineMeter::State {
   HugeBuffer buffer;
   float seed[448];
   fma_loop_t* fma = nullptr;
+  fma_loop_t* attention = nullptr;
   read_loop_t* read = nullptr;
   std::atomic<uint64_t> sink{0};
 };
@@ -93,13 +94,12 @@ RooflineMeter::RooflineMeter(kernels::Isa isa, xsr_compute compute, int32_t thre
     throw std::runtime_error("the roofline needs AVX2, which this CPU does not have");
   const bool avx512 = best >= kernels::Isa::kAvx512;
   // Products in bf16 on a CPU without AVX512_BF16 widen to f32, and so does their ceiling.
-  const bool pairs = compute == XSR_COMPUTE_BF16 && best >= kernels::Isa::kAvx512Bf16;
   const bool bytes = compute == XSR_COMPUTE_INT8;
+  const bool pairs = (compute == XSR_COMPUTE_BF16 || bytes) && best >= kernels::Isa::kAvx512Bf16;
+  state_->attention = pairs ? dot_loop_avx512_bf16 : avx512 ? fma_loop_avx512 : fma_loop_avx2;
   state_->fma = bytes && best >= kernels::Isa::kAvx512Vnni ? dot_loop_avx512_vnni
                 : bytes                                    ? madd_loop_avx2
-                : pairs                                    ? dot_loop_avx512_bf16
-                : avx512                                   ? fma_loop_avx512
-                                                           : fma_loop_avx2;
+                                                           : state_->attention;
   state_->read = avx512 ? read_loop_avx512 : read_loop_avx2;
 }
 
@@ -107,16 +107,24 @@ RooflineMeter::~RooflineMeter() = default;
 
 void RooflineMeter::measure() {
   State& state = *state_;
-  for (int window = 0; window < kWindows; ++window) {
-    std::atomic<double> flop{0};
-    const double seconds = state.team.run([&](int32_t) {
-      float sink[16];
-      flop = state.fma(kFmaIterations, state.seed, sink);
-      uint32_t bits;
-      memcpy(&bits, sink, sizeof bits);
-      state.sink.fetch_xor(bits, std::memory_order_relaxed);
-    });
-    roofline_.peak_gflops = std::max(roofline_.peak_gflops, 1e-9 * flop * state.threads / seconds);
+  const auto measure_peak = [&](fma_loop_t* loop, double* peak_gflops) {
+    for (int window = 0; window < kWindows; ++window) {
+      std::atomic<double> flop{0};
+      const double seconds = state.team.run([&](int32_t) {
+        float sink[16];
+        flop = loop(kFmaIterations, state.seed, sink);
+        uint32_t bits;
+        memcpy(&bits, sink, sizeof bits);
+        state.sink.fetch_xor(bits, std::memory_order_relaxed);
+      });
+      *peak_gflops = std::max(*peak_gflops, 1e-9 * flop * state.threads / seconds);
+    }
+  };
+  measure_peak(state.fma, &roofline_.peak_gflops);
+  if (state.attention == state.fma) {
+    roofline_.attention_gflops = roofline_.peak_gflops;
+  } else {
+    measure_peak(state.attention, &roofline_.attention_gflops);
   }
   const int64_t passes = std::max<int64_t>(1, kReadBytesPerWindow / state.part);
   for (int window = 0; window < kWindows; ++window) {

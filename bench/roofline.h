@@ -10,6 +10,9 @@ namespace xsr::bench {
 /// What this machine can do at most, over all threads together.
 struct Roofline {
   double peak_gflops = 0;  // multiply-adds on registers, GFLOP/s
+  /// The same in what attention is counted in: f32 for f32 and bf16x3, else pairs of bf16, where
+  /// the CPU has them.
+  double attention_gflops = 0;
   double read_gb_per_s =
       0;  // reads from beyond L2 (a CUDA device: a copy's both ways), 10^9 bytes/s
 };
@@ -43,9 +46,12 @@ class RooflineMeter {
   Roofline roofline_;
 };
 
-/// max(flop / peak, bytes / read rate), in seconds: nothing but AMX tiles can be faster.
-inline double floor_seconds(const Roofline& roofline, double flop, double weight_bytes) {
-  const double compute = flop / (roofline.peak_gflops * 1e9);
+/// max(products / peak + attention / attention's peak, bytes / read rate), in seconds: nothing but
+/// AMX tiles can be faster.
+inline double floor_seconds(const Roofline& roofline, double flop, double attention_flop,
+                            double weight_bytes) {
+  const double compute =
+      flop / (roofline.peak_gflops * 1e9) + attention_flop / (roofline.attention_gflops * 1e9);
   const double read = weight_bytes / (roofline.read_gb_per_s * 1e9);
   return compute > read ? compute : read;
 }

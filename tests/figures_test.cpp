@@ -153,6 +153,7 @@ TEST_F(Measured, ACorpusTakesTheMedianPass) {
   EXPECT_NEAR(corpus.seconds, 2, 1e-9);
   EXPECT_EQ(corpus.sentences, 3000u);
   EXPECT_EQ(corpus.tokens, 15000u);
+  EXPECT_EQ(corpus.token_pairs, 75000);
   EXPECT_EQ(corpus.tokenizer_seconds, 0);
   EXPECT_EQ(corpus.resident_seconds, 0);
   EXPECT_THAT(sentences_of_calls(),
@@ -203,7 +204,9 @@ TEST_F(Measured, TokensBeyondTheModelsMostDoNotCount) {
   for (const size_t tokens : {300, 200, 0, 7}) batch.append(std::vector<int32_t>(tokens, 3));
   calls_take({}, 1);
   Session session(model_, XSR_ISA_AVX2, XSR_COMPUTE_F32, 1);
-  EXPECT_EQ(measure_ids(model_, session, batch, 60).tokens, 407u);
+  const Corpus corpus = measure_ids(model_, session, batch, 60);
+  EXPECT_EQ(corpus.tokens, 407u);
+  EXPECT_EQ(corpus.token_pairs, 2 * 200 * 200 + 7 * 7);
 }
 
 TEST_F(Measured, ACorpusOfTextTimesTheTokenizerAlone) {
@@ -217,6 +220,7 @@ TEST_F(Measured, ACorpusOfTextTimesTheTokenizerAlone) {
   EXPECT_EQ(corpus.input, "text");
   EXPECT_EQ(corpus.sentences, 2048u);
   EXPECT_EQ(corpus.tokens, 15000u + 548 * 200);
+  EXPECT_EQ(corpus.token_pairs, 150000 + 548 * 200 * 200);
   EXPECT_NEAR(corpus.seconds, 2, 1e-9);
   EXPECT_NEAR(corpus.tokenizer_seconds, 2.048, 1e-9);
 }
@@ -321,10 +325,11 @@ TEST(Workload, LogNormalSentencesAreAFunctionOfTheSeed) {
 }
 
 TEST(Roofline, TheFloorIsTheSlowerOfProductsAndWeights) {
-  const Roofline roofline{200, 20};  // GFLOP/s, GB/s
-  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 8e11, 2e10), 4);
-  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 1e11, 2e10), 1);
-  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 1e11, 0), 0.5);
+  const Roofline roofline{200, 50, 20};  // GFLOP/s twice, GB/s
+  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 8e11, 0, 2e10), 4);
+  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 1e11, 0, 2e10), 1);
+  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 1e11, 0, 0), 0.5);
+  EXPECT_DOUBLE_EQ(floor_seconds(roofline, 1e11, 1e11, 2e10), 2.5) << "attention at its own rate";
 }
 
 TEST(Roofline, ThePeakIsTheBestWindowsTimesTheThreads) {
@@ -341,9 +346,26 @@ TEST(Roofline, ThePeakIsTheBestWindowsTimesTheThreads) {
   meter.measure();
   EXPECT_EQ(calls, 45);
   EXPECT_NEAR(meter.roofline().peak_gflops, 150, 1e-6);
+  EXPECT_EQ(meter.roofline().attention_gflops, meter.roofline().peak_gflops) << "the same loop";
   // The eighth window is gone, and its peak stands.
   meter.measure();
   EXPECT_NEAR(meter.roofline().peak_gflops, 150, 1e-6);
+  EXPECT_EQ(meter.roofline().attention_gflops, meter.roofline().peak_gflops);
+}
+
+TEST(Roofline, AttentionOfBytesHasAPeakOfItsOwn) {
+  loops.flop = 1e8;
+  double seconds = 0.001;
+  loops.seconds = [&](const std::string& name, int64_t) {
+    return name == "dot_loop_avx512_bf16" ? 2 * seconds : seconds;
+  };
+  RooflineMeter meter(kernels::Isa::kAvx512Bf16, XSR_COMPUTE_INT8, 1, 1);
+  meter.measure();
+  EXPECT_NEAR(meter.roofline().peak_gflops, 100, 1e-6);
+  EXPECT_NEAR(meter.roofline().attention_gflops, 50, 1e-6);
+  seconds = 0.002;
+  meter.measure();
+  EXPECT_NEAR(meter.roofline().attention_gflops, 50, 1e-6) << "the best so far stands";
 }
 
 TEST(Roofline, TheReadRateIsThatOfAllThreads) {
@@ -393,15 +415,19 @@ TEST(Roofline, TheLoopsAreThoseOfTheProductsAndTheInstructionSet) {
   const auto f32 = XSR_COMPUTE_F32, bf16 = XSR_COMPUTE_BF16, int8 = XSR_COMPUTE_INT8;
   EXPECT_THAT(used(Isa::kAvx2, f32), ElementsAre("fma_loop_avx2", read2));
   EXPECT_THAT(used(Isa::kAvx2, bf16), ElementsAre("fma_loop_avx2", read2));
-  EXPECT_THAT(used(Isa::kAvx2, int8), ElementsAre("madd_loop_avx2", read2));
+  EXPECT_THAT(used(Isa::kAvx2, int8), ElementsAre("fma_loop_avx2", "madd_loop_avx2", read2));
   EXPECT_THAT(used(Isa::kAvx512, f32), ElementsAre("fma_loop_avx512", read512));
   EXPECT_THAT(used(Isa::kAvx512, bf16), ElementsAre("fma_loop_avx512", read512));
-  EXPECT_THAT(used(Isa::kAvx512, int8), ElementsAre("madd_loop_avx2", read512));
-  EXPECT_THAT(used(Isa::kAvx512Vnni, int8), ElementsAre("dot_loop_avx512_vnni", read512));
+  EXPECT_THAT(used(Isa::kAvx512, int8), ElementsAre("fma_loop_avx512", "madd_loop_avx2", read512));
+  EXPECT_THAT(used(Isa::kAvx512Vnni, int8),
+              ElementsAre("dot_loop_avx512_vnni", "fma_loop_avx512", read512));
+  EXPECT_THAT(used(Isa::kAvx512Bf16, int8),
+              ElementsAre("dot_loop_avx512_bf16", "dot_loop_avx512_vnni", read512));
   EXPECT_THAT(used(Isa::kAvx512Vnni, bf16), ElementsAre("fma_loop_avx512", read512));
   EXPECT_THAT(used(Isa::kAvx512Bf16, bf16), ElementsAre("dot_loop_avx512_bf16", read512));
   EXPECT_THAT(used(Isa::kAmx, bf16), ElementsAre("dot_loop_avx512_bf16", read512));
   EXPECT_THAT(used(Isa::kAmx, f32), ElementsAre("fma_loop_avx512", read512));
+  EXPECT_THAT(used(Isa::kAmx, XSR_COMPUTE_BF16X3), ElementsAre("fma_loop_avx512", read512));
 }
 
 TEST(DeviceMeter, GivesWhatTheDeviceSays) {
@@ -421,6 +447,7 @@ TEST(DeviceMeter, GivesWhatTheDeviceSays) {
   test::device.bandwidth = 5e12;
   meter.measure();
   EXPECT_DOUBLE_EQ(meter.roofline().peak_gflops, 60000);
+  EXPECT_DOUBLE_EQ(meter.roofline().attention_gflops, 60000);
   EXPECT_DOUBLE_EQ(meter.roofline().read_gb_per_s, 5000);
 
   test::device.resident_seconds = 0.125;
@@ -453,12 +480,13 @@ Report figures() {
   report.weight_bytes = 16777216;
   report.token_table_bytes = 102400000;
   report.check = {2.5e-7, 1e-5, true};
-  report.roofline = {100, 10};
+  report.roofline = {100, 50, 10};
   report.latency = {{1, 4321, 0.002, 0.003, 0.005, 0}, {100, 123, 0.016, 0.017, 0.019, 0}};
   Corpus corpus;
   corpus.input = "text";
   corpus.sentences = 3000;
   corpus.tokens = 75000;
+  corpus.token_pairs = 2.5e6;
   corpus.seconds = 10;
   corpus.passes = 3;
   corpus.tokenizer_seconds = 1.5;
@@ -492,13 +520,17 @@ TEST(Report, CountsTheProductsOfAToken) {
 
 TEST(Report, TheShareIsTheSlowerOfProductsAndWeights) {
   Report report = figures();
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 0.002), 0.8388608);   // weights
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 0.016), 0.524288);  // products
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 0, 0.002), 0.8388608);   // weights
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 1, 0.002), 0.8388608);   // weights
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 0, 0.016), 0.524288);  // products
+  // and of attention 4 · 512 · 2 · 10^4, at half the rate: 0.8192 of 16 ms
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1e4, 0.016), 0.575488);
   report.qkv_table = true;
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 0.016), 0.425984);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 0, 0.016), 0.425984);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1e4, 0.016), 0.477184);
   report.device = "GPU";  // products alone
   report.qkv_table = false;
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 0.002), 0.04194304);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 0, 0.002), 0.04194304);
 }
 
 /// What print_table() writes, with one space where it has several.
@@ -529,16 +561,16 @@ check differs from the ref kernels by 2.5e-07 at most (allowed 1e-05)
 roofline 100.0 GFLOP/s, 10.0 GB/s from beyond L2; 8.389 MFLOP a token
 
 one sentence, ids to vector
-tokens p50 us p90 us p99 us GFLOP/s roofline calls
-1 2000.0 3000.0 5000.0 4.2 0.839 4321
-100 16000.0 17000.0 19000.0 52.4 0.524 123
+tokens p50 us p90 us p99 us GFLOP/s roofline with attention calls
+1 2000.0 3000.0 5000.0 4.2 0.839 0.839 4321
+100 16000.0 17000.0 19000.0 52.4 0.524 0.575 123
 
 beside oneDNN's matrix products alone, by turns
 tokens xsr us oneDNN us oneDNN's time / xsr's
 1 2000.0 1500.0 0.750
 
 corpus (text), 3000 sentences, 75000 tokens, median of 3 passes
-300.0 sentences/s 7500.0 tokens/s 62.9 GFLOP/s 0.629 of roofline
+300.0 sentences/s 7500.0 tokens/s 62.9 GFLOP/s 0.629 of roofline, 0.650 with attention
 50000.0 tokens/s tokenising, 7.5 % of the time
 )",
           cpu_model(), compiler(), commit()));
@@ -558,13 +590,13 @@ check differs from the ref kernels by 2.5e-07 at most (allowed 1e-05)
 roofline 100.0 GFLOP/s in a large square product; 6.816 MFLOP a token
 
 one sentence, ids to vector
-tokens p50 us p90 us p99 us GFLOP/s roofline calls
-1 2000.0 3000.0 5000.0 3.4 0.034 4321 (1000.0 us on the device)
-100 16000.0 17000.0 19000.0 42.6 0.426 123 (4000.0 us on the device)
+tokens p50 us p90 us p99 us GFLOP/s roofline with attention calls
+1 2000.0 3000.0 5000.0 3.4 0.034 0.034 4321 (1000.0 us on the device)
+100 16000.0 17000.0 19000.0 42.6 0.426 0.477 123 (4000.0 us on the device)
 
 corpus (ids), 3000 sentences, 75000 tokens, median of 3 passes
-300.0 sentences/s 7500.0 tokens/s 51.1 GFLOP/s 0.511 of roofline
-9375.0 tokens/s with the ids on the device beforehand, 0.639 of roofline
+300.0 sentences/s 7500.0 tokens/s 51.1 GFLOP/s 0.511 of roofline, 0.532 with attention
+9375.0 tokens/s with the ids on the device beforehand, 0.639 of roofline, 0.665 with attention
 )",
           cpu_model(), compiler(), commit()));
 }
@@ -608,17 +640,20 @@ const json kLeaves = {{"/cpu", cpu_model()},
                       {"/latency/0/p90_us", 3000},
                       {"/latency/0/p99_us", 5000},
                       {"/latency/0/share_of_roofline", 0.8388608},
+                      {"/latency/0/share_with_attention", 0.8388608},
                       {"/latency/0/calls", 4321},
                       {"/latency/1/tokens", 100},
                       {"/latency/1/p50_us", 16000},
                       {"/latency/1/p90_us", 17000},
                       {"/latency/1/p99_us", 19000},
                       {"/latency/1/share_of_roofline", 0.524288},
+                      {"/latency/1/share_with_attention", 0.575488},
                       {"/latency/1/calls", 123},
                       {"/corpus/sentences_per_s", 300},
                       {"/corpus/tokens_per_s", 7500},
                       {"/corpus/gflop_per_s", 62.91456},
                       {"/corpus/share_of_roofline", 0.6291456},
+                      {"/corpus/share_with_attention", 0.6496256},
                       {"/corpus/input", "text"},
                       {"/corpus/sentences", 3000},
                       {"/corpus/tokens", 75000},
@@ -630,8 +665,10 @@ const json kLeaves = {{"/cpu", cpu_model()},
                       {"/onednn_chain/0/xsr_p50_us", 2000},
                       {"/onednn_chain/0/ratio", 0.75},
                       {"/roofline/peak_gflop_per_s", 100},
+                      {"/roofline/attention_gflop_per_s", 50},
                       {"/roofline/read_gb_per_s", 10},
                       {"/roofline/flop_per_token", 8388608},
+                      {"/roofline/flop_per_token_pair", 4096},
                       {"/roofline/weight_bytes", 16777216},
                       {"/check/largest_difference", 2.5e-7},
                       {"/check/allowed", 1e-5},
@@ -665,10 +702,12 @@ TEST(Report, TheJsonOfADeviceHasEveryFigure) {
   leaves["/isa"] = "auto";
   leaves["/corpus/input"] = "ids";
   leaves["/latency/0/share_of_roofline"] = 0.04194304;
+  leaves["/latency/0/share_with_attention"] = 0.04198400;
   leaves["/latency/0/device_us"] = 1000;
   leaves["/latency/1/device_us"] = 4000;
   leaves["/corpus/resident_tokens_per_s"] = 9375;
   leaves["/corpus/resident_share_of_roofline"] = 0.786432;
+  leaves["/corpus/resident_share_with_attention"] = 0.812032;
   const std::vector<Report> reports = {device_figures()};
   expect_leaves(json::parse(reports_as_json(reports)), leaves);
 }

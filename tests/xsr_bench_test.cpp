@@ -101,11 +101,13 @@ TEST_F(XsrBench, WritesTheKeysOfItsContract) {
     EXPECT_LE(row["p90_us"], row["p99_us"]);
     EXPECT_GT(row["share_of_roofline"], 0.0);
     EXPECT_LT(row["share_of_roofline"], 1.0);
+    EXPECT_GE(row["share_with_attention"], row["share_of_roofline"]);
   }
   for (const char* key : {"sentences_per_s", "tokens_per_s", "gflop_per_s", "share_of_roofline"})
     EXPECT_GT(figures["corpus"][key], 0.0) << key;
   // 2 (4 C² + 2 C F) L
   EXPECT_EQ(figures["roofline"]["flop_per_token"], 2.0 * (4 * 64 * 64 + 2 * 64 * 96) * 2);
+  EXPECT_EQ(figures["roofline"]["flop_per_token_pair"], 4.0 * 64 * 2);
   // f32 panels of qkv, attention output, up and down
   EXPECT_EQ(figures["roofline"]["weight_bytes"], 4 * 2 * (192 * 64 + 64 * 64 + 96 * 64 + 64 * 96));
   EXPECT_THAT(done.err, HasSubstr("roofline"));  // the table
