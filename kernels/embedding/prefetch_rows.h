@@ -7,6 +7,9 @@ namespace xsr::kernels {
 /// Asks for the rows of a table that token_ids [first, last) name before they are read: they lie
 /// anywhere in many megabytes, and each would be waited for. One row's work hides a part of one
 /// access to DRAM, so several are on their way at a time.
+///
+/// Inlined by force, as everything must be that does nothing but ask: gcc takes a function without
+/// other effects for a pure one and drops the calls of it.
 class RowPrefetch {
  public:
   RowPrefetch(const void* table, int64_t row_bytes, const int32_t* token_ids, int32_t first,
@@ -15,12 +18,12 @@ class RowPrefetch {
     for (int32_t i = first; i < first + kAhead; ++i) ask(i);
   }
   /// Row i is read next.
-  inline void reach(int32_t i) const { ask(i + kAhead); }
+  inline __attribute__((always_inline)) void reach(int32_t i) const { ask(i + kAhead); }
 
  private:
   static constexpr int32_t kAhead = 4;
 
-  inline void ask(int32_t i) const {
+  inline __attribute__((always_inline)) void ask(int32_t i) const {
     if (i >= last_) return;
     const char* row = table_ + token_ids_[i] * row_bytes_;
     for (int64_t byte = 0; byte < row_bytes_; byte += 64) _mm_prefetch(row + byte, _MM_HINT_T0);

@@ -92,8 +92,10 @@ static void weight_tile(const float* dy, const float* x, int32_t steps, bool sto
 /// Of the next panel's `rows` rows those that fall to the tile of `tile_rows` rows at row r of
 /// `chunk`: packing them would wait for each, since only a line of a row is read at a time.
 template <typename Element>
-static inline void prefetch_share(const Element* next, int64_t stride, int32_t rows, int32_t r,
-                                  int32_t tile_rows, int32_t chunk) {
+static inline __attribute__((always_inline)) void prefetch_share(const Element* next,
+                                                                 int64_t stride, int32_t rows,
+                                                                 int32_t r, int32_t tile_rows,
+                                                                 int32_t chunk) {
   const int32_t end = r + tile_rows < chunk ? r + tile_rows : chunk;
   for (int32_t m = rows * r / chunk; m < rows * end / chunk; ++m) {
     for (int32_t c = 0; c < kWeightColumns; c += 64 / (int32_t)sizeof(Element))
