@@ -108,9 +108,8 @@ static constexpr int32_t split_columns(int32_t C) { return (C + 31) / 32 * 32; }
 void split_bf16(float x, uint16_t* hi, uint16_t* lo);
 
 /// A weight matrix W [N, K] split, in panels of 32 outputs: [ceil(N/32)][S/2][2][32][2] with
-/// S = split_columns(K). The hi of element (n, k) stands at ((n/32 · S/2 + k/2) · 2 · 32 + n%32) ·
-/// 2
-/// + k%2, its lo 64 elements further; what is beyond N or K is 0. A panel is read once, in address
+/// S = split_columns(K). The hi of element (n, k) stands at 128 (n/32 · S/2 + k/2) + 2 (n%32) +
+/// k%2, its lo 64 elements further; what is beyond N or K is 0. A panel is read once, in address
 /// order, by every ISA.
 struct SplitMatrix {
   const uint16_t* data = nullptr;  // 64-byte aligned
