@@ -37,7 +37,7 @@ program "$tree/build/cuda/bench/xsr-bench" "$bench"
 program "$tree/build/cuda/bench/xsr-train-bench" "$bench"
 # The interpreter for gpu-check.json, and its answers to whether it finds NCCL and PyTorch.
 finds() { program "$fakes/python3" "[ \"\$1\" != -c ] || [[ \$2 == *torch* ]] || exit $1
-  [ \"\$1\" != -c ] || exit $2
+  [ \"\$1\" != -c ] || { [ $2 = 0 ] || printf 'Traceback:\nModuleNotFoundError: no torch\n' >&2; exit $2; }
   exec $(command -v python3) \"\$@\""; }
 peers='import sys; open(sys.argv[-1], "w").write("{}")'
 train_peers='import sys
@@ -49,6 +49,8 @@ run || fail "it failed where all passed"
 grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
 [ ! -e "$tree/docs/results/gpu-train-bf16-nccl.json" ] || fail "it timed what is not there"
 [ ! -e "$tree/docs/results/gpu-peers.json" ] || fail "it timed a PyTorch that is not there"
+grep -q '"pytorch": "not there: ModuleNotFoundError: no torch"' "$tree/docs/results/gpu-check.json" ||
+  fail "it does not say why there is no PyTorch"
 finds 0 0
 run || fail "it failed where all passed, and NCCL and PyTorch are there"
 grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with PyTorch"
@@ -140,13 +142,17 @@ run --no-build training || fail "it failed without NCCL where all else passed"
 finds 1 0
 echo 'raise SystemExit(1)' >"$tree/bench/peers/gpu_peers.py"
 expect_failure peers "a race with PyTorch that fails"
+printf '%s\nraise SystemExit(1)\n' "${peers/\{\}/half}" >"$tree/bench/peers/gpu_peers.py"
+expect_failure peers "a race with PyTorch that fails half way"
+grep -q half "$tree/docs/results/gpu-peers.json" || fail "it did not keep what a race found before it failed"
 echo "$peers" >"$tree/bench/peers/gpu_peers.py"
 for command in follow speed; do
   printf 'import sys\nif sys.argv[1] == "%s": raise SystemExit(1)\n%s\n' $command "$train_peers" >"$tree/bench/peers/train_baseline.py"
-  expect_failure peers "a trainer of PyTorch's that fails to $command"
+  expect_failure training-peers "a trainer of PyTorch's that fails to $command"
+  expect_success peers
 done
 echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
-expect_success peers
+expect_success training-peers
 rm "$tree/build/cuda/bench/xsr-train-bench"
 expect_failure training "a missing bench of training"
 echo "gpu_check_test: refuses, fails and writes as it should"
