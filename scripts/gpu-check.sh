@@ -73,7 +73,15 @@ results="${XSR_GPU_CHECK_RESULTS:-$PWD/docs/results}"
 mkdir -p "$work" "$results"
 failed=0
 fail() { say "FAILED: $*"; failed=1; }
-limited() { timeout -k 10 "${XSR_GPU_CHECK_SECONDS:-1200}" "$@"; }
+limited() {  # in the background, since a trap waits for what is in front
+  timeout -k 10 "${XSR_GPU_CHECK_SECONDS:-1200}" "$@" &
+  running=$!
+  wait $running
+}
+# timeout has a process group of its own, which would go on using the device that others time.
+running=
+stop() { [ -z "$running" ] || kill "$running" 2>/dev/null; die "stopped"; }
+trap stop HUP INT TERM
 
 ! wanted build || build_targets -DXSR_ONEDNN=ON ||
   die "the preset cuda does not build here; '$0 pack' elsewhere, unpack that here, and name the other stages"
@@ -106,7 +114,7 @@ if ! python3 -c 'import ctypes; ctypes.CDLL("libnccl.so.2")' 2>/dev/null; then
 fi
 
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-report() {  # what is known so far; says the last line of it
+report() {  # what is known so far, and says how many tests passed
   python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "${tests[@]##*/}" <<'PYTHON' || fail "gpu-check.json"
 import datetime, json, pathlib, sys
 work, to, device, commit, *tests = sys.argv[1:]
@@ -146,7 +154,7 @@ if wanted tests; then
       { tail -n 40 "$work/$name.log" >&2; fail "$name"; }
     # A device that libraries and tests do not see would leave everything skipped, and green.
     ! grep -m 1 'no CUDA device' "$work/$name.log" >&2 || fail "$name was skipped: it saw no device"
-    report
+    report >/dev/null
   done
 fi
 
@@ -159,7 +167,7 @@ for tool in memcheck racecheck; do
     rm -f "$work/$name.$tool.passed"
     XSR_TEST_SMALL=1 limited "$sanitizer" --tool "$tool" --error-exitcode 9 "$program" --gtest_brief=1 >"$work/$name.$tool" 2>&1 &&
       touch "$work/$name.$tool.passed" || { tail -n 20 "$work/$name.$tool" >&2; fail "$name under $tool"; }
-    report
+    report >/dev/null
   done
 done
 
@@ -173,6 +181,7 @@ bench() {  # bench WHAT COMMAND...: which writes its figures where the --json at
   # One that fails or runs out of time may have written a part, and why it has no more.
   if [ -s "$work/gpu-$what.json" ]; then cp "$work/gpu-$what.json" "$results/"; else fail "bench $what wrote nothing"; fi
   say "bench $what: $((SECONDS - began)) s"
+  report >/dev/null
 }
 if wanted sessions; then
   session_bench() { bench "$1" build/cuda/bench/xsr-bench --device cuda --threads 0 --tokens 1,20,100 "${@:2}"; }

@@ -97,6 +97,18 @@ program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exe
 ! run nonsense || fail "it took a stage that there is not"
 unset XSR_GPU_CHECK_RESULTS
 
+# What it runs ends with it, and what was found before is there.
+program "$tree/build/cuda/bench/xsr-bench" 'echo $$ >"$0.pid"; while :; do sleep 0.1; done'
+(cd "$tree" && PATH="$fakes:$PATH" exec scripts/gpu-check.sh tests sessions) >"$work/log" 2>&1 &
+check=$!
+for _ in $(seq 300); do [ ! -s "$tree/build/cuda/bench/xsr-bench.pid" ] || break; sleep 0.1; done
+bench_pid=$(cat "$tree/build/cuda/bench/xsr-bench.pid")
+kill $check
+! wait $check || fail "it passed although it was stopped"
+for _ in $(seq 100); do kill -0 $bench_pid 2>/dev/null || break; sleep 0.1; done
+! kill -0 $bench_pid 2>/dev/null || { kill $bench_pid; fail "the bench it ran went on without it"; }
+program "$tree/build/cuda/bench/xsr-bench" "$bench"
+
 # To pack needs no GPU.
 mkdir -p "$tree"/build/cuda/{training,runtime}
 touch "$tree"/build/cuda/{training/xsr-train,training/libxsr_train_cuda.so,runtime/libxsr_cuda.so}
