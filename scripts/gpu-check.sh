@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # gpu-check.sh [--no-build] [--quick] [STAGE...]: what only a machine with an NVIDIA GPU can tell. Needs no network.
-#   build      builds of the preset cuda what the other stages run
-#   tests      runs every CUDA test, none of which may be skipped for want of a device
-#   memcheck   runs them again under compute-sanitizer, as does
+#   build           builds of the preset cuda what the other stages run
+#   tests           runs every CUDA test, none of which may be skipped for want of a device
+#   memcheck        runs them again under compute-sanitizer, as does
 #   racecheck
-#   sessions   times sessions
-#   training   times steps of training, also with NCCL in between, on one rank, where NCCL is installed
-#   peers      times both beside PyTorch, where python3 has it
-#   pack       needs no GPU and must be named: builds, and packs what the stages behind build run into build/gpu-check.tar.xz, for a
-#              machine that lacks what scripts/install-deps.sh installs; to be unpacked in a checkout, of the same path or one
-#              that a link makes the same, for the programs look for files there
+#   sessions        times sessions
+#   training        times steps of training, also with NCCL in between, on one rank, where NCCL is installed
+#   peers           times sessions beside PyTorch, where python3 has it
+#   training-peers  times steps of training beside it, which must be the same steps
+#   pack            needs no GPU and must be named: builds, and packs what the stages behind build run into
+#                   build/gpu-check.tar.xz, for a machine that lacks what scripts/install-deps.sh installs; to be unpacked in a
+#                   checkout, of the same path or one that a link makes the same, for the programs look for files there
 # Without stages all of them but pack, in this order. Those that are named keep what others have found, so that one run may
 # be cut into several. Writes gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench) and
 # gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench), gpu-peers.json (gpu_peers.py) and gpu-train-peers-{128,1024}.json
@@ -20,7 +21,7 @@
 # XSR_GPU_CHECK_SECONDS (1200): the most that one program may take. XSR_GPU_CHECK_RESULTS (docs/results): where results go.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-all=(build tests memcheck racecheck sessions training peers)
+all=(build tests memcheck racecheck sessions training peers training-peers)
 build=yes quick=no stages=()
 for argument in "$@"; do
   case "$argument" in
@@ -72,7 +73,15 @@ results="${XSR_GPU_CHECK_RESULTS:-$PWD/docs/results}"
 mkdir -p "$work" "$results"
 failed=0
 fail() { say "FAILED: $*"; failed=1; }
-limited() { timeout -k 10 "${XSR_GPU_CHECK_SECONDS:-1200}" "$@"; }
+limited() {  # in the background, since a trap waits for what is in front
+  timeout -k 10 "${XSR_GPU_CHECK_SECONDS:-1200}" "$@" &
+  running=$!
+  wait $running
+}
+# timeout has a process group of its own, which would go on using the device that others time.
+running=
+stop() { [ -z "$running" ] || kill "$running" 2>/dev/null; die "stopped"; }
+trap stop HUP INT TERM
 
 ! wanted build || build_targets -DXSR_ONEDNN=ON ||
   die "the preset cuda does not build here; '$0 pack' elsewhere, unpack that here, and name the other stages"
@@ -105,7 +114,7 @@ if ! python3 -c 'import ctypes; ctypes.CDLL("libnccl.so.2")' 2>/dev/null; then
 fi
 
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-report() {  # what is known so far
+report() {  # what is known so far, and says how many tests passed
   python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "${tests[@]##*/}" <<'PYTHON' || fail "gpu-check.json"
 import datetime, json, pathlib, sys
 work, to, device, commit, *tests = sys.argv[1:]
@@ -145,8 +154,8 @@ if wanted tests; then
       { tail -n 40 "$work/$name.log" >&2; fail "$name"; }
     # A device that libraries and tests do not see would leave everything skipped, and green.
     ! grep -m 1 'no CUDA device' "$work/$name.log" >&2 || fail "$name was skipped: it saw no device"
+    report >/dev/null
   done
-  report
 fi
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
@@ -158,18 +167,21 @@ for tool in memcheck racecheck; do
     rm -f "$work/$name.$tool.passed"
     XSR_TEST_SMALL=1 limited "$sanitizer" --tool "$tool" --error-exitcode 9 "$program" --gtest_brief=1 >"$work/$name.$tool" 2>&1 &&
       touch "$work/$name.$tool.passed" || { tail -n 20 "$work/$name.$tool" >&2; fail "$name under $tool"; }
+    report >/dev/null
   done
-  report
 done
 
 sentences=200000 seconds=5 turns=7
 [ $quick = no ] || sentences=20000 seconds=1 turns=2
 bench() {  # bench WHAT COMMAND...: which writes its figures where the --json at its end says
-  local what=$1
+  local what=$1 began=$SECONDS
   shift
   rm -f "$work/gpu-$what.json"
-  limited "$@" --json "$work/gpu-$what.json" && [ -s "$work/gpu-$what.json" ] && cp "$work/gpu-$what.json" "$results/" ||
-    fail "bench $what"
+  limited "$@" --json "$work/gpu-$what.json" || fail "bench $what"
+  # One that fails or runs out of time may have written a part, and why it has no more.
+  if [ -s "$work/gpu-$what.json" ]; then cp "$work/gpu-$what.json" "$results/"; else fail "bench $what wrote nothing"; fi
+  say "bench $what: $((SECONDS - began)) s"
+  report >/dev/null
 }
 if wanted sessions; then
   session_bench() { bench "$1" build/cuda/bench/xsr-bench --device cuda --threads 0 --tokens 1,20,100 "${@:2}"; }
@@ -199,11 +211,14 @@ if wanted training; then
   fi
   say "NCCL: $(cat "$work/nccl")"
 fi
-if wanted peers; then
-  echo "not installed" >"$work/pytorch"
-  if python3 -c 'import numpy, torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    echo "beside xsr" >"$work/pytorch"
+if wanted peers || wanted training-peers; then
+  why=$(python3 -c 'import numpy, torch; assert torch.cuda.is_available(), "PyTorch sees no CUDA device"' 2>&1) &&
+    echo "beside xsr" >"$work/pytorch" || echo "not there: ${why##*$'\n'}" >"$work/pytorch"
+  has_pytorch() { [ "$(cat "$work/pytorch")" = "beside xsr" ]; }
+  if wanted peers && has_pytorch; then
     bench peers python3 bench/peers/gpu_peers.py --build build/cuda --sentences $sentences
+  fi
+  if wanted training-peers && has_pytorch; then
     baseline=(python3 bench/peers/train_baseline.py)
     options=(--device cuda --build build/cuda --config presets/xsr-2layer.toml --made-up)
     limited "${baseline[@]}" follow "${options[@]}" || fail "PyTorch's trainer takes other steps"

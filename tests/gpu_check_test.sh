@@ -37,7 +37,7 @@ program "$tree/build/cuda/bench/xsr-bench" "$bench"
 program "$tree/build/cuda/bench/xsr-train-bench" "$bench"
 # The interpreter for gpu-check.json, and its answers to whether it finds NCCL and PyTorch.
 finds() { program "$fakes/python3" "[ \"\$1\" != -c ] || [[ \$2 == *torch* ]] || exit $1
-  [ \"\$1\" != -c ] || exit $2
+  [ \"\$1\" != -c ] || { [ $2 = 0 ] || printf 'Traceback:\nModuleNotFoundError: no torch\n' >&2; exit $2; }
   exec $(command -v python3) \"\$@\""; }
 peers='import sys; open(sys.argv[-1], "w").write("{}")'
 train_peers='import sys
@@ -49,6 +49,8 @@ run || fail "it failed where all passed"
 grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
 [ ! -e "$tree/docs/results/gpu-train-bf16-nccl.json" ] || fail "it timed what is not there"
 [ ! -e "$tree/docs/results/gpu-peers.json" ] || fail "it timed a PyTorch that is not there"
+grep -q '"pytorch": "not there: ModuleNotFoundError: no torch"' "$tree/docs/results/gpu-check.json" ||
+  fail "it does not say why there is no PyTorch"
 finds 0 0
 run || fail "it failed where all passed, and NCCL and PyTorch are there"
 grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with PyTorch"
@@ -95,6 +97,18 @@ program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exe
 ! run nonsense || fail "it took a stage that there is not"
 unset XSR_GPU_CHECK_RESULTS
 
+# What it runs ends with it, and what was found before is there.
+program "$tree/build/cuda/bench/xsr-bench" 'echo $$ >"$0.pid"; while :; do sleep 0.1; done'
+(cd "$tree" && PATH="$fakes:$PATH" exec scripts/gpu-check.sh tests sessions) >"$work/log" 2>&1 &
+check=$!
+for _ in $(seq 300); do [ ! -s "$tree/build/cuda/bench/xsr-bench.pid" ] || break; sleep 0.1; done
+bench_pid=$(cat "$tree/build/cuda/bench/xsr-bench.pid")
+kill $check
+! wait $check || fail "it passed although it was stopped"
+for _ in $(seq 100); do kill -0 $bench_pid 2>/dev/null || break; sleep 0.1; done
+! kill -0 $bench_pid 2>/dev/null || { kill $bench_pid; fail "the bench it ran went on without it"; }
+program "$tree/build/cuda/bench/xsr-bench" "$bench"
+
 # To pack needs no GPU.
 mkdir -p "$tree"/build/cuda/{training,runtime}
 touch "$tree"/build/cuda/{training/xsr-train,training/libxsr_train_cuda.so,runtime/libxsr_cuda.so}
@@ -140,13 +154,17 @@ run --no-build training || fail "it failed without NCCL where all else passed"
 finds 1 0
 echo 'raise SystemExit(1)' >"$tree/bench/peers/gpu_peers.py"
 expect_failure peers "a race with PyTorch that fails"
+printf '%s\nraise SystemExit(1)\n' "${peers/\{\}/half}" >"$tree/bench/peers/gpu_peers.py"
+expect_failure peers "a race with PyTorch that fails half way"
+grep -q half "$tree/docs/results/gpu-peers.json" || fail "it did not keep what a race found before it failed"
 echo "$peers" >"$tree/bench/peers/gpu_peers.py"
 for command in follow speed; do
   printf 'import sys\nif sys.argv[1] == "%s": raise SystemExit(1)\n%s\n' $command "$train_peers" >"$tree/bench/peers/train_baseline.py"
-  expect_failure peers "a trainer of PyTorch's that fails to $command"
+  expect_failure training-peers "a trainer of PyTorch's that fails to $command"
+  expect_success peers
 done
 echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
-expect_success peers
+expect_success training-peers
 rm "$tree/build/cuda/bench/xsr-train-bench"
 expect_failure training "a missing bench of training"
 echo "gpu_check_test: refuses, fails and writes as it should"

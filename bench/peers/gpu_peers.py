@@ -18,17 +18,16 @@ import time
 
 import numpy as np
 from peer_engines import Weights, Xsr, pad, torch_encoder
-from peer_files import LEAST_COSINE, ROOT
+from peer_files import LEAST_COSINE, ROOT, reason
+
+DTYPES = ("f32", "bf16")
 
 
 class Torch:
-    """One form of PyTorch, with its batches on the device beforehand."""
+    """A module of PyTorch's, with its batches on the device beforehand."""
 
-    def __init__(self, torch, weights, device, dtype, compiled, sentences, order, batch):
-        self.torch, self.device = torch, device
-        module = torch_encoder(weights).to(device)
-        module = module.bfloat16() if dtype == "bf16" else module
-        self.module = torch.compile(module, dynamic=True) if compiled else module
+    def __init__(self, torch, module, device, sentences, order, batch):
+        self.torch, self.module, self.device = torch, module, device
         self.rows = [order[i : i + batch] for i in range(0, len(order), batch)]
         self.batches = [
             [torch.from_numpy(array).to(device) for array in pad([sentences[i] for i in rows])] for rows in self.rows
@@ -67,13 +66,28 @@ def least_cosine(a, b):
 
 
 def bench_xsr(args, dtype, ids_file, folder):
-    """tokens/s of xsr-bench on the ids, resident where the device has it."""
+    """tokens/s of xsr-bench on the ids, resident on a device, and its whole report."""
     to = folder / "xsr.json"
     command = [args.build / "bench/xsr-bench", "--model", args.model, "--corpus-ids", ids_file, "--dtype", dtype]
     command += ["--device", args.device, "--threads", "0", "--tokens", "1", "--seconds", "0.001", "--yardstick", "none"]
-    subprocess.run([*map(str, command), "--json", str(to)], check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run([*map(str, command), "--json", str(to)], stdout=subprocess.DEVNULL).returncode != 0:
+        sys.exit(f"gpu_peers: xsr-bench --dtype {dtype} failed (its message stands above)")
     report = json.loads(to.read_text())
-    return report["corpus"].get("resident_tokens_per_s", report["corpus"]["tokens_per_s"]), report["device"]
+    return report["corpus"]["resident_tokens_per_s" if args.device == "cuda" else "tokens_per_s"], report
+
+
+def engines_of(rates, about):
+    """Of each form the medians of its rounds: its rate, and that of xsr in its type over it."""
+    engines = {}
+    for form, sample in rates.items():
+        own = rates["xsr-" + form.rsplit("-", 1)[1]]
+        engines[form] = {
+            "tokens_per_s": statistics.median(sample),
+            "xsr_over_it": statistics.median(xsr / rate for xsr, rate in zip(own, sample)),
+            "rounds": sample,
+            **about.get(form, {}),
+        }
+    return engines
 
 
 def main():
@@ -98,64 +112,77 @@ def main():
     sentences = log_normal_sentences(weights, args.sentences)
     tokens = sum(map(len, sentences))
     checked = sentences[:256]
+    report = {
+        "device": "unknown",
+        "xsr": {},
+        "torch": torch.__version__,
+        "date": str(datetime.date.today()),
+        "sentences": len(sentences),
+        "tokens": tokens,
+        "left_out": {},
+        "engines": {},
+    }
+
+    def save():
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    def leave_out(form, error):
+        report["left_out"][form] = reason(error)
+        print(f"gpu_peers: {form} is left out: {reason(error)}", file=sys.stderr)
+
     with tempfile.TemporaryDirectory(prefix="gpu_peers.") as folder:
         folder = pathlib.Path(folder)
         ids_file = folder / "ids"
-        ids_file.write_text("".join(" ".join(map(str, s)) + "\n" for s in sentences))
+        ids_file.write_text("".join(" ".join(map(str, s.tolist())) + "\n" for s in sentences))
+        # Not counted, and before PyTorch compiles for minutes: what xsr cannot do is told at once.
+        for dtype in DTYPES:
+            found = bench_xsr(args, dtype, ids_file, folder)[1]
+            report["device"], report["xsr"] = found["device"], found["build"]
         truth = Xsr(weights, folder, 0, 1, "f32", args.build).corpus(checked, 0)
         by_length = np.argsort([-len(s) for s in sentences], kind="stable")
         orders = {"padded-eager": np.arange(len(sentences)), "sorted-compiled": by_length}
-        forms, left_out = {}, {}
-        for dtype in ("f32", "bf16"):
+        forms, about = {}, {}
+        for dtype in DTYPES:
             for name, order in orders.items():
-                form, compiled = f"{name}-{dtype}", name.endswith("compiled")
+                form = f"{name}-{dtype}"
                 try:
+                    # One for all batch sizes: what they compile to is the same.
+                    module = torch_encoder(weights).to(device)
+                    module = module.bfloat16() if dtype == "bf16" else module
+                    module = torch.compile(module, dynamic=True) if name.endswith("compiled") else module
                     few = order[order < len(checked)]
-                    found = Torch(torch, weights, device, dtype, compiled, sentences, few, 64).embeddings(
-                        len(checked), weights.dim
-                    )
+                    found = Torch(torch, module, device, sentences, few, 64).embeddings(len(checked), weights.dim)
                     cosine = least_cosine(found, truth)
                     if not cosine >= LEAST_COSINE[dtype]:
                         raise RuntimeError(f"a sentence has a cosine of {cosine:.6f} to xsr's")
                     made = {
-                        batch: Torch(torch, weights, device, dtype, compiled, sentences, order, batch)
+                        batch: Torch(torch, module, device, sentences, order, batch)
                         for batch in map(int, args.batches.split(","))
                     }
                     for engine in made.values():
                         engine.run()
                     best = min(made, key=lambda batch: made[batch].run()[0])
-                    forms[form] = (made[best], {"batch": best, "least_cosine": cosine})
+                    forms[form], about[form] = made[best], {"batch": best, "least_cosine": cosine}
                 except Exception as error:  # whatever a form dies of, the others go on
-                    left_out[form] = f"{type(error).__name__}: {error}".splitlines()[0]
-                    print(f"gpu_peers: {form} is left out: {left_out[form]}", file=sys.stderr)
-        rates = {name: [] for name in ["xsr-f32", "xsr-bf16", *forms]}
+                    leave_out(form, error)
+        rates = {name: [] for name in [*(f"xsr-{dtype}" for dtype in DTYPES), *forms]}
         for _ in range(args.rounds):
-            for dtype in ("f32", "bf16"):
-                rate, device_name = bench_xsr(args, dtype, ids_file, folder)
-                rates[f"xsr-{dtype}"].append(rate)
-            for form, (engine, _) in forms.items():
-                rates[form].append(tokens / engine.run()[0])
-    report = {
-        "device": device_name,
-        "torch": torch.__version__,
-        "date": str(datetime.date.today()),
-        "sentences": len(sentences),
-        "tokens": tokens,
-        "left_out": left_out,
-        "engines": {},
-    }
-    for form, sample in rates.items():
-        dtype = form.rsplit("-", 1)[1]
-        ratios = [own / rate for own, rate in zip(rates[f"xsr-{dtype}"], sample)]
-        report["engines"][form] = {
-            "tokens_per_s": statistics.median(sample),
-            "xsr_over_it": statistics.median(ratios),
-            "rounds": sample,
-            **(forms[form][1] if form in forms else {}),
-        }
-        print(f"{form:24} {statistics.median(sample):14,.0f} tokens/s   xsr {statistics.median(ratios):6.2f} times it")
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+            for dtype in DTYPES:
+                rates[f"xsr-{dtype}"].append(bench_xsr(args, dtype, ids_file, folder)[0])
+            for form, engine in list(forms.items()):
+                try:
+                    rates[form].append(tokens / engine.run()[0])
+                except Exception as error:
+                    leave_out(form, error)
+                    del forms[form], rates[form]
+            report["engines"] = engines_of(rates, about)
+            save()
+    for form, engine in report["engines"].items():
+        rate, ratio = engine["tokens_per_s"], engine["xsr_over_it"]
+        print(f"{form:24} {rate:14,.0f} tokens/s   xsr {ratio:6.2f} times it")
+    if not forms:
+        sys.exit("gpu_peers: no form of PyTorch ran")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def enter_venv(venv, requirements, script):
     os.execv(python, [str(python), str(script), *sys.argv[1:]])
 
 
+def reason(error):
+    """Of an exception in one line: its type and first line, and the next where that one only announces it."""
+    lines = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
 def own_environment():
     """Of a program of xsr's: as its users run it, without PEERS_MALLOC."""
     return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}

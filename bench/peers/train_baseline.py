@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-from peer_files import GOLDEN, HERE, ROOT, cpu_model, enter_venv, own_environment, read_safetensors
+from peer_files import GOLDEN, HERE, ROOT, cpu_model, enter_venv, own_environment, read_safetensors, reason
 
 # form: arguments of Peer
 FORMS = {
@@ -353,18 +353,22 @@ def warm_ups(args):
     return 1 if args.device == "cpu" else 3
 
 
-def block_rates(engines, args):
-    """pairs/s of every block of steps, the engines by turns, the share of the roofline of each part of xsr-train's steps on
-    the processor, and why a form is left out."""
-    rates, blocks, left_out = {name: [] for name in engines}, {}, {}
+def leave_out(left_out, name, error):
+    left_out[name] = reason(error)
+    print(f"train_baseline: {name} is left out: {left_out[name]}", file=sys.stderr)
+
+
+def block_rates(engines, args, left_out):
+    """pairs/s of every block of steps, the engines by turns, and the share of the roofline of each part of xsr-train's steps
+    on the processor. Adds to left_out why a form is left out."""
+    rates, blocks = {name: [] for name in engines}, {}
     for turn in range(warm_ups(args) + args.turns):
         counts = turn >= warm_ups(args)
         for name, engine in list(engines.items()):
             try:
                 block = engine.step(args.block)
             except Exception as error:  # whatever a form dies of, the others go on
-                left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-                print(f"train_baseline: {name} is left out: {left_out[name]}", file=sys.stderr)
+                leave_out(left_out, name, error)
                 del engines[name], rates[name]
                 continue
             if counts:
@@ -375,7 +379,7 @@ def block_rates(engines, args):
                     blocks.setdefault(name, []).append(block)
             rate = block["pairs"] / block["seconds"]
             print(f"{name}: {rate:.1f} pairs/s{'' if counts else ' (warm-up)'}", file=sys.stderr)
-    return rates, {name: part_shares(blocks[name], engines[name].roofline()) for name in blocks}, left_out
+    return rates, {name: part_shares(blocks[name], engines[name].roofline()) for name in blocks}
 
 
 def part_shares(blocks, machine):
@@ -406,9 +410,19 @@ def speed(args):
     import torch
 
     torch.set_num_threads(threads_of(args))
-    torch.backends.cuda.matmul.allow_tf32 = False
     forms = [f for f in (args.forms or FORMS_BY_DEFAULT[args.device]).split(",") if f]
     results, about = {}, {}
+    figures = {
+        "device": device_name(args),
+        "cpu": cpu_model(),
+        "date": str(datetime.date.today()),
+        "threads": threads_of(args),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "xsr": about,
+        "block_steps": args.block,
+        "results": results,
+    }
     # The padded form takes the batches in the order of a shuffled corpus, as the released trainer; the tuned one pairs of
     # like length. xsr-train is timed on both.
     for kind, pool in (("padded", 1), ("tuned", args.pool_batches)):
@@ -429,9 +443,13 @@ def speed(args):
                 engines[f"xsr-train {precision}"] = engine
                 about[f"xsr-train {precision}"] = engine.about
                 trace = engine.trace
+            left_out = {}
             for form in here:
-                engines[form] = Torch(trace, args.device, **FORMS[form])
-            rates, shares, left_out = block_rates(engines, args)
+                try:
+                    engines[form] = Torch(trace, args.device, **FORMS[form])
+                except Exception as error:
+                    leave_out(left_out, form, error)
+            rates, shares = block_rates(engines, args, left_out)
             tokens = sum(b.tokens for b in trace.batches) / sum(b.pairs for b in trace.batches)
             results[kind] = {
                 "pool_batches": pool,
@@ -452,23 +470,12 @@ def speed(args):
                     for name, sample in rates.items()
                 },
             }
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=2) + "\n")
     text = speed_as_markdown(results, args, torch.__version__)
     print(text, end="")
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
-    if args.json:
-        figures = {
-            "device": device_name(args),
-            "cpu": cpu_model(),
-            "date": str(datetime.date.today()),
-            "threads": threads_of(args),
-            "torch": torch.__version__,
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "xsr": about,
-            "block_steps": args.block,
-            "results": results,
-        }
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
     if not any(form in result["engines"] for form in forms for result in results.values()):
         sys.exit("train_baseline: no form of PyTorch ran")
 
@@ -659,6 +666,7 @@ def main():
 
         if not torch.cuda.is_available():
             sys.exit("train_baseline: PyTorch sees no CUDA device here")
+        torch.backends.cuda.matmul.allow_tf32 = False  # some machines' environment allows it
     args.function(args)
 
 
