@@ -136,6 +136,9 @@ program "$tree/build/cuda/tests/cuda_session_test" "$(test_program COMPLETED 0)"
 expect_success tests
 program "$fakes/compute-sanitizer" 'exit 9'
 expect_failure memcheck "a finding of compute-sanitizer"
+program "$fakes/compute-sanitizer" 'echo x >>"$0.calls"; echo "========= Error: Device not supported"; exit 9'
+expect_failure memcheck "a device that compute-sanitizer does not support"
+[ "$(cat "$fakes/compute-sanitizer.calls")" = x ] || fail "it tried the other tests too"
 program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
 expect_success memcheck
 for pair in xsr-bench:sessions xsr-train-bench:training; do
