@@ -235,6 +235,22 @@ TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
   EXPECT_GT(slurp(path("figures.json")).size(), 1024u) << "more than the limit";
 }
 
+TEST_F(XsrBench, FiguresDoNotTakeThePlaceOfAnInput) {
+  const std::string model = slurp(XSR_SOURCE_DIR "/models/xsr-multi.xsr");
+  write("model.xsr", model.data(), model.size());
+  write("ids", "3 4 5\n", 6);
+  const std::string timed = " --tokens 1 --seconds 0.01 --corpus-seconds 0.01 --yardstick none ";
+  for (const std::string file : {"model.xsr", "ids"}) {
+    const Result done = run("-m '" + path("model.xsr") + "' --corpus-ids '" + path("ids") + "'" +
+                            timed + "--json '" + path(file) + "'");
+    EXPECT_EQ(done.status, 1);
+    EXPECT_THAT(done.err, HasSubstr(file + ": is an input too, which would be overwritten"));
+    EXPECT_EQ(done.out, "") << "nothing was timed";
+  }
+  EXPECT_TRUE(slurp(path("model.xsr")) == model);
+  EXPECT_EQ(slurp(path("ids")), "3 4 5\n");
+}
+
 TEST_F(XsrBench, AModelsNameMayBeNoUtf8) {
   std::filesystem::create_symlink(XSR_SOURCE_DIR "/models/xsr-multi.xsr", path("caf\xe9.xsr"));
   const Result done = run("-m '" + path("caf\xe9.xsr") +
