@@ -368,6 +368,17 @@ TEST_F(EmbedCli, ABadLineEndsTheRunWhileThePipeIsOpen) {
   EXPECT_THAT(outcome.err, HasSubstr("pipe:1: \"x\" is no token id"));
 }
 
+TEST_F(EmbedCli, PackedTextIsRefused) {
+  write("in.txt.gz", "\x1f\x8b\x08 and so on\n");
+  for (const char* input : {"-i in.txt.gz", "<in.txt.gz"}) {
+    const Outcome outcome = embed("-o v.npy "s + input);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(": is gzip data, expected text in UTF-8; unpack it first"));
+    EXPECT_FALSE(fs::exists(path("v.npy")));
+    EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+  }
+}
+
 TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {
   if (xsr::test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
   write("in.txt", "The cat sleeps.\n\n" + std::string(20000, '\n') + "Le chat dort.\n");
