@@ -1,4 +1,5 @@
 // Runs the built xsr-embed on the shipped model.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -377,6 +378,40 @@ TEST_F(EmbedCli, PackedTextIsRefused) {
     EXPECT_FALSE(fs::exists(path("v.npy")));
     EXPECT_FALSE(fs::exists(path("v.npy.partial")));
   }
+}
+
+/// Pipes of an event loop may be set not to block (node.js, ssh), for reader and writer alike.
+TEST_F(EmbedCli, PipesThatDoNotBlockAreWaitedFor) {
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += std::to_string(i) + "\n";
+  write("in.txt", text);
+  ASSERT_EQ(embed("-i in.txt -o whole.f32").exit_status, 0);
+  int to[2], from[2];
+  ASSERT_EQ(pipe(to), 0);
+  ASSERT_EQ(pipe(from), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    for (const int fd : {to[0], from[1]}) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    dup2(to[0], STDIN_FILENO);
+    dup2(from[1], STDOUT_FILENO);
+    for (const int fd : {to[0], to[1], from[0], from[1]}) close(fd);
+    execl(kTool.c_str(), kTool.c_str(), "-q", "-m", kModel.c_str(), "-o", "-", nullptr);
+    _exit(127);
+  }
+  close(to[0]);
+  close(from[1]);
+  ASSERT_EQ(::write(to[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  close(to[1]);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // so that the pipe is full
+  std::string rows;
+  char block[4096];
+  for (ssize_t size; (size = ::read(from[0], block, sizeof block)) > 0;)
+    rows.append(block, static_cast<size_t>(size));
+  close(from[0]);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_TRUE(rows == read("whole.f32")) << rows.size() << " bytes";
 }
 
 TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {
