@@ -325,6 +325,34 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
 }
 
+class XsrTokenizerBench : public XsrBench {
+ protected:
+  XsrTokenizerBench() : XsrBench("xsr_tokenizer_bench") {}
+  const std::string model_ = XSR_SOURCE_DIR "/models/xsr-multi.xsr ";
+};
+
+TEST_F(XsrTokenizerBench, AFullStandardOutputIsTold) {
+  write("text", "A cat.\n", 7);
+  const std::string list = model_ + "'" + path("text") + "' --benchmark_list_tests";
+  const Result done = run(list);
+  EXPECT_EQ(done.status, 0) << done.err;
+  EXPECT_THAT(done.out, HasSubstr("encode/text/warm\n"));
+  EXPECT_EQ(run_to(list, "/dev/full").status, 1);
+  EXPECT_THAT(slurp(path("err")), HasSubstr("xsr_tokenizer_bench: standard output: cannot write"));
+}
+
+TEST_F(XsrTokenizerBench, WhereThereIsNoLineNothingIsTimed) {
+  write("empty", "", 0);
+  const std::pair<const char*, const char*> cases[] = {{"empty", "empty: has no lines"},
+                                                       {".", "cannot read: Is a directory"}};
+  for (const auto& [text, message] : cases) {
+    const Result done = run(model_ + "'" + path(text) + "' --benchmark_list_tests");
+    EXPECT_EQ(done.status, 1) << text;
+    EXPECT_THAT(done.err, HasSubstr(message));
+    EXPECT_EQ(done.out, "");
+  }
+}
+
 TEST_F(XsrBench, SaysWhatACudaDeviceLacks) {
   setenv("XSR_CUDA_LIBRARY", "/no/such/libxsr_cuda.so", 1);
   const Result done = run(quick_ + "--device cuda");
