@@ -809,6 +809,14 @@ TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
   EXPECT_FALSE(fs::exists(path("r.svg.partial")));
 }
 
+TEST_F(TrainCli, ScoreIsUsedWronglyWithThreadsThatNoSessionTakes) {
+  for (const char* threads : {"-1", "1025"}) {
+    const Outcome o = run(std::string("score none.xsr toy.tsv --threads ") + threads);
+    EXPECT_EQ(o.exit_status, 2) << threads;
+    EXPECT_THAT(o.err, HasSubstr("not in range 0 to 1024")) << threads;
+  }
+}
+
 TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {
   if (kSlow) GTEST_SKIP() << "sanitizers take more addresses";
   const Outcome o = train("--run r --threads 1", xsr::test::kNoThreads);

@@ -154,8 +154,10 @@ int tool_main(int argc, char** argv) {
                    "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
       ->required();
   score->add_option("--json", options.score_json, "Also write the scores to this file");
-  score->add_option("--threads", options.score_threads,
-                    "Threads; 0: the processors this process may use");
+  score
+      ->add_option("--threads", options.score_threads,
+                   "Threads; 0: the processors this process may use")
+      ->check(CLI::Range(0, 1024));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError&) {
