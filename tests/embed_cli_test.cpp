@@ -292,6 +292,10 @@ TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_THAT(no_library.err, HasSubstr("a CUDA session needs libxsr_cuda.so"));
   EXPECT_FALSE(fs::exists(path("v.npy")));
   EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+  const Outcome unnamed = wait_for(
+      start("-m " + kModel + " -i in.txt -o v.npy --device cuda", "export XSR_CUDA_LIBRARY=; "));
+  EXPECT_THAT(unnamed.err, Not(HasSubstr("has no xsr_cuda_encoder_create")))
+      << "an empty name is none";
 }
 
 #ifdef XSR_CUDA_EMULATED_MODULE
