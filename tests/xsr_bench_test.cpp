@@ -341,6 +341,18 @@ TEST_F(XsrTokenizerBench, AFullStandardOutputIsTold) {
   EXPECT_THAT(slurp(path("err")), HasSubstr("xsr_tokenizer_bench: standard output: cannot write"));
 }
 
+class XsrMicrobench : public XsrBench {
+ protected:
+  XsrMicrobench() : XsrBench("xsr_microbench") {}
+};
+
+TEST_F(XsrMicrobench, AFullStandardOutputIsTold) {
+  const std::string list = "--benchmark_list_tests";
+  EXPECT_EQ(run(list).status, 0);
+  EXPECT_EQ(run_to(list, "/dev/full").status, 1);
+  EXPECT_THAT(slurp(path("err")), HasSubstr("xsr_microbench: standard output: cannot write"));
+}
+
 TEST_F(XsrTokenizerBench, WhereThereIsNoLineNothingIsTimed) {
   write("empty", "", 0);
   const std::pair<const char*, const char*> cases[] = {{"empty", "empty: has no lines"},
