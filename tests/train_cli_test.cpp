@@ -56,6 +56,9 @@ TEST_F(TrainCli, UnknownKeysAreErrorsWithTheNearestKeyAndTheLine) {
 TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
   const std::pair<const char*, const char*> cases[] = {
       {"seed = \"one\"\n", "bad.toml:1: seed is \"one\", expected a whole number of at least 0"},
+      {"seed = 9223372036854775807\n",
+       "seed is 9223372036854775807, expected a whole number of at least 0 and at most "
+       "9000000000000000"},
       {"\n[model]\ndropout = 1.5\n", "bad.toml:3: model.dropout is 1.5, expected a number from 0"},
       {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
       {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},

@@ -243,7 +243,7 @@ struct Written {
 
 std::string range_text(const Slot& slot) {
   if (slot.low == slot.high) return "";
-  if (slot.high >= kMany) return fmt::format(" of at least {}", slot.low);
+  if (slot.high >= kMany) return fmt::format(" of at least {} and at most {}", slot.low, slot.high);
   return fmt::format(" from {} to {}", slot.low, slot.high);
 }
 
