@@ -234,7 +234,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 int run(const Options& options) {
   const xsr::VectorFormat format = xsr::vector_format(options.output);
-  xsr::require_other_file({options.input, options.model}, options.output);
+  xsr::require_other_file({options.input == "-" ? "/dev/stdin" : options.input, options.model},
+                          options.output);
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
   xsr::VectorWriter writer(options.output, format, embedder.columns());

@@ -277,10 +277,12 @@ TEST_F(EmbedCli, UsageAndFailures) {
   write("same.tsv", "a\n");
   fs::create_symlink("same.tsv", path("link.tsv.partial"));
   for (const char* output : {"same.tsv", "link.tsv"}) {
-    const Outcome same = embed("-i same.tsv -o "s + output);
-    EXPECT_EQ(same.exit_status, 1);
-    EXPECT_THAT(same.err, HasSubstr("is an input too, which would be overwritten"));
-    EXPECT_EQ(read("same.tsv"), "a\n");
+    for (const char* input : {"-i ", "<"}) {
+      const Outcome same = embed(input + "same.tsv -o "s + output);
+      EXPECT_EQ(same.exit_status, 1);
+      EXPECT_THAT(same.err, HasSubstr("is an input too, which would be overwritten"));
+      EXPECT_EQ(read("same.tsv"), "a\n");
+    }
   }
   fs::create_symlink(kModel, path("model.tsv"));
   EXPECT_THAT(run("-m model.tsv -i in.txt -o model.tsv").err, HasSubstr("model.tsv: is an input"));
