@@ -112,6 +112,22 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
   }
 }
 
+TEST_F(TrainCli, WhatARunBeginsWithIsNotWrittenOver) {
+  fs::create_directory(path("r"));
+  write("r/config.toml", std::string("# by hand\n") + kConfig);
+  Outcome o = run("--config r/config.toml --run r --train.steps 1");
+  EXPECT_EQ(o.exit_status, 2);
+  EXPECT_THAT(o.err, HasSubstr("r/config.toml: the run would write its config over this file; "));
+  EXPECT_THAT(read_file(path("r/config.toml")), testing::StartsWith("# by hand\n"));
+  for (const std::string init : {"model.xsr", "best.safetensors"}) {
+    write("r/" + init, "weights");
+    o = train("--run r --train.steps 1 --model.init ./r/" + init);
+    EXPECT_EQ(o.exit_status, 2);
+    EXPECT_THAT(o.err, HasSubstr("r/" + init + ": is an input too, which would be overwritten"));
+    EXPECT_EQ(read_file(path("r/" + init)), "weights");
+  }
+}
+
 TEST_F(TrainCli, WhatHasNoEffectIsTold) {
   const Outcome o = train(
       "--run r --train.steps 1 --schedule.warmup none --schedule.warmup_steps 7 "
