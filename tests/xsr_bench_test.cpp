@@ -318,6 +318,13 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   EXPECT_THAT(done.err, HasSubstr("for CUDA devices alone"));
   done = run(kSteps + "--device gpu");
   EXPECT_EQ(done.status, 2);
+  done = run("--random 0,32,2,48,300");
+  EXPECT_EQ(done.status, 2);
+  EXPECT_THAT(done.err, HasSubstr("--random: Value 0 not in range 1 to 2147483647"));
+  done = run("--random 1,33,2,48,300");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("num_heads is 2, expected a divisor of hidden_size 33"));
+  EXPECT_EQ(done.out, "") << "nothing was timed";
   setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
   done = run(kSteps + "--device cuda");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
