@@ -20,6 +20,7 @@
 #include "bench/report.h"
 #include "kernels/isa.h"
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/option_names.h"
 #include "runtime/text/standard_streams.h"
@@ -203,6 +204,7 @@ int run(const Options& options) {
                 name + ": the model has no tokenizer, so it cannot embed the text of " +
                     options.corpus + "; give token ids with --corpus-ids");
 
+  require_other_file({options.model, options.corpus, options.corpus_ids}, options.json);
   require_writable(options.json);
   std::FILE* const table = table_stream(options.json);
   std::vector<Report> reports;

@@ -10,8 +10,6 @@
 #include <sentencepiece_processor.h>
 
 #include <cstdio>
-#include <exception>
-#include <fstream>
 #include <list>
 #include <memory>
 #include <span>
@@ -21,7 +19,9 @@
 
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
+#include "runtime/text/line_reader.h"
 #include "runtime/text/lowercase.h"
+#include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
 
@@ -45,12 +45,10 @@ struct Subject {
 
 /// Reads a file and compares the ids; false when some differ.
 bool add_text(Subject& subject, const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw Error(XSR_STATUS_IO, path + ": cannot be read");
   Text text;
   text.name = path.substr(path.rfind('/') + 1);
   const auto state = subject.tokenizer->make_state();
-  for (std::string line; std::getline(in, line);) {
+  for (const std::string& line : read_all_lines(path)) {
     std::string repaired, prepared;
     sanitize_utf8(line, repaired);
     if (subject.file->config().lowercase) {
@@ -73,6 +71,7 @@ bool add_text(Subject& subject, const std::string& path) {
     text.lines.push_back(line);
     text.prepared.push_back(prepared);
   }
+  if (text.lines.empty()) throw Error(XSR_STATUS_BAD_FILE, path + ": has no lines");
   subject.texts.push_back(std::move(text));
   return true;
 }
@@ -178,10 +177,5 @@ int run(int argc, char** argv) {
 }  // namespace xsr::bench
 
 int main(int argc, char** argv) {
-  try {
-    return xsr::bench::run(argc, argv);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
+  return xsr::run_tool("xsr_tokenizer_bench", [&] { return xsr::bench::run(argc, argv); });
 }

@@ -17,6 +17,7 @@
 #include "runtime/option_names.h"
 #include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer_tables.h"
+#include "runtime/text/utf8.h"
 
 namespace {
 
@@ -47,6 +48,12 @@ void convert(const Arguments& a, xsr::ConvertOptions options) {
   // A licence is a few lines of text or a path to them; a path cannot be mistaken for text that is
   // meant.
   options.license = xsr::text_or_file(a.license);
+  if (!xsr::is_valid_utf8(options.license)) {
+    throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                     fmt::format("--license: {} is not UTF-8, which the file keeps the terms in; "
+                                 "convert it (iconv -t UTF-8)",
+                                 a.license));
+  }
 
   std::optional<xsr::FinishedModel> finished;
   if (xsr::is_xsr_file(a.in)) finished.emplace(a.in);
@@ -107,7 +114,7 @@ int run(int argc, char** argv) {
       ->transform(
           CLI::CheckedTransformer(std::map<std::string, xsr::Family>{{"xsr", xsr::Family::kXsr}}));
   auto* heads = app.add_option("--heads", a.heads, "attention heads (default hidden_size / 64)")
-                    ->check(CLI::PositiveNumber);
+                    ->check(CLI::Range(1, 65536));
   auto* activation =
       app.add_option("--activation", a.activation,
                      "activation of the feed-forward layers (default: the family's, xsr: swish)")

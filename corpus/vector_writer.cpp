@@ -1,6 +1,7 @@
 #include "corpus/vector_writer.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -99,6 +100,11 @@ size_t VectorWriter::write(const char* data, size_t size) {
   while (done < size) {
     const ssize_t put = ::write(fd_, data + done, size - done);
     if (put < 0 && errno == EINTR) continue;
+    if (put < 0 && errno == EAGAIN) {  // standard output may be set not to block
+      pollfd full{fd_, POLLOUT, 0};
+      ::poll(&full, 1, -1);
+      continue;
+    }
     if (put < 0) break;
     done += static_cast<size_t>(put);
   }

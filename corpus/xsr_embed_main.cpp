@@ -234,7 +234,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 int run(const Options& options) {
   const xsr::VectorFormat format = xsr::vector_format(options.output);
-  xsr::require_other_file({options.input, options.model}, options.output);
+  xsr::require_other_file({options.input == "-" ? "/dev/stdin" : options.input, options.model},
+                          options.output);
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
   xsr::VectorWriter writer(options.output, format, embedder.columns());
@@ -311,9 +312,11 @@ int tool_main(int argc, char** argv) {
       "Turns sentences into vectors: one sentence a line in, row i is line i (blank lines are zero "
       "vectors)."};
   app.footer(
-      "A line ends with LF or CRLF. Malformed UTF-8 is replaced and counted. Lines longer than the "
-      "model's maximum are\n"
-      "truncated and counted; of a line of more than 16 MiB only the first 16 MiB are looked at. "
+      "A line ends with LF or CRLF. Malformed UTF-8 is replaced and counted; packed text and "
+      "UTF-16 "
+      "are refused. Lines\n"
+      "longer than the model's maximum are truncated and counted; of a line of more than 16 MiB "
+      "only the first 16 MiB are looked at. "
       "The output is written as\n"
       "OUT.partial and renamed when whole; a run that fails or is interrupted leaves the rows it "
       "has there, and no OUT.\n"

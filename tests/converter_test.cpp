@@ -1587,6 +1587,10 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_THAT(err_, HasSubstr("loop: cannot tell whether this names a file: Too many levels"));
   EXPECT_EQ(run(input_ + " --heads 3 --license " + std::string(5000, 'x') + " -o " + kept + "2"), 0)
       << "terms that are no name";
+  const std::string terms = folder_.write("terms", "libert\xe9\n");
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + terms + " -o " + kept), 1);
+  EXPECT_THAT(err_, HasSubstr("--license: " + terms + " is not UTF-8"));
+  EXPECT_EQ(read_file(kept), "kept");
   EXPECT_EQ(run("/nonexistent -o " + kept), 1);
   EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
   EXPECT_EQ(run("--check " + input_), 1);
@@ -1618,7 +1622,8 @@ TEST_F(CommandLine, wrong_usage_exits_with_2) {
   EXPECT_EQ(run(""), 2);
   EXPECT_EQ(run(input_), 2);
   EXPECT_EQ(run(input_ + " -o x --dtype f8"), 2);
-  EXPECT_EQ(run(input_ + " -o x --heads -1"), 2);
+  EXPECT_EQ(run(input_ + " -o x --heads 0"), 2);
+  EXPECT_THAT(err_, HasSubstr("--heads: Value 0 not in range 1 to 65536"));
   EXPECT_EQ(run(input_ + " -o x --family t5"), 2);
   EXPECT_EQ(run("--inspect " + input_ + " --check " + input_), 2);
   EXPECT_EQ(run("--unknown"), 2);

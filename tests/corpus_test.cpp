@@ -147,6 +147,29 @@ TEST_F(Corpus, MemoryDoesNotGrowWithALine) {
   EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 40 * 1024) << "KiB";
 }
 
+TEST_F(Corpus, PackedDataAndUtf16AreNoLines) {
+  const std::pair<std::string, const char*> cases[] = {
+      {"\x1F\x8B\b\0\n"s, "is gzip data, expected text in UTF-8; unpack it first (gunzip)"},
+      {"\x28\xB5\x2F\xFD\n", "is Zstandard data"},
+      {"\xFD"
+       "7zXZ\0\n"s,
+       "is xz data"},
+      {"\xFF\xFE\x61\0\n\0"s, "is UTF-16, expected text in UTF-8; convert it (iconv -f UTF-16"},
+      {"\xFE\xFF\0a\0\n"s, "is UTF-16"},
+  };
+  for (const auto& [bytes, message] : cases) {
+    try {
+      lines_of(write(bytes));
+      ADD_FAILURE() << message;
+    } catch (const xsr::Error& e) {
+      EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE);
+      EXPECT_THAT(e.what(), HasSubstr("in.txt: "s + message));
+    }
+    EXPECT_EQ(lines_of(write("\n" + bytes)).text.size(), 2 + (bytes.back() == '\0'))
+        << "malformed lines are lines";
+  }
+}
+
 TEST_F(Corpus, MissingAndUnreadableInput) {
   for (const std::string& name : {path("missing.txt"), path(".")}) {
     try {

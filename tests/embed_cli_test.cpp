@@ -1,4 +1,5 @@
 // Runs the built xsr-embed on the shipped model.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -276,10 +277,12 @@ TEST_F(EmbedCli, UsageAndFailures) {
   write("same.tsv", "a\n");
   fs::create_symlink("same.tsv", path("link.tsv.partial"));
   for (const char* output : {"same.tsv", "link.tsv"}) {
-    const Outcome same = embed("-i same.tsv -o "s + output);
-    EXPECT_EQ(same.exit_status, 1);
-    EXPECT_THAT(same.err, HasSubstr("is an input too, which would be overwritten"));
-    EXPECT_EQ(read("same.tsv"), "a\n");
+    for (const char* input : {"-i ", "<"}) {
+      const Outcome same = embed(input + "same.tsv -o "s + output);
+      EXPECT_EQ(same.exit_status, 1);
+      EXPECT_THAT(same.err, HasSubstr("is an input too, which would be overwritten"));
+      EXPECT_EQ(read("same.tsv"), "a\n");
+    }
   }
   fs::create_symlink(kModel, path("model.tsv"));
   EXPECT_THAT(run("-m model.tsv -i in.txt -o model.tsv").err, HasSubstr("model.tsv: is an input"));
@@ -291,6 +294,10 @@ TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_THAT(no_library.err, HasSubstr("a CUDA session needs libxsr_cuda.so"));
   EXPECT_FALSE(fs::exists(path("v.npy")));
   EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+  const Outcome unnamed = wait_for(
+      start("-m " + kModel + " -i in.txt -o v.npy --device cuda", "export XSR_CUDA_LIBRARY=; "));
+  EXPECT_THAT(unnamed.err, Not(HasSubstr("has no xsr_cuda_encoder_create")))
+      << "an empty name is none";
 }
 
 #ifdef XSR_CUDA_EMULATED_MODULE
@@ -366,6 +373,51 @@ TEST_F(EmbedCli, ABadLineEndsTheRunWhileThePipeIsOpen) {
   const Outcome outcome = wait_for(child);
   EXPECT_EQ(outcome.exit_status, 1);
   EXPECT_THAT(outcome.err, HasSubstr("pipe:1: \"x\" is no token id"));
+}
+
+TEST_F(EmbedCli, PackedTextIsRefused) {
+  write("in.txt.gz", "\x1f\x8b\x08 and so on\n");
+  for (const char* input : {"-i in.txt.gz", "<in.txt.gz"}) {
+    const Outcome outcome = embed("-o v.npy "s + input);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(": is gzip data, expected text in UTF-8; unpack it first"));
+    EXPECT_FALSE(fs::exists(path("v.npy")));
+    EXPECT_FALSE(fs::exists(path("v.npy.partial")));
+  }
+}
+
+/// Pipes of an event loop may be set not to block (node.js, ssh), for reader and writer alike.
+TEST_F(EmbedCli, PipesThatDoNotBlockAreWaitedFor) {
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += std::to_string(i) + "\n";
+  write("in.txt", text);
+  ASSERT_EQ(embed("-i in.txt -o whole.f32").exit_status, 0);
+  int to[2], from[2];
+  ASSERT_EQ(pipe(to), 0);
+  ASSERT_EQ(pipe(from), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    for (const int fd : {to[0], from[1]}) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    dup2(to[0], STDIN_FILENO);
+    dup2(from[1], STDOUT_FILENO);
+    for (const int fd : {to[0], to[1], from[0], from[1]}) close(fd);
+    execl(kTool.c_str(), kTool.c_str(), "-q", "-m", kModel.c_str(), "-o", "-", nullptr);
+    _exit(127);
+  }
+  close(to[0]);
+  close(from[1]);
+  ASSERT_EQ(::write(to[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  close(to[1]);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // so that the pipe is full
+  std::string rows;
+  char block[4096];
+  for (ssize_t size; (size = ::read(from[0], block, sizeof block)) > 0;)
+    rows.append(block, static_cast<size_t>(size));
+  close(from[0]);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_TRUE(rows == read("whole.f32")) << rows.size() << " bytes";
 }
 
 TEST_F(EmbedCli, WorksWhereNoThreadIsToBeHad) {

@@ -56,6 +56,9 @@ TEST_F(TrainCli, UnknownKeysAreErrorsWithTheNearestKeyAndTheLine) {
 TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
   const std::pair<const char*, const char*> cases[] = {
       {"seed = \"one\"\n", "bad.toml:1: seed is \"one\", expected a whole number of at least 0"},
+      {"seed = 9223372036854775807\n",
+       "seed is 9223372036854775807, expected a whole number of at least 0 and at most "
+       "9000000000000000"},
       {"\n[model]\ndropout = 1.5\n", "bad.toml:3: model.dropout is 1.5, expected a number from 0"},
       {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
       {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},
@@ -90,6 +93,9 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
       {"--data.weights 0", "data.weights are all 0"},
       {"--data.train \"$(printf 'caf\\351.tsv')\"", "expected UTF-8"},
+      {"--data.train mean.tsv", "mean.tsv: \"mean\" is the mean of all pairs in the metrics; name"},
+      {"--data.dev mean=toy.tsv", "toy.tsv: \"mean\" is the mean of all pairs in the metrics"},
+      {"--data.train .toy.tsv", ".toy.tsv: nothing stands before the first dot of its name; name"},
       {"--device cuda --precision int8", "precision is int8, which device cuda does not train in"},
       {"--isa sse", "isa is \"sse\", expected auto, ref"},
       {"--data.dev_pairs 0 --train.patience 2", "data.dev_pairs"},
@@ -103,6 +109,22 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
     EXPECT_THAT(o.err, HasSubstr(message)) << flags;
     EXPECT_FALSE(fs::exists(path("r"))) << flags;
     fs::remove_all(path("r"));
+  }
+}
+
+TEST_F(TrainCli, WhatARunBeginsWithIsNotWrittenOver) {
+  fs::create_directory(path("r"));
+  write("r/config.toml", std::string("# by hand\n") + kConfig);
+  Outcome o = run("--config r/config.toml --run r --train.steps 1");
+  EXPECT_EQ(o.exit_status, 2);
+  EXPECT_THAT(o.err, HasSubstr("r/config.toml: the run would write its config over this file; "));
+  EXPECT_THAT(read_file(path("r/config.toml")), testing::StartsWith("# by hand\n"));
+  for (const std::string init : {"model.xsr", "best.safetensors"}) {
+    write("r/" + init, "weights");
+    o = train("--run r --train.steps 1 --model.init ./r/" + init);
+    EXPECT_EQ(o.exit_status, 2);
+    EXPECT_THAT(o.err, HasSubstr("r/" + init + ": is an input too, which would be overwritten"));
+    EXPECT_EQ(read_file(path("r/" + init)), "weights");
   }
 }
 
@@ -807,6 +829,14 @@ TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
   EXPECT_EQ(full.exit_status, 1);
   EXPECT_THAT(full.err, HasSubstr("r.svg.partial: cannot write after "));
   EXPECT_FALSE(fs::exists(path("r.svg.partial")));
+}
+
+TEST_F(TrainCli, ScoreIsUsedWronglyWithThreadsThatNoSessionTakes) {
+  for (const char* threads : {"-1", "1025"}) {
+    const Outcome o = run(std::string("score none.xsr toy.tsv --threads ") + threads);
+    EXPECT_EQ(o.exit_status, 2) << threads;
+    EXPECT_THAT(o.err, HasSubstr("not in range 0 to 1024")) << threads;
+  }
 }
 
 TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {

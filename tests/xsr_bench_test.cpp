@@ -235,6 +235,22 @@ TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
   EXPECT_GT(slurp(path("figures.json")).size(), 1024u) << "more than the limit";
 }
 
+TEST_F(XsrBench, FiguresDoNotTakeThePlaceOfAnInput) {
+  const std::string model = slurp(XSR_SOURCE_DIR "/models/xsr-multi.xsr");
+  write("model.xsr", model.data(), model.size());
+  write("ids", "3 4 5\n", 6);
+  const std::string timed = " --tokens 1 --seconds 0.01 --corpus-seconds 0.01 --yardstick none ";
+  for (const std::string file : {"model.xsr", "ids"}) {
+    const Result done = run("-m '" + path("model.xsr") + "' --corpus-ids '" + path("ids") + "'" +
+                            timed + "--json '" + path(file) + "'");
+    EXPECT_EQ(done.status, 1);
+    EXPECT_THAT(done.err, HasSubstr(file + ": is an input too, which would be overwritten"));
+    EXPECT_EQ(done.out, "") << "nothing was timed";
+  }
+  EXPECT_TRUE(slurp(path("model.xsr")) == model);
+  EXPECT_EQ(slurp(path("ids")), "3 4 5\n");
+}
+
 TEST_F(XsrBench, AModelsNameMayBeNoUtf8) {
   std::filesystem::create_symlink(XSR_SOURCE_DIR "/models/xsr-multi.xsr", path("caf\xe9.xsr"));
   const Result done = run("-m '" + path("caf\xe9.xsr") +
@@ -302,11 +318,58 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   EXPECT_THAT(done.err, HasSubstr("for CUDA devices alone"));
   done = run(kSteps + "--device gpu");
   EXPECT_EQ(done.status, 2);
+  done = run("--random 0,32,2,48,300");
+  EXPECT_EQ(done.status, 2);
+  EXPECT_THAT(done.err, HasSubstr("--random: Value 0 not in range 1 to 2147483647"));
+  done = run("--random 1,33,2,48,300");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("num_heads is 2, expected a divisor of hidden_size 33"));
+  EXPECT_EQ(done.out, "") << "nothing was timed";
   setenv("XSR_TRAIN_CUDA_LIBRARY", "/no/such/library.so", 1);
   done = run(kSteps + "--device cuda");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
+}
+
+class XsrTokenizerBench : public XsrBench {
+ protected:
+  XsrTokenizerBench() : XsrBench("xsr_tokenizer_bench") {}
+  const std::string model_ = XSR_SOURCE_DIR "/models/xsr-multi.xsr ";
+};
+
+TEST_F(XsrTokenizerBench, AFullStandardOutputIsTold) {
+  write("text", "A cat.\n", 7);
+  const std::string list = model_ + "'" + path("text") + "' --benchmark_list_tests";
+  const Result done = run(list);
+  EXPECT_EQ(done.status, 0) << done.err;
+  EXPECT_THAT(done.out, HasSubstr("encode/text/warm\n"));
+  EXPECT_EQ(run_to(list, "/dev/full").status, 1);
+  EXPECT_THAT(slurp(path("err")), HasSubstr("xsr_tokenizer_bench: standard output: cannot write"));
+}
+
+class XsrMicrobench : public XsrBench {
+ protected:
+  XsrMicrobench() : XsrBench("xsr_microbench") {}
+};
+
+TEST_F(XsrMicrobench, AFullStandardOutputIsTold) {
+  const std::string list = "--benchmark_list_tests";
+  EXPECT_EQ(run(list).status, 0);
+  EXPECT_EQ(run_to(list, "/dev/full").status, 1);
+  EXPECT_THAT(slurp(path("err")), HasSubstr("xsr_microbench: standard output: cannot write"));
+}
+
+TEST_F(XsrTokenizerBench, WhereThereIsNoLineNothingIsTimed) {
+  write("empty", "", 0);
+  const std::pair<const char*, const char*> cases[] = {{"empty", "empty: has no lines"},
+                                                       {".", "cannot read: Is a directory"}};
+  for (const auto& [text, message] : cases) {
+    const Result done = run(model_ + "'" + path(text) + "' --benchmark_list_tests");
+    EXPECT_EQ(done.status, 1) << text;
+    EXPECT_THAT(done.err, HasSubstr(message));
+    EXPECT_EQ(done.out, "");
+  }
 }
 
 TEST_F(XsrBench, SaysWhatACudaDeviceLacks) {

@@ -243,7 +243,7 @@ struct Written {
 
 std::string range_text(const Slot& slot) {
   if (slot.low == slot.high) return "";
-  if (slot.high >= kMany) return fmt::format(" of at least {}", slot.low);
+  if (slot.high >= kMany) return fmt::format(" of at least {} and at most {}", slot.low, slot.high);
   return fmt::format(" from {} to {}", slot.low, slot.high);
 }
 
@@ -588,6 +588,7 @@ void validate(const TrainConfig& config) {
   }
   const size_t pairs =
       parse_language_pairs(config.train, config.columns, config.num_columns).size();
+  parse_language_pairs(config.dev, config.columns, config.num_columns);
   const std::vector<double>& weights = config.sampler.weights;
   if (!weights.empty() && weights.size() != pairs) {
     throw_invalid(fmt::format("data.weights has {} share{} for {} language pair{} of data.train",

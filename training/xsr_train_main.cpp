@@ -37,6 +37,19 @@ struct Options {
   int score_threads = 0;
 };
 
+/// A new run writes over what an older one left in its folder, but not over what it begins with.
+void require_other_folder(const std::string& config_file, const TrainConfig& config) {
+  std::error_code ignored;
+  if (std::filesystem::equivalent(config_file, run_config_path(config.run), ignored)) {
+    throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                     fmt::format("{}: the run would write its config over this file; give another "
+                                 "folder as run, or go on with --resume {}",
+                                 config_file, config.run));
+  }
+  for (const char* output : {"/model.xsr", "/best.safetensors"})
+    xsr::require_other_file({config.init}, config.run + output);
+}
+
 int train_main(const Options& options) {
   std::vector<FlagValue> flags;
   for (const auto& [key, values] : options.flags) {
@@ -65,6 +78,7 @@ int train_main(const Options& options) {
       return kOk;
     }
     validate(config);
+    if (options.resume.empty()) require_other_folder(options.config, config);
   } catch (const xsr::Error& e) {
     xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
     return e.status() == XSR_STATUS_INVALID_ARGUMENT ? kUsage : kFailed;
@@ -154,8 +168,10 @@ int tool_main(int argc, char** argv) {
                    "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
       ->required();
   score->add_option("--json", options.score_json, "Also write the scores to this file");
-  score->add_option("--threads", options.score_threads,
-                    "Threads; 0: the processors this process may use");
+  score
+      ->add_option("--threads", options.score_threads,
+                   "Threads; 0: the processors this process may use")
+      ->check(CLI::Range(0, 1024));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError&) {

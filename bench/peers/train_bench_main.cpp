@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -61,6 +62,7 @@ ModelConfig model_of(const std::vector<int32_t>& random) {
   model.position_offset = 1;
   model.num_positions = model.max_seq_len + model.position_offset;
   model.mask_id = 2;
+  validate(model);
   return model;
 }
 
@@ -291,7 +293,7 @@ int main(int argc, char** argv) {
                  "the model: layers,hidden,heads,intermediate,vocabulary, e.g. 2,512,8,1024,50000")
       ->delimiter(',')
       ->expected(5)
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, std::numeric_limits<int32_t>::max()))
       ->required();
   app.add_option("--pairs", options.pairs,
                  "of a batch, one or more sizes; sentences of log-normal lengths, 24.9 tokens in "

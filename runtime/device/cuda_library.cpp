@@ -30,7 +30,8 @@ fs::path own_folder() {
 
 /// The library's file; its name alone where it is not near.
 std::string file_of(const CudaLibrary& library) {
-  if (const char* named = std::getenv(library.variable)) return named;
+  if (const char* named = std::getenv(library.variable); named != nullptr && named[0] != '\0')
+    return named;
   const fs::path own = own_folder();
   if (own.empty()) return library.file;
   for (const char* folder : {".", "../lib", "../lib64", "../" XSR_LIBDIR}) {

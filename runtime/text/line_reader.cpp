@@ -9,6 +9,19 @@
 namespace xsr {
 namespace {
 
+/// What files begin with that are no text; not one of these is UTF-8.
+struct OtherData {
+  std::string_view begin;
+  const char *name, *mend;
+};
+constexpr OtherData kOtherData[] = {
+    {"\x1F\x8B", "gzip data", "unpack it first (gunzip)"},
+    {"\x28\xB5\x2F\xFD", "Zstandard data", "unpack it first (unzstd)"},
+    {"\xFD\x37zXZ", "xz data", "unpack it first (unxz)"},
+    {"\xFF\xFE", "UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"},
+    {"\xFE\xFF", "UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"},
+};
+
 /// Bytes at the end of text[0, size) that belong to a character which goes on behind it.
 size_t split_character_bytes(const char* text, size_t size) {
   for (size_t back = 1; back <= 3 && back <= size; ++back) {
@@ -42,6 +55,13 @@ bool LineReader::fill() {
   } catch (const Error& error) {
     throw Error(error.status(),
                 std::string(error.what()) + " (after line " + std::to_string(lines_) + ")");
+  }
+  if (consumed_ == 0) {
+    for (const OtherData& other : kOtherData) {
+      if (!std::string_view(block_.data(), end_).starts_with(other.begin)) continue;
+      throw Error(XSR_STATUS_BAD_FILE,
+                  name() + ": is " + other.name + ", expected text in UTF-8; " + other.mend);
+    }
   }
   return end_ > 0;
 }

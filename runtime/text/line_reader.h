@@ -31,7 +31,8 @@ struct LineBatch {
 /// A line ends with LF or CRLF; the last one may have no end. An empty file has no lines; a file
 /// that ends with a line end has no empty line behind it. NUL bytes are bytes like any other. Of a
 /// line longer than max_line_bytes the first max_line_bytes are kept (less a UTF-8 character that
-/// the cut would split). Not for several threads at once.
+/// the cut would split). Input whose first block begins as packed data (gzip, Zstandard, xz) or
+/// UTF-16 does is refused: its lines would be none. Not for several threads at once.
 class LineReader {
  public:
   /// stop, when given, is the source's too: once it is set the input ends, and a line that was not
@@ -43,7 +44,8 @@ class LineReader {
                       const std::atomic<bool>* stop = nullptr, size_t block_bytes = 1 << 20);
 
   /// Replaces batch by the next lines: at least one, then until max_lines or max_bytes are reached.
-  /// False when there are none left. Throws the source's Error, with the last whole line's number.
+  /// False when there are none left. Throws the source's Error, with the last whole line's number,
+  /// and Error(BAD_FILE) for what is no text.
   bool read(size_t max_lines, size_t max_bytes, LineBatch& batch);
 
   const ByteSource& source() const { return *source_; }
@@ -61,7 +63,7 @@ class LineReader {
   uint64_t consumed_ = 0, lines_ = 0;
 };
 
-/// All lines of a file as a LineReader gives them. Throws Error(IO).
+/// All lines of a file as a LineReader gives them. Throws Error(IO), and as it does.
 std::vector<std::string> read_all_lines(const std::string& path);
 
 }  // namespace xsr

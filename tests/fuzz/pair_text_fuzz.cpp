@@ -101,7 +101,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
     }
   } catch (const xsr::Error& error) {
     require(error.status() == XSR_STATUS_INVALID_ARGUMENT ||
-            (packing > 1 && error.status() == XSR_STATUS_BAD_FILE));
+            ((packing > 1 || !xsr::is_valid_utf8(text)) && error.status() == XSR_STATUS_BAD_FILE));
     return 0;
   }
   if (packing > 1 && begins_as_packed(text)) return 0;

@@ -394,6 +394,13 @@ std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& f
       name = std::filesystem::path(path).filename();
       name = name.substr(0, name.find('.'));
     }
+    if (name.empty() || name == "mean") {
+      throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                  fmt::format("{}: {}; name its language pair otherwise, by NAME={}", path,
+                              name.empty() ? "nothing stands before the first dot of its name"
+                                           : "\"mean\" is the mean of all pairs in the metrics",
+                              path));
+    }
     const auto at = std::find_if(pairs.begin(), pairs.end(),
                                  [&name = name](const LanguagePair& p) { return p.name == name; });
     if (at == pairs.end()) {

@@ -40,7 +40,8 @@ struct LanguagePair {
 };
 
 /// "[NAME=]FILE": without NAME what stands before the first dot of the file's name. Files of one
-/// name become one language pair; order is that of the first of each.
+/// name become one language pair; order is that of the first of each. Throws
+/// Error(INVALID_ARGUMENT) for no name, and for "mean": so metrics call the mean of all pairs.
 std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,
                                                const std::vector<int64_t>& columns,
                                                int32_t num_columns);
