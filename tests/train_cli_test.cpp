@@ -751,6 +751,11 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   EXPECT_THAT(o.err,
               HasSubstr("toy.tsv: is data.train other now, the run has read it as data.train "
                         "toy"));
+  write("more.tsv", toy_corpus(10));
+  o = run("--resume r --data.train toy.tsv more.tsv");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("data.train: 2 files now, the run has read 1. Bring the old data "
+                               "back, or begin another run."));
   o = run("--resume nothing");
   EXPECT_EQ(o.exit_status, 2);
   EXPECT_THAT(o.err, HasSubstr("nothing: holds no run"));

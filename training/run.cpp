@@ -551,6 +551,15 @@ class Run {
       throw Error(XSR_STATUS_INVALID_ARGUMENT,
                   message + ". Bring the old data back, or begin another run.");
     };
+    for (const char* key : {"data.train", "data.dev"}) {
+      const auto of_key = [key](const InputFile& file) { return file.key == key; };
+      const auto now = std::count_if(inputs.begin(), inputs.end(), of_key);
+      const auto then = std::count_if(before.begin(), before.end(), of_key);
+      if (now != then) {
+        refuse(fmt::format("{}: {} file{} now, the run has read {}", key, now, now == 1 ? "" : "s",
+                           then));
+      }
+    }
     for (size_t i = 0; i < inputs.size(); ++i) {
       const InputFile& now = inputs[i];
       if (i >= before.size() || before[i].hash != now.hash) {
