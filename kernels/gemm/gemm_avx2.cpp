@@ -24,9 +24,9 @@ template <typename A>
 constexpr bool kIsSplit = false;
 template <>
 constexpr bool kIsSplit<Split> = true;
-// So few rows wait for their weights alone, and one pass over whole panels brings them sooner: 3
-// rows × 32 columns in f32, 2 in 16 bits, which take registers to widen. None of bytes, whose steps
-// are those of a half, nor of split rows.
+/// So few rows wait for their weights alone, and one pass over whole panels brings them sooner: 3
+/// rows × 32 columns in f32, 2 in 16 bits, which take registers to widen. None of bytes, whose
+/// steps are those of a half, nor of split rows.
 template <Storage S, typename A>
 constexpr int32_t kMaxRowsWide = S == Storage::kI8 || kIsSplit<A> ? 0
                                  : S == Storage::kF32             ? 3
@@ -40,11 +40,11 @@ template <typename A>
 struct Tile {
   const A* a;
   int64_t a_stride;
-  const void* panel;  // of the half: first of its 16 columns; kI8: its StepsI8
+  const void* panel;  // of the half, or of the panel where rows are few; kI8: its StepsI8
   int32_t K;
   const GemmEpilogue* epilogue;
   int32_t column;
-  int64_t count;  // columns of the half that exist
+  int64_t count;  // columns of it that exist
   float* out;     // null where only the narrow result is wanted
   int64_t out_stride;
   const float* residual;
