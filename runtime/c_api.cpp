@@ -1,3 +1,5 @@
+#include <xmmintrin.h>
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -28,10 +30,25 @@ void write_detail(char* detail, size_t size, const char* text) {
   detail[length] = '\0';
 }
 
+/// Rounding to nearest, denormals as they are, nothing trapped, as long as it lives, then what the
+/// caller had: bits must not depend on that, nor may a program that traps inexact results stop
+/// here. A session's threads inherit it from the call that starts them.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() { _mm_setcsr(_MM_MASK_MASK); }
+  ~DefaultFloatingPoint() { _mm_setcsr(callers_); }
+  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
+  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+
+ private:
+  const unsigned callers_ = _mm_getcsr();
+};
+
 /// The one catch-all: runs body, turns what it throws into a status and hands the message to
 /// report(text).
 template <typename Body, typename Report>
 xsr_status guarded(Body&& body, Report&& report) noexcept {
+  const DefaultFloatingPoint floating_point;
   try {
     try {
       body();

@@ -2,6 +2,7 @@
 // messages; models shared by many threads.
 #include <sys/wait.h>
 #include <unistd.h>
+#include <xmmintrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -352,6 +353,35 @@ TEST_F(SmallModel, AForkedProcessUsesAndDestroysTheSession) {
   ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
   EXPECT_EQ(0, WEXITSTATUS(status));
   EXPECT_EQ(-1, first_difference(expected, embed(session.get(), sentences, C), C));
+}
+
+/// The calling thread's floating point, and afterwards the default again.
+struct FloatingPoint {
+  explicit FloatingPoint(unsigned mode) { _mm_setcsr(mode); }
+  ~FloatingPoint() { _mm_setcsr(_MM_MASK_MASK); }
+};
+
+TEST_F(SmallModel, BitsDoNotDependOnTheCallersFloatingPoint) {
+  std::vector<std::vector<int32_t>> sentences;
+  for (int32_t i = 0; i < 40; ++i) sentences.emplace_back(1 + i % 7, 3 + i);
+  const auto embedded = [&](xsr_compute compute, unsigned mode) {
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 3);
+    options.compute = compute;
+    const FloatingPoint floating_point(mode);
+    const SessionPointer session = make_session(model_, options);
+    std::vector<float> vectors = embed(session.get(), sentences, C);
+    EXPECT_EQ(mode & ~_MM_EXCEPT_MASK, _mm_getcsr() & ~_MM_EXCEPT_MASK) << "it is the caller's";
+    return vectors;
+  };
+  constexpr unsigned kDenormalsAreZeros = 0x40;
+  const std::initializer_list<unsigned> modes = {
+      _MM_MASK_MASK | _MM_ROUND_UP, _MM_MASK_MASK | _MM_ROUND_TOWARD_ZERO,
+      _MM_MASK_MASK | _MM_FLUSH_ZERO_ON | kDenormalsAreZeros, 0 /* all trapped */};
+  for (const xsr_compute compute : {XSR_COMPUTE_F32, XSR_COMPUTE_INT8}) {
+    const std::vector<float> expected = embedded(compute, _MM_MASK_MASK);
+    for (const unsigned mode : modes)
+      EXPECT_EQ(-1, first_difference(expected, embedded(compute, mode), C)) << mode;
+  }
 }
 
 TEST_F(SmallModel, ResultsSayTruncatedAndEmpty) {

@@ -10,8 +10,9 @@
  *     xsr_session_embed_texts(session, texts, count, embeddings, results);
  *
  * Promises. The same text, model, ISA and compute type give the same bits whatever stands beside
- * the text in the call, in whatever order, and with any number of threads. No function prints,
- * aborts, exits or lets an exception out.
+ * the text in the call, in whatever order, with any number of threads, and whatever rounding,
+ * denormals or traps the calling thread is set to (it is set so again afterwards). No function
+ * prints, aborts, exits or lets an exception out.
  *
  * Errors. Every function that can fail returns an xsr_status; 0 is success. Results come through
  * out-parameters, which are written only on success. Functions that open or create take a buffer
