@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -23,6 +22,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/gemm/gemm_backward_ref.h"
 #include "kernels/shapes.h"
+#include "runtime/text/standard_streams.h"
 #ifdef XSR_HAVE_ONEDNN
 #include "kernels/gemm/gemm_onednn.h"
 #endif
@@ -1137,12 +1137,12 @@ void add_all() {
 }  // namespace xsr::bench
 
 int main(int argc, char** argv) {
-  xsr::bench::add_all();
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-  if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return 0;
-  std::fprintf(stderr, "xsr_microbench: standard output: cannot write\n");
-  return 1;
+  return xsr::run_tool("xsr_microbench", [&] {
+    xsr::bench::add_all();
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+    benchmark::RunSpecifiedBenchmarks();
+    benchmark::Shutdown();
+    return 0;
+  });
 }

@@ -3,8 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace xsr {
+
+/// What packed data begins with. Neither is UTF-8. (Zstandard's skippable frames begin otherwise.)
+inline constexpr std::string_view kGzipMagic("\x1F\x8B"), kZstdMagic("\x28\xB5\x2F\xFD");
 
 /// A stream of bytes, as LineReader reads it: a file, or what is packed in one. Not for several
 /// threads at once.

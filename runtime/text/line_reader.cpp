@@ -15,8 +15,8 @@ struct OtherData {
   const char *name, *mend;
 };
 constexpr OtherData kOtherData[] = {
-    {"\x1F\x8B", "gzip data", "unpack it first (gunzip)"},
-    {"\x28\xB5\x2F\xFD", "Zstandard data", "unpack it first (unzstd)"},
+    {kGzipMagic, "gzip data", "unpack it first (gunzip)"},
+    {kZstdMagic, "Zstandard data", "unpack it first (unzstd)"},
     {"\xFD\x37zXZ", "xz data", "unpack it first (unxz)"},
     {"\xFF\xFE", "UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"},
     {"\xFE\xFF", "UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"},

@@ -21,7 +21,6 @@ namespace {
 
 constexpr size_t kBlockBytes = 256 << 10;
 constexpr int kZstdWindowLog = 27;  // zstd --long=27
-constexpr std::string_view kGzipMagic("\x1F\x8B", 2), kZstdMagic("\x28\xB5\x2F\xFD", 4);
 // Of a frame to be skipped, with which pzstd begins a file; the byte before it is 0x50 to 0x5F.
 constexpr std::string_view kSkippedMagic("\x2A\x4D\x18", 3);
 
