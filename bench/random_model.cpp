@@ -106,6 +106,7 @@ RandomModel::RandomModel(const RandomShape& shape, DType storage, uint32_t seed)
   config.intermediate_size = shape.intermediate_size;
   config.vocab_size = shape.vocab_size;
   config.activation = shape.activation;
+  config.pooling = shape.pooling;
   config.num_positions = kernels::kXsrMaxSeqLen + 1;
   config.position_offset = 1;
   config.max_seq_len = kernels::kXsrMaxSeqLen;

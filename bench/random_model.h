@@ -8,7 +8,7 @@
 
 namespace xsr::bench {
 
-/// What --random takes: layers, hidden, heads, intermediate, vocabulary; and --activation.
+/// What --random takes: layers, hidden, heads, intermediate, vocabulary; --activation, --pooling.
 struct RandomShape {
   int32_t num_layers = 0;
   int32_t hidden_size = 0;
@@ -16,10 +16,11 @@ struct RandomShape {
   int32_t intermediate_size = 0;
   int32_t vocab_size = 0;
   Activation activation = Activation::kSwish;
+  Pooling pooling = Pooling::kMean;
 };
 
-/// A model of family xsr (200 tokens at most, post-norm, mean pooling, no tokenizer) as the
-/// bytes of a .xsr file, on 2 MiB pages, so that a shape can be timed before its weights exist.
+/// A model of family xsr (200 tokens at most, post-norm, no tokenizer) as the bytes of a .xsr
+/// file, on 2 MiB pages, so that a shape can be timed before its weights exist.
 /// Weights are N(0, 1/K), LayerNorm weights N(1, 0.1²), biases N(0, 0.1²): activations keep the
 /// size they have in a trained model. A function of the arguments alone.
 class RandomModel {

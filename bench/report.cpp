@@ -10,14 +10,21 @@ namespace xsr::bench {
 
 double Report::flop_per_token() const {
   const double C = info.hidden_size, F = info.intermediate_size;
-  return 2.0 * (4.0 * C * C + 2.0 * C * F) * info.num_layers - (qkv_table ? 6.0 * C * C : 0.0);
+  return 2.0 * (4.0 * C * C + 2.0 * C * F) * info.num_layers - (qkv_table ? 6.0 * C * C : 0.0) -
+         flop_per_sentence();
+}
+
+double Report::flop_per_sentence() const {
+  const double C = info.hidden_size, F = info.intermediate_size;
+  return pooling == "cls" && info.num_layers > 0 ? 2.0 * (C * C + 2.0 * C * F) : 0.0;
 }
 
 double Report::flop_per_token_pair() const { return 4.0 * info.hidden_size * info.num_layers; }
 
-double Report::share_of_roofline(double tokens, double token_pairs, double seconds) const {
+double Report::share_of_roofline(double tokens, double sentences, double token_pairs,
+                                 double seconds) const {
   const double read = device == "cpu" ? static_cast<double>(weight_bytes) : 0;
-  return floor_seconds(roofline, tokens * flop_per_token(), token_pairs * flop_per_token_pair(),
+  return floor_seconds(roofline, flop(tokens, sentences), token_pairs * flop_per_token_pair(),
                        read) /
          seconds;
 }
@@ -63,9 +70,9 @@ void print_table(const Report& report, std::FILE* to) {
     for (const Latency& row : report.latency) {
       fmt::print(to, "{:>8}{:>11.1f}{:>11.1f}{:>11.1f}{:>10.1f}{:>12.3f}{:>16.3f}{:>10}{}\n",
                  row.tokens, 1e6 * row.p50, 1e6 * row.p90, 1e6 * row.p99,
-                 1e-9 * row.tokens * report.flop_per_token() / row.p50,
-                 report.share_of_roofline(row.tokens, 0, row.p50),
-                 report.share_of_roofline(row.tokens, token_pairs(row), row.p50), row.calls,
+                 1e-9 * report.flop(row.tokens, 1) / row.p50,
+                 report.share_of_roofline(row.tokens, 1, 0, row.p50),
+                 report.share_of_roofline(row.tokens, 1, token_pairs(row), row.p50), row.calls,
                  on_cpu ? "" : fmt::format("  ({:.1f} us on the device)", 1e6 * row.device));
     }
   }
@@ -87,16 +94,17 @@ void print_table(const Report& report, std::FILE* to) {
                "{:>14.1f} sentences/s{:>12.1f} tokens/s{:>9.1f} GFLOP/s{:>8.3f} of roofline, "
                "{:.3f} with attention\n",
                sentences / corpus.seconds, tokens / corpus.seconds,
-               1e-9 * tokens * report.flop_per_token() / corpus.seconds,
-               report.share_of_roofline(tokens, 0, corpus.seconds),
-               report.share_of_roofline(tokens, corpus.token_pairs, corpus.seconds));
+               1e-9 * report.flop(tokens, sentences) / corpus.seconds,
+               report.share_of_roofline(tokens, sentences, 0, corpus.seconds),
+               report.share_of_roofline(tokens, sentences, corpus.token_pairs, corpus.seconds));
     if (corpus.resident_seconds > 0) {
-      fmt::print(to,
-                 "{:>14.1f} tokens/s with the ids on the device beforehand, {:.3f} of roofline, "
-                 "{:.3f} with attention\n",
-                 tokens / corpus.resident_seconds,
-                 report.share_of_roofline(tokens, 0, corpus.resident_seconds),
-                 report.share_of_roofline(tokens, corpus.token_pairs, corpus.resident_seconds));
+      fmt::print(
+          to,
+          "{:>14.1f} tokens/s with the ids on the device beforehand, {:.3f} of roofline, "
+          "{:.3f} with attention\n",
+          tokens / corpus.resident_seconds,
+          report.share_of_roofline(tokens, sentences, 0, corpus.resident_seconds),
+          report.share_of_roofline(tokens, sentences, corpus.token_pairs, corpus.resident_seconds));
     }
     if (corpus.tokenizer_seconds > 0) {
       fmt::print(to, "{:>14.1f} tokens/s tokenising, {:.1f} % of the time\n",
@@ -125,31 +133,34 @@ Json to_json(const Report& report) {
          {"p50_us", 1e6 * row.p50},
          {"p90_us", 1e6 * row.p90},
          {"p99_us", 1e6 * row.p99},
-         {"share_of_roofline", report.share_of_roofline(row.tokens, 0, row.p50)},
-         {"share_with_attention", report.share_of_roofline(row.tokens, token_pairs(row), row.p50)},
+         {"share_of_roofline", report.share_of_roofline(row.tokens, 1, 0, row.p50)},
+         {"share_with_attention",
+          report.share_of_roofline(row.tokens, 1, token_pairs(row), row.p50)},
          {"calls", row.calls}});
     if (row.device > 0) json["latency"].back()["device_us"] = 1e6 * row.device;
   }
   json["corpus"] = nullptr;
   if (report.corpus) {
     const Corpus& corpus = *report.corpus;
+    const auto sentences = static_cast<double>(corpus.sentences);
     const auto tokens = static_cast<double>(corpus.tokens);
-    json["corpus"] = {{"sentences_per_s", static_cast<double>(corpus.sentences) / corpus.seconds},
-                      {"tokens_per_s", tokens / corpus.seconds},
-                      {"gflop_per_s", 1e-9 * tokens * report.flop_per_token() / corpus.seconds},
-                      {"share_of_roofline", report.share_of_roofline(tokens, 0, corpus.seconds)},
-                      {"share_with_attention",
-                       report.share_of_roofline(tokens, corpus.token_pairs, corpus.seconds)},
-                      {"input", corpus.input},
-                      {"sentences", corpus.sentences},
-                      {"tokens", corpus.tokens},
-                      {"passes", corpus.passes}};
+    json["corpus"] = {
+        {"sentences_per_s", sentences / corpus.seconds},
+        {"tokens_per_s", tokens / corpus.seconds},
+        {"gflop_per_s", 1e-9 * report.flop(tokens, sentences) / corpus.seconds},
+        {"share_of_roofline", report.share_of_roofline(tokens, sentences, 0, corpus.seconds)},
+        {"share_with_attention",
+         report.share_of_roofline(tokens, sentences, corpus.token_pairs, corpus.seconds)},
+        {"input", corpus.input},
+        {"sentences", corpus.sentences},
+        {"tokens", corpus.tokens},
+        {"passes", corpus.passes}};
     if (corpus.resident_seconds > 0) {
       json["corpus"]["resident_tokens_per_s"] = tokens / corpus.resident_seconds;
       json["corpus"]["resident_share_of_roofline"] =
-          report.share_of_roofline(tokens, 0, corpus.resident_seconds);
+          report.share_of_roofline(tokens, sentences, 0, corpus.resident_seconds);
       json["corpus"]["resident_share_with_attention"] =
-          report.share_of_roofline(tokens, corpus.token_pairs, corpus.resident_seconds);
+          report.share_of_roofline(tokens, sentences, corpus.token_pairs, corpus.resident_seconds);
     }
     if (corpus.tokenizer_seconds > 0) {
       json["corpus"]["tokenizer_tokens_per_s"] = tokens / corpus.tokenizer_seconds;
@@ -168,6 +179,7 @@ Json to_json(const Report& report) {
                       {"attention_gflop_per_s", report.roofline.attention_gflops},
                       {"read_gb_per_s", report.roofline.read_gb_per_s},
                       {"flop_per_token", report.flop_per_token()},
+                      {"flop_per_sentence", report.flop_per_sentence()},
                       {"flop_per_token_pair", report.flop_per_token_pair()},
                       {"weight_bytes", report.weight_bytes}};
   json["check"] = {{"largest_difference", report.check.largest_difference},
@@ -178,6 +190,7 @@ Json to_json(const Report& report) {
                    {"num_heads", report.info.num_heads},
                    {"intermediate_size", report.info.intermediate_size},
                    {"activation", report.activation},
+                   {"pooling", report.pooling},
                    {"vocab_size", report.info.vocab_size},
                    {"token_table_bytes", report.token_table_bytes},
                    {"storage", report.storage}};

@@ -34,6 +34,7 @@ struct Options {
   std::string model;
   std::vector<int32_t> random;
   Activation activation = Activation::kSwish;
+  Pooling pooling = Pooling::kMean;
   std::string storage = "auto", device = "cpu", isa = "auto", dtype = "f32", yardstick = "auto";
   std::vector<int32_t> threads{1}, tokens{1, 5, 10, 20, 50, 100};
   std::string corpus, corpus_ids, json;
@@ -48,7 +49,8 @@ struct Options {
 struct Shape {
   int64_t weight_bytes = 0, token_table_bytes = 0;
   std::string storage;
-  kernels::Activation activation = kernels::Activation::kNone;
+  Activation activation = Activation::kNone;
+  Pooling pooling = Pooling::kMean;
 };
 
 Shape shape_of(const XsrFile& file, bool qkv_table) {
@@ -63,6 +65,7 @@ Shape shape_of(const XsrFile& file, bool qkv_table) {
       shape.token_table_bytes = static_cast<int64_t>(tensor.size);
   }
   shape.activation = file.config().activation;
+  shape.pooling = file.config().pooling;
   return shape;
 }
 
@@ -99,6 +102,7 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
   report.dtype = options.dtype;
   report.storage = shape.storage;
   report.activation = to_string(shape.activation);
+  report.pooling = to_string(shape.pooling);
   report.info = model.info();
   report.weight_bytes = shape.weight_bytes;
   report.token_table_bytes = shape.token_table_bytes;
@@ -151,8 +155,9 @@ Report measure(const Options& options, const Model& model, const XsrFile& file, 
     if (device) report.latency.back().device = device->sentence_seconds(tokens);
     measure_roofline();
   }
-  // The yardstick's products are f32's.
-  if (on_cpu && threads == 1 && options.yardstick != "none" && compute == XSR_COMPUTE_F32) {
+  // The yardstick's products are f32's, and all tokens'.
+  if (on_cpu && threads == 1 && options.yardstick != "none" && compute == XSR_COMPUTE_F32 &&
+      shape.pooling != Pooling::kCls) {
     const auto chain = OnednnChain::create(model.info().num_layers, model.info().hidden_size,
                                            model.info().intermediate_size, shape.activation);
     if (chain == nullptr && options.yardstick == "onednn")
@@ -183,7 +188,8 @@ int run(const Options& options) {
   std::string name = options.model;
   if (!options.random.empty()) {
     const RandomShape random_shape{options.random[0], options.random[1], options.random[2],
-                                   options.random[3], options.random[4], options.activation};
+                                   options.random[3], options.random[4], options.activation,
+                                   options.pooling};
     const DType storage = storage_of(options);
     if (options.dtype == "bf16" && storage != DType::kBF16) {
       throw Error(XSR_STATUS_INVALID_ARGUMENT, "--storage " + options.storage +
@@ -246,6 +252,9 @@ int main(int argc, char** argv) {
   app.add_option("--activation", options.activation,
                  "of the random model's feed-forward layers (default swish)")
       ->transform(CLI::CheckedTransformer(xsr::activation_names()))
+      ->needs(random);
+  app.add_option("--pooling", options.pooling, "of the random model (default mean)")
+      ->transform(CLI::CheckedTransformer(xsr::pooling_names()))
       ->needs(random);
   app.add_option("--threads", options.threads,
                  "one or more, each timed by itself; 0: all processors. One thread is pinned")

@@ -40,6 +40,13 @@ inline std::map<std::string, Activation> activation_names() {
   return names;
 }
 
+inline std::map<std::string, Pooling> pooling_names() {
+  std::map<std::string, Pooling> names;
+  for (const Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kCls})
+    names[to_string(pooling)] = pooling;
+  return names;
+}
+
 inline constexpr xsr_isa kIsas[] = {XSR_ISA_AUTO,   XSR_ISA_REF,         XSR_ISA_AVX2,
                                     XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI, XSR_ISA_AVX512_BF16,
                                     XSR_ISA_AMX};

@@ -468,6 +468,7 @@ Report figures() {
   Report report;
   report.model = "m.xsr";
   report.activation = "swish";
+  report.pooling = "mean";
   report.isa = "avx2";
   report.dtype = "f32";
   report.storage = "bf16";
@@ -516,21 +517,33 @@ TEST(Report, CountsTheProductsOfAToken) {
   EXPECT_EQ(report.flop_per_token(), 6815744);
   report.info.num_layers = 1;
   EXPECT_EQ(report.flop_per_token(), 2621440);
+  EXPECT_EQ(report.flop(7, 2), 7 * 2621440);
+}
+
+TEST(Report, CountsTheLastLayerOfFirstTokensAlone) {
+  Report report = figures();
+  report.pooling = "cls";  // 2 (512² + 2 · 512 · 1024) a sentence, not a token
+  EXPECT_EQ(report.flop_per_token(), 5767168);
+  EXPECT_EQ(report.flop_per_sentence(), 2621440);
+  EXPECT_EQ(report.flop(1, 1), 8388608);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 2, 0, 0.016), 0.363724800);
+  report.info.num_layers = 0;
+  EXPECT_EQ(report.flop(9, 3), 0);
 }
 
 TEST(Report, TheShareIsTheSlowerOfProductsAndWeights) {
   Report report = figures();
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 0, 0.002), 0.8388608);   // weights
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 1, 0.002), 0.8388608);   // weights
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 0, 0.016), 0.524288);  // products
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 1, 0, 0.002), 0.8388608);   // weights
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 1, 1, 0.002), 0.8388608);   // weights
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1, 0, 0.016), 0.524288);  // products
   // and of attention 4 · 512 · 2 · 10^4, at half the rate: 0.8192 of 16 ms
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1e4, 0.016), 0.575488);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1, 1e4, 0.016), 0.575488);
   report.qkv_table = true;
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 0, 0.016), 0.425984);
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1e4, 0.016), 0.477184);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1, 0, 0.016), 0.425984);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(100, 1, 1e4, 0.016), 0.477184);
   report.device = "GPU";  // products alone
   report.qkv_table = false;
-  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 0, 0.002), 0.04194304);
+  EXPECT_DOUBLE_EQ(report.share_of_roofline(1, 1, 0, 0.002), 0.04194304);
 }
 
 /// What print_table() writes, with one space where it has several.
@@ -668,6 +681,7 @@ const json kLeaves = {{"/cpu", cpu_model()},
                       {"/roofline/attention_gflop_per_s", 50},
                       {"/roofline/read_gb_per_s", 10},
                       {"/roofline/flop_per_token", 8388608},
+                      {"/roofline/flop_per_sentence", 0},
                       {"/roofline/flop_per_token_pair", 4096},
                       {"/roofline/weight_bytes", 16777216},
                       {"/check/largest_difference", 2.5e-7},
@@ -678,6 +692,7 @@ const json kLeaves = {{"/cpu", cpu_model()},
                       {"/model/num_heads", 8},
                       {"/model/intermediate_size", 1024},
                       {"/model/activation", "swish"},
+                      {"/model/pooling", "mean"},
                       {"/model/vocab_size", 50000},
                       {"/model/token_table_bytes", 102400000},
                       {"/model/storage", "bf16"},

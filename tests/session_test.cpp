@@ -23,6 +23,7 @@
 #include "runtime/encoder/session.h"
 #include "runtime/error.h"
 #include "tests/support/kernel_harness.h"
+#include "tests/support/plain_encoder.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/session.h"
 #include "tests/support/temp_folder.h"
@@ -192,6 +193,11 @@ using test::kSlow;
 // What sanitizers look for shows in few sentences as well as in many.
 constexpr int kSentencesShare = kSlow ? 8 : 1;
 
+bench::RandomShape with_cls(bench::RandomShape shape) {
+  shape.pooling = Pooling::kCls;
+  return shape;
+}
+
 class InvarianceAt : public ::testing::TestWithParam<xsr_isa> {};
 
 TEST_P(InvarianceAt, SameTextSameBits) {
@@ -214,7 +220,11 @@ TEST_P(InvarianceAt, SameTextSameBits) {
       {{2, 65, 5, 33, 77}, DType::kBF16, 20, XSR_COMPUTE_INT8},
       {{2, 65, 5, 33, 77}, DType::kI8, 20},
       {{2, 65, 5, 33, 77}, DType::kI8, 20, XSR_COMPUTE_INT8, XSR_QKV_TABLE_ON},
-      {{2, 65, 5, 33, 77}, DType::kF32, 30, XSR_COMPUTE_F32, XSR_QKV_TABLE_ON}};
+      {{2, 65, 5, 33, 77}, DType::kF32, 30, XSR_COMPUTE_F32, XSR_QKV_TABLE_ON},
+      {with_cls({2, 65, 5, 33, 77}), DType::kF32, 30},
+      {with_cls({2, 65, 5, 33, 77}), DType::kBF16, 20, XSR_COMPUTE_BF16},
+      {with_cls({2, 65, 5, 33, 77}), DType::kF32, 20, XSR_COMPUTE_BF16X3},
+      {with_cls({1, 65, 5, 33, 77}), DType::kI8, 20, XSR_COMPUTE_INT8, XSR_QKV_TABLE_ON}};
   if (GetParam() != XSR_ISA_REF) {
     cases.push_back({{2, 512, 8, 1024, 3000}, DType::kF32, 25});
   }
@@ -503,6 +513,39 @@ TEST(Compute, Int8StaysCloseToF32WhateverTheFileStores) {
       EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
                 xsr_session_create(model.get(), &options, &none, detail, sizeof detail));
     }
+  }
+}
+
+// Behind the last attention nothing is computed of the other tokens.
+TEST(FirstToken, IsWhatPlainLoopsOverAllTokensGive) {
+  for (const bool table : {false, true}) {
+    const bench::RandomModel random(with_cls({2, 96, 4, 130, 301}), DType::kBF16, 5);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    const auto file = XsrFile::open_memory(random.data(), random.size());
+    const test::PlainEncoder<double> exact(*file);
+    const test::PlainEncoder<float> plain(*file);
+    const size_t C = 96;
+    const Sentences sentences(8, 40, 301);
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 2);
+    options.qkv_table = table ? XSR_QKV_TABLE_ON : XSR_QKV_TABLE_OFF;
+    std::vector<std::vector<float>> found;
+    for (const xsr_compute compute :
+         {XSR_COMPUTE_F32, XSR_COMPUTE_BF16X3, XSR_COMPUTE_BF16, XSR_COMPUTE_INT8}) {
+      options.compute = compute;
+      found.push_back(embed(make_session(model, options).get(), sentences.all, C));
+    }
+    test::ErrorBudget budget;
+    for (size_t i = 0; i < sentences.all.size(); ++i) {
+      const std::vector<int32_t>& ids = sentences.all[i];
+      const std::span<const int32_t> taken(ids.data(), std::min<size_t>(ids.size(), 200));
+      const std::vector<double> wanted = exact.embed(taken);
+      const std::vector<float> wide(wanted.begin(), wanted.end()), loops = plain.embed(taken);
+      for (size_t c = 0; c < C; ++c) budget.add(found[0][i * C + c], loops[c], wanted[c], i, c);
+      if (ids.empty()) continue;
+      for (const auto& rows : found)
+        EXPECT_GT(cosine(&rows[i * C], wide.data(), C), 0.999) << "sentence " << i;
+    }
+    EXPECT_TRUE(budget.check("first token", "FirstToken.*"));
   }
 }
 

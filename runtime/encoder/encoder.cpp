@@ -153,6 +153,26 @@ class Steps {
   /// context ← attention(qkv)
   void attention() { attend(qkv, config_.num_heads, 0); }
 
+  /// From here on each sentence is its first token alone, where pooling reads no other.
+  void keep_first_tokens() {
+    int32_t kept = 0, first = 0;
+    for (int32_t b = 0; b < num_sentences_; ++b) {
+      const int32_t end = w_.cu_seqlens[b + 1];
+      if (first < end) {
+        move_row(x.wide, x.wide_stride, first, kept);
+        if (attention_writes_bf16()) {
+          move_row(context.narrow, context.narrow_stride, first, kept);
+        } else {
+          move_row(context.wide, context.wide_stride, first, kept);
+        }
+        ++kept;
+      }
+      w_.cu_seqlens[b + 1] = kept;
+      first = end;
+    }
+    num_tokens_ = kept;
+  }
+
   void make_context_ready(const LinearWeights& next) {
     if (!attention_writes_bf16()) make_ready(context, next);
   }
@@ -191,6 +211,11 @@ class Steps {
  private:
   bool attention_writes_bf16() const {
     return encoder_.bf16_attention() && context.narrow != nullptr;
+  }
+
+  template <typename T>
+  void move_row(T* rows, int64_t stride, int32_t from, int32_t to) const {
+    if (from != to) std::memcpy(rows + to * stride, rows + from * stride, sizeof(T) * C_);
   }
 
   /// Heads [first, first + count) of context ← attention over the rows of `few`, [N, 3, count, D].
@@ -284,6 +309,7 @@ void encode_chunk(const Encoder& encoder, int32_t num_sentences, Workspace& w, T
     } else {
       s.qkv_and_attention(layer.qkv);
     }
+    if (i + 1 == layers.size() && config.pooling == Pooling::kCls) s.keep_first_tokens();
     s.make_context_ready(layer.attention_output);
     s.gemm(s.context, layer.attention_output, s.sum, Activation::kNone,
            &s.sum);  // x ← x + context·W + b

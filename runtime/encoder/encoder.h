@@ -41,7 +41,8 @@ int32_t heads_at_a_time(kernels::Isa isa, const ModelConfig& config);
 
 /// Runs the encoder over the chunk that stands in the workspace (token_ids, positions, cu_seqlens
 /// of num_sentences sentences) and writes one embedding a sentence; a sentence without tokens gives
-/// zeros.
+/// zeros. Behind the last layer's attention only rows that pooling reads go on: with cls the first
+/// of each sentence, and cu_seqlens counts those then.
 ///
 /// embeddings [num_sentences, config.embedding_size] f32, rows next to each other
 /// pool       null: this thread alone does the work, with attention scratch 0; else every step is
