@@ -303,6 +303,34 @@ std::vector<int32_t> ragged(const std::vector<int32_t>& lengths) {
   return result;
 }
 
+TEST_F(CudaKernels, FirstRows) {
+  const std::vector<int32_t> bounds = ragged({3, 0, 1, 17, 0});
+  const int32_t B = static_cast<int32_t>(bounds.size()) - 1, N = bounds.back();
+  const auto check = [&](auto zero, int32_t C) {
+    using T = decltype(zero);
+    const int64_t stride = C + 3, out_stride = C + 1;
+    DeviceBuffer<T> x(N * stride), out(B * out_stride);
+    DeviceBuffer<int32_t> cu_seqlens(bounds);
+    for (int64_t i = 0; i < N * stride; ++i) x[i] = static_cast<T>(1 + i);
+    upload({&x, &out, &cu_seqlens});
+    run([&] {
+      return first_rows_cuda(x.device(), stride, cu_seqlens.device(), B, C, out.device(),
+                             out_stride, stream());
+    });
+    download({&out});
+    for (int32_t b = 0; b < B; ++b) {
+      const bool empty = bounds[b] == bounds[b + 1];
+      for (int32_t c = 0; c < C; ++c)
+        ASSERT_EQ(out[b * out_stride + c], empty ? zero : x[bounds[b] * stride + c]) << b;
+      ASSERT_TRUE(out.untouched(b * out_stride + C));
+    }
+  };
+  for (const int32_t C : {1, 127, 128, 300}) {
+    check(0.0f, C);
+    check(uint16_t{0}, C);
+  }
+}
+
 TEST_F(CudaKernels, PoolingAndNormalize) {
   Random random(105);
   const std::vector<int32_t> bounds = ragged({3, 0, 1, 17, 0, 40});

@@ -219,30 +219,32 @@ TEST_F(CudaSession, F32StaysWithinTheBudgetOfPlainLoops) {
 /// from those in double by at most twice the angle of bf16 on the processor, which rounds the
 /// products' inputs alone. 1 - cosine is half of the angle's square.
 TEST_F(CudaSession, Bf16IsAsCloseAsOnTheProcessor) {
-  const TestModel model({2, 256, 4, 512, 500}, DType::kBF16);
-  const Sentences sentences = random_sentences(5, 16, 500);
-  const auto exact = plain_embeddings<double>(model, sentences);
-  xsr_session_options options = cuda_options(XSR_COMPUTE_BF16);
-  const auto found = embed(make_session(model, options).get(), sentences, model.columns());
-  const auto wide = embed(make_session(model, cuda_options()).get(), sentences, model.columns());
-  EXPECT_NE(wide, found) << "bf16 was not computed with";
-  options.device = XSR_DEVICE_CPU;
-  const auto on_cpu = embed(make_session(model, options).get(), sentences, model.columns());
-  double worst = 0, worst_on_cpu = 0, mean = 0, mean_on_cpu = 0;
-  for (size_t i = 0; i < sentences.size(); ++i) {
-    if (sentences[i].empty()) continue;
-    const size_t at = i * model.columns();
-    const double distance = 1 - cosine(&found[at], &exact[at], model.columns());
-    const double on_cpu_distance = 1 - cosine(&on_cpu[at], &exact[at], model.columns());
-    worst = std::max(worst, distance);
-    worst_on_cpu = std::max(worst_on_cpu, on_cpu_distance);
-    mean += distance / static_cast<double>(sentences.size());
-    mean_on_cpu += on_cpu_distance / static_cast<double>(sentences.size());
+  for (const Pooling pooling : {Pooling::kMean, Pooling::kCls}) {
+    const TestModel model({2, 256, 4, 512, 500, Activation::kSwish, pooling}, DType::kBF16);
+    const Sentences sentences = random_sentences(5, 16, 500);
+    const auto exact = plain_embeddings<double>(model, sentences);
+    xsr_session_options options = cuda_options(XSR_COMPUTE_BF16);
+    const auto found = embed(make_session(model, options).get(), sentences, model.columns());
+    const auto wide = embed(make_session(model, cuda_options()).get(), sentences, model.columns());
+    EXPECT_NE(wide, found) << "bf16 was not computed with";
+    options.device = XSR_DEVICE_CPU;
+    const auto on_cpu = embed(make_session(model, options).get(), sentences, model.columns());
+    double worst = 0, worst_on_cpu = 0, mean = 0, mean_on_cpu = 0;
+    for (size_t i = 0; i < sentences.size(); ++i) {
+      if (sentences[i].empty()) continue;
+      const size_t at = i * model.columns();
+      const double distance = 1 - cosine(&found[at], &exact[at], model.columns());
+      const double on_cpu_distance = 1 - cosine(&on_cpu[at], &exact[at], model.columns());
+      worst = std::max(worst, distance);
+      worst_on_cpu = std::max(worst_on_cpu, on_cpu_distance);
+      mean += distance / static_cast<double>(sentences.size());
+      mean_on_cpu += on_cpu_distance / static_cast<double>(sentences.size());
+    }
+    std::printf("  1 - cosine to double: largest %.3g, on the processor %.3g; mean %.3g and %.3g\n",
+                worst, worst_on_cpu, mean, mean_on_cpu);
+    EXPECT_LE(worst, 4 * worst_on_cpu);
+    EXPECT_LE(mean, 4 * mean_on_cpu);
   }
-  std::printf("  1 - cosine to double: largest %.3g, on the processor %.3g; mean %.3g and %.3g\n",
-              worst, worst_on_cpu, mean, mean_on_cpu);
-  EXPECT_LE(worst, 4 * worst_on_cpu);
-  EXPECT_LE(mean, 4 * mean_on_cpu);
   // Its storage, and what the processor alone computes in.
   const TestModel f32({1, 8, 1, 8, 5}, DType::kF32);
   SessionPointer none;
@@ -267,10 +269,16 @@ TEST_F(CudaSession, SameSentenceSameBits) {
 #ifdef XSR_EMULATED
   ASSERT_EQ(3, most_devices);
 #endif
-  std::vector<Case> cases = {{{2, 24, 3, 40, 53}, DType::kF32, XSR_COMPUTE_F32},
-                             {{1, 65, 5, 33, 77}, DType::kBF16, XSR_COMPUTE_BF16},
-                             {{2, 64, 2, 64, 77}, DType::kBF16, XSR_COMPUTE_BF16, XSR_QKV_TABLE_ON},
-                             {{1, 32, 2, 48, 77}, DType::kI8, XSR_COMPUTE_TF32, XSR_QKV_TABLE_ON}};
+  std::vector<Case> cases = {
+      {{2, 24, 3, 40, 53}, DType::kF32, XSR_COMPUTE_F32},
+      {{1, 65, 5, 33, 77}, DType::kBF16, XSR_COMPUTE_BF16},
+      {{2, 64, 2, 64, 77}, DType::kBF16, XSR_COMPUTE_BF16, XSR_QKV_TABLE_ON},
+      {{1, 32, 2, 48, 77}, DType::kI8, XSR_COMPUTE_TF32, XSR_QKV_TABLE_ON},
+      {{2, 24, 3, 40, 53, Activation::kSwish, Pooling::kCls}, DType::kF32, XSR_COMPUTE_F32},
+      {{1, 65, 5, 33, 77, Activation::kSwish, Pooling::kCls},
+       DType::kBF16,
+       XSR_COMPUTE_BF16,
+       XSR_QKV_TABLE_ON}};
   int count = 14;
 #ifndef XSR_EMULATED
   // A real device has algorithms of its own for real shapes, and time for whole chunks; not under

@@ -26,6 +26,17 @@ __global__ void __launch_bounds__(kThreads)
   out[b * out_stride + c] = value;
 }
 
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    first_rows_kernel(const T* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t C, T* out,
+                      int64_t out_stride) {
+  const int64_t b = blockIdx.x;
+  const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
+  if (c >= C) return;
+  const int64_t first = cu_seqlens[b];
+  out[b * out_stride + c] = first < cu_seqlens[b + 1] ? x[first * x_stride + c] : T(0);
+}
+
 __global__ void __launch_bounds__(kThreads)
     l2_normalize_forward_kernel(float* x, int64_t stride, int32_t B, int32_t C) {
   const int32_t b = global_warp_id();
@@ -46,14 +57,30 @@ __global__ void __launch_bounds__(kThreads)
   for (int32_t c = (int32_t)threadIdx.x; c < C; c += kThreads) x[b * stride + c] = 0.0f;
 }
 
+/// A thread a column.
+dim3 columns_of_sentences(int32_t B, int32_t C) {
+  return dim3((unsigned)B, (unsigned)((C + kThreads - 1) / kThreads));
+}
+
 }  // namespace
 
 Status pooling_forward_cuda(const float* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t B,
                             int32_t C, Pooling pooling, float* out, int64_t out_stride,
                             Stream stream) {
-  return launch(pooling_forward_kernel,
-                dim3((unsigned)B, (unsigned)((C + kThreads - 1) / kThreads)), dim3(kThreads), 0,
-                stream, x, x_stride, cu_seqlens, C, pooling, out, out_stride);
+  return launch(pooling_forward_kernel, columns_of_sentences(B, C), dim3(kThreads), 0, stream, x,
+                x_stride, cu_seqlens, C, pooling, out, out_stride);
+}
+
+Status first_rows_cuda(const float* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t B,
+                       int32_t C, float* out, int64_t out_stride, Stream stream) {
+  return launch(first_rows_kernel<float>, columns_of_sentences(B, C), dim3(kThreads), 0, stream, x,
+                x_stride, cu_seqlens, C, out, out_stride);
+}
+
+Status first_rows_cuda(const uint16_t* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t B,
+                       int32_t C, uint16_t* out, int64_t out_stride, Stream stream) {
+  return launch(first_rows_kernel<uint16_t>, columns_of_sentences(B, C), dim3(kThreads), 0, stream,
+                x, x_stride, cu_seqlens, C, out, out_stride);
 }
 
 Status l2_normalize_forward_cuda(float* x, int64_t stride, int32_t B, int32_t C, Stream stream) {

@@ -1,5 +1,6 @@
 #include "runtime/encoder/cuda/lane.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -45,12 +46,14 @@ Lane::Lane(const ModelConfig& config, const DeviceWeights& weights,
       weights_(weights),
       bf16_(options.compute == Compute::kBf16),
       normalize_(options.normalize),
+      first_tokens_(config.pooling == Pooling::kCls && config.num_layers > 0),
       C_(config.hidden_size),
       F_(config.intermediate_size),
       E_(config.embedding_size),
       gemm_(options.compute == Compute::kTf32) {
   const Shape most = shape_of(most_tokens, most_sentences);
   const size_t N = static_cast<size_t>(most.tokens), B = static_cast<size_t>(most.sentences);
+  const size_t first = first_tokens_ ? B : 0;  // their bucket can be wider than that of tokens
   const auto floats = [](size_t rows, int32_t columns) {
     return rows * static_cast<size_t>(padded(columns));
   };
@@ -60,9 +63,12 @@ Lane::Lane(const ModelConfig& config, const DeviceWeights& weights,
   plan.add(&narrow_, bf16_ ? floats(N, C_) : 0);
   plan.add(&qkv_, bf16_ ? 0 : floats(N, 3 * C_));
   plan.add(&context_, bf16_ ? 0 : floats(N, C_));
-  plan.add(&hidden_, bf16_ ? 0 : floats(N, F_));
+  plan.add(&hidden_, bf16_ ? 0 : floats(std::max(N, first), F_));
   plan.add(&qkv_narrow_, bf16_ ? floats(N, 3 * C_) : 0);
-  plan.add(&hidden_narrow_, bf16_ ? floats(N, F_) : 0);
+  plan.add(&hidden_narrow_, bf16_ ? floats(std::max(N, first), F_) : 0);
+  plan.add(&first_x_, floats(first, C_));
+  plan.add(&first_context_, bf16_ ? 0 : floats(first, C_));
+  plan.add(&first_narrow_, bf16_ ? floats(first, C_) : 0);
   plan.add(&rstd_, N);
   plan.add(&pooled_, config.has_pooler ? floats(B, C_) : 0);
   plan.add(&out_, B * static_cast<size_t>(E_));
@@ -163,6 +169,9 @@ void Lane::enqueue(Shape shape, bool copies) {
 void Lane::forward(const Shape& shape) {
   const Input at(input_, shape);
   const int32_t N = shape.tokens, B = shape.sentences, H = config_.num_heads;
+  int32_t M = N;  // rows that go on
+  float* rows = x_;
+  uint16_t* narrow = narrow_;
   const int64_t x_stride = padded(C_), qkv_stride = padded(3 * C_);
   const float eps = static_cast<float>(config_.layer_norm_eps);
   check(embedding_forward_cuda(at.token_ids, at.positions, N, weights_.token, weights_.position,
@@ -170,17 +179,19 @@ void Lane::forward(const Shape& shape) {
                                weights_.embedding_norm.gamma, weights_.embedding_norm.beta, eps, C_,
                                x_, x_stride, narrow_, x_stride, rstd_, stream()),
         "embedding");
-  const Matrix x =
-      bf16_ ? Matrix{narrow_, x_stride, Dtype::kBf16} : Matrix{x_, x_stride, Dtype::kF32};
-  const Matrix context = bf16_ ? x : Matrix{context_, x_stride, Dtype::kF32};
+  const auto x = [&] {
+    return bf16_ ? Matrix{narrow, x_stride, Dtype::kBf16} : Matrix{rows, x_stride, Dtype::kF32};
+  };
   const int64_t hidden_stride = padded(F_);
   const Matrix hidden = bf16_ ? Matrix{hidden_narrow_, hidden_stride, Dtype::kBf16}
                               : Matrix{hidden_, hidden_stride, Dtype::kF32};
-  const auto normalise = [&](const DeviceNorm& norm) {
-    check(layernorm_forward_cuda(x_, x_stride, N, C_, norm.gamma, norm.beta, eps, x_, x_stride,
-                                 narrow_, x_stride, stream()),
+  const auto normalise = [&](const DeviceNorm& norm, float* to, int64_t to_stride) {
+    check(layernorm_forward_cuda(rows, x_stride, M, C_, norm.gamma, norm.beta, eps, to, to_stride,
+                                 narrow, x_stride, stream()),
           "layer norm");
   };
+  float* const pooled = config_.has_pooler ? pooled_ : out_;
+  const int64_t pooled_stride = config_.has_pooler ? x_stride : E_;
   for (const DeviceLayer& layer : weights_.layers) {
     const float* qkv_bias = layer.qkv.bias;  // which a product into bf16 leaves to the attention
     if (weights_.table_token != nullptr && &layer == &weights_.layers.front()) {
@@ -190,9 +201,9 @@ void Lane::forward(const Shape& shape) {
             "looking up Q, K and V");
       qkv_bias = nullptr;
     } else if (bf16_) {
-      product_without_bias(N, x, layer.qkv, qkv_narrow_, qkv_stride);
+      product_without_bias(N, x(), layer.qkv, qkv_narrow_, qkv_stride);
     } else {
-      product(N, x, layer.qkv, qkv_, qkv_stride);
+      product(N, x(), layer.qkv, qkv_, qkv_stride);
     }
     // x and its bf16 copy wait for no product here, so context takes that copy's place.
     if (bf16_) {
@@ -204,28 +215,49 @@ void Lane::forward(const Shape& shape) {
                                        context_, x_stride, nullptr, stream()),
             "attention");
     }
-    product(N, context, layer.attention_output, x_, x_stride, x_);
-    normalise(layer.attention_norm);
+    float* context = context_;
+    const bool last = &layer == &weights_.layers.back();
+    if (last && first_tokens_) {
+      const auto keep = [&](auto* from, auto* to) {
+        check(first_rows_cuda(from, x_stride, at.cu_seqlens, B, C_, to, x_stride, stream()),
+              "first rows");
+        return to;
+      };
+      M = B;
+      rows = keep(rows, first_x_);
+      if (bf16_) {
+        narrow = keep(narrow, first_narrow_);
+      } else {
+        context = keep(context, first_context_);
+      }
+    }
+    product(M, bf16_ ? x() : Matrix{context, x_stride, Dtype::kF32}, layer.attention_output, rows,
+            x_stride, rows);
+    normalise(layer.attention_norm, rows, x_stride);
     if (bf16_) {
-      product_without_bias(N, x, layer.up, hidden_narrow_, hidden_stride);
+      product_without_bias(M, x(), layer.up, hidden_narrow_, hidden_stride);
       check(
-          activation_forward_bf16_cuda(hidden_narrow_, hidden_stride, layer.up.bias, N, F_,
+          activation_forward_bf16_cuda(hidden_narrow_, hidden_stride, layer.up.bias, M, F_,
                                        config_.activation, hidden_narrow_, hidden_stride, stream()),
           "activation");
     } else {
-      product(N, x, layer.up, hidden_, hidden_stride);
-      check(activation_forward_cuda(hidden_, hidden_stride, N, F_, config_.activation, hidden_,
+      product(M, x(), layer.up, hidden_, hidden_stride);
+      check(activation_forward_cuda(hidden_, hidden_stride, M, F_, config_.activation, hidden_,
                                     hidden_stride, stream()),
             "activation");
     }
-    product(N, hidden, layer.down, x_, x_stride, x_);
-    normalise(layer.output_norm);
+    product(M, hidden, layer.down, rows, x_stride, rows);
+    if (last && first_tokens_) {
+      normalise(layer.output_norm, pooled, pooled_stride);
+    } else {
+      normalise(layer.output_norm, rows, x_stride);
+    }
   }
-  float* const pooled = config_.has_pooler ? pooled_ : out_;
-  const int64_t pooled_stride = config_.has_pooler ? x_stride : E_;
-  check(pooling_forward_cuda(x_, x_stride, at.cu_seqlens, B, C_, config_.pooling, pooled,
-                             pooled_stride, stream()),
-        "pooling");
+  if (!first_tokens_) {
+    check(pooling_forward_cuda(x_, x_stride, at.cu_seqlens, B, C_, config_.pooling, pooled,
+                               pooled_stride, stream()),
+          "pooling");
+  }
   if (config_.has_pooler) {
     product(B, {pooled_, pooled_stride, Dtype::kF32}, weights_.pooler, out_, E_);
     if (config_.pooler_activation != Activation::kNone) {

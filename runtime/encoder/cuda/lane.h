@@ -74,6 +74,7 @@ class Lane {
   const ModelConfig& config_;
   const DeviceWeights& weights_;
   const bool bf16_, normalize_;
+  const bool first_tokens_;  // behind the last attention only each sentence's first token goes on
   const int32_t C_, F_, E_;
   StreamOwner stream_;
   Gemm gemm_;
@@ -86,6 +87,9 @@ class Lane {
   float* hidden_ = nullptr;            // [N, F]
   uint16_t* qkv_narrow_ = nullptr;     // [N, 3C] bf16
   uint16_t* hidden_narrow_ = nullptr;  // [N, F] bf16
+  float* first_x_ = nullptr;           // [B, C]: with first_tokens_, as the next two
+  float* first_context_ = nullptr;     // [B, C]
+  uint16_t* first_narrow_ = nullptr;   // [B, C] bf16
   float* rstd_ = nullptr;              // [N]
   float* pooled_ = nullptr;            // [B, C]
   float *out_ = nullptr, *host_out_ = nullptr;  // [B, E]
