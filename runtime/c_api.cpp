@@ -75,14 +75,27 @@ void require(bool condition, const char* message) {
   if (!condition) throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT, message);
 }
 
-/// The caller's options as far as the caller knows them, defaults beyond.
+// No later version has more; a size beyond it was not set.
+constexpr size_t kLargestOptions = 4096;
+
+/// The caller's options as far as the caller knows them, defaults beyond. What this version does
+/// not know may be there, but not set.
 template <typename Options>
 Options read_options(const Options* options, const char* size_message) {
   Options result;
   std::memset(&result, 0, sizeof result);
   if (options != nullptr) {
-    require(options->size >= sizeof(size_t), size_message);
+    require(options->size >= sizeof(size_t) && options->size <= kLargestOptions, size_message);
     std::memcpy(&result, options, std::min(options->size, sizeof result));
+    const auto* bytes = reinterpret_cast<const unsigned char*>(options);
+    for (size_t i = sizeof result; i < options->size; ++i) {
+      if (bytes[i] == 0) continue;
+      throw xsr::Error(XSR_STATUS_UNSUPPORTED,
+                       "byte " + std::to_string(i) + " of the options is set, which xsr " +
+                           xsr_version_string() +
+                           " does not know; leave out what a later version added, or load that "
+                           "version of the library");
+    }
   }
   result.size = sizeof result;
   return result;

@@ -1587,6 +1587,11 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_THAT(err_, HasSubstr("loop: cannot tell whether this names a file: Too many levels"));
   EXPECT_EQ(run(input_ + " --heads 3 --license " + std::string(5000, 'x') + " -o " + kept + "2"), 0)
       << "terms that are no name";
+  for (const std::string& missing : {folder_ / "no-terms", std::string("no-terms.txt")}) {
+    EXPECT_EQ(run(input_ + " --heads 3 --license " + missing + " -o " + kept), 1);
+    EXPECT_THAT(err_, HasSubstr(missing + ": no such file; give the path of one"));
+  }
+  EXPECT_EQ(run(input_ + " --heads 3 --license https://example.org/by/4.0/ -o " + kept + "2"), 0);
   const std::string terms = folder_.write("terms", "libert\xe9\n");
   EXPECT_EQ(run(input_ + " --heads 3 --license " + terms + " -o " + kept), 1);
   EXPECT_THAT(err_, HasSubstr("--license: " + terms + " is not UTF-8"));

@@ -1400,6 +1400,21 @@ TEST(Format, TheBytesAreFlushedBeforeTheNameAndTheNameAfterwards) {
   EXPECT_EQ(read_all(path), "new");
 }
 
+TEST(Format, APipeInTheWayOfAFileIsNotWaitedFor) {
+  const TempFolder folder;
+  const std::string path = folder / "file";
+  ASSERT_EQ(0, ::mkfifo((path + ".partial").c_str(), 0600));
+  const auto refused = [&](const char* what) {
+    const Error error = error_of([&] { write_whole_file(path, "new"); });
+    EXPECT_EQ(error.status(), XSR_STATUS_IO);
+    EXPECT_THAT(error.what(), HasSubstr(std::string("file.partial: ") + what));
+  };
+  refused("cannot create the file: No such device");
+  const int reader = ::open((path + ".partial").c_str(), O_RDONLY | O_NONBLOCK);
+  refused("is a pipe; remove it");
+  ::close(reader);
+}
+
 TEST(Format, AFileThatAnotherProcessRenamesMeanwhileIsNotWrittenTo) {
   for (const bool third_process : {false, true}) {
     const TempFolder folder;

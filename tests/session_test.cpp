@@ -687,6 +687,33 @@ TEST(Shipped, InfoIsWhatTheFileSays) {
   EXPECT_EQ(file->size(), info.file_size);
 }
 
+TEST_F(SmallModel, WhatALaterVersionAddedToTheOptionsMayNotBeSet) {
+  struct {
+    xsr_session_options known{};
+    uint64_t added = 0;
+  } later;
+  const auto status = [&](std::string* message) {
+    char detail[256] = "";
+    xsr_session* session = nullptr;
+    const xsr_status result =
+        xsr_session_create(model_.get(), &later.known, &session, detail, sizeof detail);
+    xsr_session_destroy(session);
+    *message = detail;
+    return result;
+  };
+  std::string message;
+  later.known.num_threads = 1;
+  later.known.size = sizeof later;
+  EXPECT_EQ(XSR_STATUS_OK, status(&message)) << message;
+  later.added = uint64_t{1} << 16;
+  EXPECT_EQ(XSR_STATUS_UNSUPPORTED, status(&message));
+  EXPECT_EQ(0u, message.find("byte " + std::to_string(sizeof later.known + 2) + " of the options"))
+      << message;
+  later.known.size = SIZE_MAX;  // never set
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status(&message));
+  EXPECT_NE(std::string::npos, message.find("xsr_session_options.size is not set")) << message;
+}
+
 TEST_F(SmallModel, OptionsAreChecked) {
   char detail[256] = "";
   xsr_session* session = nullptr;

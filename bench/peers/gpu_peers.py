@@ -73,7 +73,10 @@ def bench_xsr(args, dtype, ids_file, folder):
     if subprocess.run([*map(str, command), "--json", str(to)], stdout=subprocess.DEVNULL).returncode != 0:
         sys.exit(f"gpu_peers: xsr-bench --dtype {dtype} failed (its message stands above)")
     report = json.loads(to.read_text())
-    return report["corpus"]["resident_tokens_per_s" if args.device == "cuda" else "tokens_per_s"], report
+    key = "resident_tokens_per_s" if args.device == "cuda" else "tokens_per_s"
+    if key not in report["corpus"]:
+        sys.exit("gpu_peers: xsr-bench did not get through the corpus in its time; give fewer --sentences")
+    return report["corpus"][key], report
 
 
 def engines_of(rates, about):

@@ -260,7 +260,9 @@ int main(int argc, char** argv) {
   CLI::App app{"Writes the batches of xsr-train's first steps to a file, then makes the steps."};
   app.add_option("--config", config_path, "The run's config (TOML)");
   app.add_option("--set", settings, "KEY=VALUE over the config, any number of them");
-  app.add_option("--steps", num_steps, "Batches to draw")->required()->check(CLI::PositiveNumber);
+  app.add_option("--steps", num_steps, "Batches to draw")
+      ->required()
+      ->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
   app.add_option("-o,--output", output, "Batches, dev pairs and initial values (safetensors)");
   CLI11_PARSE(app, argc, argv);
   try {

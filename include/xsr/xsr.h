@@ -123,7 +123,8 @@ typedef struct xsr_model xsr_model;
 typedef struct xsr_session xsr_session;
 
 /* Option structs begin with their size, which the caller sets to sizeof; a member beyond the
- * caller's size takes its default, and so does every member that is 0. */
+ * caller's size takes its default, and so does every member that is 0. A member of a later version
+ * that is not 0 is XSR_STATUS_UNSUPPORTED, never left unread. */
 typedef struct xsr_model_options {
   size_t size;
   int32_t

@@ -53,6 +53,17 @@ std::string read_whole_file(const std::string& path, const std::string& what) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
+namespace {
+
+/// Whether nobody writes such a text but as the path of a file.
+bool looks_like_path(const std::string& text) {
+  if (text.find_first_of(" \t\r\n") != std::string::npos) return false;
+  if (text.find("://") != std::string::npos) return false;
+  return text.find('/') != std::string::npos || text.ends_with(".txt") || text.ends_with(".md");
+}
+
+}  // namespace
+
 std::string text_or_file(const std::string& text) {
   std::error_code error;
   const auto type = std::filesystem::status(text, error).type();
@@ -61,7 +72,11 @@ std::string text_or_file(const std::string& text) {
     throw Error(XSR_STATUS_IO,
                 text + ": cannot tell whether this names a file: " + error.message());
   }
-  return type == std::filesystem::file_type::regular ? read_whole_file(text) : text;
+  if (type == std::filesystem::file_type::regular) return read_whole_file(text);
+  if (looks_like_path(text))
+    throw Error(XSR_STATUS_IO,
+                text + ": no such file; give the path of one, or a text with a space");
+  return text;
 }
 
 }  // namespace xsr

@@ -30,7 +30,8 @@ class MappedFile {
 std::string read_whole_file(const std::string& path, const std::string& what = "");
 
 /// The bytes of the regular file that a text names; the text itself where it names none. Throws
-/// Error(IO) where the system does not tell.
+/// Error(IO) where the system does not tell, and where a text that looks like a path (one word that
+/// has a slash or ends in .txt or .md, and is no URL) names none.
 std::string text_or_file(const std::string& text);
 
 }  // namespace xsr
