@@ -393,6 +393,13 @@ void expect_rows_stand_alone(const GemmCase& c, const GemmEpilogue& epilogue, Gu
   }
 }
 
+/// The same matrix as if it stood in no cache, which must not change a bit.
+template <typename Matrix>
+Matrix from_memory(Matrix w) {
+  w.streamed = true;
+  return w;
+}
+
 void check_gemm_case(const KernelRow& row, const std::string& filter, Random& random,
                      const GemmCase& c, int shift) {
   auto* kernel = reinterpret_cast<gemm_forward_f32_t*>(row.function);
@@ -419,6 +426,9 @@ void check_gemm_case(const KernelRow& row, const std::string& filter, Random& ra
   epilogue.residual = c.residual ? residual.data() : nullptr;
   epilogue.residual_stride = out_stride;
   kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride);
+  Guarded streamed(c.M * out_stride, shift);
+  kernel(a.data(), a_stride, c.M, from_memory(w), c.first_panel, c.last_panel, epilogue,
+         streamed.data(), out_stride);
   gemm_forward_f32_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
                        plain.data(), out_stride);
   gemm_forward_ref<double>(wide_a.data(), a_stride, c.M, w, c.first_panel, c.last_panel,
@@ -450,6 +460,7 @@ void check_gemm_case(const KernelRow& row, const std::string& filter, Random& ra
   }
   EXPECT_TRUE(budget.check(what, filter));
   expect_untouched(out, c.M, c.N, out_stride, what);
+  EXPECT_EQ(0, std::memcmp(streamed.data(), out.data(), sizeof(float) * c.M * out_stride)) << what;
   if (c.residual && c.M > 0) {  // the residual may be the output itself
     kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel,
            GemmEpilogue{epilogue.bias, c.activation, residual.data(), out_stride}, residual.data(),
@@ -558,7 +569,7 @@ void check_gemm_bf16_case(const KernelRow& row, const std::string& filter, Rando
                                                    wide_residual = widen(residual);
   kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride,
          narrow.data(), narrow_stride);
-  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, nullptr, 0,
+  kernel(a.data(), a_stride, c.M, from_memory(w), c.first_panel, c.last_panel, epilogue, nullptr, 0,
          narrow_only.data(), narrow_stride);
   gemm_forward_bf16_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
                         plain.data(), out_stride, nullptr, 0);
@@ -675,7 +686,7 @@ void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Ran
   std::vector<uint16_t> split(c.M * split_stride + 8, 0xdead), split_only = split;
   kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride,
          split.data(), split_stride);
-  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, nullptr, 0,
+  kernel(a.data(), a_stride, c.M, from_memory(w), c.first_panel, c.last_panel, epilogue, nullptr, 0,
          split_only.data(), split_stride);
   gemm_forward_bf16x3_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
                           plain.data(), out_stride, nullptr, 0);
@@ -876,8 +887,8 @@ void check_gemm_i8_case(const KernelRow& row, const std::string& filter, Random&
   std::vector<uint16_t> narrow(c.M * narrow_stride + 8, 0xdead), narrow_only = narrow;
   kernel(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel, epilogue,
          out.data(), out_stride, narrow.data(), narrow_stride);
-  kernel(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel, epilogue,
-         nullptr, 0, narrow_only.data(), narrow_stride);
+  kernel(a.data(), a_stride, c.M, rows.data(), from_memory(matrix.w), c.first_panel, c.last_panel,
+         epilogue, nullptr, 0, narrow_only.data(), narrow_stride);
   gemm_forward_i8_ref(a.data(), a_stride, c.M, rows.data(), matrix.w, c.first_panel, c.last_panel,
                       epilogue, plain.data(), out_stride, nullptr, 0);
   gemm_quantized_ref<double>(

@@ -21,6 +21,9 @@ struct PackedMatrix {
   const float* scales = nullptr;  // [N]
   const int32_t* sums = nullptr;  // [N] Σ_k of the integers of output n; gemm_forward_i8 needs them
   const void* steps = nullptr;    // what gemm_forward_i8_avx2 reads instead of data, and it alone
+  // It comes from memory at each pass, being one of more matrices than caches hold: how far ahead
+  // weights are asked for depends on it, no bits do.
+  bool streamed = false;
 };
 
 static constexpr int32_t panel_count(int32_t N) { return (N + kPanelColumns - 1) / kPanelColumns; }
@@ -115,6 +118,7 @@ struct SplitMatrix {
   const uint16_t* data = nullptr;  // 64-byte aligned
   int32_t N = 0;
   int32_t K = 0;
+  bool streamed = false;  // as a PackedMatrix
 };
 /// Elements of a split matrix, padding included: as many bytes as in f32.
 static constexpr int64_t split_elements(int32_t N, int32_t K) {

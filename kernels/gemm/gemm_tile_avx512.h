@@ -32,16 +32,19 @@ static constexpr int32_t kGroupPanels = 8;
 // Steps of K that half of a tile is ahead of the other.
 static constexpr int32_t kLead = 16;
 
+// Rows up to which the loads themselves run so far ahead that every request delays them: weights
+// from a last-level cache, and from memory.
+static constexpr int kUnaskedRows = 3, kUnaskedRowsStreamed = 5;
+
 /// Asks for the weights ahead of `w`, a step's lines: the panels are read in address order from
-/// beyond L2. Up to 3 rows the loads themselves run so far ahead that every request delays them.
-/// From 4 on one into L2 far ahead keeps memory busy while the multipliers work, and above 8 rows
+/// beyond L2. One into L2 far ahead keeps memory busy while the multipliers work, and above 8 rows
 /// one more into L1 shortly before, too. See decision 0018, "Weights beyond the caches".
 template <int MR, typename Core>
 static inline __attribute__((always_inline)) void prefetch_panel(const char* w) {
   constexpr int64_t near = 2048, far = 32768;
   for (int64_t line = 0; line < Core::kBytes; line += 64) {
     if (MR > 8) _mm_prefetch(w + near + line, _MM_HINT_T0);
-    if (MR > 3) _mm_prefetch(w + far + line, _MM_HINT_T1);
+    _mm_prefetch(w + far + line, _MM_HINT_T1);
   }
 }
 
@@ -213,7 +216,7 @@ static inline __attribute__((always_inline)) void gemm_tile_in_halves(
   write_tile<kBehind, Core>(behind, second);
 }
 
-template <int MR, typename Core>
+template <int MR, typename Core, bool kAsk>
 static inline __attribute__((always_inline)) void gemm_tile_at_once(
     const Tile<typename Core::Element>& tile) {
   typename Core::Sum sums[MR][2];
@@ -221,16 +224,16 @@ static inline __attribute__((always_inline)) void gemm_tile_at_once(
   const auto* a = tile.a;
   const char* w = (const char*)tile.panel;
   for (int32_t i = Core::steps(tile.K); i > 0; --i, a += Core::kInputs, w += Core::kBytes) {
-    prefetch_panel<MR, Core>(w);
+    if constexpr (kAsk) prefetch_panel<MR, Core>(w);
     Core::template step<MR>(tile, a, w, sums);
   }
   write_tile<MR, Core>(tile, sums);
 }
 
 /// A function of its own: in the loop over panels gcc 12 copies sums of int8 to and fro.
-template <int MR, typename Core>
+template <int MR, typename Core, bool kAsk>
 static __attribute__((noinline)) void gemm_tile_alone(const Tile<typename Core::Element>& tile) {
-  gemm_tile_at_once<MR, Core>(tile);
+  gemm_tile_at_once<MR, Core, kAsk>(tile);
 }
 
 /// The arguments of the gemm contracts for some rows; what is not a core's own is null. Matrix:
@@ -282,11 +285,18 @@ static void gemm_block(const Product<typename Core::Element, Matrix>& product, i
   for (int32_t panel = first; panel < last; ++panel) {
     const Tile<typename Core::Element> tile = tile_at<Core>(product, panel);
     if constexpr (MR <= 8) {
-      gemm_tile_alone<MR, Core>(tile);
+      constexpr bool kAsk = MR > kUnaskedRows;
+      if constexpr (kAsk && MR <= kUnaskedRowsStreamed) {
+        if (product.w->streamed) {
+          gemm_tile_alone<MR, Core, false>(tile);
+          continue;
+        }
+      }
+      gemm_tile_alone<MR, Core, kAsk>(tile);
     } else if constexpr (Core::kInHalves) {
       gemm_tile_in_halves<MR, Core>(tile);
     } else {
-      gemm_tile_at_once<MR, Core>(tile);
+      gemm_tile_at_once<MR, Core, true>(tile);
     }
   }
 }

@@ -34,6 +34,7 @@ DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute, bool
     }
   }
   widen(weights_.pooler);  // it multiplies in f32 whatever the layers do
+  mark_streamed(weights_);
 }
 
 void DerivedWeights::split(LinearWeights& linear) {

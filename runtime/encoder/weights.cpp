@@ -118,7 +118,27 @@ EncoderWeights bind_weights(const XsrFile& file) {
     weights.layers.push_back(layer);
   }
   if (config.has_pooler) weights.pooler = bind.linear("pooler", config.embedding_size, C);
+  mark_streamed(weights);
   return weights;
+}
+
+void mark_streamed(EncoderWeights& weights) {
+  // Twice the 32 MiB that the cores of a complex share on Zen 3 to 5.
+  constexpr int64_t kCachedBytes = 64 << 20;
+  int64_t bytes = 0;
+  for (LayerWeights& layer : weights.layers) {
+    for (const LinearWeights* linear : products(layer)) {
+      const kernels::PackedMatrix& w = linear->weight;
+      bytes +=
+          linear->split.data != nullptr
+              ? kernels::split_elements(w.N, w.K) * static_cast<int64_t>(sizeof(uint16_t))
+              : kernels::packed_elements(w.N, w.K, w.storage) * kernels::storage_size(w.storage);
+    }
+  }
+  for (LayerWeights& layer : weights.layers) {
+    for (LinearWeights* linear : products(layer))
+      linear->weight.streamed = linear->split.streamed = bytes > kCachedBytes;
+  }
 }
 
 LinearWeights outputs(const LinearWeights& linear, int32_t first_panel, int32_t last_panel) {

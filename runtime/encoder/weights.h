@@ -54,6 +54,10 @@ struct EncoderWeights {
   LinearWeights pooler;  // [embedding_size, C]; without data when the model has none
 };
 
+/// Sets `streamed` of the layers' matrices, as they are multiplied with: whether together they are
+/// more than caches hold.
+void mark_streamed(EncoderWeights& weights);
+
 /// Finds every tensor the configuration asks for and checks its shape, dtype and layout. Throws
 /// Error(BAD_FILE) naming the tensor, what was found and what was expected; UNSUPPORTED for a model
 /// this build cannot run.
