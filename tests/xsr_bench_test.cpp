@@ -403,7 +403,8 @@ TEST_F(XsrBench, TimesACudaDevice) {
 TEST_F(XsrTrainBench, TimesStepsOfTrainingOnACudaDevice) {
   setenv("XSR_CUDA_LIBRARY", XSR_CUDA_EMULATED_MODULE, 1);
   setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_TRAIN_CUDA_EMULATED_MODULE, 1);
-  const Result done = run(kSteps + "--device cuda --precision tf32 --exchange --vocabulary-tile 32");
+  const Result done =
+      run(kSteps + "--device cuda --precision tf32 --exchange --vocabulary-tile 32");
   const Result odd = run(kSteps + "--device cuda --vocabulary-tile 33");
   unsetenv("XSR_CUDA_LIBRARY");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
