@@ -3,8 +3,8 @@
 
 - Each library holds machine code for sm_80 and sm_90a, and PTX for devices to come.
 - Every attention_*bf16_kernel multiplies on the tensor cores (HMMA); each library must have some.
-- What training moves four floats at a time (the update, activations, dropout, LayerNorm) is loaded by 128 bits; the
-  second library, that of training, must have some.
+- What training moves four floats at a time (the update, activations, dropout, LayerNorm, logits, the embedding's
+  gradient) is loaded by 128 bits; the second library, that of training, must have some.
 - No kernel of the first library touches local memory (LDL, STL): nothing spills. (In training cos takes some; ptxas
   warns where registers spill, and a warning ends the build.)
 
@@ -21,8 +21,9 @@ import sys
 ARCHITECTURES = {"sm_80", "sm_90a"}
 ON_TENSOR_CORES = re.compile(r"attention_\w*bf16_kernel")
 FOUR_AT_ONCE = re.compile(  # with the file in front, for sessions have kernels of the same names
-    r"(optimizer|dropout|training)_cuda_cu_\w*(adam_update|sum_of_squares|narrow_forward|dropout_forward"
-    r"|activation_forward|activation_backward|layernorm_forward|layernorm_backward_rows)_kernel"
+    r"(optimizer|dropout|training|loss|embedding_backward)_cuda_cu_\w*(adam_update|sum_of_squares|narrow_forward|dropout_forward"
+    r"|activation_forward|activation_backward|layernorm_forward|layernorm_backward_rows|vocabulary_tile_forward"
+    r"|vocabulary_tile_backward|embedding_backward)_kernel"
 )
 HEADER = re.compile(r"^\s*(arch = |Function : )(\S+)")
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)")

@@ -12,9 +12,9 @@
 #                   build/gpu-check.tar.xz, for a machine that lacks what scripts/install-deps.sh installs; to be unpacked in a
 #                   checkout, of the same path or one that a link makes the same, for the programs look for files there
 # Without stages all of them but pack, in this order. Those that are named keep what others have found, so that one run may
-# be cut into several. Writes gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench) and
-# gpu-train-{f32,tf32,bf16,bf16-nccl}.json (xsr-train-bench), gpu-peers.json (gpu_peers.py) and gpu-train-peers-{128,1024}.json
-# (train_baseline.py), each with the device's name and as soon as it is known.
+# be cut into several. Writes gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench), gpu-bf16-{2048,8192,16384}.json
+# (chunks of so many tokens), gpu-train-{f32,tf32,bf16,bf16-one-tile,bf16-nccl}.json (xsr-train-bench; one-tile: all logits at a time),
+# gpu-peers.json (gpu_peers.py) and gpu-train-peers-{128,1024}.json (train_baseline.py), each with the device's name and as soon as it is known.
 # Exit status 1: something failed, or there is no GPU.
 #   --no-build  build/cuda is there already
 #   --quick     without racecheck, unless it is named, and with fewer sentences
@@ -193,11 +193,14 @@ if wanted sessions; then
   session_bench tf32 "${random[@]}" --dtype tf32
   session_bench bf16 "${random[@]}" --dtype bf16
   session_bench bf16-qkv-table "${random[@]}" --dtype bf16 --qkv-table
+  for tokens in 2048 8192 16384; do  # beside the 4,096 of a session
+    session_bench bf16-$tokens "${random[@]}" --dtype bf16 --batch-tokens $tokens
+  done
   # Text to vectors; the lines come again, since the file is small.
   cut -f 1 examples/data/tatoeba.en-fr.tsv >"$work/lines" && for _ in $(seq 8); do
     cat "$work/lines" "$work/lines" >"$work/twice" && mv "$work/twice" "$work/lines"
   done
-  session_bench text --model models/xsr-multi.xsr --corpus "$work/lines" --dtype f32
+  session_bench text --model models/xsr-multi.xsr --corpus "$work/lines" --dtype bf16
 fi
 if wanted training; then
   train_bench() {
@@ -207,6 +210,7 @@ if wanted training; then
   train_bench f32 --precision f32
   train_bench tf32 --precision tf32
   train_bench bf16 --precision bf16
+  train_bench bf16-one-tile --precision bf16 --vocabulary-tile 50000
   echo "not installed" >"$work/nccl"
   if [ $has_nccl = yes ]; then
     echo "one rank" >"$work/nccl"

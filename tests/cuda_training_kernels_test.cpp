@@ -236,7 +236,7 @@ TEST_F(CudaTraining, EmbeddingForwardIsTheSumThenNormThenDropout) {
 
 TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
   Random random(4);
-  const int32_t N = 150, V = 23, C = 37;
+  const int32_t N = 150, V = 23, C = 140;
   std::vector<int32_t> ids(N);
   for (int32_t& id : ids) id = random.range(0, 5) == 0 ? random.range(0, V - 1) : 7;
   std::vector<int32_t> memory(kernels::bucket_rows_memory(N, V));
@@ -714,11 +714,17 @@ struct VocabularyReference {
 
 TEST_F(CudaTraining, VocabularyLossOverTiles) {
   Random random(10);
-  const int32_t S = 5, V = 700, tile = 256, tiles = 3, pairs = 3;
-  const std::vector<int32_t> offsets = {0, 3, 3, 4, 8, 9};
-  const std::vector<int32_t> ids = {0, 255, 256, 511, 1, 300, 512, 699, 5};
-  const std::vector<Floats> masses = {{0.5f, 0.25f, 0.25f, 1, 0, 0.5f, 0.25f, 0, 0},
-                                      {0, 0, 0, 0, 0.5f, 0, 0.25f, 0.25f, 1}};
+  const int32_t S = 6, V = 700, tile = 256, tiles = 3, pairs = 3;
+  std::vector<int32_t> offsets = {0, 3, 3, 4, 8, 9};
+  std::vector<int32_t> ids = {0, 255, 256, 511, 1, 300, 512, 699, 5};
+  std::vector<Floats> masses = {{0.5f, 0.25f, 0.25f, 1, 0, 0.5f, 0.25f, 0, 0},
+                                {0, 0, 0, 0, 0.5f, 0, 0.25f, 0.25f, 1}};
+  for (int32_t w = 0; w < 70; ++w) {  // of the last sentence, more than a warp takes at once
+    ids.push_back(10 * w + 7);
+    masses[0].push_back(w < 60 ? 1 / 64.0f : 0.0f);
+    masses[1].push_back(w % 2 == 0 ? 1 / 35.0f : 0.0f);
+  }
+  offsets.push_back(static_cast<int32_t>(ids.size()));
   const Doubles weights = {1, 0.5};
   for (const float scale : {1.0f, 60.0f}) {
     const Floats z = normal(random, S * V, scale), bias = normal(random, V);

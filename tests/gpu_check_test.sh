@@ -57,9 +57,11 @@ grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "i
 grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with NCCL"
 grep -q -- '--device cuda.*--pairs 128,1024.*--exchange' "$tree/build/cuda/bench/xsr-train-bench.asked" ||
   fail "it asked xsr-train-bench for something else"
-for what in check f32 tf32 bf16 bf16-qkv-table text train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
+for what in check f32 tf32 bf16 bf16-qkv-table bf16-{2048,8192,16384} text train-bf16-one-tile train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
   [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
 done
+grep -q -- '--device cuda.*--corpus .*--dtype bf16' "$tree/build/cuda/bench/xsr-bench.asked" ||
+  fail "it timed texts in a type whose rate hides theirs"
 grep -q -- '--device cuda.*--made-up.*batch_pairs=1024' "$tree/docs/results/gpu-train-peers-1024.json" ||
   fail "it asked train_baseline.py for something else"
 grep -q '"device": "A Device"' "$tree/docs/results/gpu-check.json" || fail "gpu-check.json does not name the device"

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <optional>
 #include <thread>
 
 #include "bench/random_model.h"
@@ -419,6 +420,40 @@ double cosine(const float* a, const float* b, size_t C) {
     bb += double(b[c]) * b[c];
   }
   return ab / std::sqrt(aa * bb);
+}
+
+/// Whether the pages of `address` are to be of 2 MiB: the flag that /proc/self/smaps gives its
+/// mapping; nothing where the system has no such flags.
+std::optional<bool> wants_large_pages(const void* address) {
+  std::ifstream smaps("/proc/self/smaps");
+  const uintptr_t wanted = reinterpret_cast<uintptr_t>(address);
+  bool inside = false;
+  for (std::string line; std::getline(smaps, line);) {
+    unsigned long long first = 0, last = 0;
+    if (std::sscanf(line.c_str(), "%llx-%llx ", &first, &last) == 2)
+      inside = first <= wanted && wanted < last;
+    if (inside && line.rfind("VmFlags:", 0) == 0) return line.find(" hg") != std::string::npos;
+  }
+  return std::nullopt;
+}
+
+TEST(DerivedWeights, OnLargePagesWhereTheCachesDoNotHoldThem) {
+  for (const auto& [layers, large] : {std::pair(2, false), {4, true}}) {
+    const bench::RandomModel random({layers, 512, 8, 1024, 50}, DType::kBF16, 3);
+    const Model model(XsrFile::open_memory(random.data(), random.size()));
+    for (const Compute compute : {Compute::kInt8, Compute::kBf16x3}) {
+      const DerivedWeights derived(model.weights(), compute, false);
+      for (const LayerWeights& layer : derived.weights().layers) {
+        const LinearWeights& up = layer.up;
+        const void* const data =
+            compute == Compute::kInt8 ? up.weight.data : static_cast<const void*>(up.split.data);
+        const std::optional<bool> found = wants_large_pages(data);
+        if (!found) GTEST_SKIP() << "no flags in /proc/self/smaps";
+        EXPECT_EQ(large, *found) << layers << " layers, compute " << static_cast<int>(compute);
+        EXPECT_EQ(0u, reinterpret_cast<uintptr_t>(data) % 64);
+      }
+    }
+  }
 }
 
 // What an encoder does on AMX, by other kernels; only those of AVX-512 read the sums of weights.

@@ -316,6 +316,9 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   Result done = run(kSteps + "--precision tf32");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("for CUDA devices alone"));
+  done = run(kSteps + "--vocabulary-tile 16");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("--vocabulary-tile is for CUDA devices alone"));
   done = run(kSteps + "--device gpu");
   EXPECT_EQ(done.status, 2);
   done = run("--random 0,32,2,48,300");
@@ -400,14 +403,19 @@ TEST_F(XsrBench, TimesACudaDevice) {
 TEST_F(XsrTrainBench, TimesStepsOfTrainingOnACudaDevice) {
   setenv("XSR_CUDA_LIBRARY", XSR_CUDA_EMULATED_MODULE, 1);
   setenv("XSR_TRAIN_CUDA_LIBRARY", XSR_TRAIN_CUDA_EMULATED_MODULE, 1);
-  const Result done = run(kSteps + "--device cuda --precision tf32 --exchange");
+  const Result done =
+      run(kSteps + "--device cuda --precision tf32 --exchange --vocabulary-tile 32");
+  const Result odd = run(kSteps + "--device cuda --vocabulary-tile 33");
   unsetenv("XSR_CUDA_LIBRARY");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
   ASSERT_EQ(done.status, 0) << done.err;
   const json figures = json::parse(done.out);
   EXPECT_EQ(figures["device"], "emulated device");
   EXPECT_EQ(figures["exchange"], true);
+  EXPECT_EQ(figures["vocabulary_tile"], 32);
   expect_steps(figures);
+  EXPECT_EQ(odd.status, 1);
+  EXPECT_THAT(odd.err, HasSubstr("a vocabulary_tile of 33, expected"));
 }
 #endif
 

@@ -47,6 +47,7 @@ struct Options {
   std::vector<int32_t> random, pairs{128, 1024};
   std::string device = "cpu", precision = "f32", json;
   int32_t threads = 0;
+  int32_t vocabulary_tile = 0;  // 0: the trainer's own
   bool exchange = false;
   double seconds = 5;
 };
@@ -202,6 +203,10 @@ void run(const Options& options) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 "--exchange and --precision tf32 are for CUDA devices alone; give --device cuda");
   }
+  if (devices.empty() && options.vocabulary_tile != 0) {
+    throw Error(XSR_STATUS_INVALID_ARGUMENT,
+                "--vocabulary-tile is for CUDA devices alone; give --device cuda");
+  }
   require_writable(options.json);
   ThreadPool threads(options.threads);
   const kernels::Isa isa = choose_isa(std::nullopt);
@@ -215,6 +220,7 @@ void run(const Options& options) {
     cuda.devices = devices;
     cuda.exchange = options.exchange;
     cuda.tf32 = options.precision == "tf32";
+    if (options.vocabulary_tile != 0) cuda.vocabulary_tile = options.vocabulary_tile;
     trainer = make_cuda_trainer(model, step, cuda);
   }
   const ordered_json checked = check(options, model, *trainer, threads);
@@ -262,6 +268,7 @@ void run(const Options& options) {
                                {"isa", kernels::isa_name(isa)},
                                {"precision", options.precision},
                                {"exchange", options.exchange},
+                               {"vocabulary_tile", options.vocabulary_tile},
                                {"model", options.random},
                                {"parameters", trainer->table().size()},
                                {"objective", "xtr"},
@@ -309,6 +316,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--exchange", options.exchange,
                "a single CUDA device goes the way of several, by NCCL, talking to itself");
+  app.add_option("--vocabulary-tile", options.vocabulary_tile,
+                 "words whose logits a CUDA device holds at a time, a multiple of 16; as many as "
+                 "the vocabulary has: none are computed twice; 0: the trainer's choice")
+      ->check(CLI::Range(0, std::numeric_limits<int32_t>::max() - 15));
   app.add_option("--threads", options.threads, "0: all processors")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -9,7 +9,7 @@ namespace xsr::cuda {
 /// embedding_backward_f32, whose RowBuckets these are, all on the device.
 ///
 /// count   [1]         most_buckets ≥ count[0] is what the launch makes room for
-/// de      [N, C]      row stride C
+/// de      [N, C]      row stride C, a multiple of 4; 16-byte aligned, as dtable
 /// dtable  [V, C]      +=; a bucket is the only one to write its row: no atomics
 ///
 /// A bucket's rows are added in an order that their number alone fixes.

@@ -30,16 +30,11 @@ Status column_sum(const T* dy, int64_t dy_stride, int32_t M, int32_t N, float* s
       launch(sum_rows_kernel<T>, dim3(blocks_of(N, kColumns), blocks), dim3(kColumns, kLanes), 0,
              stream, dy, dy_stride, M, N, kBlockRows, parts);
   if (status != 0) return status;
-  return sum_rows_cuda(parts, N, blocks, N, sum, stream);
+  return launch(sum_rows_kernel<float>, dim3(blocks_of(N, kColumns)), dim3(kColumns, kLanes), 0,
+                stream, parts, N, blocks, N, blocks, sum);
 }
 
 }  // namespace
-
-Status sum_rows_cuda(const float* x, int64_t stride, int32_t rows, int32_t C, float* out,
-                     Stream stream) {
-  return launch(sum_rows_kernel<float>, dim3(blocks_of(C, kColumns)), dim3(kColumns, kLanes), 0,
-                stream, x, stride, rows, C, rows, out);
-}
 
 Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                        float* parts, Stream stream) {

@@ -5,13 +5,6 @@
 
 namespace xsr::cuda {
 
-/// out[c] ← Σ_i x[i, c] over few rows: lanes of eight rows, then the lanes in order.
-///
-/// x    [rows, C]  row stride `stride` floats
-/// out  [C]        =
-Status sum_rows_cuda(const float* x, int64_t stride, int32_t rows, int32_t C, float* out,
-                     Stream stream);
-
 static constexpr int64_t column_sum_floats_cuda(int32_t M, int32_t N) {
   return (int64_t)((M + 127) / 128) * N;
 }

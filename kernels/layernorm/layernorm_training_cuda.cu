@@ -2,7 +2,6 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/training.h"
-#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
@@ -134,6 +133,19 @@ __global__ void layernorm_backward_columns_kernel(const float* sum, const float*
   }
 }
 
+/// dgamma (y = 0) and dbeta (y = 1): the sums of the parts, lanes of eight, then the lanes in
+/// order.
+__global__ void layernorm_backward_sums_kernel(const float* parts, int32_t blocks, int32_t C,
+                                               float* dgamma, float* dbeta) {
+  const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
+  const float* column = parts + (int64_t)blockIdx.y * C + c;
+  float sum = 0;
+  for (int32_t i = (int32_t)threadIdx.y; i < blocks && c < C; i += kLanes)
+    sum += column[(int64_t)i * 2 * C];
+  sum = sum_of_lanes(sum);
+  if (threadIdx.y == 0 && c < C) (blockIdx.y == 0 ? dgamma : dbeta)[c] = sum;
+}
+
 __global__ void layernorm_backward_rows_kernel(const float* sum, const float* statistics, float* dx,
                                                int32_t N, int32_t C, const float* gamma,
                                                const Dropout* dropout, uint32_t place,
@@ -202,8 +214,10 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics, float*
   const int32_t blocks = blocks_of(N, kBlockRows);
   Status status = launch(layernorm_backward_columns_kernel, dim3(blocks_of(C, kColumns), blocks),
                          dim3(kColumns, kLanes), 0, stream, sum, statistics, dx, N, C, parts);
-  if (status == 0) status = sum_rows_cuda(parts, 2 * C, blocks, C, dgamma, stream);
-  if (status == 0) status = sum_rows_cuda(parts + C, 2 * C, blocks, C, dbeta, stream);
+  if (status == 0) {
+    status = launch(layernorm_backward_sums_kernel, dim3(blocks_of(C, kColumns), 2),
+                    dim3(kColumns, kLanes), 0, stream, parts, blocks, C, dgamma, dbeta);
+  }
   if (status != 0) return status;
   return launch(layernorm_backward_rows_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
                 stream, sum, statistics, dx, N, C, gamma, dropout, place, dbranch, narrow);

@@ -12,24 +12,45 @@ namespace {
 
 constexpr int32_t kThreads = 256;
 
-__global__ void vocabulary_tile_forward_kernel(const float* z, int64_t z_stride, int32_t first,
-                                               int32_t R, const float* bias, VocabularyWords words,
-                                               float* max, float* sum) {
+// A block a sentence: many threads and four words at once, since batches have few sentences.
+constexpr int32_t kWordThreads = 512;
+
+/// body(v, logits) for the words [v, v + 4) of this thread; those from R on are none.
+template <typename Body>
+__device__ __forceinline__ void for_words(const float* row, const float* bias, int32_t R,
+                                          Body&& body) {
+  for (int32_t v = 4 * (int32_t)threadIdx.x; v < R; v += 4 * kWordThreads) {
+    Quad logits = load_quad(row, v, R);
+    const Quad shift = load_quad(bias, v, R);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) logits.value[e] += shift.value[e];
+    body(v, logits);
+  }
+}
+
+__global__ void __launch_bounds__(kWordThreads)
+    vocabulary_tile_forward_kernel(const float* z, int64_t z_stride, int32_t first, int32_t R,
+                                   const float* bias, VocabularyWords words, float* max,
+                                   float* sum) {
   __shared__ float scratch[kWarp];
   const int32_t b = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
   const float* row = z + b * z_stride;
   float peak = -INFINITY, total = 0;
-  for (int32_t v = t; v < R; v += kThreads) {
-    const float logit = row[v] + bias[first + v];
-    if (logit > peak) peak = logit;
-  }
+  for_words(row, bias + first, R, [&](int32_t v, const Quad& logits) {
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      if (v + e < R && logits.value[e] > peak) peak = logits.value[e];
+    }
+  });
   peak = block_max(peak, scratch);
-  for (int32_t v = t; v < R; v += kThreads) {
-    const float logit = row[v] + bias[first + v];
-    total += expf(logit - peak) + zero_if_finite(logit);
-  }
+  for_words(row, bias + first, R, [&](int32_t v, const Quad& logits) {
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      if (v + e < R) total += expf(logits.value[e] - peak) + zero_if_finite(logits.value[e]);
+    }
+  });
   total = block_sum(total, scratch);
-  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kThreads) {
+  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kWordThreads) {
     const int32_t v = words.token_ids[w] - first;
     if (v >= 0 && v < R) words.logits[w] = row[v] + bias[first + v];
   }
@@ -39,46 +60,56 @@ __global__ void vocabulary_tile_forward_kernel(const float* z, int64_t z_stride,
   }
 }
 
+/// A warp a sentence, lane = tile and then word.
 __global__ void vocabulary_finish_kernel(const float* max, const float* sum, int32_t tiles,
                                          int32_t S, int32_t num_pairs, VocabularyWords words,
                                          double* lse, double* parts) {
-  const int32_t b = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x);
+  const int32_t b = warp_row();
   if (b >= S) return;
-  double peak = -INFINITY, total = 0;
-  for (int32_t k = 0; k < tiles; ++k) {
-    const double largest = max[(int64_t)k * S + b];
+  float peak = -INFINITY;
+  double total = 0;
+  for (int32_t k = lane_id(); k < tiles; k += kWarp) {
+    const float largest = max[(int64_t)k * S + b];
     if (largest > peak) peak = largest;
   }
-  for (int32_t k = 0; k < tiles; ++k)
-    total += sum[(int64_t)k * S + b] * exp(max[(int64_t)k * S + b] - peak);
-  lse[b] = peak + log(total);
+  peak = warp_max(peak);
+  for (int32_t k = lane_id(); k < tiles; k += kWarp)
+    total += sum[(int64_t)k * S + b] * exp((double)max[(int64_t)k * S + b] - (double)peak);
+  const double of_all = (double)peak + log(warp_sum(total));
+  if (lane_id() == 0) lse[b] = of_all;
   for (int32_t k = 0; k < words.num_targets; ++k) {
-    double loss = lse[b] - lse[b];  // 0 or NaN
-    for (int32_t w = words.offsets[b]; w < words.offsets[b + 1]; ++w) {
+    double loss = 0;
+    for (int32_t w = words.offsets[b] + lane_id(); w < words.offsets[b + 1]; w += kWarp) {
       const double mass = words.masses[k * words.mass_stride + w];
-      if (mass > 0) loss += mass * (log(mass) + lse[b] - words.logits[w]) / num_pairs;
+      if (mass > 0) loss += mass * (log(mass) + of_all - words.logits[w]) / num_pairs;
     }
-    parts[(int64_t)k * S + b] = loss;
+    loss = warp_sum(loss) + (of_all - of_all);  // 0 or NaN
+    if (lane_id() == 0) parts[(int64_t)k * S + b] = loss;
   }
 }
 
-__global__ void vocabulary_tile_backward_kernel(float* z, int64_t z_stride, int32_t first,
-                                                int32_t R, const float* bias, VocabularyWords words,
-                                                const float* max, const double* lse,
-                                                uint16_t* narrow, int64_t narrow_stride) {
+__global__ void __launch_bounds__(kWordThreads)
+    vocabulary_tile_backward_kernel(float* z, int64_t z_stride, int32_t first, int32_t R,
+                                    const float* bias, VocabularyWords words, const float* max,
+                                    const double* lse, uint16_t* narrow, int64_t narrow_stride) {
   const int32_t b = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
   float* row = z + b * z_stride;
+  uint16_t* narrow_row = narrow == nullptr ? nullptr : narrow + b * narrow_stride;
   const float peak = max[b];
   const float factor = (float)(words.coefficient_sums[b] * exp((double)peak - lse[b]));
-  for (int32_t v = t; v < R; v += kThreads) row[v] = expf(row[v] + bias[first + v] - peak) * factor;
+  for_words(row, bias + first, R, [&](int32_t v, Quad& logits) {
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) logits.value[e] = expf(logits.value[e] - peak) * factor;
+    store_quad(row, v, R, logits);
+    if (narrow_row != nullptr) store_quad(narrow_row, v, R, logits);
+  });
   __syncthreads();
-  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kThreads) {
+  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kWordThreads) {
     const int32_t v = words.token_ids[w] - first;
-    if (v >= 0 && v < R) row[v] -= words.coefficients[w];
+    if (v < 0 || v >= R) continue;
+    row[v] -= words.coefficients[w];
+    if (narrow_row != nullptr) narrow_row[v] = f32_to_bf16(row[v]);
   }
-  if (narrow == nullptr) return;
-  __syncthreads();
-  for (int32_t v = t; v < R; v += kThreads) narrow[b * narrow_stride + v] = f32_to_bf16(row[v]);
 }
 
 /// Block i: S of row i in place, and its largest and the sum of its exponentials.
@@ -201,23 +232,22 @@ __global__ void sum_losses_kernel(const double* parts, int32_t count, double fac
 Status vocabulary_tile_forward_f32_cuda(const float* z, int64_t z_stride, int32_t S, int32_t first,
                                         int32_t R, const float* bias, const VocabularyWords& words,
                                         float* max, float* sum, Stream stream) {
-  return launch(vocabulary_tile_forward_kernel, S, kThreads, 0, stream, z, z_stride, first, R, bias,
-                words, max, sum);
+  return launch(vocabulary_tile_forward_kernel, S, kWordThreads, 0, stream, z, z_stride, first, R,
+                bias, words, max, sum);
 }
 
 Status vocabulary_finish_cuda(const float* max, const float* sum, int32_t tiles, int32_t S,
                               int32_t num_pairs, const VocabularyWords& words, double* lse,
                               double* parts, Stream stream) {
-  constexpr int32_t kSentences = 64;  // few, so that many multiprocessors share them
-  return launch(vocabulary_finish_kernel, blocks_of(S, kSentences), kSentences, 0, stream, max, sum,
-                tiles, S, num_pairs, words, lse, parts);
+  return launch(vocabulary_finish_kernel, blocks_of(S, kRowWarps), kRowWarps * kWarp, 0, stream,
+                max, sum, tiles, S, num_pairs, words, lse, parts);
 }
 
 Status vocabulary_tile_backward_f32_cuda(float* z, int64_t z_stride, int32_t S, int32_t first,
                                          int32_t R, const float* bias, const VocabularyWords& words,
                                          const float* max, const double* lse, uint16_t* narrow,
                                          int64_t narrow_stride, Stream stream) {
-  return launch(vocabulary_tile_backward_kernel, S, kThreads, 0, stream, z, z_stride, first, R,
+  return launch(vocabulary_tile_backward_kernel, S, kWordThreads, 0, stream, z, z_stride, first, R,
                 bias, words, max, lse, narrow, narrow_stride);
 }
 

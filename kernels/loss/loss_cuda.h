@@ -6,7 +6,8 @@
 namespace xsr::cuda {
 
 // ---- The loss over a vocabulary, tile by tile: z [S, R] are the logits of S sentences for the
-// words [first, first + R), without their bias, in f32; no more of them exists at a time.
+// words [first, first + R), without their bias, in f32; no more of them exists at a time. first and
+// row strides are multiples of 4; z and bias start at multiples of 16 bytes, narrow of 8.
 
 /// What the sentences' targets ask of the vocabulary, on the device. Sentence b has the words
 /// [offsets[b], offsets[b + 1]), each id once.

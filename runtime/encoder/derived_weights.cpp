@@ -1,7 +1,12 @@
 #include "runtime/encoder/derived_weights.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -9,19 +14,55 @@ namespace xsr {
 namespace {
 
 constexpr std::align_val_t kAlign{64};
+constexpr size_t kPage = 2 << 20, kBlock = 64 << 20;
+// With fewer, the caches hold most of them, and part of a page would be memory for nothing.
+constexpr int64_t kMany = 8 << 20;
 
 }  // namespace
 
-void DerivedWeights::Free::operator()(void* memory) const { ::operator delete(memory, kAlign); }
+void DerivedWeights::Free::operator()(void* memory) const {
+  if (mapped == 0) {
+    ::operator delete(memory, kAlign);
+  } else {
+    munmap(memory, mapped);
+  }
+}
 
 template <typename T>
 T* DerivedWeights::allocate(int64_t count) {
-  memory_.emplace_back(::operator new(sizeof(T) * static_cast<size_t>(count), kAlign));
-  return static_cast<T*>(memory_.back().get());
+  constexpr size_t kLine = static_cast<size_t>(kAlign);
+  const size_t bytes = (sizeof(T) * static_cast<size_t>(count) + kLine - 1) / kLine * kLine;
+  if (!many_) {
+    memory_.emplace_back(::operator new(bytes, kAlign));
+    return static_cast<T*>(memory_.back().get());
+  }
+  if (bytes > left_) {
+    // One page more than needed, for the first may begin anywhere in it.
+    const size_t size = (std::max(bytes, kBlock) + 2 * kPage - 1) / kPage * kPage;
+    void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    std::unique_ptr<void, Free> owner(block, Free{size});
+    memory_.push_back(std::move(owner));
+    madvise(block, size, MADV_HUGEPAGE);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(block);
+    const size_t skipped = (kPage - begin % kPage) % kPage;
+    next_ = static_cast<char*>(block) + skipped;
+    left_ = size - skipped;
+  }
+  void* result = next_;
+  next_ += bytes;
+  left_ -= bytes;
+  return static_cast<T*>(result);
 }
 
 DerivedWeights::DerivedWeights(const EncoderWeights& file, Compute compute, bool in_steps)
     : weights_(file) {
+  int64_t count = 0;
+  for (LayerWeights& layer : weights_.layers) {
+    for (const LinearWeights* linear : products(layer))
+      count += int64_t{linear->weight.N} * linear->weight.K;
+  }
+  many_ = count >= kMany;
   for (LayerWeights& layer : weights_.layers) {
     for (LinearWeights* linear : products(layer)) {
       if (compute == Compute::kBf16x3) {

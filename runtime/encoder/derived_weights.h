@@ -11,7 +11,8 @@ namespace xsr {
 /// made once and shared by the model's sessions. int8: 8 bits (from f32, f16 or bf16 rounded as
 /// xsr-convert does; to i8 only the sums of the outputs are added), or the steps that AVX2 reads
 /// instead, 1 to 3 bytes a weight. bf16x3: split in two bf16, 4 bytes a weight. f32 of an i8 file:
-/// widened and multiplied by their scales. Everything else stays in the file. Immutable.
+/// widened and multiplied by their scales. Everything else stays in the file. What is beyond the
+/// caches stands on pages of 2 MiB, where the system grants them. Immutable.
 class DerivedWeights {
  public:
   /// Reads every matrix. Throws std::bad_alloc; Error(UNSUPPORTED) where a matrix has more inputs
@@ -28,10 +29,14 @@ class DerivedWeights {
   T* allocate(int64_t count);
 
   struct Free {
+    size_t mapped = 0;  // bytes; 0: of operator new
     void operator()(void* memory) const;
   };
   EncoderWeights weights_;
+  bool many_ = false;
   std::vector<std::unique_ptr<void, Free>> memory_;
+  char* next_ = nullptr;  // what is free of the last of memory_, where there are many
+  size_t left_ = 0;
 };
 
 }  // namespace xsr

@@ -417,12 +417,16 @@ class CudaTrainer::Impl {
                  : f32(value(offset), columns, transposed);
   }
 
+  // Products of few rows, or with few outputs, leave most of a device without work if their
+  // algorithm is the one for thousands of rows; training promises the same bits to the same batch
+  // alone, so each has its own.
+
   /// out [M, N] ← a · bᵀ (+ bias, + out)
   void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
-               const float* bias = nullptr, bool accumulate = false, bool split_k = false) {
+               const float* bias = nullptr, bool accumulate = false) {
     cuda::Product p{M, N, K, a, b, out, N};
     p.bias = bias;
-    p.split_k = split_k;
+    p.split_k = true;
     if (accumulate) {
       p.c = out;
       p.c_stride = N;
@@ -434,6 +438,7 @@ class CudaTrainer::Impl {
   void narrow_product(int32_t N, int32_t K, const Matrix& a, const Matrix& b, uint16_t* out) {
     cuda::Product p{batch_.tokens(), N, K, a, b, out, N};
     p.out_dtype = cuda::Dtype::kBf16;
+    p.split_k = true;
     gemm_->run(p, stream());
   }
 
@@ -571,7 +576,9 @@ class CudaTrainer::Impl {
   /// zᵀ of a tile, without the bias.
   void logits(int32_t first, int32_t R) {
     const Matrix token = weight(encoder_.token + int64_t{first} * C, C);
-    gemm_->run({batch_.sentences(), R, C, operand(t_, C), token, z_, tile()}, stream());
+    cuda::Product p{batch_.sentences(), R, C, operand(t_, C), token, z_, tile()};
+    p.split_k = true;
+    gemm_->run(p, stream());
   }
 
   /// training/objectives/generative_head.h
@@ -606,7 +613,7 @@ class CudaTrainer::Impl {
     const cuda::VocabularyWords& words = batch_.words();
     for (int32_t k = 0; k < tiles(); ++k) {
       const int32_t first = k * tile(), R = std::min(tile(), V - first);
-      logits(first, R);
+      if (tiles() > 1) logits(first, R);  // else they are there still
       check(cuda::vocabulary_tile_backward_f32_cuda(z_, tile(), S, first, R, value(output_bias_),
                                                     words, tile_max_ + int64_t{k} * S, lse_,
                                                     z_narrow_, tile(), stream()),
@@ -628,8 +635,7 @@ class CudaTrainer::Impl {
     check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
                                              stream()),
           "the head's activation, backward");
-    product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight), nullptr,
-            false, true);
+    product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight));
     check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias), parts_, stream()),
           "the head's bias gradient");
     product(S, C, C, f32(dt_, C), f32(value(transform_.weight), C, true), du_, nullptr, true);
@@ -703,7 +709,7 @@ class CudaTrainer::Impl {
   void weight_gradient(const Rows& dout, const Rows& x, const LinearParameters& l) {
     const int32_t N = batch_.tokens();
     product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
-            gradient(l.weight), nullptr, false, true);
+            gradient(l.weight));
     float* const dbias = gradient(l.bias);
     check(bf16_
               ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
