@@ -852,6 +852,13 @@ TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {
   EXPECT_EQ(run("--resume r").exit_status, 0);
 }
 
+TEST_F(TrainCli, AModelOfLongSentencesTakesTheMemoryOfThoseThatCome) {
+  if (kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  const Outcome o =
+      train("--run r --train.steps 2 --model.max_seq_len 65535", "ulimit -v 4000000 && ");
+  EXPECT_EQ(o.exit_status, 0) << o.err;
+}
+
 TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   ASSERT_EQ(
