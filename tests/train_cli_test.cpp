@@ -1,7 +1,9 @@
 // Runs the built xsr-train on a toy corpus.
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <pty.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <cstring>
 #include <random>
 #include <regex>
@@ -850,6 +852,28 @@ TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {
   EXPECT_EQ(o.exit_status, 1);
   EXPECT_THAT(o.err, HasSubstr("xsr-train: cannot start a thread: "));
   EXPECT_EQ(run("--resume r").exit_status, 0);
+}
+
+TEST_F(TrainCli, ATerminalsLineOfProgressFitsIntoItsWidth) {
+  winsize size = {24, 60, 0, 0};
+  int terminal = -1;
+  const pid_t child = forkpty(&terminal, nullptr, nullptr, &size);
+  if (child == 0) {
+    if (chdir(folder_.c_str()) == 0)
+      execl(tool_.c_str(), "xsr-train", "--config", "toy.toml", "--run", "r", nullptr);
+    _exit(127);
+  }
+  std::string text;
+  char block[4096];
+  for (ssize_t got; (got = read(terminal, block, sizeof block)) > 0;)  // EIO at the end
+    text.append(block, static_cast<size_t>(got));
+  close(terminal);
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0) << text;
+  const size_t begin = text.find("\rstep 1/60");
+  ASSERT_NE(begin, text.npos) << text;
+  EXPECT_EQ(text.find("\x1B[K", begin) - (begin + 1), 59u) << text;
 }
 
 TEST_F(TrainCli, AModelOfLongSentencesTakesTheMemoryOfThoseThatCome) {

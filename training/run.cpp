@@ -320,10 +320,10 @@ class Run {
     if (terminal_ && !options_.quiet && seconds_since(last_line_) > 0.5) {
       last_line_ = Clock::now();
       const double seconds = std::max(1e-9, seconds_since(last_log_));
-      tell(fmt::format("\r{}\x1B[K", progress_text(epoch, interval_,
-                                                   static_cast<double>(interval_pairs_) / seconds,
-                                                   static_cast<double>(interval_tokens_) / seconds,
-                                                   rate, result.gradient_norm)));
+      const std::string text = progress_text(
+          epoch, interval_, static_cast<double>(interval_pairs_) / seconds,
+          static_cast<double>(interval_tokens_) / seconds, rate, result.gradient_norm);
+      tell(fmt::format("\r{}\x1B[K", terminal_line(text, STDERR_FILENO)));
       line_shown_ = true;
     }
   }
