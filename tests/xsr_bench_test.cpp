@@ -1,6 +1,7 @@
 // xsr-bench: what it measures with, what it refuses, and what it writes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -134,6 +135,19 @@ TEST_F(XsrBench, SeveralThreadCountsGiveAnArray) {
   EXPECT_THAT(done.out, HasSubstr("2 threads"));
 }
 
+TEST_F(XsrBench, MoreThreadsThanProcessorsHaveNoMorePeak) {
+  const std::string on_one = "taskset -c " + std::to_string(sched_getcpu()) + " ";
+  const auto roofline = [&](const std::string& threads) {
+    const Result done = run_to(
+        quick_ + "--no-corpus --yardstick none --json - --threads " + threads, path("out"), on_one);
+    EXPECT_EQ(done.status, 0) << done.err;
+    return json::parse(done.out)["roofline"];
+  };
+  const json one = roofline("1"), eight = roofline("8");
+  for (const char* rate : {"peak_gflop_per_s", "read_gb_per_s"})
+    EXPECT_LT(eight[rate], 3 * one[rate].get<double>()) << rate;
+}
+
 TEST_F(XsrBench, TimesEveryIsaAndStorage) {
   unsetenv("XSR_FORCE_ISA");  // it would cap what is asked for here
   for (const char* isa : {"ref", "avx2"}) {
@@ -216,6 +230,10 @@ TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
   done = run(quick_ + "--corpus-ids '" + path(".") + "'");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("cannot read: Is a directory"));
+  write("blank", "\n\n", 2);
+  done = run(quick_ + "--corpus-ids '" + path("blank") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("blank: no sentence has tokens"));
 }
 
 TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
