@@ -968,6 +968,18 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));
 }
 
+TEST_F(TrainCli, ScoresGoToStandardOutputToo) {
+  const std::string scored = "score " XSR_SOURCE_DIR "/models/xsr-multi.xsr " XSR_SOURCE_DIR
+                             "/examples/data/tatoeba.en-fr.tsv --json ";
+  const Outcome o = run(scored + "-");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_EQ(nlohmann::json::parse(o.out)[0]["pairs"], 400);
+  EXPECT_THAT(o.err, HasSubstr("| P@1, % |"));
+  EXPECT_FALSE(fs::exists(path("-")));
+  ASSERT_EQ(run(scored + "s.json").exit_status, 0);
+  EXPECT_EQ(read_file(path("s.json")), o.out);
+}
+
 TEST(Score, TheTableEndsWithTheMeanOfItsFiles) {
   EXPECT_EQ(xsr::training::scores_as_markdown({{"a", {100, 80, 60}}, {"b", {10, 1, 2}}}),
             "| P@1, % | pairs | 1 → 2 | 2 → 1 | mean |\n| --- | --- | --- | --- | --- |\n"
