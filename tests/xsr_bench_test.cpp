@@ -350,6 +350,32 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
 }
 
+class XsrTrainSteps : public XsrBench {
+ protected:
+  XsrTrainSteps() : XsrBench("xsr-train-steps") {}
+};
+
+TEST_F(XsrTrainSteps, EndsAsEveryToolDoes) {
+  EXPECT_EQ(run("").status, 2);
+  const Result none = run("--steps 0");
+  EXPECT_EQ(none.status, 2);
+  EXPECT_THAT(none.err, HasSubstr("--steps: Value 0 not in range 1 to "));
+  std::string pairs;
+  for (int i = 0; i < 200; ++i) pairs += "a b c d e\tf g h i j\n";
+  write("pairs.tsv", pairs.data(), pairs.size());
+  const std::string steps =
+      "--steps 1 --set run='" + path("run") + "' data.train='" + path("pairs.tsv") +
+      "' tokenizer.vocab_size=20 data.dev_pairs=0 model.num_layers=1 model.hidden_size=8 "
+      "model.num_heads=2 model.intermediate_size=8 data.batch_pairs=4 ";
+  const Result over = run(steps + "-o '" + path("pairs.tsv") + "' </dev/null");
+  EXPECT_EQ(over.status, 1);
+  EXPECT_THAT(over.err, HasSubstr("pairs.tsv: is an input too, which would be overwritten"));
+  EXPECT_EQ(slurp(path("pairs.tsv")), pairs);
+  const Result words = run_to(steps, path("out"), "echo step x | ");
+  EXPECT_EQ(words.status, 1);
+  EXPECT_THAT(words.err, HasSubstr("stdin has \"step x\", expected \"step N\""));
+}
+
 class XsrTokenizerBench : public XsrBench {
  protected:
   XsrTokenizerBench() : XsrBench("xsr_tokenizer_bench") {}
