@@ -65,6 +65,8 @@ TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
       {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
       {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},
       {"[optimizer]\namsgrad = 1\n", "optimizer.amsgrad is 1, expected true or false"},
+      {"threads = 2.0\n", "threads is 2.0, expected a whole number from 0 to 1024"},
+      {"run = \"a\\u0000b\"\n", "bad.toml:1: run holds a NUL character"},
       {"seed = 1\n[%data]\n", "bad.toml:2: Error while parsing key"},
       // Times the batches of an epoch they would not fit 64 bits.
       {"[train]\nepochs = 1000000000000000\n", "train.epochs is 1000000000000000, expected a"},
