@@ -732,6 +732,19 @@ TEST_F(TrainCli, RefusesATokenizerOfOtherPiecesThanTheModelsItStartsFrom) {
 
 // ---- what goes wrong ----
 
+TEST_F(TrainCli, ARunThatGoesOnWithOtherInstructionsSaysSo) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  const auto isa = nlohmann::json::parse(read_file(path("r/manifest.json")))["environment"]["isa"];
+  const Outcome same = run("--resume r");
+  EXPECT_EQ(same.exit_status, 0);
+  EXPECT_THAT(same.err, testing::Not(HasSubstr("warning")));
+  const Outcome other = run("--resume r", "XSR_FORCE_ISA=ref ");
+  EXPECT_EQ(other.exit_status, 0);
+  if (isa == "ref") GTEST_SKIP() << "there are no others";
+  EXPECT_THAT(other.err, HasSubstr("the run was computed with " + isa.get<std::string>() +
+                                   ", which XSR_FORCE_ISA forbids; it goes on with ref"));
+}
+
 TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
   Outcome o = run("--resume r --optimizer.beta1 0.5");
