@@ -233,7 +233,7 @@ int main(int argc, char** argv) {
       "Times a model: latency of one sentence, throughput on a corpus, and the share of what the "
       "machine can do (the roofline, measured in the same run). Checks the embeddings against the "
       "ref kernels first and refuses to time wrong ones.");
-  app.set_version_flag("--version", xsr_version_string());
+  app.set_version_flag("--version", std::string("xsr-bench ") + xsr_version_string());
   auto* source = app.add_option_group("model");
   source->add_option("-m,--model", options.model, "the .xsr file");
   auto* random =

@@ -284,6 +284,7 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_EQ(run(quick_ + "--isa sse").status, 2);
   EXPECT_EQ(run(quick_ + "-m model.xsr").status, 2);
   EXPECT_EQ(run("--help").status, 0);
+  EXPECT_THAT(run("--version").out, HasSubstr("xsr-bench "));
   EXPECT_EQ(run(quick_ + "--device gpu").status, 2);
   const Result impossible = run("--random 2,64,3,96,500");
   EXPECT_EQ(impossible.status, 1);

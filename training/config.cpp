@@ -112,8 +112,9 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(number(c.tokenizer_training.temperature, 0.1, 1e6))},
 
     {"model", "init",
-     "A .xsr file or a checkpoint of xsr-train to start from, of the same sizes; a .xsr file may "
-     "have fewer layers, those added then change nothing at first; empty: random",
+     "A .xsr file, a checkpoint that xsr-convert reads or one of xsr-train to start from, of the "
+     "same sizes; the first two may have fewer layers, those added then change nothing at first; "
+     "empty: random",
      SLOT(any(c.init)), true},
     {"model", "num_layers", "0: the normalised embeddings are pooled as they are",
      SLOT(number(c.model.num_layers, 0, 128))},
