@@ -21,26 +21,27 @@ constexpr int64_t kFmaIterations = 150000;     // about 1 ms
 constexpr int64_t kReadBytesPerWindow = 64e6;  // about 1 ms, at least one pass
 constexpr int64_t kReadStep = 512;
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// work(t) on every thread t at once; seconds from the common start to the slowest's end.
+/// work(t) on every thread t at once; seconds from the common start to the slowest's end, with
+/// more threads than processors too.
 class Team {
+  using Clock = std::chrono::steady_clock;
+
  public:
   explicit Team(int32_t threads) : cpus_(allowed_cpus()), threads_(threads) {}
 
   template <typename Work>
   double run(const Work& work) const {
-    std::vector<double> seconds(threads_);
+    std::vector<Clock::time_point> starts(threads_), ends(threads_);
     std::atomic<int32_t> ready{0};
+    const bool crowded = threads_ > static_cast<int32_t>(cpus_.size());
     const auto body = [&](int32_t t) {
       ++ready;
       while (ready.load(std::memory_order_acquire) < threads_) {
+        if (crowded) std::this_thread::yield();
       }
-      const auto start = std::chrono::steady_clock::now();
+      starts[t] = Clock::now();
       work(t);
-      seconds[t] = seconds_since(start);
+      ends[t] = Clock::now();
     };
     if (threads_ == 1) {  // on the caller, who is pinned already
       body(0);
@@ -54,7 +55,9 @@ class Team {
       }
       for (std::thread& helper : helpers) helper.join();
     }
-    return *std::max_element(seconds.begin(), seconds.end());
+    return std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) -
+                                         *std::min_element(starts.begin(), starts.end()))
+        .count();
   }
 
  private:

@@ -82,15 +82,22 @@ DType storage_of(const Options& options) {
 /// of ids.
 Corpus measure_corpus(const Options& options, const Model& model, Session& session,
                       IdBatch* batch) {
+  Corpus corpus;
   if (!options.corpus.empty()) {
-    return measure_texts(model, session, read_lines(options.corpus), options.corpus_seconds);
+    corpus = measure_texts(model, session, read_lines(options.corpus), options.corpus_seconds);
+  } else {
+    *batch = options.corpus_ids.empty()
+                 ? log_normal_sentences(options.sentences, model.info().vocab_size,
+                                        model.info().max_seq_len, kSeed)
+                 : read_ids(options.corpus_ids, model.info().vocab_size);
+    corpus = measure_ids(model, session, *batch, options.corpus_seconds);
+    if (options.corpus_ids.empty()) corpus.input = "log-normal";
   }
-  *batch = options.corpus_ids.empty()
-               ? log_normal_sentences(options.sentences, model.info().vocab_size,
-                                      model.info().max_seq_len, kSeed)
-               : read_ids(options.corpus_ids, model.info().vocab_size);
-  Corpus corpus = measure_ids(model, session, *batch, options.corpus_seconds);
-  if (options.corpus_ids.empty()) corpus.input = "log-normal";
+  if (corpus.tokens == 0) {
+    throw Error(
+        XSR_STATUS_INVALID_ARGUMENT,
+        options.corpus + options.corpus_ids + ": no sentence has tokens; there is nothing to time");
+  }
   return corpus;
 }
 
@@ -232,7 +239,7 @@ int main(int argc, char** argv) {
       "Times a model: latency of one sentence, throughput on a corpus, and the share of what the "
       "machine can do (the roofline, measured in the same run). Checks the embeddings against the "
       "ref kernels first and refuses to time wrong ones.");
-  app.set_version_flag("--version", xsr_version_string());
+  app.set_version_flag("--version", std::string("xsr-bench ") + xsr_version_string());
   auto* source = app.add_option_group("model");
   source->add_option("-m,--model", options.model, "the .xsr file");
   auto* random =

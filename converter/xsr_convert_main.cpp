@@ -155,7 +155,8 @@ int run(int argc, char** argv) {
                                                 XSR_VERSION_MINOR, XSR_VERSION_PATCH));
   try {
     app.parse(argc, argv);
-    if (!*inspect && !*check && (!*in || !*out)) {
+    // An empty name is a variable that was not set.
+    if (!*inspect && !*check && (a.in.empty() || a.out.empty())) {
       throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");
     }
     if (*calibrate && a.dtype != xsr::DType::kI8) {

@@ -1626,6 +1626,9 @@ TEST_F(CommandLine, a_full_disk_is_told_and_leaves_nothing) {
 TEST_F(CommandLine, wrong_usage_exits_with_2) {
   EXPECT_EQ(run(""), 2);
   EXPECT_EQ(run(input_), 2);
+  EXPECT_EQ(run(input_ + " -o ''"), 2);
+  EXPECT_THAT(err_, HasSubstr("IN and -o OUT.xsr"));
+  EXPECT_EQ(run("'' -o x"), 2);
   EXPECT_EQ(run(input_ + " -o x --dtype f8"), 2);
   EXPECT_EQ(run(input_ + " -o x --heads 0"), 2);
   EXPECT_THAT(err_, HasSubstr("--heads: Value 0 not in range 1 to 65536"));

@@ -1,7 +1,9 @@
 // Runs the built xsr-train on a toy corpus.
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <pty.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <cstring>
 #include <random>
 #include <regex>
@@ -63,6 +65,8 @@ TEST_F(TrainCli, WrongValuesSayWhatWasFoundAndExpected) {
       {"preset = \"fast\"\n", "preset is \"fast\", expected paper, release or stable"},
       {"[data]\ntrain = \"toy.tsv\ndev = 3\n", "bad.toml:2: "},
       {"[optimizer]\namsgrad = 1\n", "optimizer.amsgrad is 1, expected true or false"},
+      {"threads = 2.0\n", "threads is 2.0, expected a whole number from 0 to 1024"},
+      {"run = \"a\\u0000b\"\n", "bad.toml:1: run holds a NUL character"},
       {"seed = 1\n[%data]\n", "bad.toml:2: Error while parsing key"},
       // Times the batches of an epoch they would not fit 64 bits.
       {"[train]\nepochs = 1000000000000000\n", "train.epochs is 1000000000000000, expected a"},
@@ -728,6 +732,19 @@ TEST_F(TrainCli, RefusesATokenizerOfOtherPiecesThanTheModelsItStartsFrom) {
 
 // ---- what goes wrong ----
 
+TEST_F(TrainCli, ARunThatGoesOnWithOtherInstructionsSaysSo) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  const auto isa = nlohmann::json::parse(read_file(path("r/manifest.json")))["environment"]["isa"];
+  const Outcome same = run("--resume r");
+  EXPECT_EQ(same.exit_status, 0);
+  EXPECT_THAT(same.err, testing::Not(HasSubstr("warning")));
+  const Outcome other = run("--resume r", "XSR_FORCE_ISA=ref ");
+  EXPECT_EQ(other.exit_status, 0);
+  if (isa == "ref") GTEST_SKIP() << "there are no others";
+  EXPECT_THAT(other.err, HasSubstr("the run was computed with " + isa.get<std::string>() +
+                                   ", which XSR_FORCE_ISA forbids; it goes on with ref"));
+}
+
 TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
   Outcome o = run("--resume r --optimizer.beta1 0.5");
@@ -852,6 +869,35 @@ TEST_F(TrainCli, AThreadThatIsNotToBeHadIsTold) {
   EXPECT_EQ(run("--resume r").exit_status, 0);
 }
 
+TEST_F(TrainCli, ATerminalsLineOfProgressFitsIntoItsWidth) {
+  winsize size = {24, 60, 0, 0};
+  int terminal = -1;
+  const pid_t child = forkpty(&terminal, nullptr, nullptr, &size);
+  if (child == 0) {
+    if (chdir(folder_.c_str()) == 0)
+      execl(tool_.c_str(), "xsr-train", "--config", "toy.toml", "--run", "r", nullptr);
+    _exit(127);
+  }
+  std::string text;
+  char block[4096];
+  for (ssize_t got; (got = read(terminal, block, sizeof block)) > 0;)  // EIO at the end
+    text.append(block, static_cast<size_t>(got));
+  close(terminal);
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0) << text;
+  const size_t begin = text.find("\rstep 1/60");
+  ASSERT_NE(begin, text.npos) << text;
+  EXPECT_EQ(text.find("\x1B[K", begin) - (begin + 1), 59u) << text;
+}
+
+TEST_F(TrainCli, AModelOfLongSentencesTakesTheMemoryOfThoseThatCome) {
+  if (kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  const Outcome o =
+      train("--run r --train.steps 2 --model.max_seq_len 65535", "ulimit -v 4000000 && ");
+  EXPECT_EQ(o.exit_status, 0) << o.err;
+}
+
 TEST_F(TrainCli, AFullDiskLeavesTheCheckpointBefore) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
   ASSERT_EQ(
@@ -935,6 +981,18 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   const Outcome missing = train("--run t --data.train none.tsv");
   EXPECT_EQ(missing.exit_status, 1);
   EXPECT_THAT(missing.err, HasSubstr("none.tsv"));
+}
+
+TEST_F(TrainCli, ScoresGoToStandardOutputToo) {
+  const std::string scored = "score " XSR_SOURCE_DIR "/models/xsr-multi.xsr " XSR_SOURCE_DIR
+                             "/examples/data/tatoeba.en-fr.tsv --json ";
+  const Outcome o = run(scored + "-");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_EQ(nlohmann::json::parse(o.out)[0]["pairs"], 400);
+  EXPECT_THAT(o.err, HasSubstr("| P@1, % |"));
+  EXPECT_FALSE(fs::exists(path("-")));
+  ASSERT_EQ(run(scored + "s.json").exit_status, 0);
+  EXPECT_EQ(read_file(path("s.json")), o.out);
 }
 
 TEST(Score, TheTableEndsWithTheMeanOfItsFiles) {

@@ -1,6 +1,7 @@
 // xsr-bench: what it measures with, what it refuses, and what it writes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -134,6 +135,19 @@ TEST_F(XsrBench, SeveralThreadCountsGiveAnArray) {
   EXPECT_THAT(done.out, HasSubstr("2 threads"));
 }
 
+TEST_F(XsrBench, MoreThreadsThanProcessorsHaveNoMorePeak) {
+  const std::string on_one = "taskset -c " + std::to_string(sched_getcpu()) + " ";
+  const auto roofline = [&](const std::string& threads) {
+    const Result done = run_to(
+        quick_ + "--no-corpus --yardstick none --json - --threads " + threads, path("out"), on_one);
+    EXPECT_EQ(done.status, 0) << done.err;
+    return json::parse(done.out)["roofline"];
+  };
+  const json one = roofline("1"), eight = roofline("8");
+  for (const char* rate : {"peak_gflop_per_s", "read_gb_per_s"})
+    EXPECT_LT(eight[rate], 3 * one[rate].get<double>()) << rate;
+}
+
 TEST_F(XsrBench, TimesEveryIsaAndStorage) {
   unsetenv("XSR_FORCE_ISA");  // it would cap what is asked for here
   for (const char* isa : {"ref", "avx2"}) {
@@ -216,6 +230,10 @@ TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
   done = run(quick_ + "--corpus-ids '" + path(".") + "'");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("cannot read: Is a directory"));
+  write("blank", "\n\n", 2);
+  done = run(quick_ + "--corpus-ids '" + path("blank") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("blank: no sentence has tokens"));
 }
 
 TEST_F(XsrBench, FiguresThatCannotBeWrittenAreAFailure) {
@@ -266,6 +284,7 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_EQ(run(quick_ + "--isa sse").status, 2);
   EXPECT_EQ(run(quick_ + "-m model.xsr").status, 2);
   EXPECT_EQ(run("--help").status, 0);
+  EXPECT_THAT(run("--version").out, HasSubstr("xsr-bench "));
   EXPECT_EQ(run(quick_ + "--device gpu").status, 2);
   const Result impossible = run("--random 2,64,3,96,500");
   EXPECT_EQ(impossible.status, 1);
@@ -333,6 +352,32 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
   EXPECT_EQ(done.status, 1);
   EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
+}
+
+class XsrTrainSteps : public XsrBench {
+ protected:
+  XsrTrainSteps() : XsrBench("xsr-train-steps") {}
+};
+
+TEST_F(XsrTrainSteps, EndsAsEveryToolDoes) {
+  EXPECT_EQ(run("").status, 2);
+  const Result none = run("--steps 0");
+  EXPECT_EQ(none.status, 2);
+  EXPECT_THAT(none.err, HasSubstr("--steps: Value 0 not in range 1 to "));
+  std::string pairs;
+  for (int i = 0; i < 200; ++i) pairs += "a b c d e\tf g h i j\n";
+  write("pairs.tsv", pairs.data(), pairs.size());
+  const std::string steps =
+      "--steps 1 --set run='" + path("run") + "' data.train='" + path("pairs.tsv") +
+      "' tokenizer.vocab_size=20 data.dev_pairs=0 model.num_layers=1 model.hidden_size=8 "
+      "model.num_heads=2 model.intermediate_size=8 data.batch_pairs=4 ";
+  const Result over = run(steps + "-o '" + path("pairs.tsv") + "' </dev/null");
+  EXPECT_EQ(over.status, 1);
+  EXPECT_THAT(over.err, HasSubstr("pairs.tsv: is an input too, which would be overwritten"));
+  EXPECT_EQ(slurp(path("pairs.tsv")), pairs);
+  const Result words = run_to(steps, path("out"), "echo step x | ");
+  EXPECT_EQ(words.status, 1);
+  EXPECT_THAT(words.err, HasSubstr("stdin has \"step x\", expected \"step N\""));
 }
 
 class XsrTokenizerBench : public XsrBench {

@@ -112,8 +112,9 @@ const std::vector<ConfigKey> kKeys = {
      SLOT(number(c.tokenizer_training.temperature, 0.1, 1e6))},
 
     {"model", "init",
-     "A .xsr file or a checkpoint of xsr-train to start from, of the same sizes; a .xsr file may "
-     "have fewer layers, those added then change nothing at first; empty: random",
+     "A .xsr file, a checkpoint that xsr-convert reads or one of xsr-train to start from, of the "
+     "same sizes; the first two may have fewer layers, those added then change nothing at first; "
+     "empty: random",
      SLOT(any(c.init)), true},
     {"model", "num_layers", "0: the normalised embeddings are pooled as they are",
      SLOT(number(c.model.num_layers, 0, 128))},
@@ -247,6 +248,14 @@ std::string range_text(const Slot& slot) {
   return fmt::format(" from {} to {}", slot.low, slot.high);
 }
 
+/// Shortest text that reads back to the same double, and as a float in TOML.
+std::string toml_number(double value) {
+  std::string text = fmt::format("{}", value);
+  if (text.find_first_of(".e") == std::string::npos) text += ".0";
+  return text;
+}
+std::string toml_number(int64_t value) { return std::to_string(value); }
+
 std::string shown(const Scalar& s) {
   switch (s.type) {
     case Scalar::kText:
@@ -256,8 +265,8 @@ std::string shown(const Scalar& s) {
       return s.boolean ? "true" : "false";
     case Scalar::kInteger:
       return std::to_string(s.integer);
-    case Scalar::kReal:
-      return fmt::format("{}", s.real);
+    case Scalar::kReal:  // 2.0, which is no whole number, is not to be shown as 2
+      return std::isfinite(s.real) ? toml_number(s.real) : fmt::format("{}", s.real);
   }
   return "";
 }
@@ -302,6 +311,7 @@ std::string to_text(const Written& w, const Scalar& s) {
   if (s.type != Scalar::kText && s.type != Scalar::kUntyped) expected(w, s, "text in quotes");
   // config.toml, the checkpoints and the manifest could not hold it.
   if (!is_valid_utf8(s.text)) expected(w, s, "UTF-8; give the file or folder another name");
+  if (s.text.find('\0') != std::string::npos) throw_invalid(w.where + " holds a NUL character");
   return s.text;
 }
 
@@ -368,14 +378,6 @@ std::string in_quotes(const std::string& text) {
   }
   return out + "\"";
 }
-
-/// Shortest text that reads back to the same double, and as a float in TOML.
-std::string toml_number(double value) {
-  std::string text = fmt::format("{}", value);
-  if (text.find_first_of(".e") == std::string::npos) text += ".0";
-  return text;
-}
-std::string toml_number(int64_t value) { return std::to_string(value); }
 
 template <typename T, typename F>
 std::string toml_list(const std::vector<T>& items, F text) {

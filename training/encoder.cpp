@@ -243,11 +243,13 @@ struct Encoder::Buffers {
         precision_(precision),
         num_threads_(num_threads) {}
 
-  /// Makes room for a batch of N tokens. Where there is too little it makes half as much again as
-  /// is asked for: pages that nothing touches cost nothing, and those of a new allocation much.
-  void reserve(int32_t N) {
-    if (N <= max_tokens_ && memory_ != nullptr) return;
-    max_tokens_ = N + N / 2;
+  /// Makes room for a batch of N tokens, whose longest sentence has `longest`. Where there is too
+  /// little it makes half as much again as is asked for: pages that nothing touches cost nothing,
+  /// and those of a new allocation much.
+  void reserve(int32_t N, int32_t longest) {
+    if (N <= max_tokens_ && longest <= max_longest_ && memory_ != nullptr) return;
+    if (N > max_tokens_) max_tokens_ = N + N / 2;
+    if (longest > max_longest_) max_longest_ = longest + longest / 2;
     memory_.reset();
     floats_ = 0;
     lay_out(nullptr);
@@ -332,7 +334,9 @@ struct Encoder::Buffers {
     position_buckets =
         place_integers(kernels::bucket_rows_memory(max_tokens_, config_.num_positions));
 
-    const int32_t longest = config_.num_positions, D = config_.hidden_size / config_.num_heads;
+    // Of what the model takes at most the attention's would be beyond all memory: 8 bytes a token
+    // and token.
+    const int32_t longest = max_longest_, D = config_.hidden_size / config_.num_heads;
     const int64_t rows = kChunkRows - 1 + longest, before = floats_;
     scratch_.stream = place(rows * C_stride);
     scratch_.branch = place(rows * C_stride);
@@ -350,7 +354,7 @@ struct Encoder::Buffers {
   const ModelConfig& config_;
   const Precision precision_;
   const int32_t num_threads_;
-  int32_t max_tokens_ = 0;
+  int32_t max_tokens_ = 0, max_longest_ = 0;
   int64_t floats_ = 0, scratch_floats_ = 0;
   Scratch scratch_ = {};
   std::unique_ptr<FlatBuffer> memory_;
@@ -829,7 +833,10 @@ Encoder::~Encoder() = default;
 
 void Encoder::forward(const PairBatch& batch, const FlatBuffer& values, const uint16_t* narrow,
                       const Dropout& dropout, float* u, int64_t u_stride) {
-  buffers_->reserve(batch.num_tokens());
+  int32_t longest = 0;
+  for (size_t s = 1; s < batch.cu_seqlens.size(); ++s)
+    longest = std::max(longest, batch.cu_seqlens[s] - batch.cu_seqlens[s - 1]);
+  buffers_->reserve(batch.num_tokens(), longest);
   Steps steps(*this, batch, values, narrow, dropout);
   steps.pack(false);
   steps.for_each_chunk(

@@ -140,7 +140,7 @@ class Run {
     if (const auto devices = cuda_devices_of(config.device); !devices.empty())
       require_cuda_training(devices);
     open_checkpoint();
-    isa_ = choose_isa(checkpoint_ ? isa_of_checkpoint() : config.isa);
+    isa_ = checkpoint_ ? isa_of_checkpoint() : choose_isa(config.isa);
     kernels_ = kernels::resolve_kernels(isa_);
     DataLog log;
     if (!options.quiet) log = stderr_data_log(options.stop);
@@ -320,10 +320,10 @@ class Run {
     if (terminal_ && !options_.quiet && seconds_since(last_line_) > 0.5) {
       last_line_ = Clock::now();
       const double seconds = std::max(1e-9, seconds_since(last_log_));
-      tell(fmt::format("\r{}\x1B[K", progress_text(epoch, interval_,
-                                                   static_cast<double>(interval_pairs_) / seconds,
-                                                   static_cast<double>(interval_tokens_) / seconds,
-                                                   rate, result.gradient_norm)));
+      const std::string text = progress_text(
+          epoch, interval_, static_cast<double>(interval_pairs_) / seconds,
+          static_cast<double>(interval_tokens_) / seconds, rate, result.gradient_norm);
+      tell(fmt::format("\r{}\x1B[K", terminal_line(text, STDERR_FILENO)));
       line_shown_ = true;
     }
   }
@@ -521,20 +521,23 @@ class Run {
     }
   }
 
-  std::string isa_of_checkpoint() const {
+  kernels::Isa isa_of_checkpoint() const {
     const std::string& name = checkpoint_->field("isa");
-    kernels::Isa isa;
-    if (!kernels::parse_isa(name.c_str(), &isa)) {
+    kernels::Isa then;
+    if (!kernels::parse_isa(name.c_str(), &then)) {
       throw Error(XSR_STATUS_BAD_FILE,
                   checkpoint_->path() + ": field \"isa\" is \"" + name + "\", which is none");
     }
-    if (kernels::isa_supported(isa)) return name;
-    const kernels::Isa best = kernels::best_isa();
-    tell(fmt::format(
-        "xsr-train: warning: the run was computed with {}, which this machine does not "
-        "have; it goes on with {}, and its bits will not be those of an uninterrupted run\n",
-        name, kernels::isa_name(best)));
-    return kernels::isa_name(best);
+    const bool supported = kernels::isa_supported(then);
+    const kernels::Isa now = supported ? choose_isa(then) : choose_isa(std::nullopt);
+    if (now != then) {
+      tell(fmt::format(
+          "xsr-train: warning: the run was computed with {}, which {}; it goes on with {}, and its "
+          "bits will not be those of an uninterrupted run\n",
+          name, supported ? "XSR_FORCE_ISA forbids" : "this machine does not have",
+          kernels::isa_name(now)));
+    }
+    return now;
   }
 
   void check_inputs(std::span<const InputFile> inputs) {

@@ -109,6 +109,11 @@ int score_main(const Options& options) {
   }
   const std::vector<PairFileScore> scores =
       score_model(options.score_model, files, options.score_threads);
+  if (options.score_json == "-") {
+    std::fputs(scores_as_json(scores).c_str(), stdout);
+    xsr::tell(scores_as_markdown(scores));
+    return kOk;
+  }
   if (!options.score_json.empty()) {
     xsr::write_whole_file(options.score_json, scores_as_json(scores));
   }
@@ -167,7 +172,9 @@ int tool_main(int argc, char** argv) {
       ->add_option("FILES", options.score_files,
                    "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
       ->required();
-  score->add_option("--json", options.score_json, "Also write the scores to this file");
+  score->add_option(
+      "--json", options.score_json,
+      "Also write the scores to this file, - for stdout (the table then goes to stderr)");
   score
       ->add_option("--threads", options.score_threads,
                    "Threads; 0: the processors this process may use")

@@ -295,7 +295,7 @@ int main(int argc, char** argv) {
       "share of the floor: the products of linear layers and vocabulary at the rate of large "
       "products, then the update's bytes at the rate of memory, both measured in the same run. "
       "Checks loss and gradient against plain loops first and refuses to time wrong ones.");
-  app.set_version_flag("--version", xsr_version_string());
+  app.set_version_flag("--version", std::string("xsr-train-bench ") + xsr_version_string());
   app.add_option("--random", options.random,
                  "the model: layers,hidden,heads,intermediate,vocabulary, e.g. 2,512,8,1024,50000")
       ->delimiter(',')

@@ -4,21 +4,25 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bench/peers/step_work.h"
+#include "bench/program.h"
 #include "bench/roofline.h"
 #include "converter/json_text.h"
 #include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
+#include "runtime/format/partial_file.h"
 #include "training/config.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
@@ -131,8 +135,8 @@ class StepServer {
   void serve() {
     for (std::string line; std::getline(std::cin, line);) {
       ordered_json answer;
-      if (line.starts_with("step ")) {
-        answer = steps(std::stoll(line.substr(5)));
+      if (int64_t count = 0; parse_step(line, &count)) {
+        answer = steps(count);
       } else if (line == "evaluate") {
         answer = evaluate();
       } else if (line == "roofline") {
@@ -156,6 +160,14 @@ class StepServer {
   }
 
  private:
+  static bool parse_step(std::string_view line, int64_t* count) {
+    constexpr std::string_view kStep = "step ";
+    if (!line.starts_with(kStep)) return false;
+    line.remove_prefix(kStep.size());
+    const auto [end, error] = std::from_chars(line.data(), line.data() + line.size(), *count);
+    return error == std::errc() && end == line.data() + line.size() && *count >= 0;
+  }
+
   ordered_json steps(int64_t count) {
     ordered_json losses = ordered_json::array(), parts = ordered_json::array(),
                  norms = ordered_json::array();
@@ -223,6 +235,7 @@ void run(const TrainConfig& config, int64_t num_steps, const std::string& output
   make_folder(config.run);
   xsr::ThreadPool threads(config.threads);
   const RunData data = prepare_data(config, false, threads, {});
+  for (const InputFile& input : data.inputs) xsr::require_other_file({input.path}, output);
   const xsr::kernels::Isa isa = xsr::choose_isa(config.isa);
   const xsr::kernels::KernelTable kernels = xsr::kernels::resolve_kernels(isa);
   const std::vector<int32_t> devices = xsr::cuda_devices_of(config.device);
@@ -264,8 +277,7 @@ int main(int argc, char** argv) {
       ->required()
       ->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
   app.add_option("-o,--output", output, "Batches, dev pairs and initial values (safetensors)");
-  CLI11_PARSE(app, argc, argv);
-  try {
+  return xsr::bench::run_program("xsr-train-steps", app, argc, argv, "cpu", [&] {
     std::vector<FlagValue> flags;
     for (const std::string& setting : settings) {
       const std::string key = setting.substr(0, setting.find('='));
@@ -279,9 +291,6 @@ int main(int argc, char** argv) {
       }
     }
     run(load_config(config_path, flags), num_steps, output);
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "xsr-train-steps: {}\n", e.what());
-    return 1;
-  }
-  return 0;
+    return 0;
+  });
 }

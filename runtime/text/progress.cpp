@@ -1,5 +1,7 @@
 #include "runtime/text/progress.h"
 
+#include <sys/ioctl.h>
+
 #include <algorithm>
 
 namespace xsr {
@@ -42,10 +44,18 @@ std::string progress_line(uint64_t done_bytes, uint64_t total_bytes, uint64_t li
   return text;
 }
 
+std::string terminal_line(const std::string& text, int fd) {
+  winsize size = {};
+  // Behind a character in the last column \x1B[K would take that away.
+  if (::ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col < 2) return text;
+  return text.substr(0, size.ws_col - 1u);
+}
+
 void Progress::update(uint64_t done_bytes, uint64_t lines, double seconds) {
   if (seconds - last_ < (terminal_ ? kTerminalSeconds : kLogSeconds)) return;
   last_ = seconds;
-  const std::string line = progress_line(done_bytes, total_bytes_, lines, seconds);
+  const std::string line =
+      terminal_line(progress_line(done_bytes, total_bytes_, lines, seconds), ::fileno(out_));
   // \x1B[K takes away what a longer line left behind.
   std::fprintf(out_, terminal_ ? "\r%s\x1B[K" : "%s\n", line.c_str());
   std::fflush(out_);

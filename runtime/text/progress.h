@@ -14,6 +14,10 @@ std::string clock_time(double seconds);
 std::string progress_line(uint64_t done_bytes, uint64_t total_bytes, uint64_t lines,
                           double seconds);
 
+/// The text as a line of the terminal `fd` that can be written over: cut to its width, for of a
+/// line that wraps only the last part could be. Whole where `fd` is no terminal or tells no width.
+std::string terminal_line(const std::string& text, int fd);
+
 /// Tells how far the work is: on a terminal one line that is written over about twice a second,
 /// elsewhere (a log file) a line every 10 s. The caller brings the time, in seconds since the
 /// start. Not for several threads at once.
