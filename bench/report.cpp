@@ -42,7 +42,8 @@ void print_table(const Report& report, std::FILE* to) {
              "model     {}: {} layers, hidden {}, {} heads, intermediate {} ({}), vocabulary {}\n",
              report.model, info.num_layers, info.hidden_size, info.num_heads,
              info.intermediate_size, report.activation, info.vocab_size);
-  fmt::print(to, "          weights of the layers {:.1f} MB, token table {:.1f} MB, stored in {}\n",
+  fmt::print(to,
+             "          a pass reads {:.1f} MB of weights; token table {:.1f} MB, stored in {}\n",
              1e-6 * static_cast<double>(report.weight_bytes),
              1e-6 * static_cast<double>(report.token_table_bytes), report.storage);
   const bool on_cpu = report.device == "cpu";

@@ -19,7 +19,7 @@ struct Report {
   int32_t threads = 0;
   int32_t pinned_cpu = -1;  // -1: not pinned
   xsr_model_info info{};
-  int64_t weight_bytes = 0;  // of the layers, as stored
+  int64_t weight_bytes = 0;  // of the layers, as a session reads them
   int64_t token_table_bytes = 0;
   Check check;
   Roofline roofline;

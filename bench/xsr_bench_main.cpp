@@ -53,12 +53,27 @@ struct Shape {
   Pooling pooling = Pooling::kMean;
 };
 
-Shape shape_of(const XsrFile& file, bool qkv_table) {
+/// Bytes that a session reads of a weight, at least (the steps of int8 on AVX2 are 1 to 3).
+int64_t bytes_read(xsr_compute compute, DType stored) {
+  switch (compute) {
+    case XSR_COMPUTE_INT8:
+      return 1;
+    case XSR_COMPUTE_BF16:
+      return 2;
+    case XSR_COMPUTE_BF16X3:
+      return 4;
+    default:
+      return stored == DType::kI8 ? 4 : kernels::storage_size(stored);
+  }
+}
+
+Shape shape_of(const XsrFile& file, xsr_compute compute, bool qkv_table) {
   Shape shape;
   for (const TensorView& tensor : file.tensors()) {
     if (qkv_table && tensor.name == "layer.0.qkv.weight") continue;
     if (tensor.name.starts_with("layer.") && tensor.dims.size() == 2) {
-      shape.weight_bytes += static_cast<int64_t>(tensor.size);
+      shape.weight_bytes += static_cast<int64_t>(tensor.size) /
+                            kernels::storage_size(tensor.dtype) * bytes_read(compute, tensor.dtype);
       shape.storage = to_string(tensor.dtype);
     }
     if (tensor.name == "embedding.token")
@@ -211,7 +226,7 @@ int run(const Options& options) {
     model = std::make_unique<Model>(options.model);
     file = XsrFile::open(options.model);
   }
-  const Shape shape = shape_of(*file, options.qkv_table);
+  const Shape shape = shape_of(*file, compute_named(options.dtype), options.qkv_table);
   if (!options.corpus.empty() && model->info().has_tokenizer == 0)
     throw Error(XSR_STATUS_UNSUPPORTED,
                 name + ": the model has no tokenizer, so it cannot embed the text of " +

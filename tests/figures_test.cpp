@@ -567,7 +567,7 @@ TEST(Report, TheTableHasEveryFigure) {
       table(figures()),
       fmt::format(
           R"(model m.xsr: 2 layers, hidden 512, 8 heads, intermediate 1024 (swish), vocabulary 50000
-weights of the layers 16.8 MB, token table 102.4 MB, stored in bf16
+a pass reads 16.8 MB of weights; token table 102.4 MB, stored in bf16
 machine {}; 2 threads; ISA avx2; computed in f32
 build xsr 1.2.3, {}, commit {}
 check differs from the ref kernels by 2.5e-07 at most (allowed 1e-05)
@@ -596,7 +596,7 @@ TEST(Report, TheTableOfADeviceHasEveryFigure) {
       table(report),
       fmt::format(
           R"(model m.xsr: 2 layers, hidden 512, 8 heads, intermediate 1024 (swish), vocabulary 50000
-weights of the layers 16.8 MB, token table 102.4 MB, stored in bf16
+a pass reads 16.8 MB of weights; token table 102.4 MB, stored in bf16
 machine GPU; {}; 2 threads; computed in f32, QKV table
 build xsr 1.2.3, {}, commit {}
 check differs from the ref kernels by 2.5e-07 at most (allowed 1e-05)

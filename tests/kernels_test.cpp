@@ -394,8 +394,7 @@ void expect_rows_stand_alone(const GemmCase& c, const GemmEpilogue& epilogue, Gu
 }
 
 /// The same matrix as if it stood in no cache, which must not change a bit.
-template <typename Matrix>
-Matrix from_memory(Matrix w) {
+PackedMatrix from_memory(PackedMatrix w) {
   w.streamed = true;
   return w;
 }
@@ -686,7 +685,7 @@ void check_gemm_bf16x3_case(const KernelRow& row, const std::string& filter, Ran
   std::vector<uint16_t> split(c.M * split_stride + 8, 0xdead), split_only = split;
   kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, out.data(), out_stride,
          split.data(), split_stride);
-  kernel(a.data(), a_stride, c.M, from_memory(w), c.first_panel, c.last_panel, epilogue, nullptr, 0,
+  kernel(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue, nullptr, 0,
          split_only.data(), split_stride);
   gemm_forward_bf16x3_ref(a.data(), a_stride, c.M, w, c.first_panel, c.last_panel, epilogue,
                           plain.data(), out_stride, nullptr, 0);

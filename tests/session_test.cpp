@@ -456,6 +456,26 @@ TEST(DerivedWeights, OnLargePagesWhereTheCachesDoNotHoldThem) {
   }
 }
 
+TEST(StreamedWeights, AreThoseBeyond64MiB) {
+  EncoderWeights weights;
+  weights.layers.resize(2);
+  for (LayerWeights& layer : weights.layers) {
+    for (LinearWeights* linear : products(layer))
+      linear->weight = {nullptr, kernels::Storage::kBF16, 2048, 2048};
+  }
+  const auto streamed = [&] {
+    mark_streamed(weights);
+    return weights.layers.back().down.weight.streamed;
+  };
+  EXPECT_FALSE(streamed()) << "64 MiB";
+  weights.layers.front().up.weight.N = 2049;
+  EXPECT_TRUE(streamed());
+  for (LayerWeights& layer : weights.layers) {
+    for (LinearWeights* linear : products(layer)) linear->weight.storage = kernels::Storage::kI8;
+  }
+  EXPECT_FALSE(streamed()) << "half of it";
+}
+
 // What an encoder does on AMX, by other kernels; only those of AVX-512 read the sums of weights.
 TEST(Heads, TwoAtATimeGiveTheBitsOfAllAtOnce) {
   const bench::RandomShape shape = {2, 64, 4, 96, 100};

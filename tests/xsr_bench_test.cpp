@@ -124,6 +124,18 @@ TEST_F(XsrBench, AQkvTableLeavesItsProductsAndWeightsOut) {
   EXPECT_EQ(figures["model"]["token_table_bytes"], 128000);  // 4 · 500 · 64
 }
 
+TEST_F(XsrBench, TheWeightsAreCountedAsTheSessionReadsThem) {
+  const std::string rest = "--no-corpus --yardstick none --json - ";
+  for (const auto& [options, bytes] :
+       {std::pair("--dtype int8 --storage f32", 1), std::pair("--dtype int8 --storage i8", 1),
+        std::pair("--dtype bf16", 2), std::pair("--dtype bf16x3 --storage bf16", 4),
+        std::pair("--dtype f32 --storage bf16", 2), std::pair("--dtype f32 --storage i8", 4)}) {
+    const Result done = run(quick_ + rest + options);
+    ASSERT_EQ(done.status, 0) << done.err;
+    EXPECT_EQ(json::parse(done.out)["roofline"]["weight_bytes"], 57344 * bytes) << options;
+  }
+}
+
 TEST_F(XsrBench, SeveralThreadCountsGiveAnArray) {
   const Result done = run(quick_ + "--threads 1,2 --yardstick none --json '" + path("json") + "'");
   ASSERT_EQ(done.status, 0) << done.err;

@@ -118,7 +118,6 @@ struct SplitMatrix {
   const uint16_t* data = nullptr;  // 64-byte aligned
   int32_t N = 0;
   int32_t K = 0;
-  bool streamed = false;  // as a PackedMatrix
 };
 /// Elements of a split matrix, padding included: as many bytes as in f32.
 static constexpr int64_t split_elements(int32_t N, int32_t K) {

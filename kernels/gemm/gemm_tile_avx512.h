@@ -32,8 +32,8 @@ static constexpr int32_t kGroupPanels = 8;
 // Steps of K that half of a tile is ahead of the other.
 static constexpr int32_t kLead = 16;
 
-// Rows up to which the loads themselves run so far ahead that every request delays them: weights
-// from a last-level cache, and from memory.
+// Rows up to which the loads themselves run so far ahead that every request delays them: of weights
+// from a last-level cache, and from memory, unless they are split and multiplied three times.
 static constexpr int kUnaskedRows = 3, kUnaskedRowsStreamed = 5;
 
 /// Asks for the weights ahead of `w`, a step's lines: the panels are read in address order from
@@ -286,7 +286,7 @@ static void gemm_block(const Product<typename Core::Element, Matrix>& product, i
     const Tile<typename Core::Element> tile = tile_at<Core>(product, panel);
     if constexpr (MR <= 8) {
       constexpr bool kAsk = MR > kUnaskedRows;
-      if constexpr (kAsk && MR <= kUnaskedRowsStreamed) {
+      if constexpr (kAsk && MR <= kUnaskedRowsStreamed && !Core::kSplit) {
         if (product.w->streamed) {
           gemm_tile_alone<MR, Core, false>(tile);
           continue;

@@ -126,18 +126,14 @@ void mark_streamed(EncoderWeights& weights) {
   // Twice the 32 MiB that the cores of a complex share on Zen 3 to 5.
   constexpr int64_t kCachedBytes = 64 << 20;
   int64_t bytes = 0;
-  for (LayerWeights& layer : weights.layers) {
+  for (const LayerWeights& layer : weights.layers) {
     for (const LinearWeights* linear : products(layer)) {
       const kernels::PackedMatrix& w = linear->weight;
-      bytes +=
-          linear->split.data != nullptr
-              ? kernels::split_elements(w.N, w.K) * static_cast<int64_t>(sizeof(uint16_t))
-              : kernels::packed_elements(w.N, w.K, w.storage) * kernels::storage_size(w.storage);
+      bytes += kernels::packed_elements(w.N, w.K, w.storage) * kernels::storage_size(w.storage);
     }
   }
   for (LayerWeights& layer : weights.layers) {
-    for (LinearWeights* linear : products(layer))
-      linear->weight.streamed = linear->split.streamed = bytes > kCachedBytes;
+    for (LinearWeights* linear : products(layer)) linear->weight.streamed = bytes > kCachedBytes;
   }
 }
 
