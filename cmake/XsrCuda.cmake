@@ -37,7 +37,7 @@ function(xsr_add_cuda_objects target)
   add_library(${target} OBJECT ${ARGN})
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}" "${PROJECT_SOURCE_DIR}/include")
   target_compile_options(${target} PRIVATE -O3 $<$<BOOL:${XSR_WERROR}>:--Werror=all-warnings>
-    -Xcompiler=-Wall,-Wextra -Xptxas=-v,--warn-on-spills)
+    -Xcompiler=-Wall,-Wextra -lineinfo -Xptxas=-v,--warn-on-spills)
 endfunction()
 function(xsr_add_emulated_objects target)
   set(wrappers)

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """check-cuda-code.py LIBRARY...: what nvcc made of the kernels, as cuobjdump disassembles it.
+check-cuda-code.py --ptx: the second and third of the following of the PTX that nvcc makes of kernels/, for machines without
+cuobjdump or libraries.
 
 - Each library holds machine code for sm_80 and sm_90a, and PTX for devices to come.
 - Every attention_*bf16_kernel multiplies on the tensor cores (HMMA); each library must have some.
@@ -8,11 +10,13 @@
 - No kernel of the first library touches local memory (LDL, STL): nothing spills. (In training cos takes some; ptxas
   warns where registers spill, and a warning ends the build.)
 
-cuobjdump is looked for on the PATH and in the bin folder of $CUDA_PATH, $CUDA_HOME and /usr/local/cuda; without one the
+Both tools are looked for on the PATH and in the bin folder of $CUDA_PATH, $CUDA_HOME and /usr/local/cuda; without one the
 exit status is 77.
 """
 import collections
+import concurrent.futures
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -29,9 +33,13 @@ HEADER = re.compile(r"^\s*(arch = |Function : )(\S+)")
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)")
 
 
-def find_cuobjdump():
-    folders = [os.path.join(os.environ[name], "bin") for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ENTRY = re.compile(r"\.entry (\w+)")
+
+
+def find_tool(name):
+    folders = [os.path.join(os.environ[variable], "bin") for variable in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(variable)]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
 
 
 def run(*command):
@@ -53,8 +61,41 @@ def kernels(sass):
     return found
 
 
+def check_ptx():
+    nvcc = find_tool("nvcc")
+    if nvcc is None:
+        print("check-cuda-code: skipped: there is no nvcc")
+        return 77
+    options = ["-std=c++17", "-O3", f"-I{ROOT}", f"-I{ROOT / 'include'}", "-arch=compute_80", "-ptx", "-o", "-"]
+    sources = sorted(ROOT.glob("kernels/*/*_cuda.cu"))
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        texts = list(pool.map(lambda source: run(nvcc, *options, str(source)), sources))
+    wrong, tensor, four = [], 0, 0
+    for text in texts:
+        pieces = ENTRY.split(text)  # what is in front of the first kernel, then names and bodies by turns
+        for function, body in zip(pieces[1::2], pieces[2::2]):
+            if ON_TENSOR_CORES.search(function):
+                tensor += 1
+                if "mma.sync" not in body:
+                    wrong.append(f"{function}: no mma.sync, so not on the tensor cores")
+            if FOUR_AT_ONCE.search(function):
+                four += 1
+                if not re.search(r"ld\.global(\.\w+)*\.v4", body):
+                    wrong.append(f"{function}: loads nothing by 128 bits")
+    if tensor == 0 or four == 0:
+        wrong.append("no kernel is on the tensor cores, or none moves four floats at a time")
+    print(f"check-cuda-code: PTX of {len(sources)} files: {tensor} kernels of attention on the tensor cores, {four} by four floats")
+    return report(wrong)
+
+
+def report(wrong):
+    for line in wrong:
+        print(f"check-cuda-code: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
 def main(libraries):
-    cuobjdump = find_cuobjdump()
+    cuobjdump = find_tool("cuobjdump")
     if cuobjdump is None:
         print("check-cuda-code: skipped: there is no cuobjdump")
         return 77
@@ -92,10 +133,8 @@ def main(libraries):
             f"check-cuda-code: {name}: {len(found)} kernels, {tensor} of attention on the tensor cores, "
             f"{four} by four floats at a time"
         )
-    for line in wrong:
-        print(f"check-cuda-code: {line}", file=sys.stderr)
-    return 1 if wrong else 0
+    return report(wrong)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(check_ptx() if sys.argv[1:] == ["--ptx"] else main(sys.argv[1:]))

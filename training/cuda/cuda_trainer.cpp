@@ -71,6 +71,9 @@ struct Mirror {
 };
 
 constexpr uint32_t kLeastBucket = 64;
+// Shapes of batches whose step is kept as a graph. Batches by tokens have nearly as many shapes as
+// there are batches, and a graph takes memory.
+constexpr size_t kMostGraphs = 256;
 
 /// Where rank r's share of `total` pairs begins.
 int32_t share_of(int32_t total, int32_t r, int32_t ranks) {
@@ -242,9 +245,10 @@ class CudaTrainer::Impl {
     // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
     // a capture, and a shape that comes up once costs no graph.
     const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs()};
-    const auto [at, is_new] = graphs_.try_emplace(shape);
-    if (is_new) {
+    const auto at = graphs_.find(shape);
+    if (at == graphs_.end()) {
       enqueue();
+      if (graphs_.size() < kMostGraphs) graphs_.emplace(shape, cuda::Graph());
     } else {
       if (!at->second) at->second = cuda::Graph::capture(stream(), enqueue);
       at->second.launch(stream());

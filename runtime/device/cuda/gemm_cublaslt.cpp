@@ -99,7 +99,7 @@ struct Gemm::Impl {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
-    constexpr int kMost = 8;
+    constexpr int kMost = 64;
     cublasLtMatmulHeuristicResult_t results[kMost] = {};
     int found = 0;
     check_blas(cublasLtMatmulAlgoGetHeuristic(handle, description, layouts.b.value, layouts.a.value,
