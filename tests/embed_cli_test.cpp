@@ -469,7 +469,7 @@ TEST_F(EmbedCli, AnInterruptKeepsWholeRowsAndNoOutput) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  kill(child, SIGTERM);
+  kill(child, SIGHUP);
   const Outcome outcome = wait_for(child);  // although the pipe is still open
   EXPECT_EQ(outcome.exit_status, 1);
   EXPECT_THAT(outcome.err, HasSubstr("interrupted after "));
@@ -480,6 +480,21 @@ TEST_F(EmbedCli, AnInterruptKeepsWholeRowsAndNoOutput) {
   EXPECT_EQ((partial.size() - 128) % row_bytes, 0u);
   EXPECT_THAT(partial.substr(0, 128),
               HasSubstr("'shape': (" + std::to_string((partial.size() - 128) / row_bytes) + ", "));
+}
+
+TEST_F(EmbedCli, AHangUpThatIsIgnoredStaysIgnored) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  ::signal(SIGHUP, SIG_IGN);  // as nohup does; the child inherits it
+  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+  ::signal(SIGHUP, SIG_DFL);
+  std::ofstream pipe(path("pipe"), std::ios::binary);
+  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  kill(child, SIGHUP);
+  pipe << "a line\n";
+  pipe.close();
+  EXPECT_EQ(wait_for(child).exit_status, 0);
+  EXPECT_TRUE(fs::exists(path("v.npy")));
 }
 
 TEST_F(EmbedCli, ASecondSignalEndsTheRunAtOnceWhicheverItIs) {

@@ -484,14 +484,14 @@ TEST_F(TrainCli, TermsThatAreNotUtf8AreRefusedBeforeTheTraining) {
 
 TEST_F(TrainCli, SignalsWriteACheckpointAndEndTheRun) {
   ASSERT_EQ(train("--run whole").exit_status, 0);
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     const std::string run_name = "run" + std::to_string(signal);
     const pid_t child = start("--config toy.toml --train.checkpoint_every 1000 --run " + run_name);
     while (!fs::exists(path(run_name + "/metrics.jsonl")) ||
            fs::file_size(path(run_name + "/metrics.jsonl")) == 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
-    kill(child, signal);
+    for (int i = 0; i < (signal == SIGHUP ? 2 : 1); ++i) kill(child, signal);
     const Outcome stopped = wait_for(child);
     ASSERT_EQ(stopped.exit_status, 3) << stopped.err;
     EXPECT_THAT(stopped.err, HasSubstr("go on with --resume " + run_name));

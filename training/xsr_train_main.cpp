@@ -143,8 +143,9 @@ int tool_main(int argc, char** argv) {
       "Every key of the config is a flag of the same name, and a flag wins over the file. Lists "
       "take "
       "several values.\n"
-      "--print-config shows all keys with their values. SIGINT and SIGTERM write a checkpoint and "
-      "end the run.\n"
+      "--print-config shows all keys with their values. SIGINT, SIGTERM and SIGHUP write a "
+      "checkpoint "
+      "and end the run.\n"
       "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 stopped by a signal; --resume "
       "goes "
       "on.");

@@ -16,7 +16,10 @@ import sys
 import tempfile
 import time
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("gpu_peers: this Python has no NumPy; install torch and numpy, or run another Python")
 from peer_engines import Weights, Xsr, pad, torch_encoder
 from peer_files import LEAST_COSINE, ROOT, reason
 

@@ -15,6 +15,7 @@ void request_stop(int number) {
     stop->store(true);
     return;
   }
+  if (number == SIGHUP) return;  // of one terminal the kernel and the shell may send it
   signal(number, SIG_DFL);
   raise(number);
 }
@@ -27,6 +28,10 @@ void install_stop_signals(std::atomic<bool>* stop) {
   action.sa_handler = request_stop;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  struct sigaction before;
+  // By nohup.
+  const bool ignored = sigaction(SIGHUP, nullptr, &before) == 0 && before.sa_handler == SIG_IGN;
+  if (!ignored) sigaction(SIGHUP, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
 }
 
