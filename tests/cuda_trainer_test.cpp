@@ -16,6 +16,7 @@
 #include "tests/support/trainer_support.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda/cuda_trainer.h"
+#include "training/cuda/vocabulary_tile.h"
 #include "training/cuda_library.h"
 #include "training/initialization.h"
 #include "training/schedule.h"
@@ -33,6 +34,27 @@ CudaTrainerOptions tiles_of(int32_t words) {
 
 StepConfig release_step(double align_and_sim_weight = 2) {
   return test::release_step(0, align_and_sim_weight);
+}
+
+TEST(VocabularyTile, KeepsAllLogitsOfSmallBatchesAndAboutAsManyOfLarge) {
+  EXPECT_EQ(50000, vocabulary_tile(0, 256, 50000)) << "batch 128";
+  EXPECT_EQ(16016, vocabulary_tile(0, 256, 16001));
+  EXPECT_EQ(8192, vocabulary_tile(0, 2048, 50000)) << "batch 1,024";
+  EXPECT_EQ(1024, vocabulary_tile(0, 1 << 20, 50000));
+  EXPECT_EQ(48, vocabulary_tile(48, 256, 50000));
+  EXPECT_EQ(64, vocabulary_tile(96, 256, 50));
+  // The buffers made for the most sentences do for fewer.
+  for (const int32_t V : {50, 5000, 50000, 500000}) {
+    for (const int32_t most : {1, 256, 700, 5000, 40000}) {
+      const int64_t logits = most_logits(0, most, V), tile_of_most = vocabulary_tile(0, most, V);
+      for (int32_t S = 1; S <= most; S += 1 + S / 50) {
+        const int64_t tile = vocabulary_tile(0, S, V);
+        ASSERT_EQ(0, tile % 16);
+        ASSERT_GE(logits, S * tile) << S << " of " << most;
+        ASSERT_GE(tile, tile_of_most);
+      }
+    }
+  }
 }
 
 using CudaTrainerGolden = test::GoldenFixture<test::DeviceTest>;

@@ -11,7 +11,8 @@ struct CudaTrainerOptions {
   std::vector<int32_t> devices = {0};
   bool exchange = false;  // a single device goes the way of several, talking to itself: for tests
   bool tf32 = false;      // f32 products may round their operands to TF32
-  int32_t vocabulary_tile = 8192;  // words whose logits exist at a time; a multiple of 16
+  int32_t vocabulary_tile = 0;  // words whose logits exist at a time; a multiple of 16. 0: what the
+                                // number of sentences allows
 };
 
 /// A trainer on CUDA devices, out of libxsr_train_cuda.so (runtime/device/cuda_library.h), for

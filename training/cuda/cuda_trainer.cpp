@@ -30,6 +30,7 @@
 #include "runtime/device/cuda/token_bucket.h"
 #include "training/cuda/communicator.h"
 #include "training/cuda/device_batch.h"
+#include "training/cuda/vocabulary_tile.h"
 #include "training/encoder_parameters.h"
 
 namespace xsr::training {
@@ -376,10 +377,14 @@ class CudaTrainer::Impl {
     either(&dbranch_, c, bf16_);
     either(&dwide_, std::max(3 * c, f), bf16_);
     const int32_t most = static_cast<int32_t>(std::max(N, S));
-    plan.add(&parts_, static_cast<size_t>(std::max({cuda::layernorm_backward_floats_cuda(most, C),
-                                                    cuda::column_sum_floats_cuda(most, 3 * C),
-                                                    cuda::column_sum_floats_cuda(most, F),
-                                                    cuda::column_sum_floats_cuda(most, tile())})));
+    const int32_t most_sentences = batch_.max_sentences();
+    const int64_t logits = most_logits(options_.vocabulary_tile, most_sentences, V);
+    // Sums by blocks of 128 rows, the last of which may be short.
+    const int64_t sums_of_logits = logits / 128 + tile(1);
+    plan.add(&parts_, static_cast<size_t>(
+                          std::max({cuda::layernorm_backward_floats_cuda(most, C),
+                                    cuda::column_sum_floats_cuda(most, 3 * C),
+                                    cuda::column_sum_floats_cuda(most, F), sums_of_logits})));
     // sentences
     for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
     for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -387,10 +392,10 @@ class CudaTrainer::Impl {
     plan.add(&t_.wide, S * c);
     plan.add(&t_.narrow, bf16_ ? S * c : 0);
     plan.add(&head_statistics_, 2 * S);
-    plan.add(&z_, S * static_cast<size_t>(tile()));
-    plan.add(&z_narrow_, bf16_ ? S * static_cast<size_t>(tile()) : 0);
-    plan.add(&tile_max_, S * static_cast<size_t>(tiles()));
-    plan.add(&tile_sum_, S * static_cast<size_t>(tiles()));
+    plan.add(&z_, static_cast<size_t>(logits));
+    plan.add(&z_narrow_, bf16_ ? static_cast<size_t>(logits) : 0);
+    plan.add(&tile_max_, S * static_cast<size_t>(tiles(most_sentences)));
+    plan.add(&tile_sum_, S * static_cast<size_t>(tiles(most_sentences)));
     plan.add(&lse_, S);
     plan.add(&loss_parts_, std::max(3 * S, B));
     for (float** similarities : {&s_[0], &s_[1]}) plan.add(similarities, B * B);
@@ -538,8 +543,10 @@ class CudaTrainer::Impl {
 
   // ---- losses ----
 
-  int32_t tile() const { return std::min(options_.vocabulary_tile, (V + 15) / 16 * 16); }
-  int32_t tiles() const { return (V + tile() - 1) / tile(); }
+  int32_t tile() const { return tile(batch_.sentences()); }
+  int32_t tile(int32_t S) const { return vocabulary_tile(options_.vocabulary_tile, S, V); }
+  int32_t tiles() const { return tiles(batch_.sentences()); }
+  int32_t tiles(int32_t S) const { return (V + tile(S) - 1) / tile(S); }
 
   /// The losses into outcome_, and with `learn` du and the gradients of head and token table.
   void losses(bool learn) {
@@ -1029,12 +1036,11 @@ CudaTrainer::CudaTrainer(const ModelConfig& config, const StepConfig& step,
                     ": training on a CUDA device takes sizes that 4 divides, and heads of up to " +
                     std::to_string(cuda::kMaxTrainingHeadDim));
   }
-  if (options.devices.empty() || options.vocabulary_tile <= 0 ||
-      options.vocabulary_tile % 16 != 0) {
+  if (options.devices.empty() || options.vocabulary_tile < 0 || options.vocabulary_tile % 16 != 0) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 std::to_string(options.devices.size()) + " devices and a vocabulary_tile of " +
                     std::to_string(options.vocabulary_tile) +
-                    ", expected at least one and a multiple of 16 above 0");
+                    ", expected at least one and a multiple of 16, or 0");
   }
   crew_ = std::make_unique<Crew>(config_, step_, table_, options);
 }
