@@ -31,6 +31,10 @@ struct Arguments {
 };
 
 void convert(const Arguments& a, xsr::ConvertOptions options) {
+  if (a.out == "-") {
+    throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                     "-o -: a model goes to a file; give its path, ./- for one of that name");
+  }
   xsr::require_other_file({a.in, a.spm, a.license}, a.out);
   for (const std::string& corpus : {a.calibrate, a.quality}) {
     if (corpus.empty()) continue;

@@ -1596,6 +1596,8 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_EQ(run(input_ + " --heads 3 --license " + terms + " -o " + kept), 1);
   EXPECT_THAT(err_, HasSubstr("--license: " + terms + " is not UTF-8"));
   EXPECT_EQ(read_file(kept), "kept");
+  EXPECT_EQ(run(input_ + " --heads 3 -o -"), 1);
+  EXPECT_THAT(err_, HasSubstr("-o -: a model goes to a file"));
   EXPECT_EQ(run("/nonexistent -o " + kept), 1);
   EXPECT_EQ(run(input_ + " --heads 3 -o /nonexistent/out.xsr"), 1);
   EXPECT_EQ(run("--check " + input_), 1);
