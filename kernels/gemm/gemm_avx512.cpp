@@ -37,6 +37,8 @@ struct Core : FloatSums {
   static constexpr bool kSplit = false;
   static constexpr bool kByPieces = false;
   static constexpr bool kInHalves = false;
+  static constexpr UnaskedRows kUnasked =
+      S == Storage::kF32 ? UnaskedRows{3, 5} : UnaskedRows{2, 2};
   static constexpr int32_t kInputs = panel_group(S);
   static constexpr int64_t kBytes = kInputs * kPanelColumns * storage_size(S);
   static int32_t steps(int32_t K) { return K / kInputs; }

@@ -14,6 +14,7 @@ struct CoreBf16 : FloatSums {
   static constexpr bool kSplit = false;
   static constexpr bool kByPieces = true;
   static constexpr bool kInHalves = false;
+  static constexpr UnaskedRows kUnasked = {3, 5};
   static constexpr int32_t kInputs = 2;
   static constexpr int64_t kBytes = kInputs * kPanelColumns * 2;
   static int32_t steps(int32_t K) { return (K + 1) / 2; }
@@ -51,6 +52,7 @@ struct CoreSplit : FloatSums {
   static constexpr bool kSplit = true;
   static constexpr bool kByPieces = false;
   static constexpr bool kInHalves = false;
+  static constexpr UnaskedRows kUnasked = {3, 3};
   static constexpr int32_t kInputs = 2;
   static constexpr int64_t kBytes = 2 * CoreBf16::kBytes;
   static int32_t steps(int32_t K) { return split_columns(K) / 2; }

@@ -32,6 +32,7 @@ struct CoreI8 {
   static constexpr bool kSplit = false;
   static constexpr bool kByPieces = true;
   static constexpr bool kInHalves = true;
+  static constexpr UnaskedRows kUnasked = {3, 5};
   static constexpr int32_t kInputs = 4;
   static constexpr int64_t kBytes = kInputs * kPanelColumns;
   static int32_t steps(int32_t K) { return (K + kInputs - 1) / kInputs; }

@@ -9,6 +9,7 @@
 //       static constexpr bool kSplit = ...;      // and then split
 //       static constexpr bool kByPieces = ...;   // swish and GELU, see activation_pieces_avx512.h
 //       static constexpr bool kInHalves = ...;   // of more than 8 rows, see gemm_tile_in_halves
+//       static constexpr UnaskedRows kUnasked = ...;
 //       static constexpr int32_t kInputs = ...;  // of a step
 //       static constexpr int64_t kBytes = ...;   // of a panel, that a step reads
 //       static int64_t panel_bytes(int32_t K);
@@ -32,9 +33,12 @@ static constexpr int32_t kGroupPanels = 8;
 // Steps of K that half of a tile is ahead of the other.
 static constexpr int32_t kLead = 16;
 
-// Rows up to which the loads themselves run so far ahead that every request delays them: of weights
-// from a last-level cache, and from memory, unless they are split and multiplied three times.
-static constexpr int kUnaskedRows = 3, kUnaskedRowsStreamed = 5;
+/// Rows up to which the loads themselves run so far ahead that every request for weights delays
+/// them: fewer the more is done with a line.
+struct UnaskedRows {
+  int cached;    // weights that come from a last-level cache
+  int streamed;  // from memory
+};
 
 /// Asks for the weights ahead of `w`, a step's lines: the panels are read in address order from
 /// beyond L2. One into L2 far ahead keeps memory busy while the multipliers work, and above 8 rows
@@ -285,8 +289,8 @@ static void gemm_block(const Product<typename Core::Element, Matrix>& product, i
   for (int32_t panel = first; panel < last; ++panel) {
     const Tile<typename Core::Element> tile = tile_at<Core>(product, panel);
     if constexpr (MR <= 8) {
-      constexpr bool kAsk = MR > kUnaskedRows;
-      if constexpr (kAsk && MR <= kUnaskedRowsStreamed && !Core::kSplit) {
+      constexpr bool kAsk = MR > Core::kUnasked.cached;
+      if constexpr (kAsk && MR <= Core::kUnasked.streamed) {
         if (product.w->streamed) {
           gemm_tile_alone<MR, Core, false>(tile);
           continue;
