@@ -1,5 +1,6 @@
 #pragma once
 // The names that command lines give to values of the C API.
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <utility>
@@ -31,20 +32,21 @@ inline xsr_compute compute_named(const std::string& wanted) {
   return XSR_COMPUTE_F32;
 }
 
-/// Those of feed-forward layers.
-inline std::map<std::string, Activation> activation_names() {
-  std::map<std::string, Activation> names;
-  for (const Activation activation : {Activation::kSwish, Activation::kGeluErf,
-                                      Activation::kGeluTanh, Activation::kRelu, Activation::kTanh})
-    names[to_string(activation)] = activation;
+template <typename Enum>
+std::map<std::string, Enum> names_of(std::initializer_list<Enum> values) {
+  std::map<std::string, Enum> names;
+  for (const Enum value : values) names[to_string(value)] = value;
   return names;
 }
 
+/// Those of feed-forward layers.
+inline std::map<std::string, Activation> activation_names() {
+  return names_of({Activation::kSwish, Activation::kGeluErf, Activation::kGeluTanh,
+                   Activation::kRelu, Activation::kTanh});
+}
+
 inline std::map<std::string, Pooling> pooling_names() {
-  std::map<std::string, Pooling> names;
-  for (const Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kCls})
-    names[to_string(pooling)] = pooling;
-  return names;
+  return names_of({Pooling::kMean, Pooling::kMax, Pooling::kCls});
 }
 
 inline constexpr xsr_isa kIsas[] = {XSR_ISA_AUTO,   XSR_ISA_REF,         XSR_ISA_AVX2,

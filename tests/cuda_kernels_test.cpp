@@ -3,6 +3,7 @@
 // linked twice: with the emulated device (cuda_kernels_emulated_test), where threads also run in
 // random orders, and with nvcc's kernels (cuda_kernels_test), which is skipped without a device.
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/activation/activation_ref.h"
@@ -314,8 +315,13 @@ TEST_F(CudaKernels, FirstRows) {
     for (int64_t i = 0; i < N * stride; ++i) x[i] = static_cast<T>(1 + i);
     upload({&x, &out, &cu_seqlens});
     run([&] {
-      return first_rows_cuda(x.device(), stride, cu_seqlens.device(), B, C, out.device(),
-                             out_stride, stream());
+      if constexpr (std::is_same_v<T, float>) {
+        return pooling_forward_cuda(x.device(), stride, cu_seqlens.device(), B, C, Pooling::kCls,
+                                    out.device(), out_stride, stream());
+      } else {
+        return first_rows_bf16_cuda(x.device(), stride, cu_seqlens.device(), B, C, out.device(),
+                                    out_stride, stream());
+      }
     });
     download({&out});
     for (int32_t b = 0; b < B; ++b) {

@@ -144,8 +144,7 @@ int tool_main(int argc, char** argv) {
       "take "
       "several values.\n"
       "--print-config shows all keys with their values. SIGINT, SIGTERM and SIGHUP write a "
-      "checkpoint "
-      "and end the run.\n"
+      "checkpoint and end the run.\n"
       "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 stopped by a signal; --resume "
       "goes "
       "on.");

@@ -220,7 +220,7 @@ void run(const Options& options) {
     cuda.devices = devices;
     cuda.exchange = options.exchange;
     cuda.tf32 = options.precision == "tf32";
-    if (options.vocabulary_tile != 0) cuda.vocabulary_tile = options.vocabulary_tile;
+    cuda.vocabulary_tile = options.vocabulary_tile;
     trainer = make_cuda_trainer(model, step, cuda);
   }
   const ordered_json checked = check(options, model, *trainer, threads);

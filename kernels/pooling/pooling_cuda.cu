@@ -26,15 +26,14 @@ __global__ void __launch_bounds__(kThreads)
   out[b * out_stride + c] = value;
 }
 
-template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    first_rows_kernel(const T* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t C, T* out,
-                      int64_t out_stride) {
+    first_rows_bf16_kernel(const uint16_t* x, int64_t x_stride, const int32_t* cu_seqlens,
+                           int32_t C, uint16_t* out, int64_t out_stride) {
   const int64_t b = blockIdx.x;
   const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
   if (c >= C) return;
   const int64_t first = cu_seqlens[b];
-  out[b * out_stride + c] = first < cu_seqlens[b + 1] ? x[first * x_stride + c] : T(0);
+  out[b * out_stride + c] = first < cu_seqlens[b + 1] ? x[first * x_stride + c] : (uint16_t)0;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -71,16 +70,11 @@ Status pooling_forward_cuda(const float* x, int64_t x_stride, const int32_t* cu_
                 x_stride, cu_seqlens, C, pooling, out, out_stride);
 }
 
-Status first_rows_cuda(const float* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t B,
-                       int32_t C, float* out, int64_t out_stride, Stream stream) {
-  return launch(first_rows_kernel<float>, columns_of_sentences(B, C), dim3(kThreads), 0, stream, x,
+Status first_rows_bf16_cuda(const uint16_t* x, int64_t x_stride, const int32_t* cu_seqlens,
+                            int32_t B, int32_t C, uint16_t* out, int64_t out_stride,
+                            Stream stream) {
+  return launch(first_rows_bf16_kernel, columns_of_sentences(B, C), dim3(kThreads), 0, stream, x,
                 x_stride, cu_seqlens, C, out, out_stride);
-}
-
-Status first_rows_cuda(const uint16_t* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t B,
-                       int32_t C, uint16_t* out, int64_t out_stride, Stream stream) {
-  return launch(first_rows_kernel<uint16_t>, columns_of_sentences(B, C), dim3(kThreads), 0, stream,
-                x, x_stride, cu_seqlens, C, out, out_stride);
 }
 
 Status l2_normalize_forward_cuda(float* x, int64_t stride, int32_t B, int32_t C, Stream stream) {

@@ -47,10 +47,6 @@ int open_partial_file(const std::string& path) {
       fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
     } while (fd < 0 && errno == EINTR);
     if (fd < 0) fail_at(partial, "cannot create the file");
-    if (::fstat(fd, &opened) == 0 && S_ISFIFO(opened.st_mode)) {
-      ::close(fd);
-      throw Error(XSR_STATUS_IO, partial + ": is a pipe; remove it, or give another path");
-    }
     const bool held = ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     const bool same = ::fstat(fd, &opened) == 0 && ::stat(partial.c_str(), &named) == 0 &&
                       opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
@@ -61,6 +57,10 @@ int open_partial_file(const std::string& path) {
                                      ": another process is writing it; let it end, or give "
                                      "this one another path");
     }
+  }
+  if (S_ISFIFO(opened.st_mode)) {
+    ::close(fd);
+    throw Error(XSR_STATUS_IO, partial + ": is a pipe; remove it, or give another path");
   }
   if (S_ISREG(opened.st_mode) && ::ftruncate(fd, 0) != 0) {
     const int error = errno;

@@ -426,29 +426,31 @@ class CudaTrainer::Impl {
                  : f32(value(offset), columns, transposed);
   }
 
-  // Products of few rows, or with few outputs, leave most of a device without work if their
-  // algorithm is the one for thousands of rows; training promises the same bits to the same batch
-  // alone, so each has its own.
+  /// Products of few rows, or with few outputs, leave most of a device without work if their
+  /// algorithm is the one for thousands of rows; training promises the same bits to the same batch
+  /// alone, so each has its own.
+  void run(cuda::Product p) {
+    p.split_k = true;
+    gemm_->run(p, stream());
+  }
 
   /// out [M, N] ← a · bᵀ (+ bias, + out)
   void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
                const float* bias = nullptr, bool accumulate = false) {
     cuda::Product p{M, N, K, a, b, out, N};
     p.bias = bias;
-    p.split_k = true;
     if (accumulate) {
       p.c = out;
       p.c_stride = N;
     }
-    gemm_->run(p, stream());
+    run(p);
   }
 
   /// out [tokens, N] bf16 ← a · bᵀ
   void narrow_product(int32_t N, int32_t K, const Matrix& a, const Matrix& b, uint16_t* out) {
     cuda::Product p{batch_.tokens(), N, K, a, b, out, N};
     p.out_dtype = cuda::Dtype::kBf16;
-    p.split_k = true;
-    gemm_->run(p, stream());
+    run(p);
   }
 
   void linear(const Rows& x, const LinearParameters& l, float* out) {
@@ -587,9 +589,7 @@ class CudaTrainer::Impl {
   /// zᵀ of a tile, without the bias.
   void logits(int32_t first, int32_t R) {
     const Matrix token = weight(encoder_.token + int64_t{first} * C, C);
-    cuda::Product p{batch_.sentences(), R, C, operand(t_, C), token, z_, tile()};
-    p.split_k = true;
-    gemm_->run(p, stream());
+    run({batch_.sentences(), R, C, operand(t_, C), token, z_, tile()});
   }
 
   /// training/objectives/generative_head.h

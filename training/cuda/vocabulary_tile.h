@@ -8,9 +8,8 @@ namespace xsr::training {
 inline constexpr int64_t kManyLogits = int64_t{1} << 24;
 
 /// Words whose logits exist at a time, for S sentences and a vocabulary of V: `wanted`, or where it
-/// is 0 as many as make about kManyLogits. At batch 128 and 50,000 words that is
-/// all of them, so that none is computed twice; from batch 1,024 on they are an eighth and less. A
-/// multiple of 16.
+/// is 0 as many as make about kManyLogits. At batch 128 and 50,000 words that is all of them, so
+/// that none is computed twice; from batch 1,024 on they are a sixth and less. A multiple of 16.
 inline int32_t vocabulary_tile(int32_t wanted, int32_t S, int32_t V) {
   constexpr int64_t kLeast = 1024;
   const int64_t all = (int64_t{V} + 15) / 16 * 16;

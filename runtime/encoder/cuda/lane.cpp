@@ -216,17 +216,21 @@ void Lane::forward(const Shape& shape) {
             "attention");
     }
     float* context = context_;
-    const bool last = &layer == &weights_.layers.back();
-    if (last && first_tokens_) {
-      const auto keep = [&](auto* from, auto* to) {
-        check(first_rows_cuda(from, x_stride, at.cu_seqlens, B, C_, to, x_stride, stream()),
+    const bool only_first = first_tokens_ && &layer == &weights_.layers.back();
+    if (only_first) {
+      const auto keep = [&](const float* from, float* to) {
+        check(pooling_forward_cuda(from, x_stride, at.cu_seqlens, B, C_, Pooling::kCls, to,
+                                   x_stride, stream()),
               "first rows");
         return to;
       };
       M = B;
       rows = keep(rows, first_x_);
       if (bf16_) {
-        narrow = keep(narrow, first_narrow_);
+        check(first_rows_bf16_cuda(narrow, x_stride, at.cu_seqlens, B, C_, first_narrow_, x_stride,
+                                   stream()),
+              "first rows");
+        narrow = first_narrow_;
       } else {
         context = keep(context, first_context_);
       }
@@ -247,11 +251,7 @@ void Lane::forward(const Shape& shape) {
             "activation");
     }
     product(M, hidden, layer.down, rows, x_stride, rows);
-    if (last && first_tokens_) {
-      normalise(layer.output_norm, pooled, pooled_stride);
-    } else {
-      normalise(layer.output_norm, rows, x_stride);
-    }
+    normalise(layer.output_norm, only_first ? pooled : rows, only_first ? pooled_stride : x_stride);
   }
   if (!first_tokens_) {
     check(pooling_forward_cuda(x_, x_stride, at.cu_seqlens, B, C_, config_.pooling, pooled,
