@@ -3,13 +3,19 @@
 // other CUDA tests would say little.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <set>
+#include <vector>
 
 #include "kernels/cuda/device.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/storage.h"
 #include "runtime/device/cuda/device.h"
 #include "runtime/device/cuda/gemm.h"
+#include "runtime/device/cuda/summation_probe.h"
 #include "runtime/error.h"
 #include "tests/support/device_buffer.h"
 #include "tests/support/racing_kernels.h"
@@ -401,6 +407,81 @@ TEST_F(CudaEmulator, AKernelAndAProductWaitLikeCopies) {
   download({&out});
   EXPECT_EQ(1, out[0]);
   EXPECT_EQ(6, out[4]);
+}
+
+/// Whether a product's algorithm is another than the pinned one is found out by products beside the
+/// one that is wanted, which cannot be captured.
+TEST_F(CudaEmulator, AnAlgorithmIsChosenBeforeACapture) {
+  DeviceBuffer<float> a(1024), b(1), out(1024);
+  upload({&a, &b, &out});
+  Gemm gemm;
+  const Matrix x{a.device(), 1, Dtype::kF32}, y{b.device(), 1, Dtype::kF32};
+  const auto capture = [&](int32_t rows) {
+    const Graph graph = Graph::capture(stream(), [&] {
+      gemm.run({rows, 1, 1, x, y, out.device(), 1}, stream());
+    });
+  };
+  EXPECT_THROW(capture(20), Error);
+  gemm.run({20, 1, 1, x, y, out.device(), 1}, stream());
+  capture(64);  // the same kind and size
+  EXPECT_THROW(capture(65), Error);
+  EXPECT_THROW(capture(1024), Error);
+}
+
+/// Sums of the probe's products in f32, in ways that algorithms might take.
+TEST(SummationProbe, TellsOrdersApart) {
+  using Order = std::function<float(const std::vector<float>&)>;
+  const auto in_steps = [](size_t step) {  // each step summed by itself
+    return [step](const std::vector<float>& products) {
+      float sum = 0;
+      for (size_t k = 0; k < products.size(); k += step) {
+        float part = 0;
+        for (size_t i = k; i < std::min(k + step, products.size()); ++i) part += products[i];
+        sum += part;
+      }
+      return sum;
+    };
+  };
+  const auto in_lanes = [](size_t lanes) {
+    return [lanes](const std::vector<float>& products) {
+      std::vector<float> sums(lanes);
+      for (size_t k = 0; k < products.size(); ++k) sums[k % lanes] += products[k];
+      float sum = 0;
+      for (const float lane : sums) sum += lane;
+      return sum;
+    };
+  };
+  const std::vector<Order> orders = {in_steps(1),  in_steps(8),   in_steps(16), in_steps(32),
+                                     in_steps(64), in_steps(256), in_lanes(2),  in_lanes(4)};
+  for (const int32_t K : {384, 512, 1024, 3072}) {
+    const cuda::SummationProbe probe{K};
+    constexpr int32_t kRows = 16, kOutputs = 16;
+    std::vector<std::vector<uint16_t>> results(orders.size());
+    for (int32_t m = 0; m < kRows; ++m) {
+      for (int32_t n = 0; n < kOutputs; ++n) {
+        std::vector<float> products;
+        double exact = 0;
+        for (int32_t k = 0; k < K; ++k) {
+          const float x = probe.a(m, k), w = probe.b(n, k);
+          ASSERT_EQ(x, kernels::f32_from_bf16(kernels::bf16_from_f32(x)));
+          ASSERT_EQ(w, kernels::f32_from_bf16(kernels::bf16_from_f32(w)));
+          products.push_back(x * w);
+          exact += static_cast<double>(x) * w;
+        }
+        ASSERT_EQ(0, exact);
+        for (size_t i = 0; i < orders.size(); ++i)
+          results[i].push_back(kernels::bf16_from_f32(orders[i](products)));
+      }
+    }
+    for (size_t i = 0; i < orders.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) {
+        int32_t different = 0;
+        for (size_t at = 0; at < results[i].size(); ++at)
+          different += results[i][at] != results[j][at];
+        EXPECT_GT(different, kRows * kOutputs / 2) << "K " << K << ", orders " << j << " and " << i;
+      }
+    }
+  }
 }
 
 /// Of a product, what cuBLASLt does not take.

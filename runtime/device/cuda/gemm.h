@@ -45,9 +45,17 @@ struct Product {
 /// transposed, for there M is the extent that a.stride is the stride of, and an algorithm may need
 /// it to be even, or more.
 constexpr bool same_for_every_M(const Product& p) { return !p.split_k && !p.a.transposed; }
-/// The M that a product's algorithm is chosen for: its own, or for all of them about a chunk of a
-/// corpus, since it must not depend on which product came first.
-constexpr int32_t rows_to_choose_by(const Product& p) { return same_for_every_M(p) ? 4096 : p.M; }
+/// The M that a product's algorithm is chosen for: its own, or where one does for every M the least
+/// of these that is no less, since it must not depend on which product came first. The last is
+/// about a chunk of a corpus.
+inline constexpr int32_t kRowsToChooseBy[] = {64, 512, 4096};
+constexpr int32_t rows_to_choose_by(const Product& p) {
+  if (!same_for_every_M(p)) return p.M;
+  for (const int32_t rows : kRowsToChooseBy) {
+    if (p.M <= rows) return rows;
+  }
+  return kRowsToChooseBy[2];
+}
 
 class Gemm {
  public:
@@ -59,14 +67,23 @@ class Gemm {
   Gemm& operator=(const Gemm&) = delete;
 
   /// One algorithm for each (N, K, dtypes, layouts, bias, c), chosen at the first product of the
-  /// kind and kept for every M, without splitting K: a row's bits do not depend on the other rows,
-  /// nor on how many they are. With split_k, or a transposed, one for each M too: two runs give the
-  /// same bits, no more. Throws Error(CUDA).
+  /// kind, without splitting K; for up to 64 and 512 rows another, tiled for so few, if on this
+  /// device it sums in the same order, which is tried (summation_probe.h). So a row's bits do not
+  /// depend on the other rows, nor on how many they are. With split_k, or a transposed, one for
+  /// each M: two runs give the same bits, no more. The first product of a kind and size is not to
+  /// be captured. Throws Error(CUDA, OUT_OF_MEMORY).
   void run(const Product& product, Stream stream);
+
+  /// Kinds and sizes of products of up to 512 rows so far, and those among them that have an
+  /// algorithm of their own.
+  struct FewRows {
+    int32_t kinds = 0, own = 0;
+  };
+  FewRows few_rows() const;
 
  private:
   struct Impl;
-  [[maybe_unused]] Impl* impl_;  // the emulated device has none
+  Impl* impl_;
 };
 
 }  // namespace xsr::cuda

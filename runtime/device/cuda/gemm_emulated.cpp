@@ -1,3 +1,5 @@
+#include <set>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cuda/emulated.h"
@@ -61,9 +63,13 @@ void require_layouts(const Product& p) {
 
 }  // namespace
 
-struct Gemm::Impl {};
-Gemm::Gemm(bool) : impl_(nullptr) {}
-Gemm::~Gemm() = default;
+struct Gemm::Impl {
+  // Kinds whose algorithm would be chosen by now.
+  std::set<std::tuple<int32_t, int32_t, int32_t, Dtype, Dtype, bool, bool, bool, bool>> chosen;
+};
+Gemm::Gemm(bool) : impl_(new Impl) {}
+Gemm::~Gemm() { delete impl_; }
+Gemm::FewRows Gemm::few_rows() const { return {}; }
 void Gemm::run(const Product& product, Stream stream) {
   if (product.out_dtype == Dtype::kBf16 &&
       (product.bias != nullptr || product.c != nullptr || product.a.dtype != Dtype::kBf16)) {
@@ -71,6 +77,14 @@ void Gemm::run(const Product& product, Stream stream) {
   }
   if (product.M == 0 || product.N == 0) return;
   require_layouts(product);
+  const bool is_first =
+      impl_->chosen
+          .insert({rows_to_choose_by(product), product.N, product.K, product.a.dtype,
+                   product.out_dtype, product.a.transposed, product.b.transposed,
+                   product.bias != nullptr, product.c != nullptr})
+          .second;
+  if (is_first && stream->capturing)
+    throw Error(XSR_STATUS_INTERNAL, "a product whose algorithm would be chosen within a capture");
   check(emulated::submit(stream, [product] { multiply(product); }), "multiplying");
 }
 
