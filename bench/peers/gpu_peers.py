@@ -20,7 +20,7 @@ try:
     import numpy as np
 except ImportError:
     sys.exit("gpu_peers: this Python has no NumPy; install torch and numpy, or run another Python")
-from peer_engines import Weights, Xsr, pad, torch_encoder
+from peer_engines import Weights, Xsr, pack, pad, torch_encoder
 from peer_files import LEAST_COSINE, ROOT, reason
 
 DTYPES = ("f32", "bf16")
@@ -29,11 +29,15 @@ DTYPES = ("f32", "bf16")
 class Torch:
     """A module of PyTorch's, with its batches on the device beforehand."""
 
-    def __init__(self, torch, module, device, sentences, order, batch):
+    def __init__(self, torch, module, device, sentences, order, batch, arrange):
         self.torch, self.module, self.device = torch, module, device
         self.rows = [order[i : i + batch] for i in range(0, len(order), batch)]
         self.batches = [
-            [torch.from_numpy(array).to(device) for array in pad([sentences[i] for i in rows])] for rows in self.rows
+            [
+                torch.from_numpy(part).to(device) if isinstance(part, np.ndarray) else part
+                for part in arrange([sentences[i] for i in rows])
+            ]
+            for rows in self.rows
         ]
 
     def synchronize(self):
@@ -45,7 +49,7 @@ class Torch:
         with self.torch.inference_mode():
             self.synchronize()
             start = time.perf_counter()
-            out = [self.module(ids, lengths) for ids, lengths in self.batches]
+            out = [self.module(*batch) for batch in self.batches]
             self.synchronize()
             return time.perf_counter() - start, out
 
@@ -147,23 +151,28 @@ def main():
             report["device"], report["xsr"] = found["device"], found["build"]
         truth = Xsr(weights, folder, 0, 1, "f32", args.build).corpus(checked, 0)
         by_length = np.argsort([-len(s) for s in sentences], kind="stable")
-        orders = {"padded-eager": np.arange(len(sentences)), "sorted-compiled": by_length}
+        as_they_come = np.arange(len(sentences))
+        ways = {
+            "padded-eager": (as_they_come, pad),
+            "sorted-compiled": (by_length, pad),
+            "packed-compiled": (as_they_come, pack),
+        }
         forms, about = {}, {}
         for dtype in DTYPES:
-            for name, order in orders.items():
+            for name, (order, arrange) in ways.items():
                 form = f"{name}-{dtype}"
                 try:
                     # One for all batch sizes: what they compile to is the same.
-                    module = torch_encoder(weights).to(device)
+                    module = torch_encoder(weights, packed=arrange is pack).to(device)
                     module = module.bfloat16() if dtype == "bf16" else module
                     module = torch.compile(module, dynamic=True) if name.endswith("compiled") else module
                     few = order[order < len(checked)]
-                    found = Torch(torch, module, device, sentences, few, 64).embeddings(len(checked), weights.dim)
+                    found = Torch(torch, module, device, sentences, few, 64, arrange).embeddings(len(checked), weights.dim)
                     cosine = least_cosine(found, truth)
                     if not cosine >= LEAST_COSINE[dtype]:
                         raise RuntimeError(f"a sentence has a cosine of {cosine:.6f} to xsr's")
                     made = {
-                        batch: Torch(torch, module, device, sentences, order, batch)
+                        batch: Torch(torch, module, device, sentences, order, batch, arrange)
                         for batch in map(int, args.batches.split(","))
                     }
                     for engine in made.values():

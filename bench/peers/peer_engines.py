@@ -159,8 +159,18 @@ class Xsr(Engine):
         return ids[: count.value].tolist()
 
 
-def torch_encoder(weights):
-    """The model as torch.nn layers, in eval mode: forward(ids) for sentences of one length, forward(ids, lengths)."""
+def pack(sentences):
+    """-> ids, positions and sentences [tokens] int32, the sentences' ends [B + 1] int64 and the longest one's length."""
+    lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.repeat(np.arange(len(sentences), dtype=np.int32), lengths)
+    positions = (np.arange(ends[-1]) - ends[rows]).astype(np.int32)
+    return np.concatenate(sentences), positions, rows, ends, int(lengths.max())
+
+
+def torch_encoder(weights, packed=False):
+    """The model as torch.nn layers, in eval mode: forward(ids) for sentences of one length, forward(ids, lengths); packed:
+    forward(*pack(sentences)), where nothing is padded."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -185,10 +195,9 @@ def torch_encoder(weights):
             self.up, self.down = dense(at + "up"), dense(at + "down")
             self.attention_norm, self.output_norm = norm(at + "attention_norm"), norm(at + "output_norm")
 
-        def forward(self, x, mask):
-            B, T, C = x.shape
-            q, k, v = self.qkv(x).view(B, T, 3, weights.heads, C // weights.heads).permute(2, 0, 3, 1, 4)
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, T, C)
+        def forward(self, x, attend):
+            qkv = self.qkv(x).unflatten(-1, (3, weights.heads, weights.dim // weights.heads))
+            context = attend(*qkv.unbind(-3)).flatten(-2)
             x = self.attention_norm(self.attention_output(context) + x)
             return self.output_norm(self.down(F.silu(self.up(x))) + x)
 
@@ -202,16 +211,35 @@ def torch_encoder(weights):
 
         def forward(self, ids, lengths=None):
             x = self.norm(self.token(ids) + self.position[: ids.shape[1]])
-            if lengths is None:
-                for layer in self.layer:
-                    x = layer(x, None)
-                return x.float().mean(1)
-            real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            real = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+
+            def attend(*qkv):  # [B, T, heads, head]
+                mask = None if real is None else real[:, None, None, :]
+                return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv), attn_mask=mask).transpose(1, 2)
+
             for layer in self.layer:
-                x = layer(x, real[:, None, None, :])
+                x = layer(x, attend)
+            if real is None:
+                return x.float().mean(1)
             return (x.float() * real[..., None]).sum(1) / lengths[:, None]
 
-    return Encoder().eval().requires_grad_(False)
+    class Packed(Encoder):
+        def forward(self, ids, positions, sentences, ends, longest):
+            x = self.norm(self.token(ids) + self.position[positions])
+
+            def jagged(x):  # [tokens, heads, head] -> [B, heads, its tokens, head]
+                x = x if x.is_cuda else x.contiguous()  # the processor's attention of nested tensors takes no views
+                return torch.nested.nested_tensor_from_jagged(x, ends, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+
+            def attend(*qkv):
+                return F.scaled_dot_product_attention(*map(jagged, qkv)).transpose(1, 2).values()
+
+            for layer in self.layer:
+                x = layer(x, attend)
+            sums = torch.zeros(len(ends) - 1, x.shape[1], device=x.device).index_add(0, sentences, x.float())
+            return sums / ends.diff()[:, None]
+
+    return (Packed() if packed else Encoder()).eval().requires_grad_(False)
 
 
 class PyTorch(Engine):
