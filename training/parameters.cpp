@@ -1,8 +1,5 @@
 #include "training/parameters.h"
 
-#include <sys/mman.h>
-
-#include <new>
 #include <stdexcept>
 
 #include "converter/family.h"
@@ -47,19 +44,8 @@ const Parameter& ParameterTable::at(std::string_view name) const {
   throw std::out_of_range("no parameter is called " + std::string(name));
 }
 
-FlatBuffer::FlatBuffer(int64_t size) : size_(size) {
-  if (size == 0) return;
-  // Fresh pages from the system: zeroed, page-aligned, and paid for only when touched.
-  void* memory = mmap(nullptr, sizeof(float) * size, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  // Steps walk columns of many rows at once: fewer page walks. Without such pages nothing is lost.
-  madvise(memory, sizeof(float) * size, MADV_HUGEPAGE);
-  data_ = static_cast<float*>(memory);
-}
-
-FlatBuffer::~FlatBuffer() {
-  if (data_ != nullptr) munmap(data_, sizeof(float) * size_);
-}
+// Steps walk columns of many rows at once: huge pages, for fewer page walks.
+FlatBuffer::FlatBuffer(int64_t size)
+    : memory_(sizeof(float) * static_cast<size_t>(size), PageMemory::kHuge), size_(size) {}
 
 }  // namespace xsr::training

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/device/page_memory.h"
 #include "runtime/format/model_config.h"
 
 namespace xsr::training {
@@ -45,17 +46,16 @@ class ParameterTable {
 class FlatBuffer {
  public:
   explicit FlatBuffer(int64_t size);
-  ~FlatBuffer();
   FlatBuffer(const FlatBuffer&) = delete;
   FlatBuffer& operator=(const FlatBuffer&) = delete;
-  float* data() { return data_; }
-  const float* data() const { return data_; }
-  float* at(const Parameter& p) { return data_ + p.offset; }
-  const float* at(const Parameter& p) const { return data_ + p.offset; }
+  float* data() { return memory_.floats(); }
+  const float* data() const { return memory_.floats(); }
+  float* at(const Parameter& p) { return data() + p.offset; }
+  const float* at(const Parameter& p) const { return data() + p.offset; }
   int64_t size() const { return size_; }
 
  private:
-  float* data_ = nullptr;
+  PageMemory memory_;
   int64_t size_ = 0;
 };
 

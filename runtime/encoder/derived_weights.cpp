@@ -1,7 +1,5 @@
 #include "runtime/encoder/derived_weights.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <new>
@@ -14,19 +12,13 @@ namespace xsr {
 namespace {
 
 constexpr std::align_val_t kAlign{64};
-constexpr size_t kPage = 2 << 20, kBlock = 64 << 20;
+constexpr size_t kBlock = 64 << 20;
 // With fewer, the caches hold most of them, and part of a page would be memory for nothing.
 constexpr int64_t kMany = 8 << 20;
 
 }  // namespace
 
-void DerivedWeights::Free::operator()(void* memory) const {
-  if (mapped == 0) {
-    ::operator delete(memory, kAlign);
-  } else {
-    munmap(memory, mapped);
-  }
-}
+void DerivedWeights::Free::operator()(void* memory) const { ::operator delete(memory, kAlign); }
 
 template <typename T>
 T* DerivedWeights::allocate(int64_t count) {
@@ -37,17 +29,8 @@ T* DerivedWeights::allocate(int64_t count) {
     return static_cast<T*>(memory_.back().get());
   }
   if (bytes > left_) {
-    // One page more than needed, for the first may begin anywhere in it.
-    const size_t size = (std::max(bytes, kBlock) + 2 * kPage - 1) / kPage * kPage;
-    void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) throw std::bad_alloc();
-    std::unique_ptr<void, Free> owner(block, Free{size});
-    memory_.push_back(std::move(owner));
-    madvise(block, size, MADV_HUGEPAGE);
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(block);
-    const size_t skipped = (kPage - begin % kPage) % kPage;
-    next_ = static_cast<char*>(block) + skipped;
-    left_ = size - skipped;
+    left_ = std::max(bytes, kBlock);
+    next_ = static_cast<char*>(blocks_.emplace_back(left_, PageMemory::kHuge).data());
   }
   void* result = next_;
   next_ += bytes;

@@ -2,6 +2,7 @@
 #include <memory>
 #include <vector>
 
+#include "runtime/device/page_memory.h"
 #include "runtime/encoder/encoder.h"
 #include "runtime/encoder/weights.h"
 
@@ -29,13 +30,13 @@ class DerivedWeights {
   T* allocate(int64_t count);
 
   struct Free {
-    size_t mapped = 0;  // bytes; 0: of operator new
     void operator()(void* memory) const;
   };
   EncoderWeights weights_;
   bool many_ = false;
-  std::vector<std::unique_ptr<void, Free>> memory_;
-  char* next_ = nullptr;  // what is free of the last of memory_, where there are many
+  std::vector<std::unique_ptr<void, Free>> memory_;  // of few weights
+  std::vector<PageMemory> blocks_;                   // of many
+  char* next_ = nullptr;                             // what is free of the last block
   size_t left_ = 0;
 };
 

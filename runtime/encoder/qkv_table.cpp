@@ -1,7 +1,5 @@
 #include "runtime/encoder/qkv_table.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -45,13 +43,11 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
                    const kernels::KernelTable& kernels, ThreadPool& pool) {
   const int32_t C = config.hidden_size, N = 3 * C;
   const LinearWeights& qkv = weights.layers.front().qkv;
-  const size_t bytes =
-      sizeof(float) * N * (static_cast<size_t>(config.vocab_size) + config.num_positions + 1);
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  memory_ = {static_cast<float*>(memory), Unmap{bytes}};
-  madvise(memory, bytes, MADV_HUGEPAGE);  // rows are read at random: fewer page walks
-  token_ = memory_.get();
+  // Rows are read at random: huge pages, for fewer page walks.
+  memory_ = PageMemory(
+      sizeof(float) * N * (static_cast<size_t>(config.vocab_size) + config.num_positions + 1),
+      PageMemory::kHuge);
+  token_ = memory_.floats();
   position_ = token_ + static_cast<int64_t>(config.vocab_size) * N;
   bias_ = position_ + static_cast<int64_t>(config.num_positions) * N;
 
@@ -93,7 +89,5 @@ QkvTable::QkvTable(const ModelConfig& config, const EncoderWeights& weights,
   fill(weights.position, weights.position_scales, config.num_positions, weights.token_type,
        position_);
 }
-
-void QkvTable::Unmap::operator()(float* memory) const { munmap(memory, bytes); }
 
 }  // namespace xsr

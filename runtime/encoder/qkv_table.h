@@ -1,9 +1,9 @@
 #pragma once
 #include <cstdint>
-#include <memory>
 
 #include "kernels/dispatch.h"
 #include "runtime/device/cpu_threads.h"
+#include "runtime/device/page_memory.h"
 #include "runtime/encoder/weights.h"
 
 namespace xsr {
@@ -24,14 +24,10 @@ class QkvTable {
   const float* bias() const { return bias_; }          // [3C]
 
  private:
-  struct Unmap {
-    size_t bytes;
-    void operator()(float* memory) const;
-  };
   float* token_ = nullptr;
   float* position_ = nullptr;
   float* bias_ = nullptr;
-  std::unique_ptr<float[], Unmap> memory_;
+  PageMemory memory_;
 };
 
 }  // namespace xsr

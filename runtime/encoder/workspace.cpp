@@ -1,9 +1,6 @@
 #include "runtime/encoder/workspace.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <new>
 
 #include "kernels/attention/attention.h"
 
@@ -60,18 +57,14 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_
       {reinterpret_cast<void**>(&cu_seqlens),
        sizeof(int32_t) * (static_cast<size_t>(max_sentences) + 1)},
   };
-  for (const Piece& piece : pieces) bytes_ += aligned(piece.bytes);
-  // Fresh pages from the system: zeroed, page-aligned, and paid for only when touched.
-  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  memory_ = memory;
-  char* at = static_cast<char*>(memory_);
+  size_t bytes = 0;
+  for (const Piece& piece : pieces) bytes += aligned(piece.bytes);
+  memory_ = PageMemory(bytes);
+  char* at = static_cast<char*>(memory_.data());
   for (const Piece& piece : pieces) {
     *piece.pointer = at;
     at += aligned(piece.bytes);
   }
 }
-
-Workspace::~Workspace() { munmap(memory_, bytes_); }
 
 }  // namespace xsr

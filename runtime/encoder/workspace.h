@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/gemm/gemm.h"
+#include "runtime/device/page_memory.h"
 #include "runtime/format/model_config.h"
 
 namespace xsr {
@@ -17,7 +18,6 @@ class Workspace {
   /// tokens, worked on by num_threads threads. Throws std::bad_alloc.
   Workspace(const ModelConfig& config, int32_t max_tokens, int32_t max_sentences,
             int32_t num_threads);
-  ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
@@ -51,8 +51,7 @@ class Workspace {
   int32_t max_tokens_, max_sentences_;
   float* attention_ = nullptr;
   int64_t attention_floats_ = 0;
-  size_t bytes_ = 0;
-  void* memory_ = nullptr;
+  PageMemory memory_;
 };
 
 }  // namespace xsr
