@@ -16,6 +16,7 @@
 #include "tests/support/trainer_support.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda/cuda_trainer.h"
+#include "training/cuda/device_trainer.h"
 #include "training/cuda/vocabulary_tile.h"
 #include "training/cuda_library.h"
 #include "training/initialization.h"

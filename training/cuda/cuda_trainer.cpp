@@ -1,885 +1,24 @@
 #include "training/cuda/cuda_trainer.h"
 
-#include <algorithm>
-#include <array>
 #include <cmath>
 #include <condition_variable>
-#include <cstring>
 #include <exception>
 #include <functional>
-#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 
-#include "kernels/activation/activation_cuda.h"
-#include "kernels/activation/activation_training_cuda.h"
 #include "kernels/attention/attention_training_cuda.h"
-#include "kernels/dropout/dropout_cuda.h"
-#include "kernels/embedding/embedding.h"
-#include "kernels/embedding/embedding_backward_cuda.h"
-#include "kernels/gemm/column_sum_cuda.h"
-#include "kernels/layernorm/layernorm_training_cuda.h"
-#include "kernels/loss/loss_cuda.h"
-#include "kernels/optimizer/optimizer_cuda.h"
-#include "kernels/pooling/pooling_training_cuda.h"
-#include "runtime/device/cuda/device.h"
-#include "runtime/device/cuda/gemm.h"
-#include "runtime/device/cuda/token_bucket.h"
 #include "training/cuda/communicator.h"
-#include "training/cuda/device_batch.h"
-#include "training/cuda/vocabulary_tile.h"
-#include "training/encoder_parameters.h"
+#include "training/cuda/device_trainer.h"
 
 namespace xsr::training {
 namespace {
 
-using cuda::check;
-using cuda::Matrix;
-using cuda::Memory;
-using cuda::Place;
-using cuda::Plan;
 using cuda::StepOutcome;
 using kernels::Dropout;
-
-/// Rows on the device, next to each other: in f32, and in bf16 where products read that.
-struct Rows {
-  float* wide = nullptr;
-  uint16_t* narrow = nullptr;
-};
-
-/// What the backward pass needs of one layer.
-struct LayerRows {
-  Rows x;    // [N, C]
-  Rows qkv;  // in bf16 without its bias
-  float* lse = nullptr;
-  Rows context;
-  float *attention_sum = nullptr, *attention_statistics = nullptr;
-  Rows y;
-  Rows up;  // in bf16 without its bias
-  Rows hidden;
-  float *output_sum = nullptr, *output_statistics = nullptr;
-};
-
-/// One flat buffer on the device and its copy on the host.
-struct Mirror {
-  float* device = nullptr;
-  FlatBuffer host;
-  enum { kBoth, kHost, kDevice } newer = kHost;
-  explicit Mirror(int64_t size) : host(size) {}
-};
-
-constexpr uint32_t kLeastBucket = 64;
-// Shapes of batches whose step is kept as a graph. Batches by tokens have nearly as many shapes as
-// there are batches, and a graph takes memory.
-constexpr size_t kMostGraphs = 256;
-
-/// Where rank r's share of `total` pairs begins.
-int32_t share_of(int32_t total, int32_t r, int32_t ranks) {
-  return static_cast<int32_t>(int64_t{total} * r / ranks);
-}
-
-}  // namespace
-
-PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last) {
-  PairBatch slice;
-  slice.num_pairs = last - first;
-  slice.cu_seqlens = {0};
-  int32_t shift[2] = {};  // of a side's rows
-  for (int32_t side = 0; side < 2; ++side) {
-    const int32_t begin = side * batch.num_pairs + first, end = side * batch.num_pairs + last;
-    shift[side] = slice.num_tokens() - batch.cu_seqlens[begin];
-    slice.token_ids.insert(slice.token_ids.end(), batch.token_ids.begin() + batch.cu_seqlens[begin],
-                           batch.token_ids.begin() + batch.cu_seqlens[end]);
-    for (int32_t b = begin; b < end; ++b)
-      slice.cu_seqlens.push_back(batch.cu_seqlens[b + 1] + shift[side]);
-  }
-  for (int32_t b = first; b < last; ++b) {
-    const int32_t row = batch.masked_row[b];
-    slice.masked_id.push_back(batch.masked_id[b]);
-    slice.masked_row.push_back(row < 0 ? row : row + shift[batch.masked_side[b]]);
-    slice.masked_side.push_back(batch.masked_side[b]);
-    slice.pair_numbers.push_back(batch.pair_numbers[b]);
-  }
-  return slice;
-}
-
-class CudaTrainer::Impl {
- public:
-  Impl(const ModelConfig& config, const StepConfig& step, const ParameterTable& table,
-       const CudaTrainerOptions& options, int32_t device,
-       std::unique_ptr<Communicator> communicator)
-      : config_(config),
-        step_(step),
-        table_(table),
-        options_(options),
-        device_(device),
-        communicator_(std::move(communicator)),
-        C(config.hidden_size),
-        F(config.intermediate_size),
-        H(config.num_heads),
-        V(config.vocab_size),
-        bf16_(step.precision == Precision::kBF16),
-        bf16_attention_(bf16_ && cuda::attention_bf16_takes(C / H)),
-        eps_(static_cast<float>(config.layer_norm_eps)),
-        values_(table.size()),
-        gradients_(table.size()),
-        first_moment_(table.size()),
-        second_moment_(table.size()),
-        encoder_(table, config.num_layers),
-        batch_(config, step.objectives) {
-    select_device();
-    stream_.emplace();
-    gemm_.emplace(options.tf32);
-    if (step.optimizer.amsgrad) max_second_moment_.emplace(table.size());
-    const size_t size = static_cast<size_t>(table.size());
-    Plan plan;
-    for (Mirror* mirror : mirrors()) plan.add(&mirror->device, size);
-    plan.add(&gradients_.device, size);
-    plan.add(&narrow_, bf16_ ? size : 0);
-    plan.add(&norm_parts_, static_cast<size_t>(cuda::norm_parts_cuda(table.size())));
-    plan.add(&outcome_, 1);
-    state_memory_ = plan.allocate(Place::kDevice);
-    cuda::fill_zero(gradients_.device, sizeof(float) * size, stream());
-    gradients_.newer = Mirror::kBoth;
-    Plan pinned;
-    pinned.add(&host_outcome_, 1);
-    pinned_memory_ = pinned.allocate(Place::kPinned);
-    find_parameters();
-  }
-
-  ~Impl() {
-    // Graphs and copies under way read the memory below.
-    try {
-      stream_->synchronize();
-    } catch (const Error&) {  // said when it happened
-    }
-  }
-
-  // ---- state ----
-
-  Mirror* mirror(State state) {
-    switch (state) {
-      case State::kValue:
-        return &values_;
-      case State::kFirstMoment:
-        return &first_moment_;
-      case State::kSecondMoment:
-        return &second_moment_;
-      case State::kMaxSecondMoment:
-        return max_second_moment_ ? &*max_second_moment_ : nullptr;
-    }
-    return nullptr;
-  }
-  Mirror& gradients() { return gradients_; }
-
-  void download(Mirror& mirror) {
-    if (mirror.newer != Mirror::kDevice) return;
-    select_device();
-    cuda::copy_to_host(mirror.host.data(), mirror.device, bytes(), stream());
-    stream_->synchronize();
-    mirror.newer = Mirror::kBoth;
-  }
-
-  /// The host's state onto the device.
-  void upload(State state, const FlatBuffer& host) {
-    select_device();
-    Mirror& to = *mirror(state);
-    cuda::copy_to_device(to.device, host.data(), bytes(), stream());
-    if (state == State::kValue && bf16_) {
-      check(cuda::narrow_forward_bf16_cuda(values_.device, table_.size(), narrow_, stream()),
-            "rounding the parameters");
-    }
-    stream_->synchronize();  // the caller may write the host's copy again
-    to.newer = &to.host == &host ? Mirror::kBoth : Mirror::kDevice;
-  }
-
-  // ---- one batch ----
-
-  /// Makes room for this device's share of a batch and brings it into the order of the device, or
-  /// takes it as prepare() made it, which is then said by the result.
-  bool take(const PairBatch& batch, bool is_prepared, Dropout dropout,
-            const kernels::AdamStep& adam) {
-    select_device();
-    first_ = share_of(batch.num_pairs, rank(), ranks());
-    // No two devices share a mask; a model has far fewer streams.
-    dropout.stream += static_cast<uint32_t>(rank()) << 20;
-    const bool taken = is_prepared && batch_.take_prepared();
-    if (!taken) {
-      PairBatch slice;
-      const PairBatch& share = own_share(batch, slice);
-      if (batch_.build(share, tokens_of(share), batch.num_pairs)) {
-        try {
-          reserve();
-        } catch (...) {
-          batch_.release();  // or a smaller batch would take what is not there for large enough
-          throw;
-        }
-      }
-    }
-    batch_.set_coefficients(dropout, adam);
-    return taken;
-  }
-
-  /// Makes this device's share of a batch ready, while the device may work on another.
-  void prepare(const PairBatch& batch) {
-    PairBatch slice;
-    const PairBatch& share = own_share(batch, slice);
-    batch_.prepare(share, tokens_of(share), batch.num_pairs);
-  }
-
-  /// A step on what take() took; meanwhile() runs while the device works.
-  template <typename Meanwhile>
-  void step(Meanwhile&& meanwhile) {
-    select_device();
-    // Not in the graph: what was prepared lies elsewhere on the host.
-    batch_.upload(stream());
-    const auto enqueue = [&] {
-      forward();
-      losses(true);
-      backward();
-      update();
-      cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
-    };
-    // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
-    // a capture, and a shape that comes up once costs no graph.
-    const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs()};
-    const auto at = graphs_.find(shape);
-    if (at == graphs_.end()) {
-      enqueue();
-      if (graphs_.size() < kMostGraphs) graphs_.emplace(shape, cuda::Graph());
-    } else {
-      if (!at->second) at->second = cuda::Graph::capture(stream(), enqueue);
-      at->second.launch(stream());
-    }
-    meanwhile();
-    stream_->synchronize();
-    gradients_.newer = Mirror::kDevice;
-    embeddings_current_ = false;
-    if (host_outcome_->finite != 0) {
-      for (Mirror* mirror : mirrors()) mirror->newer = Mirror::kDevice;
-    }
-  }
-
-  /// The embeddings, and with_losses the losses, of what take() took.
-  void evaluate(bool with_losses) {
-    select_device();
-    batch_.upload(stream());
-    forward();
-    if (with_losses) losses(false);
-    cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
-    stream_->synchronize();
-    embeddings_current_ = false;
-  }
-
-  void forget_graphs() { graphs_.clear(); }
-  void abort() noexcept {
-    if (communicator_ != nullptr) communicator_->abort();
-  }
-
-  /// What the last step or evaluation left, the same on every device.
-  const StepOutcome& outcome() const { return *host_outcome_; }
-
-  const std::vector<float>& embeddings() {
-    if (!embeddings_current_) {
-      select_device();
-      embeddings_.resize(2 * static_cast<size_t>(batch_.total_pairs()) * C);
-      cuda::copy_to_host(embeddings_.data(), u_all_, sizeof(float) * embeddings_.size(), stream());
-      stream_->synchronize();
-      embeddings_current_ = true;
-    }
-    return embeddings_;
-  }
-
-  /// The losses of an outcome under their names.
-  LossParts parts(const StepOutcome& outcome) const {
-    LossParts result;
-    for (const auto& [name, weight] : names_) {
-      result.parts.push_back({name, weight, outcome.losses[result.parts.size()]});
-      result.total += weight * result.parts.back().value;
-    }
-    return result;
-  }
-
- private:
-  cuda::Stream stream() const { return stream_->get(); }
-  int32_t rank() const { return communicator_ == nullptr ? 0 : communicator_->rank(); }
-  int32_t ranks() const { return static_cast<int32_t>(options_.devices.size()); }
-  static int32_t tokens_of(const PairBatch& share) {
-    return cuda::token_bucket(share.num_tokens(), kLeastBucket);
-  }
-  /// This device's share of a batch: all of it, or what is then put into `slice`.
-  const PairBatch& own_share(const PairBatch& batch, PairBatch& slice) const {
-    if (ranks() == 1) return batch;
-    const int32_t B = batch.num_pairs;
-    slice = slice_pairs(batch, share_of(B, rank(), ranks()), share_of(B, rank() + 1, ranks()));
-    return slice;
-  }
-  size_t bytes() const { return sizeof(float) * static_cast<size_t>(table_.size()); }
-  void select_device() const { cuda::select_device(device_); }
-  std::vector<Mirror*> mirrors() {
-    std::vector<Mirror*> all = {&values_, &first_moment_, &second_moment_};
-    if (max_second_moment_) all.push_back(&*max_second_moment_);
-    return all;
-  }
-
-  void find_parameters() {
-    transform_ = find_linear(table_, "head.transform");
-    head_norm_ = {table_.at("head.norm.gamma").offset, table_.at("head.norm.beta").offset};
-    output_bias_ = table_.at("head.output.bias").offset;
-    const ObjectiveConfig& o = step_.objectives;
-    for (const auto& [name, weight] :
-         {std::pair("xtr", o.xtr_weight), std::pair("ugt", o.ugt_weight),
-          std::pair("smlm", o.smlm_weight), std::pair("align", o.align_weight),
-          std::pair("sim", o.sim_weight), std::pair("info_nce", o.info_nce_weight)}) {
-      if (weight != 0) names_.emplace_back(name, weight);
-    }
-    static_assert(StepOutcome::kMaxLosses == 6);
-  }
-
-  /// Every buffer of a batch, for the largest so far.
-  void reserve() {
-    const size_t N = static_cast<size_t>(batch_.max_tokens()),
-                 S = static_cast<size_t>(batch_.max_sentences()),
-                 B = static_cast<size_t>(batch_.max_total_pairs());
-    const size_t c = static_cast<size_t>(C), f = static_cast<size_t>(F);
-    Plan plan;
-    const auto rows = [&](Rows* rows, size_t columns) {
-      plan.add(&rows->wide, N * columns);
-      plan.add(&rows->narrow, bf16_ ? N * columns : 0);
-    };
-    const auto either = [&](Rows* rows, size_t columns, bool narrow) {
-      plan.add(&rows->wide, narrow ? 0 : N * columns);
-      plan.add(&rows->narrow, narrow ? N * columns : 0);
-    };
-    plan.add(&embedding_sum_, N * c);
-    plan.add(&embedding_statistics_, 2 * N);
-    rows_.assign(encoder_.layers.size(), {});
-    for (LayerRows& layer : rows_) {
-      rows(&layer.x, c);
-      either(&layer.qkv, 3 * c, bf16_attention_);
-      plan.add(&layer.lse, N * static_cast<size_t>(H));
-      either(&layer.context, c, bf16_);
-      plan.add(&layer.attention_sum, N * c);
-      plan.add(&layer.attention_statistics, 2 * N);
-      rows(&layer.y, c);
-      either(&layer.up, f, bf16_);
-      either(&layer.hidden, f, bf16_);
-      plan.add(&layer.output_sum, N * c);
-      plan.add(&layer.output_statistics, 2 * N);
-    }
-    plan.add(&output_, N * c);
-    plan.add(&dx_, N * c);
-    either(&dcontext_, c, bf16_attention_);
-    plan.add(&delta_, 3 * N * static_cast<size_t>(H));
-    either(&dbranch_, c, bf16_);
-    either(&dwide_, std::max(3 * c, f), bf16_);
-    const int32_t most = static_cast<int32_t>(std::max(N, S));
-    const int32_t most_sentences = batch_.max_sentences();
-    const int64_t logits = most_logits(options_.vocabulary_tile, most_sentences, V);
-    // Sums by blocks of 128 rows, the last of which may be short.
-    const int64_t sums_of_logits = logits / 128 + tile(1);
-    plan.add(&parts_, static_cast<size_t>(
-                          std::max({cuda::layernorm_backward_floats_cuda(most, C),
-                                    cuda::column_sum_floats_cuda(most, 3 * C),
-                                    cuda::column_sum_floats_cuda(most, F), sums_of_logits})));
-    // sentences
-    for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
-    for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
-    for (float** of_all : {&u_all_, &du_all_, &unit_, &dunit_}) plan.add(of_all, 2 * B * c);
-    plan.add(&t_.wide, S * c);
-    plan.add(&t_.narrow, bf16_ ? S * c : 0);
-    plan.add(&head_statistics_, 2 * S);
-    plan.add(&z_, static_cast<size_t>(logits));
-    plan.add(&z_narrow_, bf16_ ? static_cast<size_t>(logits) : 0);
-    plan.add(&tile_max_, S * static_cast<size_t>(tiles(most_sentences)));
-    plan.add(&tile_sum_, S * static_cast<size_t>(tiles(most_sentences)));
-    plan.add(&lse_, S);
-    plan.add(&loss_parts_, std::max(3 * S, B));
-    for (float** similarities : {&s_[0], &s_[1]}) plan.add(similarities, B * B);
-    plan.add(&similarity_statistics_, 4 * B);
-    graphs_.clear();  // they read and write what is freed here
-    memory_ = Memory();
-    memory_ = plan.allocate(Place::kDevice);
-    if (communicator_ == nullptr) {
-      u_ = u_all_;
-      du_ = du_all_;
-    }
-  }
-
-  // ---- forward ----
-
-  float* value(int64_t offset) const { return values_.device + offset; }
-  float* gradient(int64_t offset) const { return gradients_.device + offset; }
-
-  Matrix operand(const Rows& rows, int32_t columns, bool transposed = false) const {
-    return bf16_ ? Matrix{rows.narrow, columns, cuda::Dtype::kBf16, transposed}
-                 : Matrix{rows.wide, columns, cuda::Dtype::kF32, transposed};
-  }
-  static Matrix f32(const float* data, int64_t stride, bool transposed = false) {
-    return {data, stride, cuda::Dtype::kF32, transposed};
-  }
-  Matrix weight(int64_t offset, int32_t columns, bool transposed = false) const {
-    return bf16_ ? Matrix{narrow_ + offset, columns, cuda::Dtype::kBf16, transposed}
-                 : f32(value(offset), columns, transposed);
-  }
-
-  /// Products of few rows, or with few outputs, leave most of a device without work if their
-  /// algorithm is the one for thousands of rows; training promises the same bits to the same batch
-  /// alone, so each has its own.
-  void run(cuda::Product p) {
-    p.split_k = true;
-    gemm_->run(p, stream());
-  }
-
-  /// out [M, N] ← a · bᵀ (+ bias, + out)
-  void product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b, float* out,
-               const float* bias = nullptr, bool accumulate = false) {
-    cuda::Product p{M, N, K, a, b, out, N};
-    p.bias = bias;
-    if (accumulate) {
-      p.c = out;
-      p.c_stride = N;
-    }
-    run(p);
-  }
-
-  /// out [tokens, N] bf16 ← a · bᵀ
-  void narrow_product(int32_t N, int32_t K, const Matrix& a, const Matrix& b, uint16_t* out) {
-    cuda::Product p{batch_.tokens(), N, K, a, b, out, N};
-    p.out_dtype = cuda::Dtype::kBf16;
-    run(p);
-  }
-
-  void linear(const Rows& x, const LinearParameters& l, float* out) {
-    product(batch_.tokens(), l.outputs, l.inputs, operand(x, l.inputs), weight(l.weight, l.inputs),
-            out, value(l.bias));
-  }
-
-  void add_and_norm(float* sum, const float* residual, const NormParameters& norm, uint32_t place,
-                    const Rows& out, float* statistics) {
-    check(cuda::dropout_add_layernorm_forward_cuda(
-              sum, residual, batch_.tokens(), C, value(norm.gamma), value(norm.beta), eps_,
-              dropout(), place, out.wide, out.narrow, statistics, stream()),
-          "layer norm");
-  }
-
-  const Dropout* dropout() const { return batch_.device().dropout; }
-
-  void forward() {
-    const DeviceBatch::Arrays& d = batch_.device();
-    const int32_t N = batch_.tokens(), S = batch_.sentences(), L = config_.num_layers;
-    const Rows last = {output_, nullptr};
-    const auto input = [&](int32_t layer) { return layer < L ? rows_[layer].x : last; };
-    const Rows x = input(0);
-    check(cuda::embedding_layernorm_dropout_forward_cuda(
-              d.token_ids, d.positions, N, C, value(encoder_.token), value(encoder_.position),
-              value(encoder_.embedding_norm.gamma), value(encoder_.embedding_norm.beta), eps_,
-              d.dropout, embedding_stream(), embedding_sum_, x.wide, x.narrow,
-              embedding_statistics_, stream()),
-          "embedding");
-    for (int32_t i = 0; i < L; ++i) {
-      const EncoderParameters::Layer& w = encoder_.layers[i];
-      const LayerRows& at = rows_[i];
-      if (bf16_attention_) {
-        narrow_product(3 * C, C, operand(at.x, C), weight(w.qkv.weight, C), at.qkv.narrow);
-        check(cuda::attention_training_forward_bf16_cuda(
-                  at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, d.dropout,
-                  probabilities_stream(i, H), at.context.narrow, at.lse, stream()),
-              "attention");
-      } else {
-        linear(at.x, w.qkv, at.qkv.wide);
-        check(cuda::attention_training_forward_f32_cuda(
-                  at.qkv.wide, d.cu_seqlens, S, N, H, C / H, d.dropout, probabilities_stream(i, H),
-                  at.context.wide, at.context.narrow, at.lse, stream()),
-              "attention");
-      }
-      linear(at.context, w.attention_output, at.attention_sum);
-      add_and_norm(at.attention_sum, at.x.wide, w.attention_norm, attention_output_stream(i, H),
-                   at.y, at.attention_statistics);
-      if (bf16_) {
-        narrow_product(F, C, operand(at.y, C), weight(w.up.weight, C), at.up.narrow);
-        check(cuda::activation_forward_bf16_cuda(at.up.narrow, F, value(w.up.bias), N, F,
-                                                 config_.activation, at.hidden.narrow, F, stream()),
-              "activation");
-      } else {
-        linear(at.y, w.up, at.up.wide);
-        check(cuda::activation_forward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
-                                                at.hidden.wide, stream()),
-              "activation");
-      }
-      linear(at.hidden, w.down, at.output_sum);
-      add_and_norm(at.output_sum, at.y.wide, w.output_norm, output_stream(i, H), input(i + 1),
-                   at.output_statistics);
-    }
-    check(cuda::pooling_training_forward_f32_cuda(output_, d.cu_seqlens, S, C, config_.pooling, u_,
-                                                  stream()),
-          "pooling");
-    if (communicator_ != nullptr) gather();
-  }
-
-  /// Calls body(own, all, count) for side 1 and side 2: where the own sentences' floats are among
-  /// themselves and among all.
-  template <typename Body>
-  void for_sides(Body&& body) const {
-    const int64_t count = int64_t{batch_.pairs()} * C;
-    for (int64_t side = 0; side < 2; ++side)
-      body(side * count, (side * batch_.total_pairs() + first_) * C, count);
-  }
-
-  /// u_all ← every device's sentences
-  void gather() {
-    for_sides([&](int64_t own, int64_t all, int64_t count) {
-      cuda::copy_on_device(u_all_ + all, u_ + own, sizeof(float) * static_cast<size_t>(count),
-                           stream());
-    });
-    for (int32_t side = 0; side < 2; ++side) {
-      std::vector<int64_t> starts;
-      for (int32_t r = 0; r <= ranks(); ++r)
-        starts.push_back(int64_t{share_of(batch_.total_pairs(), r, ranks())} * C);
-      communicator_->gather(u_all_ + int64_t{side} * batch_.total_pairs() * C, starts, stream());
-    }
-  }
-
-  // ---- losses ----
-
-  int32_t tile() const { return tile(batch_.sentences()); }
-  int32_t tile(int32_t S) const { return vocabulary_tile(options_.vocabulary_tile, S, V); }
-  int32_t tiles() const { return tiles(batch_.sentences()); }
-  int32_t tiles(int32_t S) const { return (V + tile(S) - 1) / tile(S); }
-
-  /// The losses into outcome_, and with `learn` du and the gradients of head and token table.
-  void losses(bool learn) {
-    const ObjectiveConfig& o = step_.objectives;
-    const int32_t num_targets = batch_.words().num_targets;
-    cuda::fill_zero(outcome_, sizeof(StepOutcome), stream());
-    if (learn) {
-      cuda::fill_zero(du_all_, sizeof(float) * 2 * static_cast<size_t>(batch_.total_pairs()) * C,
-                      stream());
-    }
-    int32_t loss = num_targets;
-    if (o.align_weight != 0) contrastive(o.align, o.align_weight, loss++, learn);
-    if (o.sim_weight != 0) sim(loss++, learn);
-    if (o.info_nce_weight != 0) contrastive(o.info_nce, o.info_nce_weight, loss++, learn);
-    if (learn && communicator_ != nullptr) {
-      for_sides([&](int64_t own, int64_t all, int64_t count) {
-        cuda::copy_on_device(du_ + own, du_all_ + all, sizeof(float) * static_cast<size_t>(count),
-                             stream());
-      });
-    }
-    const bool has_words = num_targets > 0 && batch_.pairs() > 0;
-    if (learn) {
-      clear("embedding.position");
-      for (const char* name : {"embedding.token", "head.transform.weight", "head.transform.bias",
-                               "head.norm.gamma", "head.norm.beta", "head.output.bias"}) {
-        if (!has_words) clear(name);
-      }
-    }
-    if (has_words) head(learn);
-    if (communicator_ != nullptr) communicator_->sum(outcome_->losses, num_targets, stream());
-  }
-
-  void clear(const char* name) {
-    const Parameter& p = table_.at(name);
-    cuda::fill_zero(gradient(p.offset), sizeof(float) * static_cast<size_t>(p.size), stream());
-  }
-
-  /// zᵀ of a tile, without the bias.
-  void logits(int32_t first, int32_t R) {
-    const Matrix token = weight(encoder_.token + int64_t{first} * C, C);
-    run({batch_.sentences(), R, C, operand(t_, C), token, z_, tile()});
-  }
-
-  /// training/objectives/generative_head.h
-  void head(bool learn) {
-    const int32_t S = batch_.sentences();
-    const cuda::VocabularyWords& words = batch_.words();
-    product(S, C, C, f32(u_, C), f32(value(transform_.weight), C), pre_, value(transform_.bias));
-    check(cuda::activation_forward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish,
-                                            activated_, stream()),
-          "the head's activation");
-    check(cuda::dropout_add_layernorm_forward_cuda(
-              activated_, nullptr, S, C, value(head_norm_.gamma), value(head_norm_.beta), eps_,
-              nullptr, 0, t_.wide, t_.narrow, head_statistics_, stream()),
-          "the head's layer norm");
-    for (int32_t k = 0; k < tiles(); ++k) {
-      const int32_t first = k * tile(), R = std::min(tile(), V - first);
-      logits(first, R);
-      check(cuda::vocabulary_tile_forward_f32_cuda(z_, tile(), S, first, R, value(output_bias_),
-                                                   words, tile_max_ + int64_t{k} * S,
-                                                   tile_sum_ + int64_t{k} * S, stream()),
-            "the vocabulary's softmax");
-    }
-    check(cuda::vocabulary_finish_cuda(tile_max_, tile_sum_, tiles(), S, batch_.total_pairs(),
-                                       words, lse_, loss_parts_, stream()),
-          "the vocabulary's loss");
-    sum_losses(S, words.num_targets, 1, 0);
-    if (learn) unhead();
-  }
-
-  void unhead() {
-    const int32_t S = batch_.sentences();
-    const cuda::VocabularyWords& words = batch_.words();
-    for (int32_t k = 0; k < tiles(); ++k) {
-      const int32_t first = k * tile(), R = std::min(tile(), V - first);
-      if (tiles() > 1) logits(first, R);  // else they are there still
-      check(cuda::vocabulary_tile_backward_f32_cuda(z_, tile(), S, first, R, value(output_bias_),
-                                                    words, tile_max_ + int64_t{k} * S, lse_,
-                                                    z_narrow_, tile(), stream()),
-            "the vocabulary's gradient");
-      check(
-          cuda::column_sum_cuda(z_, tile(), S, R, gradient(output_bias_) + first, parts_, stream()),
-          "the vocabulary's bias gradient");
-      const Rows dz = {z_, z_narrow_};
-      // dE = dzᵀ t      dt (+)= dz E
-      product(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
-              gradient(encoder_.token + int64_t{first} * C));
-      product(S, C, R, operand(dz, tile()), weight(encoder_.token + int64_t{first} * C, C, true),
-              dt_, nullptr, k > 0);
-    }
-    check(cuda::layernorm_backward_cuda(
-              activated_, head_statistics_, dt_, S, C, value(head_norm_.gamma), nullptr, 0, nullptr,
-              nullptr, gradient(head_norm_.gamma), gradient(head_norm_.beta), parts_, stream()),
-          "the head's layer norm, backward");
-    check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
-                                             stream()),
-          "the head's activation, backward");
-    product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight));
-    check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias), parts_, stream()),
-          "the head's bias gradient");
-    product(S, C, C, f32(dt_, C), f32(value(transform_.weight), C, true), du_, nullptr, true);
-  }
-
-  void sum_losses(int32_t count, int32_t num_losses, double factor, int32_t loss) {
-    check(cuda::sum_losses_cuda(loss_parts_, count, num_losses, factor, outcome_->losses + loss,
-                                stream()),
-          "adding up losses");
-  }
-
-  /// training/objectives/contrastive.h
-  void contrastive(const ContrastiveSettings& settings, double weight, int32_t loss, bool learn) {
-    const int32_t B = batch_.total_pairs();
-    const int64_t side = int64_t{B} * C;
-    if (settings.cosine) {
-      check(cuda::l2_unit_forward_f32_cuda(u_all_, 2 * B, C, unit_, stream()), "unit vectors");
-    }
-    const float* x = settings.cosine ? unit_ : u_all_;
-    const double share = (settings.mean_of_directions ? 0.5 : 1.0) / B;
-    product(B, B, C, f32(x, C), f32(x + side, C), s_[0]);
-    check(cuda::contrastive_forward_backward_f32_cuda(
-              s_[0], B, static_cast<float>(1 / settings.temperature),
-              static_cast<float>(settings.margin), share,
-              static_cast<float>(weight * share / settings.temperature), similarity_statistics_,
-              loss_parts_, stream()),
-          "the contrastive loss");
-    sum_losses(B, 1, 1, loss);
-    if (!learn) return;
-    float* dx = du_all_;
-    if (settings.cosine) {
-      dx = dunit_;
-      cuda::fill_zero(dunit_, sizeof(float) * 2 * static_cast<size_t>(side), stream());
-    }
-    unsimilarity(s_[0], x, x + side, dx, dx + side);
-    if (settings.cosine) {
-      check(cuda::l2_unit_backward_f32_cuda(u_all_, dunit_, 2 * B, C, du_all_, stream()),
-            "unit vectors, backward");
-    }
-  }
-
-  /// s = x · yᵀ: dx += ds · y, dy += dsᵀ · x
-  void unsimilarity(const float* ds, const float* x, const float* y, float* dx, float* dy) {
-    const int32_t B = batch_.total_pairs();
-    product(B, C, B, f32(ds, B), f32(y, C, true), dx, nullptr, true);
-    product(B, C, B, f32(ds, B, true), f32(x, C, true), dy, nullptr, true);
-  }
-
-  /// training/objectives/sim.h
-  void sim(int32_t loss, bool learn) {
-    const SimSettings& settings = step_.objectives.sim;
-    const int32_t B = batch_.total_pairs();
-    const int64_t side = int64_t{B} * C;
-    const double negatives = std::max(B - 1, 1);
-    const double normaliser = settings.divide_by_negatives ? negatives * negatives : 1;
-    for (int k = 0; k < 2; ++k)
-      product(B, B, C, f32(u_all_ + k * side, C), f32(u_all_ + k * side, C), s_[k]);
-    check(cuda::sim_forward_backward_f32_cuda(
-              s_[0], s_[1], B, settings.argument, settings.min_cosine,
-              step_.objectives.sim_weight / normaliser, loss_parts_, stream()),
-          "SIM");
-    sum_losses(B, 1, 1 / normaliser, loss);
-    for (int k = 0; learn && k < 2; ++k)
-      unsimilarity(s_[k], u_all_ + k * side, u_all_ + k * side, du_all_ + k * side,
-                   du_all_ + k * side);
-  }
-
-  // ---- backward; each names the line it undoes ----
-
-  /// linear: the gradients of weight and bias
-  void weight_gradient(const Rows& dout, const Rows& x, const LinearParameters& l) {
-    const int32_t N = batch_.tokens();
-    product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
-            gradient(l.weight));
-    float* const dbias = gradient(l.bias);
-    check(bf16_
-              ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
-                                           stream())
-              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts_, stream()),
-          "a bias gradient");
-  }
-  /// linear: dx (+)= dout · W
-  void input_gradient(const Rows& dout, const LinearParameters& l, float* dx, bool accumulate) {
-    product(batch_.tokens(), l.inputs, l.outputs, operand(dout, l.outputs),
-            weight(l.weight, l.inputs, true), dx, nullptr, accumulate);
-  }
-  /// add_and_norm: dx becomes that of the residual, dbranch_ that of the sum before dropout
-  void unadd_and_unnorm(const float* sum, const float* statistics, const NormParameters& norm,
-                        uint32_t place) {
-    check(
-        cuda::layernorm_backward_cuda(sum, statistics, dx_, batch_.tokens(), C, value(norm.gamma),
-                                      dropout(), place, dbranch_.wide, dbranch_.narrow,
-                                      gradient(norm.gamma), gradient(norm.beta), parts_, stream()),
-        "layer norm, backward");
-  }
-
-  void backward() {
-    const DeviceBatch::Arrays& d = batch_.device();
-    const int32_t N = batch_.tokens(), S = batch_.sentences();
-    check(cuda::pooling_backward_f32_cuda(output_, du_, d.cu_seqlens, S, N, C, config_.pooling, dx_,
-                                          stream()),
-          "pooling, backward");
-    for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
-      const EncoderParameters::Layer& w = encoder_.layers[i];
-      const LayerRows& at = rows_[i];
-      // add_and_norm(at.output_sum, …)
-      unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H));
-      // linear(at.hidden, w.down, …)
-      weight_gradient(dbranch_, at.hidden, w.down);
-      if (bf16_) {
-        narrow_product(F, C, operand(dbranch_, C), weight(w.down.weight, F, true), dwide_.narrow);
-      } else {
-        input_gradient(dbranch_, w.down, dwide_.wide, false);
-      }
-      // activation_forward
-      check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
-                                                        config_.activation, dwide_.narrow, stream())
-                  : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F,
-                                                       config_.activation, dwide_.wide, stream()),
-            "activation, backward");
-      // linear(at.y, w.up, …)
-      weight_gradient(dwide_, at.y, w.up);
-      input_gradient(dwide_, w.up, dx_, true);
-      // add_and_norm(at.attention_sum, …)
-      unadd_and_unnorm(at.attention_sum, at.attention_statistics, w.attention_norm,
-                       attention_output_stream(i, H));
-      // linear(at.context, w.attention_output, …)
-      weight_gradient(dbranch_, at.context, w.attention_output);
-      // attention_forward
-      if (bf16_attention_) {
-        narrow_product(C, C, operand(dbranch_, C), weight(w.attention_output.weight, C, true),
-                       dcontext_.narrow);
-        check(cuda::attention_backward_bf16_cuda(
-                  at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, at.lse, d.dropout,
-                  probabilities_stream(i, H), dcontext_.narrow, dwide_.narrow, delta_, stream()),
-              "attention, backward");
-      } else {
-        input_gradient(dbranch_, w.attention_output, dcontext_.wide, false);
-        check(
-            cuda::attention_backward_f32_cuda(at.qkv.wide, d.cu_seqlens, S, N, H, C / H, at.lse,
-                                              d.dropout, probabilities_stream(i, H), dcontext_.wide,
-                                              dwide_.wide, dwide_.narrow, delta_, stream()),
-            "attention, backward");
-      }
-      // linear(at.x, w.qkv, …)
-      weight_gradient(dwide_, at.x, w.qkv);
-      input_gradient(dwide_, w.qkv, dx_, true);
-    }
-    // embedding_layernorm_dropout_forward
-    check(cuda::dropout_forward_f32_cuda(dx_, N, C, d.dropout, embedding_stream(), stream()),
-          "dropout, backward");
-    check(cuda::layernorm_backward_cuda(embedding_sum_, embedding_statistics_, dx_, N, C,
-                                        value(encoder_.embedding_norm.gamma), nullptr, 0, nullptr,
-                                        nullptr, gradient(encoder_.embedding_norm.gamma),
-                                        gradient(encoder_.embedding_norm.beta), parts_, stream()),
-          "the embedding's layer norm, backward");
-    scatter(d.tokens, V, gradient(encoder_.token));
-    scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));
-  }
-
-  void scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable) {
-    check(cuda::embedding_backward_f32_cuda(dx_, buckets.count, buckets.ids, buckets.starts,
-                                            buckets.rows, std::min(batch_.tokens(), ids), C, dtable,
-                                            stream()),
-          "embedding, backward");
-  }
-
-  void update() {
-    if (communicator_ != nullptr) communicator_->sum(gradients_.device, table_.size(), stream());
-    check(cuda::gradient_norm_cuda(gradients_.device, table_.size(), step_.optimizer.clip_norm,
-                                   static_cast<int32_t>(names_.size()), norm_parts_, outcome_,
-                                   stream()),
-          "the gradient's norm");
-    check(cuda::adam_update_f32_cuda(
-              values_.device, gradients_.device, first_moment_.device, second_moment_.device,
-              max_second_moment_ ? max_second_moment_->device : nullptr, narrow_, table_.size(),
-              batch_.device().adam, outcome_, stream()),
-          "the update");
-  }
-
-  const ModelConfig& config_;
-  const StepConfig& step_;
-  const ParameterTable& table_;
-  const CudaTrainerOptions options_;
-  const int32_t device_;
-  const std::unique_ptr<Communicator> communicator_;  // null for a single device
-  const int32_t C, F, H, V;
-  const bool bf16_;
-  const bool bf16_attention_;  // on the tensor cores
-  const float eps_;
-  std::optional<cuda::StreamOwner> stream_;
-  std::optional<cuda::Gemm> gemm_;
-
-  // The model
-  Mirror values_, gradients_, first_moment_, second_moment_;
-  std::optional<Mirror> max_second_moment_;
-  uint16_t* narrow_ = nullptr;  // the parameters in bf16
-  double* norm_parts_ = nullptr;
-  StepOutcome *outcome_ = nullptr, *host_outcome_ = nullptr;
-  Memory state_memory_, pinned_memory_;
-  const EncoderParameters encoder_;
-  LinearParameters transform_;
-  NormParameters head_norm_;
-  int64_t output_bias_ = 0;
-  std::vector<std::pair<const char*, double>> names_;  // of the losses, and their weights
-
-  // A batch
-  DeviceBatch batch_;
-  Memory memory_;
-  float *embedding_sum_ = nullptr, *embedding_statistics_ = nullptr;
-  std::vector<LayerRows> rows_;
-  float *output_ = nullptr, *dx_ = nullptr, *delta_ = nullptr;
-  Rows dcontext_;
-  Rows dbranch_, dwide_;
-  float* parts_ = nullptr;
-  float *u_ = nullptr, *du_ = nullptr;          // of the own sentences
-  float *u_all_ = nullptr, *du_all_ = nullptr;  // of all devices'
-  float *unit_ = nullptr, *dunit_ = nullptr;    // likewise
-  float *pre_ = nullptr, *activated_ = nullptr, *dt_ = nullptr, *head_statistics_ = nullptr;
-  Rows t_;
-  float *z_ = nullptr, *tile_max_ = nullptr, *tile_sum_ = nullptr;
-  uint16_t* z_narrow_ = nullptr;
-  double *lse_ = nullptr, *loss_parts_ = nullptr;
-  float* s_[2] = {};
-  float* similarity_statistics_ = nullptr;
-  std::vector<float> embeddings_;
-  bool embeddings_current_ = false;
-  int32_t first_ = 0;                    // of the own pairs among all
-  using Shape = std::array<int32_t, 4>;  // pairs, tokens, first pair, total pairs
-  std::map<Shape, cuda::Graph> graphs_;
-};
-
-// ---- several devices ----
 
 /// A thread that runs what it is given, one after the other.
 class Worker {
@@ -935,6 +74,8 @@ class Worker {
   std::thread thread_;
 };
 
+}  // namespace
+
 /// The devices that train together: all keep the same model.
 class CudaTrainer::Crew {
  public:
@@ -944,8 +85,8 @@ class CudaTrainer::Crew {
     if (options.devices.size() > 1 || options.exchange)
       communicators = make_communicators(options.devices);
     for (size_t r = 0; r < options.devices.size(); ++r) {
-      ranks_.push_back(std::make_unique<Impl>(config, step, table, options, options.devices[r],
-                                              std::move(communicators[r])));
+      ranks_.push_back(std::make_unique<DeviceTrainer>(
+          config, step, table, options, options.devices[r], std::move(communicators[r])));
     }
     if (ranks_.size() > 1) workers_ = std::vector<Worker>(ranks_.size());
   }
@@ -953,12 +94,12 @@ class CudaTrainer::Crew {
     for (const auto& rank : ranks_) rank->forget_graphs();  // before the first communicator ends
   }
 
-  Impl& first() { return *ranks_.front(); }
+  DeviceTrainer& first() { return *ranks_.front(); }
 
   /// A step; `next`, when given, is made ready meanwhile.
   const StepOutcome& step(const PairBatch& batch, const Dropout& dropout,
                           const kernels::AdamStep& adam, const PairBatch* next) {
-    return run(batch, dropout, adam, [this, next](Impl& device) {
+    return run(batch, dropout, adam, [this, next](DeviceTrainer& device) {
       device.step([this, next, &device] {
         if (next == nullptr) return;
         const bool is_first = &device == &first();
@@ -974,14 +115,14 @@ class CudaTrainer::Crew {
   /// Whether every device had its share of the last batch ready beforehand.
   bool took_prepared() const { return took_prepared_; }
 
-  /// Gives every device its share of the batch and runs body(Impl&) on each.
+  /// Gives every device its share of the batch and runs body(DeviceTrainer&) on each.
   template <typename Body>
   const StepOutcome& run(const PairBatch& batch, const Dropout& dropout,
                          const kernels::AdamStep& adam, Body&& body) {
     for (const State state :
          {State::kValue, State::kFirstMoment, State::kSecondMoment, State::kMaxSecondMoment}) {
-      Mirror* mirror = first().mirror(state);
-      if (mirror == nullptr || mirror->newer != Mirror::kHost) continue;
+      DeviceTrainer::Mirror* mirror = first().mirror(state);
+      if (mirror == nullptr || mirror->newer != DeviceTrainer::Mirror::kHost) continue;
       for (const auto& rank : ranks_) rank->upload(state, mirror->host);
     }
     // Memory is got before any device waits for another.
@@ -1015,7 +156,7 @@ class CudaTrainer::Crew {
   }
 
  private:
-  std::vector<std::unique_ptr<Impl>> ranks_;
+  std::vector<std::unique_ptr<DeviceTrainer>> ranks_;
   std::vector<Worker> workers_;
   std::optional<PairBatch> next_;  // that the devices prepared last
   bool took_prepared_ = false;
@@ -1070,11 +211,11 @@ StepResult CudaTrainer::take_step(const PairBatch& batch, double learning_rate,
 
 LossParts CudaTrainer::evaluate(const PairBatch& batch, bool with_dropout) {
   return crew_->first().parts(crew_->run(batch, dropout(with_dropout ? step_.dropout : 0, steps_),
-                                         {}, [](Impl& device) { device.evaluate(true); }));
+                                         {}, [](DeviceTrainer& device) { device.evaluate(true); }));
 }
 
 void CudaTrainer::embed(const PairBatch& batch) {
-  crew_->run(batch, dropout(0, steps_), {}, [](Impl& device) { device.evaluate(false); });
+  crew_->run(batch, dropout(0, steps_), {}, [](DeviceTrainer& device) { device.evaluate(false); });
 }
 
 const std::vector<float>& CudaTrainer::embeddings() const { return crew_->first().embeddings(); }
@@ -1082,17 +223,17 @@ const std::vector<float>& CudaTrainer::embeddings() const { return crew_->first(
 std::string CudaTrainer::device() const { return device_; }
 
 const FlatBuffer* CudaTrainer::read(State state) const {
-  Mirror* mirror = crew_->first().mirror(state);
+  DeviceTrainer::Mirror* mirror = crew_->first().mirror(state);
   if (mirror == nullptr) return nullptr;
   crew_->first().download(*mirror);
   return &mirror->host;
 }
 
 FlatBuffer* CudaTrainer::write(State state) {
-  Mirror* mirror = crew_->first().mirror(state);
+  DeviceTrainer::Mirror* mirror = crew_->first().mirror(state);
   if (mirror == nullptr) return nullptr;
   crew_->first().download(*mirror);
-  mirror->newer = Mirror::kHost;
+  mirror->newer = DeviceTrainer::Mirror::kHost;
   return &mirror->host;
 }
 

@@ -50,14 +50,10 @@ class CudaTrainer : public Trainer {
                        const PairBatch* next) override;
 
  private:
-  class Impl;
   class Crew;
   int64_t steps_ = 0;
   std::string device_;
   std::unique_ptr<Crew> crew_;
 };
-
-/// The pairs [first, last) of a batch.
-PairBatch slice_pairs(const PairBatch& batch, int32_t first, int32_t last);
 
 }  // namespace xsr::training
