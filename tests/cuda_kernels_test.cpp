@@ -657,7 +657,8 @@ TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
                                      {512, 1024}, {1152, 384}, {2304, 768}, {768, 3072}};
 #endif
   const int32_t M = 600;
-  for (const auto& [N, K] : shapes) {
+  for (const Shape& size : shapes) {
+    const int32_t N = size.N, K = size.K;
     const SummationProbe probe{K};
     DeviceBuffer<float> a(M * K), b(N * K), bias(N), c(M * N), out(M * N), part(M * N);
     DeviceBuffer<uint16_t> narrow_a(M * K), narrow_b(N * K), narrow(M * N), narrow_part(M * N);
