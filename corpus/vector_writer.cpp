@@ -62,16 +62,17 @@ VectorFormat vector_format(const std::string& path) {
                                                "output)");
 }
 
-VectorWriter::VectorWriter(const std::string& path, VectorFormat format, size_t columns)
-    : path_(path), format_(format), columns_(columns) {
+VectorWriter::VectorWriter(const std::string& path, VectorFormat format, size_t columns,
+                           KeptRows kept)
+    : path_(path), format_(format), columns_(columns), rows_(kept.rows), whole_bytes_(kept.bytes) {
   if (path == "-") {
     path_ = "standard output";
     fd_ = STDOUT_FILENO;
   } else {
     partial_ = path + ".partial";
-    fd_ = open_partial_file(path);
+    fd_ = open_partial_file(path, kept.bytes);
   }
-  if (format_ == VectorFormat::kNpy) {
+  if (format_ == VectorFormat::kNpy && kept.bytes == 0) {
     const std::string header = npy_header(0, columns_);
     if (write(header.data(), header.size()) != header.size()) fail("write", errno);
     whole_bytes_ = header.size();
@@ -147,6 +148,10 @@ void VectorWriter::append(const float* rows, size_t count) {
     whole_bytes_ += written / row_bytes * row_bytes;
   }
   fail("write", error);
+}
+
+void VectorWriter::flush() {
+  if (!partial_.empty() && ::fdatasync(fd_) != 0) fail("flush", errno);
 }
 
 /// Writes the header again, now with the row count; false with errno saying why not.

@@ -8,20 +8,25 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <future>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
+#include "corpus/resume_point.h"
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
+#include "runtime/format/xsr_file.h"
 #include "runtime/option_names.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
@@ -50,14 +55,13 @@ std::atomic<bool> stop_requested{false};
 
 struct Options {
   std::string model, input = "-", output, device = "cpu", isa = "auto", compute = "f32";
-  bool ids = false, quiet = false, dedup = true, qkv_table = false;
+  bool ids = false, quiet = false, dedup = true, qkv_table = false, resume = false;
   int threads = 0;
+  double save_seconds = 30;
 };
 
-struct Totals {
-  uint64_t lines = 0, tokens = 0, truncated = 0, empty = 0, replaced_bytes = 0,
-           repeated = 0;  // lines whose vector was not computed again
-};
+/// Of a run: rows are lines, repeated are those whose vector was not computed again.
+using Totals = xsr::ResumePoint;
 
 struct ModelDeleter {
   void operator()(xsr_model* m) const { xsr_model_close(m); }
@@ -106,6 +110,16 @@ class Embedder {
 
   size_t columns() const { return static_cast<size_t>(info_.embedding_size); }
 
+  /// What a row's bits depend on beside its line. Several devices are of one kind.
+  std::string run() const {
+    const std::string device = xsr_session_get_device_name(session_.get());
+    return fmt::format("xsr {}, model {:016x}, {} {}, {}{}{}", xsr_version_string(),
+                       xsr::XsrFile::open(options_.model)->header_checksum(),
+                       device.substr(0, device.find(", ")),
+                       xsr_isa_string(xsr_session_get_isa(session_.get())), options_.compute,
+                       options_.qkv_table ? ", QKV table" : "", options_.ids ? ", token ids" : "");
+  }
+
   /// vectors [batch.size(), columns()]. file: for messages. A row's bits depend on its line alone,
   /// so a line that comes again gets a copy of the row it got before.
   void embed(const LineBatch& batch, const std::string& file, std::vector<float>& vectors,
@@ -139,7 +153,7 @@ class Embedder {
       totals.empty += r.empty;
       totals.replaced_bytes += r.replaced_bytes;
     }
-    totals.lines += count;
+    totals.rows += count;
     totals.repeated += count - computed_.size();
   }
 
@@ -232,22 +246,102 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// Where a run of a file goes on after a crash, noted beside its partial file while it is under
+/// way.
+class ResumeFile {
+ public:
+  explicit ResumeFile(const Options& options)
+      : path_(options.output == "-" ? "" : xsr::resume_path(options.output)),
+        every_(options.save_seconds) {}
+
+  /// The point that the run begins at: an earlier run's, or none. Throws Error where one is there
+  /// that was not asked for, or was asked for and does not fit.
+  xsr::ResumePoint begin(const Options& options, const std::string& run) {
+    xsr::ResumePoint start;
+    start.run = run;
+    const std::string partial = options.output + ".partial";
+    std::optional<xsr::ResumePoint> found;
+    if (!path_.empty()) found = xsr::load_resume_point(path_);
+    if (found && !options.resume && std::filesystem::exists(partial)) {
+      throw xsr::Error(
+          XSR_STATUS_INVALID_ARGUMENT,
+          fmt::format("{}: {} rows of an earlier run are in {}; go on with --resume, or "
+                      "remove {} to begin anew",
+                      path_, with_separators(found->rows), partial, path_));
+    }
+    if (!found || !options.resume) return start;
+    if (found->run != run) {
+      throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                       fmt::format("{}: the rows there are of \"{}\", this run is \"{}\" and its "
+                                   "rows would have other bits; run it as it was, or remove {} to "
+                                   "begin anew",
+                                   path_, found->run, run, path_));
+    }
+    saved_rows_ = found->rows;
+    return *found;
+  }
+
+  /// After an append(): the writer's rows are those of the text up to `point`.
+  void appended(xsr::ResumePoint point, xsr::VectorWriter& writer) {
+    if (path_.empty()) return;
+    last_ = std::move(point);
+    if (seconds_since(saved_) < every_) return;
+    save(writer);
+    saved_ = std::chrono::steady_clock::now();
+  }
+  /// Of a run that ends early: words that tell how it can go on, or "".
+  std::string keep(xsr::VectorWriter& writer) noexcept {
+    try {
+      if (!path_.empty() && last_) save(writer);
+    } catch (...) {  // what was saved before still holds
+    }
+    return saved_rows_ == 0 ? ""
+                            : " --resume goes on behind row " + with_separators(saved_rows_) + ".";
+  }
+  void remove() {
+    std::error_code ignored;
+    if (path_.empty()) return;
+    for (const char* crashed : {"", ".partial"}) std::filesystem::remove(path_ + crashed, ignored);
+  }
+
+ private:
+  const std::string path_;  // empty for standard output
+  const double every_;
+  std::optional<xsr::ResumePoint> last_;
+  uint64_t saved_rows_ = 0;
+  std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
+
+  void save(xsr::VectorWriter& writer) {
+    writer.flush();
+    xsr::save_resume_point(path_, *last_);
+    saved_rows_ = last_->rows;
+  }
+};
+
 int run(const Options& options) {
   const xsr::VectorFormat format = xsr::vector_format(options.output);
   xsr::require_other_file({options.input == "-" ? "/dev/stdin" : options.input, options.model},
                           options.output);
   Embedder embedder(options);
   xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
-  xsr::VectorWriter writer(options.output, format, embedder.columns());
+  ResumeFile resume(options);
+  const xsr::ResumePoint start_point = resume.begin(options, embedder.run());
+  Totals totals = start_point;
   xsr::install_stop_signals(&stop_requested);
+  if (start_point.rows > 0)
+    reader.skip(start_point.text_bytes, start_point.rows, start_point.text_hash);
+  xsr::VectorWriter writer(options.output, format, embedder.columns(),
+                           {start_point.rows, start_point.row_bytes});
+  if (start_point.rows == 0) resume.remove();  // of a run whose partial file is gone
 
   const auto start = std::chrono::steady_clock::now();
   const size_t scale = options.device == "cpu" ? 1 : kDeviceBatches;
   const size_t batch_lines =
       scale *
       std::clamp<size_t>(kBatchVectorBytes / (embedder.columns() * sizeof(float)), 1, kBatchLines);
-  xsr::Progress progress(stderr, ::isatty(STDERR_FILENO), reader.total_bytes());
-  Totals totals;
+  const uint64_t total_bytes = reader.total_bytes();
+  xsr::Progress progress(stderr, ::isatty(STDERR_FILENO),
+                         total_bytes - std::min(total_bytes, start_point.text_bytes));
   // Two of each: while one batch is embedded, the next is read and the one before is written.
   LineBatch batches[2];
   std::vector<float> vectors[2];
@@ -262,11 +356,19 @@ int run(const Options& options) {
       const LineBatch& batch = batches[turn];
       next = std::async(kAsync, read, std::ref(batches[turn ^ 1]));
       embedder.embed(batch, reader.name(), vectors[turn], totals);
+      totals.text_bytes = batch.bytes_consumed;
+      totals.text_hash = batch.text_hash;
       if (written.valid()) written.get();
-      written = std::async(
-          kAsync, [&, turn, count = batch.size()] { writer.append(vectors[turn].data(), count); });
+      const auto write = [&, turn, count = batch.size(), whole = !batch.mid_line,
+                          point = totals]() mutable {
+        writer.append(vectors[turn].data(), count);
+        point.row_bytes = writer.whole_bytes();
+        if (whole) resume.appended(std::move(point), writer);
+      };
+      written = std::async(kAsync, write);
       if (!options.quiet) {
-        progress.update(batch.bytes_consumed, totals.lines, seconds_since(start));
+        progress.update(batch.bytes_consumed - start_point.text_bytes,
+                        totals.rows - start_point.rows, seconds_since(start));
       }
       if (stop_requested) break;
     }
@@ -279,29 +381,36 @@ int run(const Options& options) {
     progress.clear();
     const bool out_of_memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
     std::string message = out_of_memory ? "out of memory" : e.what();
-    if (const std::string kept = writer.abandon(); !kept.empty()) {
+    if (const std::string kept = writer.abandon(); !kept.empty())
       message += fmt::format(" ({} rows. {})", with_separators(writer.rows()), kept);
-    }
+    message += resume.keep(writer);
     throw xsr::Error(out_of_memory ? XSR_STATUS_OUT_OF_MEMORY : XSR_STATUS_IO, message);
   }
   progress.clear();
   if (stop_requested) {
     const std::string kept = writer.abandon();
-    xsr::tell(fmt::format("xsr-embed: {}: interrupted after {} rows.{}{}\n", options.output,
-                          with_separators(writer.rows()), kept.empty() ? "" : " ", kept));
+    xsr::tell(fmt::format("xsr-embed: {}: interrupted after {} rows.{}{}{}\n", options.output,
+                          with_separators(writer.rows()), kept.empty() ? "" : " ", kept,
+                          resume.keep(writer)));
     return kFailed;
   }
   writer.finish();
+  resume.remove();
   const double seconds = seconds_since(start);
   if (!options.quiet) {
+    const uint64_t lines = totals.rows - start_point.rows;
+    const std::string resumed =
+        start_point.rows == 0
+            ? ""
+            : fmt::format(" ({} of them by an earlier run)", with_separators(start_point.rows));
     xsr::tell(fmt::format(
-        "xsr-embed: {} lines, {} tokens, {} truncated, {} empty, {} repeated, {} replaced "
+        "xsr-embed: {} lines{}, {} tokens, {} truncated, {} empty, {} repeated, {} replaced "
         "bytes, {:.2f} s, {} sentences/s\n",
-        with_separators(totals.lines), with_separators(totals.tokens),
+        with_separators(totals.rows), resumed, with_separators(totals.tokens),
         with_separators(totals.truncated), with_separators(totals.empty),
         with_separators(totals.repeated), with_separators(totals.replaced_bytes), seconds,
-        with_separators(static_cast<uint64_t>(
-            static_cast<double>(totals.lines) / std::max(seconds, 1e-9) + 0.5))));
+        with_separators(
+            static_cast<uint64_t>(static_cast<double>(lines) / std::max(seconds, 1e-9) + 0.5))));
   }
   return kOk;
 }
@@ -319,7 +428,9 @@ int tool_main(int argc, char** argv) {
       "only the first 16 MiB are looked at. "
       "The output is written as\n"
       "OUT.partial and renamed when whole; a run that fails or is interrupted leaves the rows it "
-      "has there, and no OUT.\n"
+      "has there, and no OUT. OUT.resume\n"
+      "says beside it how far it had come on the disk: --resume goes on from there, also after a "
+      "crash, to the same bytes.\n"
       "With -o - the vectors go to standard output as raw f32, or as text when that is a "
       "terminal.\n"
       "Exit status: 0 done, 1 failed or interrupted, 2 wrong usage.");
@@ -354,12 +465,23 @@ int tool_main(int argc, char** argv) {
       "bytes of memory; the vectors differ in their last bits from those without");
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");
+  app.add_flag(
+      "--resume", options.resume,
+      "Go on where a run that was stopped or crashed had come; begin where there was none");
+  app.add_option("--save-seconds", options.save_seconds,
+                 "How often rows are flushed to the disk and noted in OUT.resume")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str();
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
   app.set_version_flag("--version", std::string("xsr-embed ") + xsr_version_string());
   try {
     app.parse(argc, argv);
     xsr::vector_format(options.output);
     xsr::cuda_devices_of(options.device);
+    if (options.resume && options.output == "-") {
+      throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
+                       "--resume goes on with a file; standard output has none");
+    }
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? kOk : kUsage;
   } catch (const xsr::Error& e) {

@@ -17,6 +17,7 @@
 #include <sstream>
 #include <thread>
 
+#include "corpus/resume_point.h"
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
@@ -33,6 +34,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using namespace std::string_literals;
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -43,10 +45,23 @@ class Corpus : public testing::Test {
     std::ofstream(path("in.txt"), std::ios::binary) << bytes;
     return path("in.txt");
   }
+  void write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(path(name), std::ios::binary) << bytes;
+  }
   std::string read(const std::string& name) const { return xsr::test::read_file(path(name)); }
 
   const xsr::test::TempFolder folder_;
 };
+
+template <typename Body>
+std::string error_of(Body&& body) {
+  try {
+    body();
+  } catch (const xsr::Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
 
 struct Lines {
   std::vector<std::string> text;
@@ -168,6 +183,49 @@ TEST_F(Corpus, PackedDataAndUtf16AreNoLines) {
     EXPECT_EQ(lines_of(write("\n" + bytes)).text.size(), 2 + (bytes.back() == '\0'))
         << "malformed lines are lines";
   }
+}
+
+TEST_F(Corpus, AReaderGoesOnBehindWhatIsDone) {
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += "line " + std::to_string(i) + (i % 3 == 0 ? "\r\n" : "\n");
+  text += "no end";
+  write("t", text);
+  for (const size_t block : {1, 7, 64, 1 << 20}) {
+    xsr::LineReader first(path("t"), 1000, nullptr, block);
+    xsr::LineBatch batch;
+    while (first.read(37, 1 << 20, batch)) {
+      const uint64_t done = batch.first_line + batch.size() - 1;
+      xsr::LineReader second(path("t"), 1000, nullptr, block);
+      second.skip(batch.bytes_consumed, done, batch.text_hash);
+      xsr::LineBatch rest;
+      std::vector<std::string> lines;
+      while (second.read(50, 1 << 20, rest)) {
+        EXPECT_EQ(rest.first_line, done + lines.size() + 1);
+        for (size_t i = 0; i < rest.size(); ++i) lines.emplace_back(rest.line(i));
+      }
+      ASSERT_EQ(lines.size(), 401 - done);
+      if (!lines.empty()) {
+        EXPECT_EQ(lines.back(), "no end");
+        EXPECT_EQ(lines.front(), done == 400 ? "no end" : "line " + std::to_string(done));
+      }
+    }
+  }
+  xsr::LineBatch batch;
+  xsr::LineReader reader(path("t"));
+  ASSERT_TRUE(reader.read(100, 1 << 20, batch));
+  EXPECT_FALSE(batch.mid_line);
+  const auto skip = [&] {
+    xsr::LineReader(path("t")).skip(batch.bytes_consumed, batch.size(), batch.text_hash);
+  };
+  skip();
+  write("t", text + "and more");  // a text may grow
+  skip();
+  text[5] = 'X';
+  write("t", text);
+  EXPECT_THAT(error_of(skip), AllOf(HasSubstr("t: differs in the first "),
+                                    HasSubstr(" the text whose first 100 lines are done")));
+  write("t", text.substr(0, batch.bytes_consumed - 1));
+  EXPECT_THAT(error_of(skip), HasSubstr("t: is shorter than the text whose first 100 lines"));
 }
 
 TEST_F(Corpus, MissingAndUnreadableInput) {
@@ -498,6 +556,68 @@ TEST_F(Corpus, FormatsAndFolders) {
     EXPECT_THAT(e.what(), HasSubstr("late.f32: cannot rename its partial file: is a directory"));
     EXPECT_THAT(e.what(), HasSubstr("kept in " + path("late.f32.partial")));
   }
+}
+
+TEST_F(Corpus, AWriterGoesOnBehindTheRowsThatAreKept) {
+  const std::vector<float> rows = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+  for (const char* name : {"v.npy", "v.f32", "v.tsv"}) {
+    const xsr::VectorFormat format = xsr::vector_format(name);
+    xsr::KeptRows kept;
+    {
+      xsr::VectorWriter writer(path(name), format, 2);
+      writer.append(rows.data(), 3);
+      writer.flush();
+      kept = {writer.rows(), writer.whole_bytes()};
+      writer.append(rows.data() + 6, 1);  // nobody knows of it behind a crash
+    }
+    EXPECT_FALSE(fs::exists(path(name)));
+    xsr::VectorWriter writer(path(name), format, 2, kept);
+    EXPECT_EQ(3u, writer.rows());
+    writer.append(rows.data() + 6, 2);
+    writer.finish();
+    xsr::VectorWriter whole(path("whole"), format, 2);
+    whole.append(rows.data(), 5);
+    whole.finish();
+    EXPECT_EQ(read(name), read("whole")) << name;
+
+    // Not where the rows are gone; and the place is as it was.
+    EXPECT_THAT(error_of([&] { xsr::VectorWriter(path(name), format, 2, kept); }),
+                HasSubstr(".partial: has 0 bytes, fewer than the " + std::to_string(kept.bytes) +
+                          " that were written"));
+    EXPECT_FALSE(fs::exists(path(name) + ".partial"));
+    write(name + ".partial"s, "abc"s);
+    EXPECT_THAT(error_of([&] { xsr::VectorWriter(path(name), format, 2, kept); }),
+                HasSubstr(".partial: has 3 bytes, fewer than "));
+    EXPECT_EQ("abc", read(name + ".partial"s));
+    fs::remove(path(name) + ".partial");
+  }
+}
+
+TEST_F(Corpus, ResumePointsAreReadAsTheyWereWritten) {
+  xsr::ResumePoint point{"xsr 0.1.0, model 1, cpu avx2, f32", 1, 2, 3, ~uint64_t{0}, 5, 6, 7, 8, 9};
+  const std::string file = xsr::resume_path(path("v.npy"));
+  EXPECT_EQ(file, path("v.npy.resume"));
+  EXPECT_EQ(xsr::load_resume_point(file), std::nullopt);
+  xsr::save_resume_point(file, point);
+  EXPECT_EQ(xsr::load_resume_point(file), point);
+  point.rows = 10;
+  xsr::save_resume_point(file, point);
+  EXPECT_EQ(xsr::load_resume_point(file), point);
+  const std::string text = read("v.npy.resume");
+  const auto load = [&](const std::string& bytes) {
+    write("v.npy.resume", bytes);
+    return error_of([&] { xsr::load_resume_point(file); });
+  };
+  for (size_t cut = 0; cut + 1 < text.size(); ++cut) {
+    // A number that lost its last digits is one still, but others are missing then.
+    if (cut > text.rfind(' ') + 1) break;
+    EXPECT_THAT(load(text.substr(0, cut)),
+                AllOf(HasSubstr("v.npy.resume:"), HasSubstr("; remove the file to begin anew")))
+        << cut;
+  }
+  std::string wrong = text;
+  wrong.replace(wrong.find("rows 10"), 7, "rows 1x");
+  EXPECT_THAT(load(wrong), HasSubstr("v.npy.resume:3: \"1x\" is no number"));
 }
 
 TEST_F(Corpus, TwoWritersOfOnePathDoNotMix) {

@@ -482,6 +482,92 @@ TEST_F(EmbedCli, AnInterruptKeepsWholeRowsAndNoOutput) {
               HasSubstr("'shape': (" + std::to_string((partial.size() - 128) / row_bytes) + ", "));
 }
 
+/// A run that is killed while it waits for more of a pipe, at ever later places, until one that
+/// finds all of the text: the bytes of an undisturbed run.
+TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
+  std::string text;
+  std::vector<size_t> ends = {0};
+  for (int i = 0; i < 30000; ++i) {
+    text += i % 7 == 0 ? "" : "Sentence number " + std::to_string(i % 50 * (i % 11)) + ".";
+    text += '\n';
+    ends.push_back(text.size());
+  }
+  write("in.txt", text);
+  for (const std::string name : {"v.npy", "v.tsv"}) {
+    ASSERT_EQ(embed("-i in.txt -q -o whole" + name.substr(1)).exit_status, 0);
+    const std::string options = " --resume --save-seconds 0 -q -o " + name;
+    const auto point = [&] {  // rows that the run will go on behind
+      std::istringstream lines(fs::exists(path(name + ".resume")) ? read(name + ".resume") : "");
+      std::string line;
+      while (std::getline(lines, line)) {
+        if (line.starts_with("rows ")) return std::stoul(line.substr(5));
+      }
+      return 0ul;
+    };
+    for (const size_t lines : {8192, 17000, 25000}) {
+      fs::remove(path("pipe"));
+      ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+      const pid_t child = start("-m " + kModel + " -i pipe" + options);
+      std::ofstream pipe(path("pipe"), std::ios::binary);
+      pipe << text.substr(0, ends[lines]) << std::flush;
+      for (int i = 0; i < 2400 && point() < lines / 8192 * 8192; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(25));
+      ASSERT_EQ(point(), lines / 8192 * 8192);
+      kill(child, SIGKILL);
+      EXPECT_EQ(wait_for(child).exit_status, 128 + SIGKILL);
+      EXPECT_FALSE(fs::exists(path(name)));
+      // What came behind it may be there in part.
+      std::ofstream(path(name + ".partial"), std::ios::app) << "half a row";
+    }
+    Outcome outcome = embed("-i in.txt -o " + name);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(name + ".resume: 24,576 rows of an earlier run are in " +
+                                       name + ".partial; go on with --resume, or remove"));
+    outcome = embed("-i in.txt --resume --compute int8 -o " + name);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr("its rows would have other bits"));
+    write("other.txt", "X" + text.substr(1));
+    outcome = embed("-i other.txt --resume -o " + name);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr("other.txt: differs in the first "));
+    outcome = embed("-i in.txt --resume --threads 1 -o " + name);
+    EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr("30,000 lines (24,576 of them by an earlier run), "));
+    EXPECT_EQ(read(name), read("whole" + name.substr(1)));
+    EXPECT_FALSE(fs::exists(path(name + ".resume")));
+    EXPECT_FALSE(fs::exists(path(name + ".partial")));
+  }
+}
+
+TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
+  std::string text;
+  for (int i = 0; i < 20000; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text);
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+  std::ofstream pipe(path("pipe"), std::ios::binary);
+  pipe << text.substr(0, text.size() - 4) << std::flush;  // it is stopped within a line
+  for (int i = 0; i < 600 && (!fs::exists(path("v.npy.partial")) ||
+                              fs::file_size(path("v.npy.partial")) < 16384 * 384 * 4);
+       ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  kill(child, SIGTERM);
+  const Outcome outcome = wait_for(child);
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr(" rows. The rows written are kept in v.npy.partial. "
+                                     "--resume goes on behind row 16,384.\n"));
+  EXPECT_EQ(embed("-i - --resume -q -o v.npy < in.txt").exit_status, 0);
+  EXPECT_EQ(embed("-i in.txt --resume -q -o w.npy").exit_status, 0);  // where there is nothing
+  EXPECT_EQ(read("v.npy"), read("w.npy"));
+  EXPECT_EQ(embed("-i in.txt --resume -o -").exit_status, 2);
+  // Of a point whose rows are gone nothing can be lost.
+  write("w.npy.resume", "xsr-embed resume point 1\nrun of another\nrows 5\n");
+  const Outcome damaged = embed("-i in.txt -q -o w.npy");
+  EXPECT_EQ(damaged.exit_status, 1);
+  EXPECT_THAT(damaged.err, HasSubstr("w.npy.resume:4: expected \"row_bytes \"; remove the file"));
+}
+
 TEST_F(EmbedCli, AHangUpThatIsIgnoredStaysIgnored) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   ::signal(SIGHUP, SIG_IGN);  // as nohup does; the child inherits it

@@ -31,7 +31,7 @@ namespace {
 
 }  // namespace
 
-int open_partial_file(const std::string& path) {
+int open_partial_file(const std::string& path, uint64_t kept) {
   const std::string partial = path + ".partial";
   struct stat opened, named;
   if (::stat(path.c_str(), &named) == 0 && !S_ISREG(named.st_mode)) {
@@ -62,11 +62,20 @@ int open_partial_file(const std::string& path) {
     ::close(fd);
     throw Error(XSR_STATUS_IO, partial + ": is a pipe; remove it, or give another path");
   }
-  if (S_ISREG(opened.st_mode) && ::ftruncate(fd, 0) != 0) {
+  if (kept > 0 && static_cast<uint64_t>(opened.st_size) < kept) {
+    if (opened.st_size == 0) ::unlink(partial.c_str());  // it was not there
+    ::close(fd);
+    throw Error(XSR_STATUS_IO, partial + ": has " + std::to_string(opened.st_size) +
+                                   " bytes, fewer than the " + std::to_string(kept) +
+                                   " that were written");
+  }
+  const off_t size = static_cast<off_t>(kept);
+  if (S_ISREG(opened.st_mode) &&
+      (::ftruncate(fd, size) != 0 || ::lseek(fd, size, SEEK_SET) != size)) {
     const int error = errno;
     ::close(fd);
     errno = error;
-    fail_at(partial, "cannot empty the file");
+    fail_at(partial, kept > 0 ? "cannot cut the file to its whole rows" : "cannot empty the file");
   }
   return fd;
 }

@@ -6,13 +6,15 @@
 
 namespace xsr {
 
-/// Opens path.partial, empty, to be written until it takes the place of path: locked, so that a
+/// Opens path.partial, empty, or cut to its first `kept` bytes and with what is written next behind
+/// them, to be written until it takes the place of path: locked, so that a
 /// second process that wants to write the same file at the same time gets an error, for as long as
 /// the descriptor is open (rename or remove the file before it is closed). Throws Error(IO), also
 /// where path is a folder, which no file can take the place of, or a pipe or device, which none
-/// shall: /dev/null would be gone. Where path is a symbolic link the file takes the place of the
-/// link, as with mv and gcc -o, and what it points to stays.
-int open_partial_file(const std::string& path);
+/// shall: /dev/null would be gone; and where it has less than `kept` bytes. Where path is a
+/// symbolic link the file takes the place of the link, as with mv and gcc -o, and what it points to
+/// stays.
+int open_partial_file(const std::string& path, uint64_t kept = 0);
 
 /// Flushes the folder of a file that got its name a moment ago, so that a crash does not take it
 /// back. Throws Error(IO); not where the file system, or a folder one may not read, does not let

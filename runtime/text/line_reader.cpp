@@ -1,5 +1,7 @@
 #include "runtime/text/line_reader.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -35,16 +37,50 @@ size_t split_character_bytes(const char* text, size_t size) {
 
 }  // namespace
 
+class LineReader::Hash {
+ public:
+  Hash() { XXH3_64bits_reset(&state_); }
+  void add(const char* data, size_t size) { XXH3_64bits_update(&state_, data, size); }
+  uint64_t value() const { return XXH3_64bits_digest(&state_); }
+
+ private:
+  XXH3_state_t state_;
+};
+
 LineReader::LineReader(std::unique_ptr<ByteSource> source, size_t max_line_bytes,
                        const std::atomic<bool>* stop, size_t block_bytes)
     : source_(std::move(source)),
       max_line_bytes_(max_line_bytes),
       stop_(stop),
-      block_(std::max<size_t>(block_bytes, 1)) {}
+      block_(std::max<size_t>(block_bytes, 1)),
+      hash_(std::make_unique<Hash>()) {}
 
 LineReader::LineReader(const std::string& path, size_t max_line_bytes,
                        const std::atomic<bool>* stop, size_t block_bytes)
     : LineReader(std::make_unique<FileSource>(path, stop), max_line_bytes, stop, block_bytes) {}
+
+LineReader::~LineReader() = default;
+
+void LineReader::consume(size_t bytes) {
+  hash_->add(block_.data() + begin_, bytes);
+  begin_ += bytes;
+  consumed_ += bytes;
+}
+
+void LineReader::skip(uint64_t bytes, uint64_t lines, uint64_t text_hash) {
+  while (consumed_ < bytes && (begin_ < end_ || fill()))
+    consume(static_cast<size_t>(std::min<uint64_t>(end_ - begin_, bytes - consumed_)));
+  if (stopped()) return;
+  if (consumed_ < bytes || hash_->value() != text_hash) {
+    throw Error(
+        XSR_STATUS_INVALID_ARGUMENT,
+        name() + ": " +
+            (consumed_ < bytes ? "is shorter than"
+                               : "differs in the first " + std::to_string(bytes) + " bytes from") +
+            " the text whose first " + std::to_string(lines) + " lines are done");
+  }
+  lines_ = lines;
+}
 
 /// Reads the next block; false at the end of the input.
 bool LineReader::fill() {
@@ -70,6 +106,7 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
   batch.bytes.clear();
   batch.ends.clear();
   batch.cut.clear();
+  batch.mid_line = false;
   batch.first_line = lines_ + 1;
   size_t line_begin = 0;
   uint64_t length = 0;  // of the line so far, what is not kept included
@@ -91,8 +128,9 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
   while (any ||
          (batch.size() < max_lines && (batch.bytes.size() < max_bytes || batch.size() == 0))) {
     if (begin_ == end_ && !fill()) {
-      if (any && stop_ && stop_->load(std::memory_order_relaxed)) {
+      if (any && stopped()) {
         batch.bytes.resize(line_begin);  // stopped in the middle of a line, which does not count
+        batch.mid_line = true;
       } else if (any) {
         finish_line(false);
       }
@@ -101,8 +139,7 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
     const char* from = block_.data() + begin_;
     const char* newline = static_cast<const char*>(std::memchr(from, '\n', end_ - begin_));
     const size_t size = newline ? static_cast<size_t>(newline - from) : end_ - begin_;
-    begin_ += size + (newline ? 1 : 0);
-    consumed_ += size + (newline ? 1 : 0);
+    consume(size + (newline ? 1 : 0));
     any = true;
     if (size > 0) {
       const size_t room = max_line_bytes_ - (batch.bytes.size() - line_begin);
@@ -113,6 +150,7 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
     if (newline) finish_line(true);
   }
   batch.bytes_consumed = consumed_;
+  batch.text_hash = hash_->value();
   return batch.size() > 0;
 }
 

@@ -17,6 +17,8 @@ struct LineBatch {
   std::vector<uint8_t> cut;     // 1: the line was longer than the reader keeps
   uint64_t first_line = 1;      // number of the first line in the file, from 1
   uint64_t bytes_consumed = 0;  // of the text, line ends included, up to the last line's end
+  uint64_t text_hash = 0;       // XXH3-64 of those bytes
+  bool mid_line = false;        // stopped in a line, whose beginning is among those bytes
 
   size_t size() const { return ends.size(); }
   std::string_view line(size_t i) const {
@@ -42,18 +44,28 @@ class LineReader {
   /// A FileSource of the path. Throws Error(IO).
   explicit LineReader(const std::string& path, size_t max_line_bytes = 16 << 20,
                       const std::atomic<bool>* stop = nullptr, size_t block_bytes = 1 << 20);
+  ~LineReader();
 
   /// Replaces batch by the next lines: at least one, then until max_lines or max_bytes are reached.
   /// False when there are none left. Throws the source's Error, with the last whole line's number,
   /// and Error(BAD_FILE) for what is no text.
   bool read(size_t max_lines, size_t max_bytes, LineBatch& batch);
 
+  /// Instead of a first read(): passes over the text's first `bytes`, `lines` lines. Throws
+  /// Error(INVALID_ARGUMENT) where the text is shorter or has another hash, and as read() does; not
+  /// where it was stopped on the way.
+  void skip(uint64_t bytes, uint64_t lines, uint64_t text_hash);
+
   const ByteSource& source() const { return *source_; }
   uint64_t total_bytes() const { return source_->total_bytes(); }
   const std::string& name() const { return source_->name(); }
 
  private:
+  class Hash;
   bool fill();
+  /// Counts bytes of the unread part of block_ as consumed.
+  void consume(size_t bytes);
+  bool stopped() const { return stop_ != nullptr && stop_->load(std::memory_order_relaxed); }
 
   std::unique_ptr<ByteSource> source_;
   size_t max_line_bytes_;
@@ -61,6 +73,7 @@ class LineReader {
   std::vector<char> block_;
   size_t begin_ = 0, end_ = 0;  // unread part of block_
   uint64_t consumed_ = 0, lines_ = 0;
+  std::unique_ptr<Hash> hash_;  // of what was consumed
 };
 
 /// All lines of a file as a LineReader gives them. Throws Error(IO), and as it does.
