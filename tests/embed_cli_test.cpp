@@ -493,7 +493,7 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
     ends.push_back(text.size());
   }
   write("in.txt", text);
-  for (const std::string name : {"v.npy", "v.tsv"}) {
+  for (const std::string name : {"v.npy", "v.f32"}) {
     ASSERT_EQ(embed("-i in.txt -q -o whole" + name.substr(1)).exit_status, 0);
     const std::string options = " --resume --save-seconds 0 -q -o " + name;
     const auto point = [&] {  // rows that the run will go on behind
