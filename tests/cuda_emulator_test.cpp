@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <set>
 #include <vector>
 
@@ -430,9 +431,10 @@ TEST_F(CudaEmulator, AnAlgorithmIsChosenBeforeACapture) {
 
 /// Sums of the probe's products in f32, in ways that algorithms might take.
 TEST(SummationProbe, TellsOrdersApart) {
-  using Order = std::function<float(const std::vector<float>&)>;
+  using Products = std::vector<float>;
+  using Order = std::function<float(const Products&)>;
   const auto in_steps = [](size_t step) {  // each step summed by itself
-    return [step](const std::vector<float>& products) {
+    return [step](const Products& products) {
       float sum = 0;
       for (size_t k = 0; k < products.size(); k += step) {
         float part = 0;
@@ -443,7 +445,7 @@ TEST(SummationProbe, TellsOrdersApart) {
     };
   };
   const auto in_lanes = [](size_t lanes) {
-    return [lanes](const std::vector<float>& products) {
+    return [lanes](const Products& products) {
       std::vector<float> sums(lanes);
       for (size_t k = 0; k < products.size(); ++k) sums[k % lanes] += products[k];
       float sum = 0;
@@ -451,35 +453,66 @@ TEST(SummationProbe, TellsOrdersApart) {
       return sum;
     };
   };
-  const std::vector<Order> orders = {in_steps(1),  in_steps(8),   in_steps(16), in_steps(32),
-                                     in_steps(64), in_steps(256), in_lanes(2),  in_lanes(4)};
-  for (const int32_t K : {384, 512, 1024, 3072}) {
-    const cuda::SummationProbe probe{K};
-    constexpr int32_t kRows = 16, kOutputs = 16;
-    std::vector<std::vector<uint16_t>> results(orders.size());
-    for (int32_t m = 0; m < kRows; ++m) {
-      for (int32_t n = 0; n < kOutputs; ++n) {
-        std::vector<float> products;
-        double exact = 0;
-        for (int32_t k = 0; k < K; ++k) {
-          const float x = probe.a(m, k), w = probe.b(n, k);
-          ASSERT_EQ(x, kernels::f32_from_bf16(kernels::bf16_from_f32(x)));
-          ASSERT_EQ(w, kernels::f32_from_bf16(kernels::bf16_from_f32(w)));
-          products.push_back(x * w);
-          exact += static_cast<double>(x) * w;
+  const auto in_slices = [](size_t slices) {
+    return [slices](const Products& products) {
+      float sum = 0;
+      const size_t size = (products.size() + slices - 1) / slices;
+      for (size_t k = 0; k < products.size(); k += size) {
+        float part = 0;
+        for (size_t i = k; i < std::min(k + size, products.size()); ++i) part += products[i];
+        sum += part;
+      }
+      return sum;
+    };
+  };
+  const std::vector<std::pair<std::string, Order>> orders = {
+      {"one by one", in_steps(1)}, {"steps of 8", in_steps(8)}, {"of 16", in_steps(16)},
+      {"of 32", in_steps(32)},     {"of 64", in_steps(64)},     {"2 lanes", in_lanes(2)},
+      {"4 lanes", in_lanes(4)},    {"5 slices", in_slices(5)},  {"3 slices", in_slices(3)}};
+  for (const int32_t K : {SummationProbe::kLeastK, 129, 384, 512, 1024, 3072}) {
+    for (const int significand : {8, 24}) {
+      const SummationProbe probe(K, significand);
+      constexpr int32_t kRows = 8, kOutputs = 16;
+      std::vector<std::vector<uint16_t>> results(orders.size());
+      for (int32_t m = 0; m < kRows; ++m) {
+        for (int32_t n = 0; n < kOutputs; ++n) {
+          Products products;
+          std::map<double, int> signs;  // of each size: as many above 0 as below
+          for (int32_t k = 0; k < K; ++k) {
+            const float x = probe.a(m, k), w = probe.b(n, k);
+            if (significand == 8) {
+              ASSERT_EQ(x, kernels::f32_from_bf16(kernels::bf16_from_f32(x)));
+              ASSERT_EQ(w, kernels::f32_from_bf16(kernels::bf16_from_f32(w)));
+            }
+            products.push_back(x * w);
+            const double exact = static_cast<double>(x) * w;
+            signs[std::abs(exact)] += exact < 0 ? -1 : exact > 0;
+          }
+          for (const auto& [size, sum] : signs) ASSERT_EQ(0, sum) << size;
+          for (size_t i = 0; i < orders.size(); ++i)
+            results[i].push_back(kernels::bf16_from_f32(orders[i].second(products)));
         }
-        ASSERT_EQ(0, exact);
-        for (size_t i = 0; i < orders.size(); ++i)
-          results[i].push_back(kernels::bf16_from_f32(orders[i](products)));
       }
-    }
-    for (size_t i = 0; i < orders.size(); ++i) {
-      for (size_t j = 0; j < i; ++j) {
-        int32_t different = 0;
-        for (size_t at = 0; at < results[i].size(); ++at)
-          different += results[i][at] != results[j][at];
-        EXPECT_GT(different, kRows * kOutputs / 2) << "K " << K << ", orders " << j << " and " << i;
+      for (size_t i = 0; i < orders.size(); ++i) {
+        for (size_t j = 0; j < i; ++j) {
+          int32_t different = 0;
+          for (size_t at = 0; at < results[i].size(); ++at)
+            different += results[i][at] != results[j][at];
+          EXPECT_GT(different, kRows * kOutputs / 2)
+              << "K " << K << ", " << significand << " bits, " << orders[j].first << " and "
+              << orders[i].first;
+        }
       }
+      // The places that bias and c join the sum at show, too.
+      int32_t different = 0;
+      for (int32_t i = 0; i < 512; ++i) {
+        Products products;
+        for (int32_t k = 0; k < K; ++k) products.push_back(probe.a(i, k) * probe.b(i % 7, k));
+        const float sum = in_steps(16)(products), bias = SummationProbe::addend(i),
+                    c = SummationProbe::addend(5000 + i);
+        different += (sum + bias) + c != (sum + c) + bias;
+      }
+      EXPECT_GT(different, 8) << K;
     }
   }
 }

@@ -646,12 +646,12 @@ TEST_F(CudaKernels, ProductIntoBf16) {
 /// with common operands, once with those whose result is the rounding of the order of summation.
 TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
   Random random(108);
-  Gemm gemm;
+  Gemm gemm, tf32(true);
   struct Shape {
     int32_t N, K;
   };
 #ifdef XSR_EMULATED
-  const std::vector<Shape> shapes = {{32, 24}};
+  const std::vector<Shape> shapes = {{16, 24}};
 #else
   const std::vector<Shape> shapes = {{96, 64},    {1536, 512}, {512, 512},  {1024, 512},
                                      {512, 1024}, {1152, 384}, {2304, 768}, {768, 3072}};
@@ -659,45 +659,49 @@ TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
   const int32_t M = 600;
   for (const Shape& size : shapes) {
     const int32_t N = size.N, K = size.K;
-    const SummationProbe probe{K};
+    const SummationProbe probe(K, 24), narrow_probe(K, 8);
     DeviceBuffer<float> a(M * K), b(N * K), bias(N), c(M * N), out(M * N), part(M * N);
     DeviceBuffer<uint16_t> narrow_a(M * K), narrow_b(N * K), narrow(M * N), narrow_part(M * N);
     for (const bool probed : {false, true}) {
       for (int64_t i = 0; i < a.size(); ++i) {
-        a[i] = probed ? probe.a(i / K, i % K) : to_bf16(random.normal());
-        narrow_a[i] = bf16_from_f32(a[i]);
+        const int32_t m = static_cast<int32_t>(i / K), k = static_cast<int32_t>(i % K);
+        a[i] = probed ? probe.a(m, k) : random.normal();
+        narrow_a[i] = bf16_from_f32(probed ? narrow_probe.a(m, k) : a[i]);
       }
       for (int64_t i = 0; i < b.size(); ++i) {
-        b[i] = probed ? probe.b(i / K, i % K) : to_bf16(random.normal());
-        narrow_b[i] = bf16_from_f32(b[i]);
+        const int32_t n = static_cast<int32_t>(i / K), k = static_cast<int32_t>(i % K);
+        b[i] = probed ? probe.b(n, k) : random.normal();
+        narrow_b[i] = bf16_from_f32(probed ? narrow_probe.b(n, k) : b[i]);
       }
       for (float& x : bias) x = random.normal();
       for (float& x : c) x = random.normal();
       upload({&a, &b, &bias, &c, &narrow_a, &narrow_b});
-      for (const bool f32 : {false, true}) {
+      for (const char* kind : {"f32", "tf32", "bf16"}) {
+        const bool bf16 = kind[0] == 'b';
+        Gemm& own = kind[0] == 't' ? tf32 : gemm;
         Product product{M, N, K, {}, {}, out.device(), N};
-        const Dtype dtype = f32 ? Dtype::kF32 : Dtype::kBf16;
-        product.a = {f32 ? static_cast<void*>(a.device()) : narrow_a.device(), K, dtype};
-        product.b = {f32 ? static_cast<void*>(b.device()) : narrow_b.device(), K, dtype};
+        const Dtype dtype = bf16 ? Dtype::kBf16 : Dtype::kF32;
+        product.a = {bf16 ? static_cast<void*>(narrow_a.device()) : a.device(), K, dtype};
+        product.b = {bf16 ? static_cast<void*>(narrow_b.device()) : b.device(), K, dtype};
         Product into_bf16 = product;
         into_bf16.out = narrow.device(), into_bf16.out_dtype = Dtype::kBf16;
         if (!probed) product.bias = bias.device(), product.c = c.device(), product.c_stride = N;
-        gemm.run(product, stream());
-        if (!f32) gemm.run(into_bf16, stream());
+        own.run(product, stream());
+        if (bf16) own.run(into_bf16, stream());
         download({&out, &narrow});
         for (const int32_t rows : {1, 7, 20, 64, 65, 129, 512, 513}) {
           product.M = into_bf16.M = rows;
           product.out = part.device();
           into_bf16.out = narrow_part.device();
-          gemm.run(product, stream());
-          if (!f32) gemm.run(into_bf16, stream());
+          own.run(product, stream());
+          if (bf16) own.run(into_bf16, stream());
           download({&part, &narrow_part});
           const auto same = [&](const auto& x, const auto& y) {
             return std::memcmp(x, y, sizeof(*x) * static_cast<size_t>(rows * N)) == 0;
           };
           ASSERT_TRUE(same(part.host(), out.host()))
-              << rows << " rows, N " << N << ", K " << K << (f32 ? ", f32" : ", bf16");
-          if (f32) continue;
+              << rows << " rows, N " << N << ", K " << K << ", " << kind;
+          if (!bf16) continue;
           ASSERT_TRUE(same(narrow_part.host(), narrow.host()))
               << rows << " rows into bf16, N " << N << ", K " << K;
         }
@@ -706,6 +710,32 @@ TEST_F(CudaKernels, ProductOfARowDoesNotDependOnTheOthers) {
   }
   const Gemm::FewRows few = gemm.few_rows();
   std::printf("%d of %d products of few rows have an algorithm of their own\n", few.own, few.kinds);
+}
+
+/// Ones, whose sum is exact in any order: none of K is left out where it is summed in parts, nor
+/// where it is no multiple of an algorithm's step.
+TEST_F(CudaKernels, AProductSumsAllOfK) {
+  Gemm gemm;
+  for (const int32_t K : {8, 24, 64, 100, 128, 192, 200, 320, 1000, 1024, 4160, 4224}) {
+    for (const bool split : {false, true}) {
+      for (const bool transposed : {false, true}) {
+        constexpr int32_t M = 16, N = 24;
+        DeviceBuffer<uint16_t> a(M * K), b(N * K);
+        DeviceBuffer<float> out(M * N);
+        for (uint16_t& x : a) x = bf16_from_f32(1);
+        for (uint16_t& x : b) x = bf16_from_f32(1);
+        upload({&a, &b});
+        Product product{M, N, K, {}, {}, out.device(), N};
+        product.a = {a.device(), transposed ? M : K, Dtype::kBf16, transposed};
+        product.b = {b.device(), transposed ? N : K, Dtype::kBf16, transposed};
+        product.split_k = split;
+        gemm.run(product, stream());
+        download({&out});
+        for (const float x : out)
+          ASSERT_EQ(static_cast<float>(K), x) << (split ? "in parts, " : "") << transposed;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -118,6 +118,9 @@ def main():
         sys.exit("gpu_peers: PyTorch sees no CUDA device here")
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = False
+    # Beyond its limit of recompilations a form would go on uncompiled, and say nothing.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     weights = Weights(args.model)
     sentences = log_normal_sentences(weights, args.sentences)
     tokens = sum(map(len, sentences))

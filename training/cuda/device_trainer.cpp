@@ -27,7 +27,7 @@ using cuda::Plan;
 using cuda::StepOutcome;
 using kernels::Dropout;
 
-constexpr uint32_t kLeastBucket = 64;
+constexpr uint32_t kLeastBucket = 128;  // a weight's gradient may then be summed in parts
 // Shapes of batches whose step is kept as a graph. Batches by tokens have nearly as many shapes as
 // there are batches, and a graph takes memory.
 constexpr size_t kMostGraphs = 256;

@@ -20,6 +20,7 @@ namespace xsr::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = 32 << 20;
+constexpr uint32_t kAlignment = 16;
 
 void check_blas(cublasStatus_t status, const char* doing) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -118,47 +119,63 @@ struct Gemm::Impl {
     }
   }
 
+  /// With the workspace where K may be split alone: what could split it by itself finds no room.
+  size_t workspace_bytes(const Product& p) const {
+    return same_for_every_M(p) ? 0 : kWorkspaceBytes;
+  }
+
   cublasStatus_t multiply(const Product& p, cublasLtMatmulDesc_t description,
                           const cublasLtMatmulAlgo_t& algorithm, Stream stream) {
     const Layouts layouts(p, p.M);
     const float one = 1, beta = p.c == nullptr ? 0 : 1;
+    const size_t bytes = workspace_bytes(p);
     return cublasLtMatmul(handle, description, &one, p.b.data, layouts.b.value, p.a.data,
                           layouts.a.value, &beta, p.c == nullptr ? p.out : p.c, layouts.c.value,
-                          p.out, layouts.out.value, &algorithm, workspace.data(), kWorkspaceBytes,
-                          stream);
+                          p.out, layouts.out.value, &algorithm,
+                          bytes == 0 ? nullptr : workspace.data(), bytes, stream);
   }
 
-  const cublasLtMatmulAlgo_t& algorithm(const Product& p, cublasLtMatmulDesc_t description,
-                                        Stream stream) {
+  const cublasLtMatmulAlgo_t& algorithm(const Product& p, Stream stream) {
     const Key key = key_of(p);
     auto at = algorithms.find(key);
-    if (at == algorithms.end()) at = algorithms.emplace(key, choose(p, description, stream)).first;
+    if (at == algorithms.end()) at = algorithms.emplace(key, choose(p, stream)).first;
     return at->second;
   }
 
-  cublasLtMatmulAlgo_t choose(const Product& p, cublasLtMatmulDesc_t description, Stream stream) {
-    const std::vector<cublasLtMatmulAlgo_t> found = candidates(p, description);
+  cublasLtMatmulAlgo_t choose(const Product& p, Stream stream) {
+    // The choice follows the bias' alignment, and must not follow which caller came first.
+    Product like = p;
+    if (p.bias != nullptr) like.bias = reinterpret_cast<const float*>(uintptr_t{kAlignment});
+    Description description;
+    describe(like, description);
+    const std::vector<cublasLtMatmulAlgo_t> found = candidates(p, description.value);
     if (!same_for_every_M(p)) return found.front();
     const int32_t rows = rows_to_choose_by(p);
     if (rows == std::end(kRowsToChooseBy)[-1]) {
       const auto best = std::find_if(found.begin(), found.end(), [&](const auto& one) {
-        return takes(one, p, description, 1) && takes(one, p, description, 1 << 16);
+        return takes(one, p, description.value, 1) && takes(one, p, description.value, 1 << 16);
       });
       return best == found.end() ? found.front() : *best;
     }
     Product many = p;
     many.M = std::end(kRowsToChooseBy)[-1];
-    const cublasLtMatmulAlgo_t& reference = algorithm(many, description, stream);
+    const cublasLtMatmulAlgo_t& reference = algorithm(many, stream);
     ++few_rows.kinds;
+    if (p.K < SummationProbe::kLeastK) return reference;
     try {
       Trial trial(*this, p, rows, stream);
-      const std::optional<std::vector<char>> wanted = trial.bits(reference);
+      const std::optional<std::vector<char>> wanted = trial.bits(reference, rows);
+      if (!wanted) return reference;
       constexpr size_t kMostTried = 16;
       for (size_t i = 0; i < std::min(found.size(), kMostTried); ++i) {
         const cublasLtMatmulAlgo_t& one = found[i];
         if (std::memcmp(&one, &reference, sizeof one) == 0) break;
-        if (takes(one, p, description, 1) && takes(one, p, description, rows) &&
-            trial.bits(one) == wanted) {
+        if (!takes(one, p, description.value, 1) || !takes(one, p, description.value, rows) ||
+            trial.bits(one, rows) != wanted)
+          continue;
+        const std::optional<std::vector<char>> alone = trial.bits(one, 1);
+        if (alone &&
+            std::equal(alone->begin(), alone->begin() + trial.row_bytes(), wanted->begin())) {
           ++few_rows.own;
           return one;
         }
@@ -179,7 +196,7 @@ struct Gemm::Impl {
           cublasLtMatmulPreferenceSetAttribute(preference.value, attribute, &value, sizeof value),
           "choosing an algorithm");
     };
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes(p));
     // In place would add with atomics, in an order of chance.
     const uint32_t reductions = p.split_k
                                     ? static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
@@ -187,26 +204,38 @@ struct Gemm::Impl {
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
     // Rows of buffers, biases too, are promised 16 bytes where their strides allow it; with more,
     // the choice would depend on the buffer.
-    const uint32_t alignment = 16;
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, kAlignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, kAlignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, kAlignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, kAlignment);
     constexpr int kMost = 64;
     cublasLtMatmulHeuristicResult_t results[kMost] = {};
     int found = 0;
-    check_blas(cublasLtMatmulAlgoGetHeuristic(handle, description, layouts.b.value, layouts.a.value,
-                                              layouts.c.value, layouts.out.value, preference.value,
-                                              kMost, results, &found),
-               "choosing an algorithm");
-    if (found == 0) {
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle, description, layouts.b.value, layouts.a.value, layouts.c.value, layouts.out.value,
+        preference.value, kMost, results, &found);
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_blas(status, "choosing an algorithm");
+    std::vector<cublasLtMatmulAlgo_t> usable;
+    for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < found; ++i) {
+      if (results[i].state == CUBLAS_STATUS_SUCCESS && may_split(results[i].algo, p))
+        usable.push_back(results[i].algo);
+    }
+    if (usable.empty()) {
       throw Error(XSR_STATUS_CUDA, "cuBLASLt has no algorithm for a product of " +
                                        std::to_string(p.N) + " outputs and " + std::to_string(p.K) +
                                        " inputs");
     }
-    std::vector<cublasLtMatmulAlgo_t> algorithms_found;
-    for (int i = 0; i < found; ++i) algorithms_found.push_back(results[i].algo);
-    return algorithms_found;
+    return usable;
+  }
+
+  /// Whether the algorithm sums K in one part, or may do so in several: where it is a multiple of
+  /// every step there is, for versions of cuBLASLt are said to leave out the rest.
+  static bool may_split(const cublasLtMatmulAlgo_t& algorithm, const Product& p) {
+    int32_t parts = 1;
+    size_t written = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoConfigGetAttribute(
+        &algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts, sizeof parts, &written);
+    return status != CUBLAS_STATUS_SUCCESS || parts <= 1 || (p.split_k && p.K % 128 == 0);
   }
 
   /// Whether the algorithm can do the product with so many rows.
@@ -217,23 +246,19 @@ struct Gemm::Impl {
     return cublasLtMatmulAlgoCheck(handle, description, layouts.b.value, layouts.a.value,
                                    layouts.c.value, layouts.out.value, &algorithm,
                                    &result) == CUBLAS_STATUS_SUCCESS &&
-           result.workspaceSize <= kWorkspaceBytes;
+           result.workspaceSize <= workspace_bytes(p);
   }
 
   /// Products like one that is wanted, of operands that show the order of summation.
   class Trial {
    public:
-    /// On the stream of the other products, whose workspace it uses.
+    /// On the stream of the other products.
     Trial(Impl& impl, const Product& like, int32_t rows, Stream stream)
-        : impl_(impl), stream_(stream), product_(like) {
-      product_.M = rows;
-      const SummationProbe probe{like.K};
-      const auto bytes = [](int64_t size, Dtype dtype) {
-        return static_cast<size_t>(size) * (dtype == Dtype::kF32 ? sizeof(float) : 2);
-      };
+        : impl_(impl), stream_(stream), product_(like), in_place_(like.c == like.out) {
+      const SummationProbe probe(like.K, like.a.dtype == Dtype::kF32 ? 24 : 8);
       const auto operand = [&](Memory& memory, Matrix& matrix, int32_t matrix_rows, auto&& value) {
         const int64_t lines = matrix.transposed ? like.K : matrix_rows;
-        std::vector<char> host(bytes(lines * matrix.stride, matrix.dtype));
+        std::vector<char> host(bytes_of(lines * matrix.stride, matrix.dtype));
         for (int32_t r = 0; r < matrix_rows; ++r) {
           for (int32_t k = 0; k < like.K; ++k) {
             const int64_t at = matrix.transposed ? k * matrix.stride + r : r * matrix.stride + k;
@@ -249,32 +274,41 @@ struct Gemm::Impl {
       };
       operand(a_, product_.a, rows, [&](int32_t m, int32_t k) { return probe.a(m, k); });
       operand(b_, product_.b, like.N, [&](int32_t n, int32_t k) { return probe.b(n, k); });
-      // Of the size of rounding errors, so that their order among the sums shows, too.
       const auto addend = [&](Memory& memory, int64_t size) {
         std::vector<float> host(static_cast<size_t>(size));
         for (size_t i = 0; i < host.size(); ++i)
-          host[i] = probe.a(rows + static_cast<int32_t>(i % 1024), static_cast<int32_t>(i / 1024));
+          host[i] = SummationProbe::addend(static_cast<int64_t>(i));
         return static_cast<const float*>(upload(memory, host));
       };
       if (like.bias != nullptr) product_.bias = addend(bias_, like.N);
       if (like.c != nullptr) product_.c = addend(c_, rows * like.c_stride);
-      out_ = Memory(Place::kDevice, bytes(rows * like.out_stride, like.out_dtype));
+      out_ = Memory(Place::kDevice, bytes_of(rows * like.out_stride, like.out_dtype));
       product_.out = out_.data();
+      if (in_place_) product_.c = static_cast<const float*>(out_.data());
       impl_.describe(product_, description_);
     }
 
-    /// Of the result; none where the algorithm cannot do it.
-    std::optional<std::vector<char>> bits(const cublasLtMatmulAlgo_t& algorithm) {
+    /// Of the result's first rows; none where the algorithm cannot do it.
+    std::optional<std::vector<char>> bits(const cublasLtMatmulAlgo_t& algorithm, int32_t rows) {
       std::vector<char> host(out_.size());
-      fill_zero(out_.data(), out_.size(), stream_);  // between the rows
+      if (in_place_) {
+        copy_on_device(out_.data(), c_.data(), out_.size(), stream_);
+      } else {
+        fill_zero(out_.data(), out_.size(), stream_);  // between the rows
+      }
+      product_.M = rows;
       if (impl_.multiply(product_, description_.value, algorithm, stream_) != CUBLAS_STATUS_SUCCESS)
         return std::nullopt;
       copy_to_host(host.data(), out_.data(), host.size(), stream_);
       wait();
       return host;
     }
+    size_t row_bytes() const { return bytes_of(product_.N, product_.out_dtype); }
 
    private:
+    static size_t bytes_of(int64_t size, Dtype dtype) {
+      return static_cast<size_t>(size) * (dtype == Dtype::kF32 ? sizeof(float) : sizeof(uint16_t));
+    }
     template <typename T>
     void* upload(Memory& memory, const std::vector<T>& host) {
       memory = Memory(Place::kDevice, sizeof(T) * host.size());
@@ -291,6 +325,7 @@ struct Gemm::Impl {
     Impl& impl_;
     const Stream stream_;
     Product product_;
+    const bool in_place_;
     Memory a_, b_, bias_, c_, out_;
     Description description_;
   };
@@ -311,9 +346,8 @@ void Gemm::run(const Product& p, Stream stream) {
   if (p.M == 0 || p.N == 0) return;
   Description description;
   impl_->describe(p, description);
-  check_blas(
-      impl_->multiply(p, description.value, impl_->algorithm(p, description.value, stream), stream),
-      "multiplying");
+  check_blas(impl_->multiply(p, description.value, impl_->algorithm(p, stream), stream),
+             "multiplying");
 }
 
 Gemm::FewRows Gemm::few_rows() const { return impl_->few_rows; }

@@ -65,7 +65,9 @@ void require_layouts(const Product& p) {
 
 struct Gemm::Impl {
   // Kinds whose algorithm would be chosen by now.
-  std::set<std::tuple<int32_t, int32_t, int32_t, Dtype, Dtype, bool, bool, bool, bool>> chosen;
+  std::set<std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, Dtype, Dtype,
+                      bool, bool, bool, bool, bool>>
+      chosen;
 };
 Gemm::Gemm(bool) : impl_(new Impl) {}
 Gemm::~Gemm() { delete impl_; }
@@ -79,9 +81,10 @@ void Gemm::run(const Product& product, Stream stream) {
   require_layouts(product);
   const bool is_first =
       impl_->chosen
-          .insert({rows_to_choose_by(product), product.N, product.K, product.a.dtype,
+          .insert({rows_to_choose_by(product), product.N, product.K, product.a.stride,
+                   product.b.stride, product.c_stride, product.out_stride, product.a.dtype,
                    product.out_dtype, product.a.transposed, product.b.transposed,
-                   product.bias != nullptr, product.c != nullptr})
+                   product.bias != nullptr, product.c != nullptr, product.split_k})
           .second;
   if (is_first && stream->capturing)
     throw Error(XSR_STATUS_INTERNAL, "a product whose algorithm would be chosen within a capture");
