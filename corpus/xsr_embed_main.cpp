@@ -285,14 +285,23 @@ class ResumeFile {
   void appended(xsr::ResumePoint point, xsr::VectorWriter& writer) {
     if (path_.empty()) return;
     last_ = std::move(point);
-    if (seconds_since(saved_) < every_) return;
-    save(writer);
-    saved_ = std::chrono::steady_clock::now();
+    if (seconds_since(tried_) < every_) return;
+    tried_ = std::chrono::steady_clock::now();
+    writer.flush();
+    try {
+      save();
+    } catch (const xsr::Error& e) {  // the rows are worth more than the note about them
+      if (!std::exchange(warned_, true))
+        xsr::tell(fmt::format("xsr-embed: warning: {}\n", e.what()));
+    }
   }
   /// Of a run that ends early: words that tell how it can go on, or "".
   std::string keep(xsr::VectorWriter& writer) noexcept {
     try {
-      if (!path_.empty() && last_) save(writer);
+      if (!path_.empty() && last_) {
+        writer.flush();
+        save();
+      }
     } catch (...) {  // what was saved before still holds
     }
     return saved_rows_ == 0 ? ""
@@ -305,17 +314,17 @@ class ResumeFile {
   }
 
  private:
+  void save() {
+    xsr::save_resume_point(path_, *last_);
+    saved_rows_ = last_->rows;
+  }
+
   const std::string path_;  // empty for standard output
   const double every_;
   std::optional<xsr::ResumePoint> last_;
   uint64_t saved_rows_ = 0;
-  std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
-
-  void save(xsr::VectorWriter& writer) {
-    writer.flush();
-    xsr::save_resume_point(path_, *last_);
-    saved_rows_ = last_->rows;
-  }
+  std::chrono::steady_clock::time_point tried_ = std::chrono::steady_clock::now();
+  bool warned_ = false;
 };
 
 int run(const Options& options) {
@@ -465,9 +474,9 @@ int tool_main(int argc, char** argv) {
       "bytes of memory; the vectors differ in their last bits from those without");
   app.add_flag("!--no-dedup", options.dedup,
                "Compute a line again each time it comes; the vectors are the same bits");
-  app.add_flag(
-      "--resume", options.resume,
-      "Go on where a run that was stopped or crashed had come; begin where there was none");
+  app.add_flag("--resume", options.resume,
+               "Go on where a run that was stopped or crashed had come, standard input from its "
+               "beginning; begin where there was none");
   app.add_option("--save-seconds", options.save_seconds,
                  "How often rows are flushed to the disk and noted in OUT.resume")
       ->check(CLI::Range(0.0, 86400.0))

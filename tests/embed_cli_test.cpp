@@ -561,7 +561,13 @@ TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   EXPECT_EQ(embed("-i in.txt --resume -q -o w.npy").exit_status, 0);  // where there is nothing
   EXPECT_EQ(read("v.npy"), read("w.npy"));
   EXPECT_EQ(embed("-i in.txt --resume -o -").exit_status, 2);
-  // Of a point whose rows are gone nothing can be lost.
+  // Where no note can be made the rows are written all the same.
+  fs::create_directory(path("n.npy.resume.partial"));
+  const Outcome unnoted = embed("-i in.txt -q --save-seconds 0 -o n.npy");
+  EXPECT_EQ(unnoted.exit_status, 0);
+  EXPECT_THAT(unnoted.err, HasSubstr("xsr-embed: warning: n.npy.resume.partial: "));
+  EXPECT_EQ(read("n.npy"), read("w.npy"));
+  // What is no note of a run is not taken for one.
   write("w.npy.resume", "xsr-embed resume point 1\nrun of another\nrows 5\n");
   const Outcome damaged = embed("-i in.txt -q -o w.npy");
   EXPECT_EQ(damaged.exit_status, 1);

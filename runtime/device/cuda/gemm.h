@@ -38,7 +38,8 @@ struct Product {
   const float* c = nullptr;
   int64_t c_stride = 0;
   Dtype out_dtype = Dtype::kF32;
-  bool split_k = false;  // K may be summed in parts, whose number depends on M, N and K
+  bool split_k = false;  // K may be summed in parts, whose number depends on M, N and K, if 128
+                         // divides it
 };
 
 /// Whether one algorithm does a product with any M. Not where K may be split; nor where a is
