@@ -562,7 +562,7 @@ TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   EXPECT_EQ(read("v.npy"), read("w.npy"));
   EXPECT_EQ(embed("-i in.txt --resume -o -").exit_status, 2);
   // Where no note can be made the rows are written all the same.
-  fs::create_directory(path("n.npy.resume.partial"));
+  fs::create_directories(path("n.npy.resume.partial/x"));
   const Outcome unnoted = embed("-i in.txt -q --save-seconds 0 -o n.npy");
   EXPECT_EQ(unnoted.exit_status, 0);
   EXPECT_THAT(unnoted.err, HasSubstr("xsr-embed: warning: n.npy.resume.partial: "));
