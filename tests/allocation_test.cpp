@@ -1,0 +1,194 @@
+// Memory that runs out, at every allocation there is: calls of the C API say so, and what they were
+// called on goes on as if they had not been.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <new>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "runtime/format/xsr_file.h"
+#include "runtime/text/tokenizer_tables.h"
+#include "tests/support/files.h"
+#include "tests/support/session.h"
+#include "xsr/xsr.h"
+
+namespace {
+
+constexpr int64_t kUnlimited = int64_t{1} << 62;
+std::atomic<int64_t> left = kUnlimited;  // allocations that succeed
+
+void* allocate(size_t size, size_t alignment) {
+  if (left.fetch_sub(1) <= 0) throw std::bad_alloc();
+  const size_t whole = (size + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, whole > 0 ? whole : alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+// The others call these.
+void* operator new(size_t size) { return allocate(size, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
+void* operator new(size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace xsr {
+namespace {
+
+using test::ModelPointer;
+using test::open_memory;
+using test::SessionPointer;
+
+/// Calls `call` with more and more allocations that succeed until it does; what it gives otherwise
+/// is OUT_OF_MEMORY. Each time `after` is called then, with memory enough. Gives how often.
+int64_t run_out(const std::function<xsr_status()>& call, const std::function<void()>& after) {
+  for (int64_t allowed = 0;; ++allowed) {
+    left = allowed;
+    const xsr_status status = call();
+    left = kUnlimited;
+    EXPECT_TRUE(status == XSR_STATUS_OK || status == XSR_STATUS_OUT_OF_MEMORY)
+        << allowed << " allocations: " << xsr_status_string(status);
+    after();
+    if (status != XSR_STATUS_OUT_OF_MEMORY || testing::Test::HasFailure()) return allowed;
+  }
+}
+
+/// A model of no layers that holds a tokenizer: what it embeds is a matter of text alone.
+struct TextModel {
+  explicit TextModel(const std::string& tokenizer) {
+    constexpr int32_t kColumns = 8, kPositions = 66;
+    ModelConfig config;
+    config.num_heads = 1;
+    config.hidden_size = config.embedding_size = config.intermediate_size = kColumns;
+    config.vocab_size = 2000;
+    config.num_positions = kPositions;
+    config.position_offset = 1;
+    config.max_seq_len = kPositions - 1;
+    config.lowercase = true;
+    config.tokenizer = TokenizerKind::kSentencePiece;
+    std::vector<float> values(static_cast<size_t>(config.vocab_size) * kColumns);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i * 37 % 101);
+    const auto source = [&](const char* name, std::vector<uint64_t> dims) {
+      return TensorSource{name, DType::kF32, Layout::kRowMajor, std::move(dims), values.data()};
+    };
+    bytes = write_xsr_memory(config,
+                             std::vector{source("embedding.token", {2000, kColumns}),
+                                         source("embedding.position", {kPositions, kColumns}),
+                                         source("embedding.norm.weight", {kColumns}),
+                                         source("embedding.norm.bias", {kColumns})},
+                             tokenizer, "{}", &size, tokenizer_tables_for_file(tokenizer));
+  }
+  std::shared_ptr<unsigned char[]> bytes;
+  size_t size = 0;
+};
+
+constexpr size_t kColumns = 8;
+
+/// Words enough that what remembers them grows, and a text that is encoded as a whole.
+std::vector<std::string> some_texts() {
+  std::mt19937 rng(3);
+  std::vector<std::string> texts = {"The miller\u2026 e\u0301 \uFB01n\u00A0 \xFF& \u6F22\u5B57",
+                                    std::string(3000, 'm')};
+  for (int i = 0; i < 30; ++i) {
+    std::string text;
+    for (int word = 0; word < 12; ++word) text += std::to_string(rng()) + ' ';
+    texts.push_back(text);
+  }
+  return texts;
+}
+
+class OutOfMemory : public testing::TestWithParam<const char*> {
+ protected:
+  OutOfMemory()
+      : model_(test::read_file(std::string(XSR_SOURCE_DIR "/tests/data/") + GetParam())),
+        strings_(some_texts()) {
+    for (const std::string& text : strings_) texts_.push_back({text.data(), text.size()});
+  }
+  xsr_status embed(xsr_session* session, std::vector<float>& out) const {
+    return xsr_session_embed_texts(session, texts_.data(), texts_.size(), out.data(), nullptr);
+  }
+  static SessionPointer session_of(const ModelPointer& model, int32_t threads) {
+    xsr_session_options options = {};
+    options.size = sizeof options;
+    options.num_threads = threads;
+    xsr_session* session = nullptr;
+    EXPECT_EQ(XSR_STATUS_OK, xsr_session_create(model.get(), &options, &session, nullptr, 0));
+    return SessionPointer(session);
+  }
+
+  TextModel model_;
+  std::vector<std::string> strings_;
+  std::vector<xsr_text> texts_;
+};
+
+TEST_P(OutOfMemory, ASessionGoesOnWithTheSameBits) {
+  const ModelPointer model = open_memory(model_.bytes.get(), model_.size);
+  std::vector<float> expected(texts_.size() * kColumns), found(expected.size());
+  ASSERT_EQ(XSR_STATUS_OK, embed(session_of(model, 1).get(), expected));
+  for (const int32_t threads : {1, 3}) {
+    SessionPointer session;
+    const auto in_a_thread = [&] {
+      const int64_t allowed = left.exchange(kUnlimited);
+      xsr_status status = XSR_STATUS_INTERNAL;
+      session = session_of(model, threads);
+      // Of its own, since a thread keeps memory from call to call.
+      std::thread([&] {
+        left = allowed;
+        status = embed(session.get(), found);
+        left = kUnlimited;
+      }).join();
+      return status;
+    };
+    const auto again = [&] {
+      std::fill(found.begin(), found.end(), -1.0f);
+      ASSERT_EQ(XSR_STATUS_OK, embed(session.get(), found));
+      ASSERT_EQ(0, std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)));
+    };
+    EXPECT_GT(run_out(in_a_thread, again), 10) << threads << " threads";
+  }
+}
+
+TEST_P(OutOfMemory, OpeningAndCreatingGiveNothing) {
+  char detail[256] = "";
+  xsr_model* model = nullptr;
+  const auto open = [&] {
+    const xsr_status status = xsr_model_open_memory(model_.bytes.get(), model_.size, nullptr,
+                                                    &model, detail, sizeof detail);
+    return status != XSR_STATUS_OK && model != nullptr ? XSR_STATUS_INTERNAL : status;
+  };
+  EXPECT_GT(run_out(open, [&] { ASSERT_STREQ("out of memory", detail); }), 10);
+  const ModelPointer opened(model);
+  xsr_session* session = nullptr;
+  const auto create = [&] {
+    const xsr_status status =
+        xsr_session_create(opened.get(), nullptr, &session, detail, sizeof detail);
+    return status != XSR_STATUS_OK && session != nullptr ? XSR_STATUS_INTERNAL : status;
+  };
+  EXPECT_GT(run_out(create, [] {}), 5);
+  const SessionPointer created(session);
+  std::vector<float> found(texts_.size() * kColumns);
+  EXPECT_EQ(XSR_STATUS_OK, embed(created.get(), found));
+}
+
+INSTANTIATE_TEST_SUITE_P(Tokenizer, OutOfMemory,
+                         testing::Values("tiny-bpe.spm.model", "tiny-unigram.spm.model",
+                                         "tiny-rules.spm.model"),
+                         [](const auto& info) {
+                           std::string name(info.param);
+                           name.resize(name.find('.'));
+                           return name.replace(4, 1, "_");
+                         });
+
+}  // namespace
+}  // namespace xsr
