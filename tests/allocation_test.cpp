@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/random_model.h"
 #include "runtime/format/xsr_file.h"
 #include "runtime/text/tokenizer_tables.h"
 #include "tests/support/files.h"
@@ -179,6 +180,45 @@ TEST_P(OutOfMemory, OpeningAndCreatingGiveNothing) {
   const SessionPointer created(session);
   std::vector<float> found(texts_.size() * kColumns);
   EXPECT_EQ(XSR_STATUS_OK, embed(created.get(), found));
+}
+
+TEST(OutOfMemoryOfIds, SessionsOfEveryKindGoOnWithTheSameBits) {
+  const bench::RandomModel random({2, 32, 4, 48, 101}, DType::kF32, 3);
+  const ModelPointer model = open_memory(random.data(), random.size());
+  constexpr size_t kHidden = 32;
+  const std::vector<int32_t> ids = {5, 6, 7, 8, 9, 10, 11, 12, 100};
+  const std::vector<size_t> offsets = {0, 3, 3, 9};
+  const size_t count = offsets.size() - 1;
+  xsr_session_options options = {};
+  options.size = sizeof options;
+  for (const xsr_compute compute : {XSR_COMPUTE_F32, XSR_COMPUTE_BF16X3, XSR_COMPUTE_INT8}) {
+    for (const int32_t threads : {1, 3}) {
+      options.compute = compute;
+      options.num_threads = threads;
+      options.qkv_table = XSR_QKV_TABLE_ON;
+      SessionPointer session;
+      const auto create = [&] {
+        xsr_session* made = nullptr;
+        const xsr_status status = xsr_session_create(model.get(), &options, &made, nullptr, 0);
+        session.reset(made);
+        return status;
+      };
+      EXPECT_GT(run_out(create, [] {}), 10);
+      ASSERT_NE(nullptr, session);
+      std::vector<float> expected(count * kHidden), found(expected.size());
+      const auto embed = [&](std::vector<float>& out) {
+        return xsr_session_embed_ids(session.get(), ids.data(), offsets.data(), count, out.data(),
+                                     nullptr);
+      };
+      ASSERT_EQ(XSR_STATUS_OK, embed(expected));
+      ASSERT_EQ(XSR_STATUS_OK, create());
+      run_out([&] { return embed(found); },
+              [&] {
+                ASSERT_EQ(XSR_STATUS_OK, embed(found));
+                ASSERT_EQ(expected, found);
+              });
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Tokenizer, OutOfMemory,
