@@ -94,26 +94,24 @@ inline int64_t panel_words(int32_t K, Storage storage) {
   return (int64_t)kPanelColumns * ((K + kp - 1) / kp);
 }
 
-/// The bits of the larger of two magnitudes, `largest` and |w|: as integers they have the order
-/// that they have as numbers, and a NaN is above all.
-inline uint32_t larger(uint32_t largest, float w) {
-  const uint32_t magnitude = f32_to_bits(w) & 0x7fffffffu;
-  return (int32_t)magnitude > (int32_t)largest ? magnitude : largest;
+/// The larger of `largest` and |w|; a NaN is passed over.
+inline float larger(float largest, float w) {
+  const float magnitude = w < 0 ? -w : w;
+  return magnitude > largest ? magnitude : largest;
 }
 
-/// largest: bits. Not finite where that is not.
-inline float scale_of(uint32_t largest) {
-  const float scale = f32_from_bits(largest) / 127;
+inline float scale_of(float largest) {
+  const float scale = largest / 127;
   return scale < kLeastScaleI8 ? 0 : scale;
 }
 
-/// Whether a row with this scale has integers other than 0.
-inline bool has_codes(float scale) { return scale > 0 && scale < __builtin_inff(); }
-
 float scale_i8(const float* w, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = larger(largest, w[i]);
-  return scale_of(largest);
+  uint32_t largest = 0;  // as integers, magnitudes have the order they have as numbers
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t magnitude = f32_to_bits(w[i]) & 0x7fffffffu;
+    largest = (int32_t)magnitude > (int32_t)largest ? magnitude : largest;
+  }
+  return scale_of(f32_from_bits(largest));
 }
 
 int8_t code_i8(float w, float scale) { return scale > 0 ? (int8_t)round_even(w / scale) : 0; }
@@ -216,7 +214,7 @@ void gemm_quantize_panels(const float* w, int64_t w_stride, int32_t N, int32_t K
       }
       const float* from = w + (n + row) * w_stride;
       const float scale = scale_i8(from, K);
-      const bool filled = has_codes(scale);
+      const bool filled = scale > 0 && scale < __builtin_inff();  // else all becomes 0
       int32_t sum = 0;
       for (int32_t k = 0; k < K; k += 4 * kBlock) {
         const int32_t count = K - k < 4 * kBlock ? K - k : 4 * kBlock, there = filled ? count : 0;
@@ -239,14 +237,20 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
   uint32_t* out = (uint32_t*)packed;  // four inputs of one output each
   float values[kPanelColumns], divisors[kPanelColumns];
   for (int32_t p = 0; p < panel_count(w.N); ++p) {
-    uint32_t largest[kPanelColumns] = {};
+    float largest[kPanelColumns] = {}, poison[kPanelColumns] = {};
     for (int32_t k = 0; k < w.K; ++k) {
       widen_input(w, p, k, values);
-      for (int32_t c = 0; c < kPanelColumns; ++c) largest[c] = larger(largest[c], values[c]);
+      for (int32_t c = 0; c < kPanelColumns; ++c) {
+        largest[c] = larger(largest[c], values[c]);
+        poison[c] += values[c] - values[c];  // 0, but NaN for a NaN or an infinity
+      }
     }
+    bool finite = true;
     for (int32_t c = 0; c < kPanelColumns; ++c) {
-      const float scale = scale_of(largest[c]);
-      divisors[c] = has_codes(scale) ? scale : 0;
+      const bool poisoned = poison[c] != 0;
+      const float scale = poisoned ? poison[c] : scale_of(largest[c]);
+      divisors[c] = scale > 0 ? scale : __builtin_inff();  // what has no scale becomes 0
+      finite = finite && !poisoned;
       const int32_t n = p * kPanelColumns + c;
       if (n < w.N) scales[n] = scale;
     }
@@ -254,9 +258,11 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
       uint32_t codes[kPanelColumns] = {};
       for (int32_t j = 0; j < 4 && k + j < w.K; ++j) {
         widen_input(w, p, k + j, values);
+        for (int32_t c = 0; !finite && c < kPanelColumns; ++c) {
+          if (poison[c] != 0) values[c] = 0;
+        }
         for (int32_t c = 0; c < kPanelColumns; ++c) {
-          const float steps = divisors[c] > 0 ? values[c] / divisors[c] : 0;
-          const int32_t code = (int32_t)round_even(steps);
+          const int32_t code = (int32_t)round_even(values[c] / divisors[c]);
           codes[c] |= ((uint32_t)code & 0xffu) << 8 * j;
         }
       }
