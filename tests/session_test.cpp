@@ -573,6 +573,26 @@ TEST(Compute, Int8StaysCloseToF32WhateverTheFileStores) {
   }
 }
 
+TEST(Compute, WhatAModelDoesNotAllowIsSaid) {
+  const auto refused = [](const bench::RandomShape& shape, const xsr_session_options& options) {
+    const bench::RandomModel random(shape, DType::kF32, 3);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    xsr_session* session = nullptr;
+    char detail[256] = "";
+    EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+              xsr_session_create(model.get(), &options, &session, detail, sizeof detail));
+    EXPECT_EQ(nullptr, session);
+    return std::string(detail);
+  };
+  xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
+  options.compute = XSR_COMPUTE_INT8;
+  EXPECT_EQ("a product of 65537 inputs is beyond the 65536 that int8 can sum; compute in f32",
+            refused({1, 8, 1, 65537, 5}, options));
+  options.compute = XSR_COMPUTE_F32;
+  options.qkv_table = XSR_QKV_TABLE_ON;
+  EXPECT_NE(std::string::npos, refused({0, 8, 1, 8, 5}, options).find("the model has no layers"));
+}
+
 // Behind the last attention nothing is computed of the other tokens.
 TEST(FirstToken, IsWhatPlainLoopsOverAllTokensGive) {
   for (const bool table : {false, true}) {
