@@ -21,6 +21,7 @@ constexpr size_t kMaxPickleBytes = 64 << 20;
 constexpr int kMaxDepth = 16;  // of containers inside containers
 constexpr size_t kMaxVisits =
     1 << 20;  // a shared container is walked once for every place it stands in
+constexpr size_t kMaxNameBytes = 64 << 20;  // of all tensors together
 
 /// Turns the pickle's description into tensors. storage gives the bytes of a storage node, checked
 /// for their size.
@@ -97,6 +98,11 @@ class Collector {
       const std::string name = prefix.empty() ? own : prefix + "." + own;
       if (name.size() > 4096) bad(value.offset, "the name of a tensor is longer than 4096 bytes");
       if (value.kind == Kind::kTensor) {
+        name_bytes_ += name.size();
+        if (name_bytes_ > kMaxNameBytes) {
+          bad(value.offset, fmt::format("the names of its tensors have more than {} bytes together",
+                                        kMaxNameBytes));
+        }
         out.push_back(tensor(value, name));
       } else {
         walk(value, name, out, in_model, depth + 1);
@@ -183,7 +189,7 @@ class Collector {
   StorageReader storage_;
   CheckpointContents& contents_;
   const Node* model_ = nullptr;
-  size_t visits_ = 0;
+  size_t visits_ = 0, name_bytes_ = 0;
 };
 
 /// Bytes of a storage. Throws when the product overflows.

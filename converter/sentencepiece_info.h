@@ -11,7 +11,8 @@ struct SentencePieceInfo {
   int32_t pad_id = -1, unk_id = -1, mask_id = -1;  // mask: the piece "<MASK>"
 };
 
-/// Throws Error(BAD_FILE) when blob is no SentencePiece model; name is for the message.
+/// Throws Error(BAD_FILE) when blob is no SentencePiece model that a session would open; name is
+/// for the message.
 SentencePieceInfo sentencepiece_info(std::string_view blob, const std::string& name);
 
 }  // namespace xsr

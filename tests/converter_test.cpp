@@ -783,7 +783,20 @@ TEST(Convert, a_tokenizer_is_checked) {
   o.sentencepiece = "this is no protocol buffer";
   o.sentencepiece_name = "x.model";
   EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { convert(xsr_tensors(), o); }),
-              HasSubstr("x.model: is no SentencePiece model"));
+              HasSubstr("x.model: SentencePiece model: offset 0: "));
+  // What the library would take and a session would not open.
+  const auto field = [](int number, const std::string& bytes) {
+    return std::string{static_cast<char>(number << 3 | 2), static_cast<char>(bytes.size())} + bytes;
+  };
+  const auto piece = [&](const std::string& text, char type) {
+    return field(1, field(1, text) + '\x18' + type);
+  };
+  o.sentencepiece = piece("<unk>", 2);
+  for (int i = 1; i < 70; ++i) o.sentencepiece += piece(std::string(i, 'x'), 4);
+  Shape seventy;
+  seventy.V = 70;
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { convert(xsr_tensors(seventy), o); }),
+              HasSubstr("x.model: SentencePiece model: more than 64 user-defined symbols"));
   SHARED_OR_SKIP(path, "models/xsr-enfr-16k.spm.model");
   o.sentencepiece = read_file(path);
   EXPECT_THAT(

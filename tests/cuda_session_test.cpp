@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <numeric>
 #include <thread>
@@ -19,6 +18,7 @@
 #include "tests/support/kernel_harness.h"
 #include "tests/support/plain_encoder.h"
 #include "tests/support/session.h"
+#include "tests/support/test_model.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
@@ -28,38 +28,8 @@ using test::embed;
 using test::ErrorBudget;
 using test::Random;
 using test::SessionPointer;
+using test::TestModel;
 using Sentences = std::vector<std::vector<int32_t>>;
-
-/// A random model, changed by edit(config, tensors) where one is given, and opened.
-class TestModel {
- public:
-  using Edit = std::function<void(ModelConfig&, std::vector<TensorSource>&)>;
-  TestModel(const bench::RandomShape& shape, DType storage, const Edit& edit = nullptr,
-            std::string_view tokenizer = "")
-      : random_(shape, storage, 5) {
-    const auto plain = XsrFile::open_memory(random_.data(), random_.size());
-    ModelConfig config = plain->config();
-    std::vector<TensorSource> sources;
-    for (const TensorView& view : plain->tensors()) {
-      sources.push_back(
-          {std::string(view.name), view.dtype, view.layout, view.dims, view.data, view.scales});
-    }
-    if (edit) edit(config, sources);
-    size_t size = 0;
-    bytes_ = write_xsr_memory(config, sources, tokenizer, "{}", &size);
-    file_ = XsrFile::open_memory(bytes_.get(), size);
-    model_ = test::open_memory(bytes_.get(), size);
-  }
-  const xsr_model* get() const { return model_.get(); }
-  const XsrFile& file() const { return *file_; }
-  size_t columns() const { return static_cast<size_t>(file_->config().embedding_size); }
-
- private:
-  bench::RandomModel random_;
-  std::shared_ptr<unsigned char[]> bytes_;
-  std::unique_ptr<XsrFile> file_;
-  test::ModelPointer model_;
-};
 
 xsr_session_options cuda_options(xsr_compute compute = XSR_COMPUTE_F32, int32_t batch_tokens = 0) {
   xsr_session_options options{};
@@ -168,28 +138,16 @@ TEST_F(CudaSession, F32StaysWithinTheBudgetOfPlainLoops) {
   struct Case {
     bench::RandomShape shape;
     DType storage;
-    TestModel::Edit edit;
+    test::ModelEdit edit;
   };
-  std::vector<float> pooler(96 * 40), pooler_bias(40);
-  Random random(3);
-  for (float& value : pooler) value = random.normal(0.1f);
-  for (float& value : pooler_bias) value = random.normal();
   // What the layers of an xsr model do not have: a dense layer after the first token's row, unit
   // vectors, another activation.
+  const test::DenseLayer dense(96, 40, DType::kF32);
   const auto pooled = [&](ModelConfig& config, std::vector<TensorSource>& sources) {
-    config.has_pooler = config.normalize = true;
+    dense(config, sources);
     config.pooling = Pooling::kCls;
-    config.pooler_activation = Activation::kTanh;
     config.activation = Activation::kGeluErf;
-    config.embedding_size = 40;
-    sources.push_back(
-        {"pooler.weight", DType::kF32, Layout::kPanels32, {40, 96}, pooler.data(), nullptr});
-    sources.push_back(
-        {"pooler.bias", DType::kF32, Layout::kRowMajor, {40}, pooler_bias.data(), nullptr});
   };
-  const std::vector<float> dense = pooler;
-  pooler.resize(static_cast<size_t>(kernels::packed_elements(40, 96, kernels::Storage::kF32)));
-  kernels::gemm_pack_panels(dense.data(), 40, 96, kernels::Storage::kF32, pooler.data());
   const auto maximum = [](ModelConfig& config, std::vector<TensorSource>&) {
     config.pooling = Pooling::kMax;
     config.activation = Activation::kRelu;

@@ -524,6 +524,19 @@ std::vector<Broken> pickle_table() {
     table.push_back({"a hundred million laughs", zip_with(p.tuple().set_items().stop().str()), kBad,
                      "has more than 1048576 members"});
   }
+  // A tensor a hundred thousand times, each under a long name.
+  {
+    Pickle p;
+    p.dict().mark().string(std::string(4000, 'w'));
+    p.mark().tensor("FloatStorage", "0", 6, 0, {2}, {1}).raw(std::string("q\0", 2));
+    for (int level = 1; level <= 5; ++level) {
+      p.raw("]q").op(static_cast<unsigned char>(level)).mark();
+      for (int i = 0; i < 10; ++i) p.raw("h").op(static_cast<unsigned char>(level - 1));
+      p.append_items();
+    }
+    table.push_back({"long names without end", zip_with(p.tuple().set_items().stop().str()), kBad,
+                     "the names of its tensors have more than 67108864 bytes together"});
+  }
   // A list that holds itself.
   table.push_back({"a circle",
                    zip_with(in_dict([](Pickle& p) { p.list().raw(std::string("q\0h\0a", 5)); })),

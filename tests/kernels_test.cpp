@@ -2834,6 +2834,11 @@ TEST(Pack, PanelsAreRoundedAndWidenedAsTheDenseMatrixIs) {
                            found_scales.data(), sums.data());
       EXPECT_FALSE(std::isfinite(found_scales[0]) || std::isfinite(found_scales[N - 1]));
       EXPECT_TRUE(sums[0] == 0 && sums[N - 1] == 0);
+      gemm_pack_panels(apart.data(), stride, N, K, storage, 0, panel_count(N), panels.data());
+      std::vector<int8_t> codes(bytes, 77);
+      gemm_quantize_panels(w, codes.data(), expected_scales.data());
+      EXPECT_FALSE(std::isfinite(expected_scales[0]) || std::isfinite(expected_scales[N - 1]));
+      EXPECT_EQ(found, codes);
     }
   }
 }

@@ -13,6 +13,7 @@
 #include <numeric>
 #include <optional>
 #include <thread>
+#include <tuple>
 
 #include "bench/random_model.h"
 #include "runtime/device/cgroup.h"
@@ -28,6 +29,7 @@
 #include "tests/support/sanitizers.h"
 #include "tests/support/session.h"
 #include "tests/support/temp_folder.h"
+#include "tests/support/test_model.h"
 #include "xsr/xsr.h"
 
 namespace xsr {
@@ -571,6 +573,26 @@ TEST(Compute, Int8StaysCloseToF32WhateverTheFileStores) {
   }
 }
 
+TEST(Compute, WhatAModelDoesNotAllowIsSaid) {
+  const auto refused = [](const bench::RandomShape& shape, const xsr_session_options& options) {
+    const bench::RandomModel random(shape, DType::kF32, 3);
+    const ModelPointer model = open_memory(random.data(), random.size());
+    xsr_session* session = nullptr;
+    char detail[256] = "";
+    EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+              xsr_session_create(model.get(), &options, &session, detail, sizeof detail));
+    EXPECT_EQ(nullptr, session);
+    return std::string(detail);
+  };
+  xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
+  options.compute = XSR_COMPUTE_INT8;
+  EXPECT_EQ("a product of 65537 inputs is beyond the 65536 that int8 can sum; compute in f32",
+            refused({1, 8, 1, 65537, 5}, options));
+  options.compute = XSR_COMPUTE_F32;
+  options.qkv_table = XSR_QKV_TABLE_ON;
+  EXPECT_NE(std::string::npos, refused({0, 8, 1, 8, 5}, options).find("the model has no layers"));
+}
+
 // Behind the last attention nothing is computed of the other tokens.
 TEST(FirstToken, IsWhatPlainLoopsOverAllTokensGive) {
   for (const bool table : {false, true}) {
@@ -601,6 +623,98 @@ TEST(FirstToken, IsWhatPlainLoopsOverAllTokensGive) {
         EXPECT_GT(cosine(&rows[i * C], wide.data(), C), 0.999) << "sentence " << i;
     }
     EXPECT_TRUE(budget.check("first token", "FirstToken.*"));
+  }
+}
+
+TEST(DenseLayer, BehindPoolingIsWhatPlainLoopsGive) {
+  Sentences sentences(8, 16, 301);
+  sentences.all[2].clear();
+  for (const auto& [storage, pooling] : {std::pair(DType::kF32, Pooling::kMean),
+                                         {DType::kBF16, Pooling::kMax},
+                                         {DType::kI8, Pooling::kCls}}) {
+    const test::DenseLayer dense(48, 40, storage);
+    const test::TestModel model({2, 48, 3, 66, 301, Activation::kGeluErf, pooling}, storage, dense);
+    const size_t E = model.columns();
+    ASSERT_EQ(40u, E);
+    const std::vector<float> found =
+        embed(make_session(model.pointer(), options_for(XSR_ISA_AUTO, 1)).get(), sentences.all, E);
+    const test::PlainEncoder<double> exact(model.file());
+    const test::PlainEncoder<float> plain(model.file());
+    test::ErrorBudget budget;
+    for (size_t i = 0; i < sentences.all.size(); ++i) {
+      const std::vector<int32_t>& ids = sentences.all[i];
+      const std::span<const int32_t> taken(ids.data(), std::min<size_t>(ids.size(), 200));
+      const std::vector<double> wanted = exact.embed(taken);
+      const std::vector<float> loops = plain.embed(taken);
+      for (size_t e = 0; e < E; ++e) budget.add(found[i * E + e], loops[e], wanted[e], i, e);
+    }
+    EXPECT_TRUE(
+        budget.check("pooling " + std::string(to_string(pooling)) + " of " + to_string(storage),
+                     "DenseLayer.*"));
+    for (const xsr_compute compute : {XSR_COMPUTE_F32, XSR_COMPUTE_BF16X3, XSR_COMPUTE_INT8}) {
+      xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
+      options.compute = compute;
+      const SessionPointer one = make_session(model.pointer(), options);
+      const std::vector<float> expected = embed(one.get(), sentences.all, E);
+      options.num_threads = 3;
+      options.max_batch_tokens = 17;
+      EXPECT_EQ(-1, first_difference(
+                        expected,
+                        embed(make_session(model.pointer(), options).get(), sentences.all, E), E));
+      for (size_t i = 0; i < 5; ++i) {
+        const std::vector<float> alone = embed(one.get(), {sentences.all[i]}, E);
+        EXPECT_EQ(0, std::memcmp(&expected[i * E], alone.data(), E * sizeof(float)));
+      }
+    }
+  }
+}
+
+TEST(Model, TensorsThatDoNotGoWithTheConfigurationAreNamed) {
+  using Sources = std::vector<TensorSource>;
+  const auto named = [](Sources& sources, const char* name) -> TensorSource& {
+    for (TensorSource& source : sources) {
+      if (source.name == name) return source;
+    }
+    throw std::out_of_range(name);
+  };
+  std::vector<float> zeros(2 * 32);
+  const std::tuple<test::ModelEdit, xsr_status, const char*> cases[] = {
+      {[&](ModelConfig&, Sources& s) { named(s, "layer.0.up.bias").name = "layer.0.up.bia"; },
+       XSR_STATUS_BAD_FILE, "tensor layer.0.up.bias [48] is missing; convert the model again"},
+      {[&](ModelConfig&, Sources& s) { named(s, "layer.0.up.bias").dims = {47}; },
+       XSR_STATUS_BAD_FILE, "layer.0.up.bias is [47] row-major, expected [48] row-major"},
+      {[&](ModelConfig&, Sources& s) { named(s, "layer.0.up.weight").layout = Layout::kRowMajor; },
+       XSR_STATUS_BAD_FILE, "layer.0.up.weight is [48, 32] row-major, expected [48, 32] panels32"},
+      {[&](ModelConfig&, Sources& s) { named(s, "layer.0.up.bias").dtype = DType::kBF16; },
+       XSR_STATUS_UNSUPPORTED, "layer.0.up.bias is bf16, vectors are expected in f32"},
+      {[&](ModelConfig&, Sources& s) { named(s, "embedding.position").dtype = DType::kBF16; },
+       XSR_STATUS_BAD_FILE, "embedding.position is bf16, embedding.token is f32; they must agree"},
+      {[](ModelConfig& c, Sources&) { c.family = Family::kEms; }, XSR_STATUS_UNSUPPORTED,
+       "family ems with post layer norm; this version runs family xsr"},
+      {[](ModelConfig& c, Sources&) { c.norm_placement = NormPlacement::kPre; },
+       XSR_STATUS_UNSUPPORTED, "family xsr with pre layer norm; this version runs"},
+      {[](ModelConfig& c, Sources&) { c.has_pooler = true; }, XSR_STATUS_BAD_FILE,
+       "tensor pooler.weight [32, 32] is missing"},
+      {[](ModelConfig& c, Sources&) { c.num_token_types = 2; }, XSR_STATUS_BAD_FILE,
+       "tensor embedding.token_type [2, 32] is missing"},
+      {[&](ModelConfig& c, Sources& s) {
+         c.num_token_types = 2;
+         s.push_back({"embedding.token_type",
+                      DType::kBF16,
+                      Layout::kRowMajor,
+                      {2, 32},
+                      zeros.data(),
+                      nullptr});
+       },
+       XSR_STATUS_UNSUPPORTED, "embedding.token_type is bf16, expected f32"}};
+  for (const auto& [edit, status, message] : cases) {
+    const test::ModelBytes bytes({1, 32, 2, 48, 20}, DType::kF32, edit);
+    xsr_model* model = nullptr;
+    char detail[512] = "";
+    EXPECT_EQ(status, xsr_model_open_memory(bytes.data.get(), bytes.size, nullptr, &model, detail,
+                                            sizeof detail));
+    EXPECT_NE(nullptr, std::strstr(detail, message)) << detail << "\n  lacks: " << message;
+    EXPECT_EQ(nullptr, model);
   }
 }
 

@@ -811,6 +811,22 @@ TEST(TokenizerTables, BrokenOnesAreNamed) {
   expect_error([](Tables& t) { t.head().flags |= xsr::kTablesByteFallback; }, "no byte piece");
 }
 
+// Pieces of the type unused are taken apart again one in another: their length bounds how deep.
+TEST(TokenizerTables, PiecesAreNoLongerThanThoseOfAModel) {
+  const std::string blob = piece("<unk>", 2) + piece("a") + piece(std::string(4096, 'a'), 5) +
+                           piece("b") + field(2, number_field(3, 2));
+  Tables tables(blob);
+  EXPECT_NO_THROW(xsr::make_tokenizer(blob, tables.span(), config_for(4, false)));
+  ++tables.pieces()[2].size;
+  try {
+    xsr::make_tokenizer(blob, tables.span(), config_for(4, false));
+    ADD_FAILURE();
+  } catch (const xsr::Error& e) {
+    EXPECT_EQ(e.status(), XSR_STATUS_BAD_FILE);
+    EXPECT_THAT(e.what(), HasSubstr("piece 2 has 4097 bytes"));
+  }
+}
+
 TEST(TokenizerTables, DamagedOnesNeverCrash) {
   const std::string text =
       "The miller\u2026 e\u0301 \uFB01n\u00A0 <sep>x & the lake \u6F22\u5B57 " +

@@ -268,7 +268,7 @@ static inline void gemm_quantize_panels(const float* w, int32_t N, int32_t K, in
                                         float* scales) {
   gemm_quantize_panels(w, K, N, K, 0, panel_count(N), packed, scales, nullptr);
 }
-/// The same, bit for bit, from panels of f32, bf16 or f16.
+/// The same from panels of f32, bf16 or f16: the same bits where a row is finite.
 void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales);
 
 /// Widens kI8 panels with their scales to f32 panels, `packed` [packed_elements(N, K, kF32)].

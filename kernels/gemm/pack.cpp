@@ -94,7 +94,7 @@ inline int64_t panel_words(int32_t K, Storage storage) {
   return (int64_t)kPanelColumns * ((K + kp - 1) / kp);
 }
 
-/// The larger of `largest` and |w|.
+/// The larger of `largest` and |w|; a NaN is passed over.
 inline float larger(float largest, float w) {
   const float magnitude = w < 0 ? -w : w;
   return magnitude > largest ? magnitude : largest;
@@ -237,14 +237,20 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
   uint32_t* out = (uint32_t*)packed;  // four inputs of one output each
   float values[kPanelColumns], divisors[kPanelColumns];
   for (int32_t p = 0; p < panel_count(w.N); ++p) {
-    float largest[kPanelColumns] = {};
+    float largest[kPanelColumns] = {}, poison[kPanelColumns] = {};
     for (int32_t k = 0; k < w.K; ++k) {
       widen_input(w, p, k, values);
-      for (int32_t c = 0; c < kPanelColumns; ++c) largest[c] = larger(largest[c], values[c]);
+      for (int32_t c = 0; c < kPanelColumns; ++c) {
+        largest[c] = larger(largest[c], values[c]);
+        poison[c] += values[c] - values[c];  // 0, but NaN for a NaN or an infinity
+      }
     }
+    bool finite = true;
     for (int32_t c = 0; c < kPanelColumns; ++c) {
-      const float scale = scale_of(largest[c]);
+      const bool poisoned = poison[c] != 0;
+      const float scale = poisoned ? poison[c] : scale_of(largest[c]);
       divisors[c] = scale > 0 ? scale : __builtin_inff();  // what has no scale becomes 0
+      finite = finite && !poisoned;
       const int32_t n = p * kPanelColumns + c;
       if (n < w.N) scales[n] = scale;
     }
@@ -252,6 +258,9 @@ void gemm_quantize_panels(const PackedMatrix& w, int8_t* packed, float* scales) 
       uint32_t codes[kPanelColumns] = {};
       for (int32_t j = 0; j < 4 && k + j < w.K; ++j) {
         widen_input(w, p, k + j, values);
+        for (int32_t c = 0; !finite && c < kPanelColumns; ++c) {
+          if (poison[c] != 0) values[c] = 0;
+        }
         for (int32_t c = 0; c < kPanelColumns; ++c) {
           const int32_t code = (int32_t)round_even(values[c] / divisors[c]);
           codes[c] |= ((uint32_t)code & 0xffu) << 8 * j;

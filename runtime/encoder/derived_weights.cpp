@@ -25,7 +25,8 @@ T* DerivedWeights::allocate(int64_t count) {
   constexpr size_t kLine = static_cast<size_t>(kAlign);
   const size_t bytes = (sizeof(T) * static_cast<size_t>(count) + kLine - 1) / kLine * kLine;
   if (!many_) {
-    memory_.emplace_back(::operator new(bytes, kAlign));
+    std::unique_ptr<void, Free> owner(::operator new(bytes, kAlign));  // should the list not grow
+    memory_.push_back(std::move(owner));
     return static_cast<T*>(memory_.back().get());
   }
   if (bytes > left_) {

@@ -99,10 +99,12 @@ void PieceTable::read_pieces(uint32_t text_bytes) {
   facts_.max_score = FLT_MIN;  // as in the library, where it was meant to be the lowest number
   for (int32_t id = 0; id < size(); ++id) {
     const Piece& piece = (*this)[id];
-    if (piece.size == 0 || uint64_t{piece.begin} + piece.size + kTextPadding > text_bytes) {
+    if (piece.size == 0 || piece.size > kMaxPieceBytes ||
+        uint64_t{piece.begin} + piece.size + kTextPadding > text_bytes) {
       fail_tables("piece " + std::to_string(id) + " has " + std::to_string(piece.size) +
                   " bytes from " + std::to_string(piece.begin) + " on, of " +
-                  std::to_string(text_bytes) + " bytes of text");
+                  std::to_string(text_bytes) + " bytes of text, expected 1 to " +
+                  std::to_string(kMaxPieceBytes));
     }
     facts_.longest = std::max<size_t>(facts_.longest, piece.size);
     if (!(std::fabs(piece.score) < 1e30f)) facts_.scores_bounded = false;

@@ -15,8 +15,6 @@ namespace {
 
 // The library's tables for user-defined symbols that are prefixes of each other have 64 places.
 constexpr size_t kMaxNestedSymbols = 64;
-// Far above any real piece; the library recurses once per character in places.
-constexpr size_t kMaxPieceBytes = 4096;
 // The library counts bytes in int.
 constexpr size_t kMaxBlobBytes = size_t{1} << 30;
 

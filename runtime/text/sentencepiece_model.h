@@ -23,6 +23,10 @@ inline constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581, for
 /// any value): look-ups load whole words.
 constexpr size_t kTextPadding = 8;
 
+/// Of a piece. Far above any real one; the library, and Segmenter with pieces of the type unused,
+/// recurse once per character in places.
+constexpr size_t kMaxPieceBytes = 4096;
+
 /// What a SentencePiece model file says beside its pieces, as far as encoding needs it.
 struct SentencePieceSettings {
   SentencePieceType type = SentencePieceType::kUnigram;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <exception>
 #include <mutex>
 #include <span>
 #include <string>
@@ -13,21 +12,15 @@
 #include "runtime/text/lowercase.h"
 #include "runtime/text/piece_table.h"
 #include "runtime/text/segmenter.h"
+#include "runtime/text/sentencepiece_library.h"
 #include "runtime/text/sentencepiece_model.h"
 #include "runtime/text/sentencepiece_normalizer.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
 #include "runtime/text/word_memo.h"
 
-// In the library but not in its installed header: its messages go to stderr, and xsr never prints.
-namespace sentencepiece::logging {
-void SetMinLogLevel(int level);
-}
-
 namespace xsr {
 namespace {
-
-constexpr int kOnlyFatal = 3;
 
 // A long text is segmented piece by piece, and only as far as its first max_tokens ids go, so that
 // a text of any length takes bounded time and memory. The cuts are exact: see can_cut(). What a
@@ -170,7 +163,6 @@ class SentencePieceTokenizer final : public Tokenizer {
     explicit Memo(size_t max_bytes) : words(max_bytes) {}
     WordMemo words;
   };
-  void load_library(std::string_view blob);
 
   // Text as a whole.
   Result encode_text(std::string_view text, size_t limit, std::vector<int32_t>& ids,
@@ -229,7 +221,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
   cuts_allowed_ =
       pieces_.all_utf8() && !(pieces_.facts().any_unused && type_ == SentencePieceType::kBpe);
   segmenter_ = Segmenter::make(pieces_);
-  if (segmenter_ == nullptr && tables.empty()) load_library(blob);
+  if (segmenter_ == nullptr && tables.empty()) processor_ = load_sentencepiece_library(blob);
   // With the dummy prefix all words begin alike, with U+2581.
   words_apart_ = segmenter_ != nullptr && cuts_allowed_ && !pieces_.space_inside() &&
                  pieces_.settings().add_dummy_prefix && normalizer_.words_apart();
@@ -237,24 +229,6 @@ SentencePieceTokenizer::SentencePieceTokenizer(std::string_view blob,
     const bool upper = lowercase_ && c >= 'A' && c <= 'Z';
     plain_[c] = normalizer_.is_plain(upper ? static_cast<unsigned char>(c + ('a' - 'A')) : c);
   }
-}
-
-void SentencePieceTokenizer::load_library(std::string_view blob) {
-  static std::once_flag quiet;
-  std::call_once(quiet, [] { sentencepiece::logging::SetMinLogLevel(kOnlyFatal); });
-  const std::string model = without_normalizer(blob);
-  std::string problem;
-  processor_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
-  try {
-    const auto status =
-        processor_->LoadFromSerializedProto(absl::string_view(model.data(), model.size()));
-    if (!status.ok()) problem = status.error_message();
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const std::exception& e) {  // its trie builder throws
-    problem = e.what();
-  }
-  if (!problem.empty()) throw Error(XSR_STATUS_BAD_FILE, "SentencePiece model: " + problem);
 }
 
 void SentencePieceTokenizer::collect_pairs() const {

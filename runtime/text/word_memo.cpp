@@ -19,9 +19,9 @@ WordMemo::WordMemo(size_t max_bytes)
 }
 
 void WordMemo::grow() {
-  std::vector<Entry> old = std::move(entries_);
   const size_t sets = (set_mask_ + 1) * 4 > max_sets_ ? max_sets_ : (set_mask_ + 1) * 4;
-  entries_.assign(sets * kWays, Entry{});
+  std::vector<Entry> old(sets * kWays, Entry{});  // where memory runs out all is as it was
+  old.swap(entries_);
   set_mask_ = sets - 1;
   // The words of one set go to sets of their own, at most as many to each as there were.
   for (const Entry& entry : old) {
