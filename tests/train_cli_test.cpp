@@ -572,6 +572,9 @@ TEST_F(TrainCli, ASignalEndsAnEvaluationToo) {
               HasSubstr("stopped behind step 5; go on with --resume cut"));
   EXPECT_TRUE(metrics_of(path("cut"), "dev").empty());
   EXPECT_FALSE(fs::exists(path("cut/best.safetensors")));
+  // A crash behind that evaluation and before the next checkpoint leaves its record.
+  std::ofstream(path("cut/metrics.jsonl"), std::ios::app) << R"({"kind":"dev","step":5,"time":1})"
+                                                          << "\n";
   // The last evaluation, of the weights that were chosen: the model is written before.
   EXPECT_THAT(stop_when(start("--resume cut"), [&] { return fs::exists(path("cut/model.xsr")); }),
               HasSubstr("stopped behind step 10; go on with --resume cut"));
@@ -1069,6 +1072,20 @@ TEST(MetricsLog, KeepsTheLinesOfTheStepsBefore) {
   ASSERT_EQ(kept.size(), 2u);
   EXPECT_EQ(kept[1]["step"], 2);
   EXPECT_EQ(read_records(read_file(folder / "events.out.tfevents.xsr")).size(), 3u);
+  // An evaluation that is to be made again has no record yet; those before it have.
+  {
+    xsr::training::MetricsLog log(folder / "", 1);
+    for (int step : {2, 3}) {
+      for (const char* kind : {"train", "dev"})
+        log.write({{"kind", kind}, {"step", step}, {"time", 0.5}});
+    }
+  }
+  { xsr::training::MetricsLog log(folder / "", 3, true); }
+  const auto due = xsr::training::read_metrics(folder / "metrics.jsonl");
+  ASSERT_EQ(due.size(), 4u);
+  EXPECT_EQ(due[2]["kind"], "dev");
+  EXPECT_EQ(due[2]["step"], 2);
+  EXPECT_EQ(due[3]["kind"], "train");
   { xsr::training::MetricsLog log(folder / "", -1); }
   EXPECT_TRUE(read_file(folder / "metrics.jsonl").empty());
 }
