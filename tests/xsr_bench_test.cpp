@@ -463,8 +463,13 @@ TEST_F(XsrTrainBench, TimesStepsOfTrainingOnACudaDevice) {
   const Result done =
       run(kSteps + "--device cuda --precision tf32 --exchange --vocabulary-tile 32");
   const Result odd = run(kSteps + "--device cuda --vocabulary-tile 33");
+  setenv("XSR_EMULATED_DEVICES", "2", 1);
+  const Result two = run("--random 1,8,1,8,20 --pairs 2 --seconds 0.01 --json - --device cuda:0,1");
+  unsetenv("XSR_EMULATED_DEVICES");
   unsetenv("XSR_CUDA_LIBRARY");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
+  ASSERT_EQ(two.status, 0) << two.err;
+  EXPECT_EQ(json::parse(two.out)["device"], "emulated device, emulated device");
   ASSERT_EQ(done.status, 0) << done.err;
   const json figures = json::parse(done.out);
   EXPECT_EQ(figures["device"], "emulated device");
