@@ -634,6 +634,27 @@ TEST_F(TrainCli, StopsEarly) {
   EXPECT_EQ(metrics_of(path("r"), "train").size(), 2u);
 }
 
+TEST_F(TrainCli, PatienceCountsFromTheLastBest) {
+  ASSERT_EQ(train("--run r --train.eval_every 1 --train.patience 8").exit_status, 0);
+  const auto dev = metrics_of(path("r"), "dev");
+  ASSERT_EQ(dev.size(), 60u);
+  int best_step = 0, worse = 0;
+  double best = -1;
+  for (const auto& record : dev) {
+    const double score = record["p1"]["mean"];
+    if (score > best) {
+      best = score;
+      best_step = record["step"];
+    } else {
+      ++worse;
+    }
+  }
+  EXPECT_GT(worse, 8) << "in all, but never one behind the other";
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["best_step"], best_step);
+  EXPECT_EQ(manifest["stopped_early"], false);
+}
+
 TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
   ASSERT_EQ(train("--run r --train.steps 10 --isa avx2").exit_status, 0);
   const int lock = ::open(path("r/.lock").c_str(), O_RDWR | O_CLOEXEC);
