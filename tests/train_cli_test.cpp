@@ -655,6 +655,20 @@ TEST_F(TrainCli, PatienceCountsFromTheLastBest) {
   EXPECT_EQ(manifest["stopped_early"], false);
 }
 
+/// By the loss, whose score is below 0: a best score that was taken for 0 would never be beaten.
+TEST_F(TrainCli, AResumedRunKnowsTheBestSoFar) {
+  const std::string flags =
+      "--config toy.toml --train.select loss --train.eval_every 5 --train.steps 200 --run ";
+  ASSERT_EQ(run(flags + "whole").exit_status, 0);
+  const pid_t child = start(flags + "cut");
+  while (!fs::exists(path("cut/best.safetensors")))
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  kill(child, SIGTERM);
+  ASSERT_EQ(wait_for(child).exit_status, 3);
+  ASSERT_EQ(run("--resume cut").exit_status, 0);
+  expect_same_results("whole", "cut");
+}
+
 TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
   ASSERT_EQ(train("--run r --train.steps 10 --isa avx2").exit_status, 0);
   const int lock = ::open(path("r/.lock").c_str(), O_RDWR | O_CLOEXEC);
