@@ -303,6 +303,15 @@ TEST_F(TrainCli, ARateIsThatOfItsStepAndEpoch) {
     EXPECT_NEAR(line["learning_rate"], 5e-3 * warmup * (line["epoch"] == 0 ? 1 : 0.1), 1e-9)
         << line["step"];
   }
+  // The untuned warm-up takes 2 / (1 − β2) steps, of the optimiser's β2.
+  ASSERT_EQ(train("--run s --train.log_every 1 --train.steps 15 --optimizer.beta2 0.8 "
+                  "--schedule.warmup untuned_linear")
+                .exit_status,
+            0);
+  for (const auto& line : metrics_of(path("s"), "train")) {
+    EXPECT_NEAR(line["learning_rate"], 5e-3 * std::min(1.0, line["step"].get<double>() / 10), 1e-9)
+        << line["step"];
+  }
 }
 
 TEST_F(TrainCli, TheModelIsTheMeanOfTheLastEvaluatedWeights) {
@@ -356,6 +365,43 @@ TEST_F(TrainCli, TheSameBitsTwiceAndWithOtherThreads) {
   expect_same_results("a", "c");
   ASSERT_EQ(train("--run d --seed 4").exit_status, 0);
   EXPECT_FALSE(read_file(path("a/model.xsr")) == read_file(path("d/model.xsr")));
+}
+
+/// Each with everything else held still: a batch of all pairs, which are all the same, has no
+/// order.
+TEST_F(TrainCli, TheSeedIsThatOfAllThatIsRandom) {
+  ASSERT_EQ(train("--run a --train.steps 20").exit_status, 0);
+  const std::string pair = toy_corpus(1);
+  std::string same;
+  for (int i = 0; i < 64; ++i) same += pair;
+  write("same.tsv", same);
+  write("dev.tsv", toy_corpus(750).substr(toy_corpus(700).size()));
+  const auto differs = [&](const std::string& kind, const std::string& flags) {
+    double losses[2];
+    for (const int k : {0, 1}) {
+      const Outcome o = train(
+          "--run s --train.steps 1 --train.log_every 1 --schedule.learning_rate 1e-12 "
+          "--objective.info_nce_weight 0 --objective.ugt_weight 0 --objective.xtr_weight 1 " +
+          flags + (k == 0 ? "--seed 3" : "--seed 4"));
+      EXPECT_EQ(o.exit_status, 0) << o.err;
+      losses[k] = metrics_of(path("s"), kind).at(0)["loss"]["total"];
+      fs::remove_all(path("s"));
+    }
+    return std::fabs(losses[0] - losses[1]) > 1e-9 * losses[0];  // sums in another order
+  };
+  const std::string init = "--model.init a/best.safetensors ", whole = "--model.dropout 0 ",
+                    unmasked = "--objective.mask false ", dev = "--data.dev dev.tsv ",
+                    alike = dev + "--data.train same.tsv --data.batch_pairs 64 ";
+  EXPECT_FALSE(differs("train", init + whole + unmasked + alike));
+  EXPECT_FALSE(differs("dev", init + whole + unmasked + alike));
+  EXPECT_TRUE(differs("train", init + unmasked + alike)) << "dropout";
+  EXPECT_TRUE(differs("train", init + whole + alike + "--objective.smlm_weight 1 ")) << "masks";
+  EXPECT_TRUE(differs("dev", init + whole + alike + "--objective.smlm_weight 1 "))
+      << "masks of dev";
+  EXPECT_TRUE(differs("train", init + whole + unmasked + dev)) << "order";
+  EXPECT_TRUE(differs("dev", init + whole + unmasked)) << "held-out pairs";
+  EXPECT_TRUE(differs("dev", "--tokenizer.model a/tokenizer.model " + whole + unmasked + alike))
+      << "initial weights";
 }
 
 TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
