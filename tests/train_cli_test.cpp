@@ -680,8 +680,9 @@ TEST_F(TrainCli, StopsEarly) {
   EXPECT_EQ(metrics_of(path("r"), "train").size(), 2u);
 }
 
-TEST_F(TrainCli, PatienceCountsFromTheLastBest) {
-  ASSERT_EQ(train("--run r --train.eval_every 1 --train.patience 8").exit_status, 0);
+TEST_F(TrainCli, PatienceCountsFromTheLastBestWhichIsTheModel) {
+  ASSERT_EQ(train("--run r --train.eval_every 1 --train.patience 8 --train.dtype f32").exit_status,
+            0);
   const auto dev = metrics_of(path("r"), "dev");
   ASSERT_EQ(dev.size(), 60u);
   int best_step = 0, worse = 0;
@@ -699,6 +700,18 @@ TEST_F(TrainCli, PatienceCountsFromTheLastBest) {
   const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
   EXPECT_EQ(manifest["best_step"], best_step);
   EXPECT_EQ(manifest["stopped_early"], false);
+  // The model is that of the best one, and not of the last.
+  ASSERT_LT(best_step, 60);
+  const auto model = xsr::training::read_initial_model(path("r/model.xsr"), {}, 1);
+  const xsr::training::ParameterTable table(model.config);
+  const auto same = [&](const std::string& file) {
+    xsr::training::FlatBuffer values(table.size());
+    xsr::training::TrainingCheckpoint(path(file)).read(table, "value.", values);
+    const xsr::training::Parameter& p = table.at("layer.0.up.weight");
+    return std::equal(values.at(p), values.at(p) + p.size, model.values->at(p));
+  };
+  EXPECT_TRUE(same("r/best.safetensors"));
+  EXPECT_FALSE(same("r/checkpoint.safetensors"));
 }
 
 /// By the loss, whose score is below 0: a best score that was taken for 0 would never be beaten.
