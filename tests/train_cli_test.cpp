@@ -179,6 +179,104 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   EXPECT_EQ(run("--config again.toml --print-config").out, o.out);
 }
 
+/// Each number and switch, and no other with it.
+TEST(TrainConfig, AKeySetsTheMemberOfItsName) {
+  using xsr::training::TrainConfig;
+#define GET(member) [](const TrainConfig& c) { return static_cast<double>(c.member); }
+  const struct {
+    const char *key, *value;
+    double (*get)(const TrainConfig&);
+  } members[] = {
+      {"seed", "9", GET(seed)},
+      {"threads", "9", GET(threads)},
+      {"data.num_columns", "9", GET(num_columns)},
+      {"data.dev_pairs", "9", GET(dev_pairs)},
+      {"data.temperature", "0.25", GET(sampler.temperature)},
+      {"data.strict", "true", GET(corpus.strict)},
+      {"data.max_line_bytes", "99", GET(corpus.max_line_bytes)},
+      {"data.min_tokens", "9", GET(corpus.min_tokens)},
+      {"data.max_tokens", "9", GET(corpus.max_tokens)},
+      {"data.max_ratio", "0.25", GET(corpus.max_ratio)},
+      {"data.batch_pairs", "9", GET(sampler.batch_pairs)},
+      {"data.batch_tokens", "9", GET(sampler.batch_tokens)},
+      {"data.pool_batches", "9", GET(sampler.pool_batches)},
+      {"data.drop_last", "false", GET(sampler.drop_last)},
+      {"tokenizer.vocab_size", "9", GET(tokenizer_training.vocab_size)},
+      {"tokenizer.character_coverage", "0.99", GET(tokenizer_training.character_coverage)},
+      {"tokenizer.max_sentences", "9", GET(tokenizer_training.max_sentences)},
+      {"tokenizer.temperature", "0.25", GET(tokenizer_training.temperature)},
+      {"model.num_layers", "9", GET(model.num_layers)},
+      {"model.hidden_size", "9", GET(model.hidden_size)},
+      {"model.num_heads", "9", GET(model.num_heads)},
+      {"model.intermediate_size", "9", GET(model.intermediate_size)},
+      {"model.max_seq_len", "9", GET(model.max_seq_len)},
+      {"model.lowercase", "false", GET(model.lowercase)},
+      {"model.layer_norm_eps", "0.0625", GET(model.layer_norm_eps)},
+      {"model.dropout", "0.25", GET(step.dropout)},
+      {"objective.xtr_weight", "0.25", GET(step.objectives.xtr_weight)},
+      {"objective.ugt_weight", "0.25", GET(step.objectives.ugt_weight)},
+      {"objective.smlm_weight", "0.25", GET(step.objectives.smlm_weight)},
+      {"objective.align_weight", "0.25", GET(step.objectives.align_weight)},
+      {"objective.sim_weight", "0.25", GET(step.objectives.sim_weight)},
+      {"objective.info_nce_weight", "0.25", GET(step.objectives.info_nce_weight)},
+      {"objective.mask", "false", GET(mask)},
+      {"objective.count_weighted", "true", GET(step.objectives.targets.count_weighted)},
+      {"objective.clean_ids", "true", GET(step.objectives.targets.clean_ids)},
+      {"objective.add_masses", "true", GET(step.objectives.targets.add_masses)},
+      {"objective.align_cosine", "true", GET(step.objectives.align.cosine)},
+      {"objective.align_temperature", "0.25", GET(step.objectives.align.temperature)},
+      {"objective.align_mean", "true", GET(step.objectives.align.mean_of_directions)},
+      {"objective.align_margin", "0.25", GET(step.objectives.align.margin)},
+      {"objective.info_nce_cosine", "false", GET(step.objectives.info_nce.cosine)},
+      {"objective.info_nce_temperature", "0.25", GET(step.objectives.info_nce.temperature)},
+      {"objective.info_nce_mean", "false", GET(step.objectives.info_nce.mean_of_directions)},
+      {"objective.info_nce_margin", "0.25", GET(step.objectives.info_nce.margin)},
+      {"objective.sim_argument", "0.25", GET(step.objectives.sim.argument)},
+      {"objective.sim_divide", "true", GET(step.objectives.sim.divide_by_negatives)},
+      {"objective.sim_min_cosine", "0.25", GET(step.objectives.sim.min_cosine)},
+      {"optimizer.amsgrad", "false", GET(step.optimizer.amsgrad)},
+      {"optimizer.decoupled_decay", "true", GET(step.optimizer.decoupled_decay)},
+      {"optimizer.beta1", "0.25", GET(step.optimizer.beta1)},
+      {"optimizer.beta2", "0.25", GET(step.optimizer.beta2)},
+      {"optimizer.eps", "0.25", GET(step.optimizer.eps)},
+      {"optimizer.weight_decay", "0.25", GET(step.optimizer.weight_decay)},
+      {"optimizer.clip_norm", "0.25", GET(step.optimizer.clip_norm)},
+      {"schedule.learning_rate", "0.25", GET(schedule.learning_rate)},
+      {"schedule.warmup_steps", "9", GET(schedule.warmup_steps)},
+      {"schedule.step_factor", "0.25", GET(schedule.step_factor)},
+      {"schedule.final_fraction", "0.25", GET(schedule.final_fraction)},
+      {"train.epochs", "9", GET(epochs)},
+      {"train.steps", "9", GET(steps)},
+      {"train.log_every", "9", GET(log_every)},
+      {"train.eval_every", "9", GET(eval_every)},
+      {"train.patience", "9", GET(patience)},
+      {"train.average", "9", GET(average)},
+      {"train.checkpoint_every", "9", GET(checkpoint_every)},
+      {"train.dev_dropout", "true", GET(dev_dropout)},
+      {"train.checkpoint_minutes", "0.25", GET(checkpoint_minutes)},
+  };
+#undef GET
+  const TrainConfig defaults;
+  for (const auto& [key, value, get] : members) {
+    const TrainConfig config = xsr::training::load_config("", {{key, {value}}});
+    const std::string text = value;
+    EXPECT_EQ(get(config), text == "true" ? 1 : text == "false" ? 0 : std::stod(text)) << key;
+    for (const auto& other : members) {
+      EXPECT_EQ(other.key != key, other.get(config) == other.get(defaults))
+          << key << " " << other.key;
+    }
+  }
+  // A key that is none of these is text, a choice or a list.
+  TrainConfig any;
+  for (const auto& key : xsr::training::config_keys()) {
+    const auto slot = key.slot(any);
+    const bool listed = std::any_of(std::begin(members), std::end(members),
+                                    [&](const auto& m) { return key.full_name() == m.key; });
+    const size_t kind = slot.target.index();
+    EXPECT_EQ(listed, kind < 5) << key.full_name();
+  }
+}
+
 TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   const auto printed = [&](const std::string& flags) { return run("--print-config " + flags).out; };
   EXPECT_THAT(printed(""), HasSubstr("\nclip_norm = 1.0\n"));
