@@ -351,6 +351,26 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   EXPECT_THAT(again.err, HasSubstr("holds a run already"));
 }
 
+TEST_F(TrainCli, AnEpochEndsWithAnEvaluationWhereNoStepsAreNamed) {
+  ASSERT_EQ(train("--run r --train.eval_every 0").exit_status, 0);
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  const int batches = (700 - manifest["held_out_pairs"].get<int>()) / 32;
+  std::vector<int> steps, wanted = {batches, 2 * batches, 3 * batches, 60};
+  ASSERT_LT(wanted[2], 60);
+  for (const auto& record : metrics_of(path("r"), "dev")) steps.push_back(record["step"]);
+  EXPECT_EQ(steps, wanted);
+}
+
+TEST_F(TrainCli, ColumnsAreThoseOfTheConfig) {
+  write("wide.tsv", std::regex_replace(toy_corpus(700), std::regex("(.*)\t(.*)\n"), "$2\tx\t$1\n"));
+  ASSERT_EQ(train("--run r --train.steps 1").exit_status, 0);
+  ASSERT_EQ(train("--run s --train.steps 1 --data.train wide.tsv --data.columns 3 1").exit_status,
+            0);
+  EXPECT_TRUE(read_file(path("r/tokenizer.model")) == read_file(path("s/tokenizer.model")));
+  for (const char* kind : {"train", "dev"})
+    EXPECT_EQ(metrics_of(path("r"), kind)[0]["loss"], metrics_of(path("s"), kind)[0]["loss"]);
+}
+
 TEST_F(TrainCli, AFewStepsAreLoggedToo) {
   ASSERT_EQ(train("--run r --train.steps 7").exit_status, 0);
   const auto lines = metrics_of(path("r"), "train");
