@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Checks that every C and C++ file is formatted as .clang-format says; --fix formats them. Generated files are left
-# out: they say so in their first lines. Exit 77: clang-format is not installed, or not that of Debian bookworm, which formatted them:
-# others wrap a few lines in another way.
+# Checks that no file holds the marks of a merge that was not finished, and that every C and C++ file is formatted as
+# .clang-format says; --fix formats them. Generated files are left out: they say so in their first lines. Exit 77:
+# clang-format is not installed, or not that of Debian bookworm, which formatted them: others wrap a few lines in another way.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+marks='^(<<<<<<<|>>>>>>>) '
+if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+  marked=$(git grep -nE "$marks" || true)
+else
+  marked=$(grep -rnIE --exclude-dir={build,.deps,.venv} "$marks" . || true)
+fi
+[ -z "$marked" ] || { printf 'check-format: the marks of a merge:\n%s\n' "$marked" >&2; exit 1; }
 wanted=14
 clang_format=$(command -v clang-format-$wanted || command -v clang-format) ||
   { echo "check-format: no clang-format (scripts/install-deps.sh)" >&2; exit 77; }

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -732,6 +733,21 @@ TEST(VectorMemo, RemembersExactTextsWithinItsMemory) {
   tiny.insert("a", vector(1).data(), result(1));
   EXPECT_FALSE(tiny.find("a")) << "there is no room for one";
   EXPECT_EQ(tiny.bytes(), 0u);
+}
+
+/// Texts whose hashes have the upper half and the place in a table of 1,024 in common.
+TEST(VectorMemo, TextsOfOneHashAreToldApart) {
+  const std::string one = "2004862", other = "4008785";
+  const uint64_t difference =
+      XXH3_64bits(one.data(), one.size()) ^ XXH3_64bits(other.data(), other.size());
+  ASSERT_EQ(difference & 0xffffffff000003ff, 0u);
+  xsr::VectorMemo memo(1, 1 << 20);
+  const float values[] = {1, 2};
+  memo.insert(one, &values[0], {});
+  EXPECT_FALSE(memo.find(other));
+  memo.insert(other, &values[1], {});
+  EXPECT_EQ(*memo.find(one)->vector, 1);
+  EXPECT_EQ(*memo.find(other)->vector, 2);
 }
 
 TEST(VectorMemo, KeepsAllWhileThereIsRoom) {

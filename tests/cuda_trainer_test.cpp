@@ -533,9 +533,15 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
     CudaTrainer& several = *made;
     initialize(one);
     initialize(several);
-    for (const int32_t pairs : {7, 2, 7, 7}) {  // of 2, one of three devices has none
-      const PairBatch batch = make_batch(config, pairs);
-      const StepResult a = one.step(batch, 1e-3), b = several.step(batch, 1e-3);
+    // Of 2 pairs one of three devices has none; of 5 and of 6 the second of two has as many, but
+    // not the other.
+    std::vector<PairBatch> batches;
+    for (const int32_t pairs : {5, 6, 2, 7, 7}) batches.push_back(make_batch(config, pairs));
+    for (size_t k = 0; k < batches.size(); ++k) {
+      const PairBatch& batch = batches[k];
+      const StepResult a = one.step(batch, 1e-3);
+      const StepResult b =
+          several.step(batch, 1e-3, k + 1 < batches.size() ? &batches[k + 1] : nullptr);
       for (size_t i = 0; i < a.loss.parts.size(); ++i) {
         EXPECT_NEAR(a.loss.parts[i].value, b.loss.parts[i].value,
                     1e-5 * std::max(1e-2, std::fabs(a.loss.parts[i].value)))

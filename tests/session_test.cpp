@@ -756,6 +756,28 @@ TEST_F(SmallModel, NormalizesOnRequest) {
     EXPECT_EQ(0.0f, out[C + c]) << "the zero vector of an empty sentence stays zero";
 }
 
+TEST_F(SmallModel, NormalizesWhereTheModelSaysSoUnlessForbidden) {
+  const auto file = XsrFile::open_memory(random_.data(), random_.size());
+  ModelConfig config = file->config();
+  config.normalize = true;
+  std::vector<TensorSource> sources;
+  for (const TensorView& t : file->tensors())
+    sources.push_back({std::string(t.name), t.dtype, t.layout, t.dims, t.data, t.scales});
+  size_t size = 0;
+  const auto bytes = write_xsr_memory(config, sources, "", "{}", &size);
+  const ModelPointer model = open_memory(bytes.get(), size);
+  const auto length = [&](xsr_normalize normalize) {
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
+    options.normalize = normalize;
+    double squares = 0;
+    for (const float x : embed(make_session(model, options).get(), {{3, 4, 5}}, C))
+      squares += double(x) * x;
+    return std::sqrt(squares);
+  };
+  EXPECT_NEAR(1.0, length(XSR_NORMALIZE_MODEL), 1e-6);
+  EXPECT_GT(length(XSR_NORMALIZE_OFF), 1.5);
+}
+
 TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
   const SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 1));
   const int32_t ids[] = {1, 2, 101};

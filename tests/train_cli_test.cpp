@@ -179,6 +179,104 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   EXPECT_EQ(run("--config again.toml --print-config").out, o.out);
 }
 
+/// Each number and switch, and no other with it.
+TEST(TrainConfig, AKeySetsTheMemberOfItsName) {
+  using xsr::training::TrainConfig;
+#define GET(member) [](const TrainConfig& c) { return static_cast<double>(c.member); }
+  const struct {
+    const char *key, *value;
+    double (*get)(const TrainConfig&);
+  } members[] = {
+      {"seed", "9", GET(seed)},
+      {"threads", "9", GET(threads)},
+      {"data.num_columns", "9", GET(num_columns)},
+      {"data.dev_pairs", "9", GET(dev_pairs)},
+      {"data.temperature", "0.25", GET(sampler.temperature)},
+      {"data.strict", "true", GET(corpus.strict)},
+      {"data.max_line_bytes", "99", GET(corpus.max_line_bytes)},
+      {"data.min_tokens", "9", GET(corpus.min_tokens)},
+      {"data.max_tokens", "9", GET(corpus.max_tokens)},
+      {"data.max_ratio", "0.25", GET(corpus.max_ratio)},
+      {"data.batch_pairs", "9", GET(sampler.batch_pairs)},
+      {"data.batch_tokens", "9", GET(sampler.batch_tokens)},
+      {"data.pool_batches", "9", GET(sampler.pool_batches)},
+      {"data.drop_last", "false", GET(sampler.drop_last)},
+      {"tokenizer.vocab_size", "9", GET(tokenizer_training.vocab_size)},
+      {"tokenizer.character_coverage", "0.99", GET(tokenizer_training.character_coverage)},
+      {"tokenizer.max_sentences", "9", GET(tokenizer_training.max_sentences)},
+      {"tokenizer.temperature", "0.25", GET(tokenizer_training.temperature)},
+      {"model.num_layers", "9", GET(model.num_layers)},
+      {"model.hidden_size", "9", GET(model.hidden_size)},
+      {"model.num_heads", "9", GET(model.num_heads)},
+      {"model.intermediate_size", "9", GET(model.intermediate_size)},
+      {"model.max_seq_len", "9", GET(model.max_seq_len)},
+      {"model.lowercase", "false", GET(model.lowercase)},
+      {"model.layer_norm_eps", "0.0625", GET(model.layer_norm_eps)},
+      {"model.dropout", "0.25", GET(step.dropout)},
+      {"objective.xtr_weight", "0.25", GET(step.objectives.xtr_weight)},
+      {"objective.ugt_weight", "0.25", GET(step.objectives.ugt_weight)},
+      {"objective.smlm_weight", "0.25", GET(step.objectives.smlm_weight)},
+      {"objective.align_weight", "0.25", GET(step.objectives.align_weight)},
+      {"objective.sim_weight", "0.25", GET(step.objectives.sim_weight)},
+      {"objective.info_nce_weight", "0.25", GET(step.objectives.info_nce_weight)},
+      {"objective.mask", "false", GET(mask)},
+      {"objective.count_weighted", "true", GET(step.objectives.targets.count_weighted)},
+      {"objective.clean_ids", "true", GET(step.objectives.targets.clean_ids)},
+      {"objective.add_masses", "true", GET(step.objectives.targets.add_masses)},
+      {"objective.align_cosine", "true", GET(step.objectives.align.cosine)},
+      {"objective.align_temperature", "0.25", GET(step.objectives.align.temperature)},
+      {"objective.align_mean", "true", GET(step.objectives.align.mean_of_directions)},
+      {"objective.align_margin", "0.25", GET(step.objectives.align.margin)},
+      {"objective.info_nce_cosine", "false", GET(step.objectives.info_nce.cosine)},
+      {"objective.info_nce_temperature", "0.25", GET(step.objectives.info_nce.temperature)},
+      {"objective.info_nce_mean", "false", GET(step.objectives.info_nce.mean_of_directions)},
+      {"objective.info_nce_margin", "0.25", GET(step.objectives.info_nce.margin)},
+      {"objective.sim_argument", "0.25", GET(step.objectives.sim.argument)},
+      {"objective.sim_divide", "true", GET(step.objectives.sim.divide_by_negatives)},
+      {"objective.sim_min_cosine", "0.25", GET(step.objectives.sim.min_cosine)},
+      {"optimizer.amsgrad", "false", GET(step.optimizer.amsgrad)},
+      {"optimizer.decoupled_decay", "true", GET(step.optimizer.decoupled_decay)},
+      {"optimizer.beta1", "0.25", GET(step.optimizer.beta1)},
+      {"optimizer.beta2", "0.25", GET(step.optimizer.beta2)},
+      {"optimizer.eps", "0.25", GET(step.optimizer.eps)},
+      {"optimizer.weight_decay", "0.25", GET(step.optimizer.weight_decay)},
+      {"optimizer.clip_norm", "0.25", GET(step.optimizer.clip_norm)},
+      {"schedule.learning_rate", "0.25", GET(schedule.learning_rate)},
+      {"schedule.warmup_steps", "9", GET(schedule.warmup_steps)},
+      {"schedule.step_factor", "0.25", GET(schedule.step_factor)},
+      {"schedule.final_fraction", "0.25", GET(schedule.final_fraction)},
+      {"train.epochs", "9", GET(epochs)},
+      {"train.steps", "9", GET(steps)},
+      {"train.log_every", "9", GET(log_every)},
+      {"train.eval_every", "9", GET(eval_every)},
+      {"train.patience", "9", GET(patience)},
+      {"train.average", "9", GET(average)},
+      {"train.checkpoint_every", "9", GET(checkpoint_every)},
+      {"train.dev_dropout", "true", GET(dev_dropout)},
+      {"train.checkpoint_minutes", "0.25", GET(checkpoint_minutes)},
+  };
+#undef GET
+  const TrainConfig defaults;
+  for (const auto& [key, value, get] : members) {
+    const TrainConfig config = xsr::training::load_config("", {{key, {value}}});
+    const std::string text = value;
+    EXPECT_EQ(get(config), text == "true" ? 1 : text == "false" ? 0 : std::stod(text)) << key;
+    for (const auto& other : members) {
+      EXPECT_EQ(other.key != key, other.get(config) == other.get(defaults))
+          << key << " " << other.key;
+    }
+  }
+  // A key that is none of these is text, a choice or a list.
+  TrainConfig any;
+  for (const auto& key : xsr::training::config_keys()) {
+    const auto slot = key.slot(any);
+    const bool listed = std::any_of(std::begin(members), std::end(members),
+                                    [&](const auto& m) { return key.full_name() == m.key; });
+    const size_t kind = slot.target.index();
+    EXPECT_EQ(listed, kind < 5) << key.full_name();
+  }
+}
+
 TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   const auto printed = [&](const std::string& flags) { return run("--print-config " + flags).out; };
   EXPECT_THAT(printed(""), HasSubstr("\nclip_norm = 1.0\n"));
@@ -253,6 +351,26 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
   EXPECT_THAT(again.err, HasSubstr("holds a run already"));
 }
 
+TEST_F(TrainCli, AnEpochEndsWithAnEvaluationWhereNoStepsAreNamed) {
+  ASSERT_EQ(train("--run r --train.eval_every 0").exit_status, 0);
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  const int batches = (700 - manifest["held_out_pairs"].get<int>()) / 32;
+  std::vector<int> steps, wanted = {batches, 2 * batches, 3 * batches, 60};
+  ASSERT_LT(wanted[2], 60);
+  for (const auto& record : metrics_of(path("r"), "dev")) steps.push_back(record["step"]);
+  EXPECT_EQ(steps, wanted);
+}
+
+TEST_F(TrainCli, ColumnsAreThoseOfTheConfig) {
+  write("wide.tsv", std::regex_replace(toy_corpus(700), std::regex("(.*)\t(.*)\n"), "$2\tx\t$1\n"));
+  ASSERT_EQ(train("--run r --train.steps 1").exit_status, 0);
+  ASSERT_EQ(train("--run s --train.steps 1 --data.train wide.tsv --data.columns 3 1").exit_status,
+            0);
+  EXPECT_TRUE(read_file(path("r/tokenizer.model")) == read_file(path("s/tokenizer.model")));
+  for (const char* kind : {"train", "dev"})
+    EXPECT_EQ(metrics_of(path("r"), kind)[0]["loss"], metrics_of(path("s"), kind)[0]["loss"]);
+}
+
 TEST_F(TrainCli, AFewStepsAreLoggedToo) {
   ASSERT_EQ(train("--run r --train.steps 7").exit_status, 0);
   const auto lines = metrics_of(path("r"), "train");
@@ -301,6 +419,15 @@ TEST_F(TrainCli, ARateIsThatOfItsStepAndEpoch) {
   for (const auto& line : metrics_of(path("r"), "train")) {
     const double warmup = std::min(1.0, line["step"].get<double>() / 10);
     EXPECT_NEAR(line["learning_rate"], 5e-3 * warmup * (line["epoch"] == 0 ? 1 : 0.1), 1e-9)
+        << line["step"];
+  }
+  // The untuned warm-up takes 2 / (1 − β2) steps, of the optimiser's β2.
+  ASSERT_EQ(train("--run s --train.log_every 1 --train.steps 15 --optimizer.beta2 0.8 "
+                  "--schedule.warmup untuned_linear")
+                .exit_status,
+            0);
+  for (const auto& line : metrics_of(path("s"), "train")) {
+    EXPECT_NEAR(line["learning_rate"], 5e-3 * std::min(1.0, line["step"].get<double>() / 10), 1e-9)
         << line["step"];
   }
 }
@@ -356,6 +483,43 @@ TEST_F(TrainCli, TheSameBitsTwiceAndWithOtherThreads) {
   expect_same_results("a", "c");
   ASSERT_EQ(train("--run d --seed 4").exit_status, 0);
   EXPECT_FALSE(read_file(path("a/model.xsr")) == read_file(path("d/model.xsr")));
+}
+
+/// Each with everything else held still: a batch of all pairs, which are all the same, has no
+/// order.
+TEST_F(TrainCli, TheSeedIsThatOfAllThatIsRandom) {
+  ASSERT_EQ(train("--run a --train.steps 20").exit_status, 0);
+  const std::string pair = toy_corpus(1);
+  std::string same;
+  for (int i = 0; i < 64; ++i) same += pair;
+  write("same.tsv", same);
+  write("dev.tsv", toy_corpus(750).substr(toy_corpus(700).size()));
+  const auto differs = [&](const std::string& kind, const std::string& flags) {
+    double losses[2];
+    for (const int k : {0, 1}) {
+      const Outcome o = train(
+          "--run s --train.steps 1 --train.log_every 1 --schedule.learning_rate 1e-12 "
+          "--objective.info_nce_weight 0 --objective.ugt_weight 0 --objective.xtr_weight 1 " +
+          flags + (k == 0 ? "--seed 3" : "--seed 4"));
+      EXPECT_EQ(o.exit_status, 0) << o.err;
+      losses[k] = metrics_of(path("s"), kind).at(0)["loss"]["total"];
+      fs::remove_all(path("s"));
+    }
+    return std::fabs(losses[0] - losses[1]) > 1e-9 * losses[0];  // sums in another order
+  };
+  const std::string init = "--model.init a/best.safetensors ", whole = "--model.dropout 0 ",
+                    unmasked = "--objective.mask false ", dev = "--data.dev dev.tsv ",
+                    alike = dev + "--data.train same.tsv --data.batch_pairs 64 ";
+  EXPECT_FALSE(differs("train", init + whole + unmasked + alike));
+  EXPECT_FALSE(differs("dev", init + whole + unmasked + alike));
+  EXPECT_TRUE(differs("train", init + unmasked + alike)) << "dropout";
+  EXPECT_TRUE(differs("train", init + whole + alike + "--objective.smlm_weight 1 ")) << "masks";
+  EXPECT_TRUE(differs("dev", init + whole + alike + "--objective.smlm_weight 1 "))
+      << "masks of dev";
+  EXPECT_TRUE(differs("train", init + whole + unmasked + dev)) << "order";
+  EXPECT_TRUE(differs("dev", init + whole + unmasked)) << "held-out pairs";
+  EXPECT_TRUE(differs("dev", "--tokenizer.model a/tokenizer.model " + whole + unmasked + alike))
+      << "initial weights";
 }
 
 TEST_F(TrainCli, KilledAnywhereAndResumedGivesTheSameBits) {
@@ -572,6 +736,9 @@ TEST_F(TrainCli, ASignalEndsAnEvaluationToo) {
               HasSubstr("stopped behind step 5; go on with --resume cut"));
   EXPECT_TRUE(metrics_of(path("cut"), "dev").empty());
   EXPECT_FALSE(fs::exists(path("cut/best.safetensors")));
+  // A crash behind that evaluation and before the next checkpoint leaves its record.
+  std::ofstream(path("cut/metrics.jsonl"), std::ios::app) << R"({"kind":"dev","step":5,"time":1})"
+                                                          << "\n";
   // The last evaluation, of the weights that were chosen: the model is written before.
   EXPECT_THAT(stop_when(start("--resume cut"), [&] { return fs::exists(path("cut/model.xsr")); }),
               HasSubstr("stopped behind step 10; go on with --resume cut"));
@@ -629,6 +796,54 @@ TEST_F(TrainCli, StopsEarly) {
   ASSERT_EQ(run("--resume r").exit_status, 0);
   EXPECT_EQ(nlohmann::json::parse(read_file(path("r/manifest.json")))["steps"], 15);
   EXPECT_EQ(metrics_of(path("r"), "train").size(), 2u);
+}
+
+TEST_F(TrainCli, PatienceCountsFromTheLastBestWhichIsTheModel) {
+  ASSERT_EQ(train("--run r --train.eval_every 1 --train.patience 8 --train.dtype f32").exit_status,
+            0);
+  const auto dev = metrics_of(path("r"), "dev");
+  ASSERT_EQ(dev.size(), 60u);
+  int best_step = 0, worse = 0;
+  double best = -1;
+  for (const auto& record : dev) {
+    const double score = record["p1"]["mean"];
+    if (score > best) {
+      best = score;
+      best_step = record["step"];
+    } else {
+      ++worse;
+    }
+  }
+  EXPECT_GT(worse, 8) << "in all, but never one behind the other";
+  const auto manifest = nlohmann::json::parse(read_file(path("r/manifest.json")));
+  EXPECT_EQ(manifest["best_step"], best_step);
+  EXPECT_EQ(manifest["stopped_early"], false);
+  // The model is that of the best one, and not of the last.
+  ASSERT_LT(best_step, 60);
+  const auto model = xsr::training::read_initial_model(path("r/model.xsr"), {}, 1);
+  const xsr::training::ParameterTable table(model.config);
+  const auto same = [&](const std::string& file) {
+    xsr::training::FlatBuffer values(table.size());
+    xsr::training::TrainingCheckpoint(path(file)).read(table, "value.", values);
+    const xsr::training::Parameter& p = table.at("layer.0.up.weight");
+    return std::equal(values.at(p), values.at(p) + p.size, model.values->at(p));
+  };
+  EXPECT_TRUE(same("r/best.safetensors"));
+  EXPECT_FALSE(same("r/checkpoint.safetensors"));
+}
+
+/// By the loss, whose score is below 0: a best score that was taken for 0 would never be beaten.
+TEST_F(TrainCli, AResumedRunKnowsTheBestSoFar) {
+  const std::string flags =
+      "--config toy.toml --train.select loss --train.eval_every 5 --train.steps 200 --run ";
+  ASSERT_EQ(run(flags + "whole").exit_status, 0);
+  const pid_t child = start(flags + "cut");
+  while (!fs::exists(path("cut/best.safetensors")))
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  kill(child, SIGTERM);
+  ASSERT_EQ(wait_for(child).exit_status, 3);
+  ASSERT_EQ(run("--resume cut").exit_status, 0);
+  expect_same_results("whole", "cut");
 }
 
 TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
@@ -1069,6 +1284,20 @@ TEST(MetricsLog, KeepsTheLinesOfTheStepsBefore) {
   ASSERT_EQ(kept.size(), 2u);
   EXPECT_EQ(kept[1]["step"], 2);
   EXPECT_EQ(read_records(read_file(folder / "events.out.tfevents.xsr")).size(), 3u);
+  // An evaluation that is to be made again has no record yet; those before it have.
+  {
+    xsr::training::MetricsLog log(folder / "", 1);
+    for (int step : {2, 3}) {
+      for (const char* kind : {"train", "dev"})
+        log.write({{"kind", kind}, {"step", step}, {"time", 0.5}});
+    }
+  }
+  { xsr::training::MetricsLog log(folder / "", 3, true); }
+  const auto due = xsr::training::read_metrics(folder / "metrics.jsonl");
+  ASSERT_EQ(due.size(), 4u);
+  EXPECT_EQ(due[2]["kind"], "dev");
+  EXPECT_EQ(due[2]["step"], 2);
+  EXPECT_EQ(due[3]["kind"], "train");
   { xsr::training::MetricsLog log(folder / "", -1); }
   EXPECT_TRUE(read_file(folder / "metrics.jsonl").empty());
 }

@@ -565,6 +565,12 @@ TEST_F(TrainingData, TheCacheIsOpenedAgainAndMadeAgainWhenItsInputsChange) {
   EXPECT_TRUE(corpus(languages, options)->was_built());
   options.strict = true;
   EXPECT_TRUE(corpus(languages, options)->was_built());
+  options.min_tokens = 2;
+  EXPECT_TRUE(corpus(languages, options)->was_built());
+  options.max_tokens = 30;
+  EXPECT_TRUE(corpus(languages, options)->was_built());
+  options.max_ratio = 100;
+  EXPECT_TRUE(corpus(languages, options)->was_built());
   languages[0].files[0].num_columns = 2;
   EXPECT_TRUE(corpus(languages, options)->was_built());
   // The same files, shared out among the language pairs in another way.
@@ -1020,6 +1026,31 @@ TEST_F(TrainingData, LanguagesAreMixedByWeightAndTemperature) {
               HasSubstr("a-c: has a weight of -1"));
   options.weights = {1};
   EXPECT_THAT(error_of([&] { PairSampler(builder(made), {}, options); }), HasSubstr("1 weights"));
+}
+
+/// Of 300 pairs an epoch takes 150, so that every second epoch begins them anew.
+TEST_F(TrainingData, APartIsWalkedInAnotherOrderEachTime) {
+  const auto made = corpus(three_languages());
+  SamplerOptions options;
+  options.batch_pairs = 10;
+  options.weights = {1, 1, 1};
+  PairSampler sampler(builder(made), {}, options);
+  ASSERT_EQ(sampler.draws_of_part(0), 150u);
+  std::set<uint64_t> seen[4];
+  DataPosition position;
+  PairBatch batch;
+  while (position.epoch < 4) {
+    std::set<uint64_t>& here = seen[position.epoch];
+    sampler.next(position, batch);
+    for (uint64_t pair : batch.pair_numbers) {
+      if (pair < 300) here.insert(pair);
+    }
+  }
+  for (const auto& pairs : seen) EXPECT_EQ(pairs.size(), 150u);
+  std::vector<uint64_t> both;
+  std::set_intersection(seen[0].begin(), seen[0].end(), seen[2].begin(), seen[2].end(),
+                        std::back_inserter(both));
+  EXPECT_NEAR(both.size(), 75, 26);  // four standard deviations
 }
 
 TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {

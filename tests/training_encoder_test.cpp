@@ -682,19 +682,29 @@ TEST(TrainingEncoder, WholeStepsOfRandomModelsMatchPlainLoops) {
   const PairBatch batch = make_batch(config, 6);
   const ParameterTable table(config);
   const std::vector<double> values = random_values(table, 6);
-  const test::PlainBudget budget(config, values, batch, 2, 2);
-  PlainModel<double> exact(config);
-  exact.values = values;
-  const test::PlainLosses losses = exact.forward_backward(batch, 2, 2);
-  for (const kernels::Isa isa : test::training_isas()) {
-    const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
-    ThreadPool threads(1);
+  for (const double rate : {0.0, 0.25}) {
     StepConfig step = release_step();
-    step.dropout = 0;
-    CpuTrainer trainer(config, step, kernels, threads);
-    std::copy(values.begin(), values.end(), trainer.mutable_values().data());
-    const StepResult result = trainer.step(batch, 0);
-    budget.check(result.loss, trainer.gradients(), losses, table, exact.gradients, isa_name(isa));
+    step.dropout = rate;
+    step.seed = uint64_t{7} << 32 | 5;
+    Dropout first;  // docs/methods.md, Dropout and random numbers
+    first.threshold = rate == 0 ? 0 : uint32_t{1} << 30;
+    first.scale = rate == 0 ? 1.0f : 4.0f / 3;
+    first.key[0] = 5;
+    first.key[1] = 7;
+    first.step = 1;
+    const test::PlainBudget budget(config, values, batch, 2, 2, first);
+    PlainModel<double> exact(config);
+    exact.values = values;
+    const test::PlainLosses losses = exact.forward_backward(batch, 2, 2, first);
+    for (const kernels::Isa isa : test::training_isas()) {
+      const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
+      ThreadPool threads(1);
+      CpuTrainer trainer(config, step, kernels, threads);
+      std::copy(values.begin(), values.end(), trainer.mutable_values().data());
+      const StepResult result = trainer.step(batch, 0);
+      budget.check(result.loss, trainer.gradients(), losses, table, exact.gradients,
+                   isa_name(isa) + std::string(" dropout ") + std::to_string(rate));
+    }
   }
 }
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/peers/step_work.h"
 #include "bench/random_model.h"
 #include "runtime/device/machine.h"
 #include "runtime/format/xsr_file.h"
@@ -366,6 +367,48 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   EXPECT_THAT(done.err, HasSubstr("training on a CUDA device needs libxsr_train_cuda.so"));
 }
 
+TEST(StepWork, CountsWhatAStepCannotDoWithout) {
+  ModelConfig model;
+  model.num_layers = 3;
+  model.hidden_size = 8;
+  model.intermediate_size = 16;
+  model.vocab_size = 100;
+  training::PairBatch batch;
+  batch.num_pairs = 2;
+  batch.cu_seqlens = {0, 1, 4, 5, 10};
+  training::StepConfig step;
+  const auto work = [&] {
+    StepWork counted;
+    counted.add(step, model, 1000, batch);
+    return counted;
+  };
+  EXPECT_EQ(work().forward, 2 * (4 * 8 * 8 + 2 * 8 * 16) * 3 * 10);
+  EXPECT_EQ(work().backward, 2 * work().forward);
+  EXPECT_EQ(work().objectives, 3 * 2 * (8 * 8 + 8 * 100) * 4);
+  // The gradient, and values and three moments back and forth.
+  EXPECT_EQ(work().update_bytes, 1000 * (4 + 4 * 8));
+  step.optimizer.amsgrad = false;
+  EXPECT_EQ(work().update_bytes, 1000 * (4 + 3 * 8));
+  step.optimizer.clip_norm = 1;  // which reads the gradient first
+  EXPECT_EQ(work().update_bytes, 1000 * (8 + 3 * 8));
+  step.precision = training::Precision::kBF16;
+  EXPECT_EQ(work().update_bytes, 1000 * (8 + 3 * 8 + 2));
+  step.objectives.ugt_weight = 0;
+  EXPECT_EQ(work().objectives, 0);
+
+  StepRoofline roofline;
+  roofline.encoder.peak_gflops = 2;
+  roofline.objectives.peak_gflops = 1;
+  roofline.objectives.read_gb_per_s = 4;
+  StepWork whole;
+  whole.forward = whole.objectives = 2e9;
+  whole.backward = 4e9;
+  whole.update_bytes = 2e9;
+  EXPECT_DOUBLE_EQ(whole.product_seconds(roofline), 3 + 2);
+  EXPECT_DOUBLE_EQ(whole.update_seconds(roofline), 0.5);
+  EXPECT_DOUBLE_EQ(whole.floor_seconds(roofline), 5.5);
+}
+
 class XsrTrainSteps : public XsrBench {
  protected:
   XsrTrainSteps() : XsrBench("xsr-train-steps") {}
@@ -463,8 +506,13 @@ TEST_F(XsrTrainBench, TimesStepsOfTrainingOnACudaDevice) {
   const Result done =
       run(kSteps + "--device cuda --precision tf32 --exchange --vocabulary-tile 32");
   const Result odd = run(kSteps + "--device cuda --vocabulary-tile 33");
+  setenv("XSR_EMULATED_DEVICES", "2", 1);
+  const Result two = run("--random 1,8,1,8,20 --pairs 2 --seconds 0.01 --json - --device cuda:0,1");
+  unsetenv("XSR_EMULATED_DEVICES");
   unsetenv("XSR_CUDA_LIBRARY");
   unsetenv("XSR_TRAIN_CUDA_LIBRARY");
+  ASSERT_EQ(two.status, 0) << two.err;
+  EXPECT_EQ(json::parse(two.out)["device"], "emulated device, emulated device");
   ASSERT_EQ(done.status, 0) << done.err;
   const json figures = json::parse(done.out);
   EXPECT_EQ(figures["device"], "emulated device");

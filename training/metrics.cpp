@@ -40,9 +40,14 @@ void write_event(EventFile& events, const ordered_json& record) {
 }
 
 /// The old lines that stay; the file is written anew with them alone.
-std::vector<ordered_json> keep_lines(const std::string& path, int64_t last_step) {
+std::vector<ordered_json> keep_lines(const std::string& path, int64_t last_step,
+                                     bool evaluation_due) {
   std::vector<ordered_json> kept;
   if (last_step >= 0 && std::filesystem::exists(path)) kept = read_metrics(path, last_step);
+  if (evaluation_due) {
+    std::erase_if(
+        kept, [&](const ordered_json& r) { return r["kind"] == "dev" && r["step"] == last_step; });
+  }
   PartialFile file(path);
   for (const ordered_json& record : kept) {
     const std::string line = json_text(record) + "\n";
@@ -82,9 +87,10 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
   return records;
 }
 
-MetricsLog::MetricsLog(const std::string& folder, int64_t last_step)
+MetricsLog::MetricsLog(const std::string& folder, int64_t last_step, bool evaluation_due)
     : path_(folder + kMetrics), events_(folder + kEvents, unix_time()) {
-  for (const ordered_json& record : keep_lines(path_, last_step)) write_event(events_, record);
+  for (const ordered_json& record : keep_lines(path_, last_step, evaluation_due))
+    write_event(events_, record);
   lines_.open(path_, std::ios::binary | std::ios::app);
 }
 

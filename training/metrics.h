@@ -24,7 +24,8 @@ double unix_time();
 class MetricsLog {
  public:
   /// Goes on behind the records up to last_step, and drops those behind it; -1: begins anew.
-  MetricsLog(const std::string& folder, int64_t last_step);
+  /// evaluation_due: that of last_step comes yet, so that a record of it is dropped too.
+  MetricsLog(const std::string& folder, int64_t last_step, bool evaluation_due = false);
 
   void write(const nlohmann::ordered_json& record);
 

@@ -159,7 +159,8 @@ class Run {
     restore_or_initialize();
     checkpoint_.reset();
     stream_ = std::make_unique<PairStream>(std::move(sampler), position_);
-    metrics_ = std::make_unique<MetricsLog>(config.run, resumed_ ? step() : -1);
+    metrics_ = std::make_unique<MetricsLog>(config.run, resumed_ ? step() : -1,
+                                            evaluation_due_.has_value());
   }
 
   RunEnd run() {

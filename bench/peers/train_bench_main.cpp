@@ -98,11 +98,14 @@ void initialize(Trainer& trainer) {
   initialize_parameters(trainer.config(), trainer.table(), kSeed, trainer.mutable_values());
 }
 
-/// Loss and norm of the gradient beside those of plain loops in f32, on few pairs.
-ordered_json check(const Options& options, const ModelConfig& model, Trainer& trainer,
-                   ThreadPool& threads) {
+/// Loss and norm of the gradient beside those of plain loops in f32, on few pairs. The trainer's
+/// dropout is `dropout`.
+ordered_json check(const Options& options, const ModelConfig& model, double dropout,
+                   Trainer& trainer, ThreadPool& threads) {
   const kernels::KernelTable plain = kernels::resolve_kernels(kernels::Isa::kRef);
-  CpuTrainer reference(model, step_of("f32"), plain, threads);
+  StepConfig step = step_of("f32");
+  step.dropout = dropout;
+  CpuTrainer reference(model, step, plain, threads);
   initialize(reference);
   initialize(trainer);
   const PairBatch batch = random_batch(model, kCheckedPairs, kSeed);
@@ -212,18 +215,23 @@ void run(const Options& options) {
   const kernels::Isa isa = choose_isa(std::nullopt);
   const kernels::KernelTable kernels = kernels::resolve_kernels(isa);
   const StepConfig step = step_of(options.precision);
-  std::unique_ptr<Trainer> trainer;
-  if (devices.empty()) {
-    trainer = std::make_unique<CpuTrainer>(model, step, kernels, threads);
-  } else {
+  const auto make_trainer = [&](const StepConfig& config) -> std::unique_ptr<Trainer> {
+    if (devices.empty()) return std::make_unique<CpuTrainer>(model, config, kernels, threads);
     CudaTrainerOptions cuda;
     cuda.devices = devices;
     cuda.exchange = options.exchange;
     cuda.tf32 = options.precision == "tf32";
     cuda.vocabulary_tile = options.vocabulary_tile;
-    trainer = make_cuda_trainer(model, step, cuda);
+    return make_cuda_trainer(model, config, cuda);
+  };
+  ordered_json checked;
+  if (devices.size() > 1) {  // whose masks of dropout are others than the processor's
+    StepConfig whole = step;
+    whole.dropout = 0;
+    checked = check(options, model, whole.dropout, *make_trainer(whole), threads);
   }
-  const ordered_json checked = check(options, model, *trainer, threads);
+  const std::unique_ptr<Trainer> trainer = make_trainer(step);
+  if (devices.size() <= 1) checked = check(options, model, step.dropout, *trainer, threads);
   Meter meter(options, *trainer, isa, threads.num_threads());
   meter.measure();
   std::vector<Timing> timings;

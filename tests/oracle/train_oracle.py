@@ -36,8 +36,8 @@ try:
 
     xxhash = ctypes.CDLL(ctypes.util.find_library("xxhash") or "libxxhash.so.0")
 except (ImportError, OSError) as error:
-    print(f"train_oracle: skipped: {error}")
-    sys.exit(0)
+    print(f"train_oracle: skipped: {error}", file=sys.stderr)
+    sys.exit(77)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bench/peers"))
 sys.dont_write_bytecode = True

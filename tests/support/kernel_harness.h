@@ -81,7 +81,6 @@ class ErrorBudget {
  public:
   explicit ErrorBudget(double factor = 2) : factor_(factor) {}
   void add(float result, float plain, double exact, int64_t row, int64_t column) {
-    ++count_;
     if (std::isnan(result) != std::isnan(exact) || (std::isinf(exact) && result != exact)) {
       if (!broken_) worst_ = {row, column, result, exact};
       broken_ = true;
@@ -89,7 +88,8 @@ class ErrorBudget {
     }
     if (!std::isfinite(exact)) return;
     largest_ = std::max(largest_, std::fabs(exact));
-    plain_error_ = std::max(plain_error_, std::fabs(static_cast<double>(plain) - exact));
+    if (std::isfinite(plain))  // or the budget would be as large
+      plain_error_ = std::max(plain_error_, std::fabs(static_cast<double>(plain) - exact));
     const double error = std::fabs(static_cast<double>(result) - exact);
     if (!(error <= error_)) {
       error_ = error;
@@ -124,7 +124,6 @@ class ErrorBudget {
     double exact = 0;
   };
   double factor_, allowed_ = 0, error_ = 0, plain_error_ = 0, largest_ = 0;
-  int64_t count_ = 0;
   bool broken_ = false;
   Worst worst_;
 };

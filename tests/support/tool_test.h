@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -26,12 +27,17 @@ constexpr char kNoThreads[] = "ulimit -s 4000000 && ulimit -v 2000000 && ";
 
 class ToolTest : public testing::Test {
  protected:
-  explicit ToolTest(std::string tool) : tool_(std::move(tool)) {
+  /// Under nohup the tool would inherit that a hang-up is ignored.
+  explicit ToolTest(std::string tool)
+      : tool_(std::move(tool)), hang_up_(::signal(SIGHUP, SIG_DFL)) {
     std::string name = std::filesystem::temp_directory_path() /
                        (std::filesystem::path(tool_).filename().string() + "-test-XXXXXX");
     folder_ = mkdtemp(name.data());
   }
-  ~ToolTest() override { std::filesystem::remove_all(folder_); }
+  ~ToolTest() override {
+    std::filesystem::remove_all(folder_);
+    ::signal(SIGHUP, hang_up_);
+  }
   void SetUp() override { ASSERT_TRUE(std::filesystem::exists(tool_)) << tool_; }
 
   std::string path(const std::string& name) const { return folder_ / name; }
@@ -72,6 +78,9 @@ class ToolTest : public testing::Test {
 
   const std::string tool_;
   std::filesystem::path folder_;
+
+ private:
+  void (*const hang_up_)(int);  // what it does to the tests themselves
 };
 
 }  // namespace xsr::test
