@@ -110,14 +110,17 @@ class Embedder {
 
   size_t columns() const { return static_cast<size_t>(info_.embedding_size); }
 
-  /// What a row's bits depend on beside its line. Several devices are of one kind.
+  /// What a row's bits depend on beside its line. Several devices are of one kind, and of the
+  /// processor's instruction set there is only the table.
   std::string run() const {
-    const std::string device = xsr_session_get_device_name(session_.get());
-    return fmt::format("xsr {}, model {:016x}, {} {}, {}{}{}", xsr_version_string(),
-                       xsr::XsrFile::open(options_.model)->header_checksum(),
-                       device.substr(0, device.find(", ")),
-                       xsr_isa_string(xsr_session_get_isa(session_.get())), options_.compute,
-                       options_.qkv_table ? ", QKV table" : "", options_.ids ? ", token ids" : "");
+    std::string device = xsr_session_get_device_name(session_.get());
+    device.resize(std::min(device.size(), device.find(", ")));
+    if (device == "cpu" || options_.qkv_table)
+      device += fmt::format(" {}", xsr_isa_string(xsr_session_get_isa(session_.get())));
+    return fmt::format("xsr {}, model {:016x}, {}, {}{}{}", xsr_version_string(),
+                       xsr::XsrFile::open(options_.model)->header_checksum(), device,
+                       options_.compute, options_.qkv_table ? ", QKV table" : "",
+                       options_.ids ? ", token ids" : "");
   }
 
   /// vectors [batch.size(), columns()]. file: for messages. A row's bits depend on its line alone,
