@@ -17,6 +17,7 @@
 #include "support/sanitizers.h"
 #include "support/temp_folder.h"
 #include "support/train_cli.h"
+#include "support/xsr_checkpoint.h"
 #include "training/checkpoint.h"
 #include "training/config.h"
 #include "training/event_file.h"
@@ -918,6 +919,22 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
                                  "  model.layer_norm_eps is 1e-05, the file has 1e-12\n"
                                  "Set these keys as the file has them"));
   }
+}
+
+TEST_F(TrainCli, StartsFromFewerLayersOrAnAuthorsCheckpoint) {
+  ASSERT_EQ(train("--run a --model.num_layers 0").exit_status, 0);
+  const Outcome grown = train(
+      "--run b --model.init a/model.xsr --train.steps 1 --train.eval_every 1 "
+      "--schedule.learning_rate 1e-12");
+  ASSERT_EQ(grown.exit_status, 0) << grown.err;
+  EXPECT_GT(metrics_of(path("b"), "dev")[0]["p1"]["mean"], 0.2) << "what a has learned";
+  // What a checkpoint does not tell is as the run has it.
+  write("c.safetensors", xsr::test::safetensors_file(xsr::test::xsr_tensors({110, 41, 32, 48, 1})));
+  const Outcome authors = train(
+      "--run c --model.init c.safetensors --tokenizer.model a/tokenizer.model --train.steps 1 "
+      "--model.num_heads 4 --model.activation relu --model.pooling max --model.lowercase false "
+      "--model.layer_norm_eps 1e-5");
+  EXPECT_EQ(authors.exit_status, 0) << authors.err;
 }
 
 TEST_F(TrainCli, RefusesATokenizerOfOtherPiecesThanTheModelsItStartsFrom) {
