@@ -1200,10 +1200,11 @@ TEST(Calibrate, ranges_are_those_of_the_inputs_and_are_computed_with) {
   auto& bias = tensor_of(peaked, "embedding.norm.bias").data;
   std::memcpy(bias.data() + bias.size() - sizeof peak, &peak, sizeof peak);
   for (size_t i = 0; i < text.first.size(); i += 5) {
-    const std::string few = text.first[i].substr(0, 6);
+    const std::string few = text.first[i].substr(0, 6),
+                      other = text.first[text.first.size() - 1 - i].substr(0, 6);
     ConvertedModel ranges = dynamic;
-    calibrate(peaked, parse_pair_file(folder.write("few.tsv", few + "\t" + few)), ranges);
-    expect_first_range(peaked, ranges, {few});
+    calibrate(peaked, parse_pair_file(folder.write("few.tsv", few + "\t" + other)), ranges);
+    expect_first_range(peaked, ranges, {few, other});
   }
 
   const auto exact = embeddings(wide, XSR_COMPUTE_F32, text.first),

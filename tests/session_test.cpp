@@ -756,15 +756,23 @@ TEST_F(SmallModel, NormalizesOnRequest) {
     EXPECT_EQ(0.0f, out[C + c]) << "the zero vector of an empty sentence stays zero";
 }
 
-TEST_F(SmallModel, NormalizesWhereTheModelSaysSoUnlessForbidden) {
-  const auto file = XsrFile::open_memory(random_.data(), random_.size());
+/// The bytes of a model file with what edit(config, tensors) makes of another.
+template <typename Edit>
+std::shared_ptr<unsigned char[]> edited(const bench::RandomModel& model, const Edit& edit,
+                                        size_t* size) {
+  const auto file = XsrFile::open_memory(model.data(), model.size());
   ModelConfig config = file->config();
-  config.normalize = true;
   std::vector<TensorSource> sources;
   for (const TensorView& t : file->tensors())
     sources.push_back({std::string(t.name), t.dtype, t.layout, t.dims, t.data, t.scales});
+  edit(config, sources);
+  return write_xsr_memory(config, sources, "", "{}", size);
+}
+
+TEST_F(SmallModel, NormalizesWhereTheModelSaysSoUnlessForbidden) {
   size_t size = 0;
-  const auto bytes = write_xsr_memory(config, sources, "", "{}", &size);
+  const auto bytes = edited(
+      random_, [](ModelConfig& config, auto&) { config.normalize = true; }, &size);
   const ModelPointer model = open_memory(bytes.get(), size);
   const auto length = [&](xsr_normalize normalize) {
     xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
@@ -776,6 +784,44 @@ TEST_F(SmallModel, NormalizesWhereTheModelSaysSoUnlessForbidden) {
   };
   EXPECT_NEAR(1.0, length(XSR_NORMALIZE_MODEL), 1e-6);
   EXPECT_GT(length(XSR_NORMALIZE_OFF), 1.5);
+}
+
+TEST_F(SmallModel, ADenseLayerBehindPoolingLeavesEmptySentencesZero) {
+  constexpr size_t E = 40;
+  Random random(17);
+  std::vector<float> weight(E * C), bias(E),
+      panels(static_cast<size_t>(kernels::packed_elements(E, C, kernels::Storage::kF32)));
+  for (float& x : weight) x = random.normal(0.2f);
+  for (float& x : bias) x = random.normal();
+  kernels::gemm_pack_panels(weight.data(), E, C, kernels::Storage::kF32, panels.data());
+  size_t size = 0;
+  const auto bytes = edited(
+      random_,
+      [&](ModelConfig& config, std::vector<TensorSource>& sources) {
+        config.has_pooler = true;
+        config.pooler_activation = Activation::kTanh;
+        config.embedding_size = E;
+        sources.push_back({"pooler.weight", DType::kF32, Layout::kPanels32, {E, C}, panels.data()});
+        sources.push_back({"pooler.bias", DType::kF32, Layout::kRowMajor, {E}, bias.data()});
+      },
+      &size);
+  const ModelPointer model = open_memory(bytes.get(), size);
+  const std::vector<std::vector<int32_t>> sentences = {{}, {3, 4, 5}, {}, {7}};
+  const std::vector<float> pooled =
+      embed(make_session(model_, options_for(XSR_ISA_AUTO, 1)).get(), sentences, C);
+  const std::vector<float> found =
+      embed(make_session(model, options_for(XSR_ISA_AUTO, 1)).get(), sentences, E);
+  for (size_t b = 0; b < sentences.size(); ++b) {
+    for (size_t e = 0; e < E; ++e) {
+      double sum = bias[e];
+      for (size_t c = 0; c < C; ++c) sum += double(weight[e * C + c]) * pooled[b * C + c];
+      if (sentences[b].empty()) {
+        EXPECT_EQ(0.0f, found[b * E + e]) << b;
+      } else {
+        EXPECT_NEAR(std::tanh(sum), found[b * E + e], 1e-5) << b << " " << e;
+      }
+    }
+  }
 }
 
 TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {

@@ -17,6 +17,7 @@
 #include "support/sanitizers.h"
 #include "support/temp_folder.h"
 #include "support/train_cli.h"
+#include "support/xsr_checkpoint.h"
 #include "training/checkpoint.h"
 #include "training/config.h"
 #include "training/event_file.h"
@@ -179,7 +180,7 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   EXPECT_EQ(run("--config again.toml --print-config").out, o.out);
 }
 
-/// Each number and switch, and no other with it.
+/// Each number and switch, and no other with it; and each choice.
 TEST(TrainConfig, AKeySetsTheMemberOfItsName) {
   using xsr::training::TrainConfig;
 #define GET(member) [](const TrainConfig& c) { return static_cast<double>(c.member); }
@@ -266,6 +267,38 @@ TEST(TrainConfig, AKeySetsTheMemberOfItsName) {
           << key << " " << other.key;
     }
   }
+  const auto chosen = [](const char* key, const char* name) {
+    return xsr::training::load_config("", {{key, {name}}});
+  };
+  using namespace xsr::training;
+  for (const auto& [name, pooling] : {std::pair("mean", xsr::Pooling::kMean),
+                                      {"max", xsr::Pooling::kMax},
+                                      {"cls", xsr::Pooling::kCls}})
+    EXPECT_EQ(chosen("model.pooling", name).model.pooling, pooling) << name;
+  for (const auto& [name, activation] : {std::pair("none", xsr::Activation::kNone),
+                                         {"swish", xsr::Activation::kSwish},
+                                         {"gelu", xsr::Activation::kGeluErf},
+                                         {"gelu-tanh", xsr::Activation::kGeluTanh},
+                                         {"relu", xsr::Activation::kRelu},
+                                         {"tanh", xsr::Activation::kTanh}})
+    EXPECT_EQ(chosen("model.activation", name).model.activation, activation) << name;
+  for (const auto& [name, precision] :
+       {std::pair("f32", Precision::kF32), {"bf16", Precision::kBF16}, {"int8", Precision::kInt8}})
+    EXPECT_EQ(chosen("precision", name).step.precision, precision) << name;
+  for (const auto& [name, warmup] : {std::pair("none", Warmup::kNone),
+                                     {"linear", Warmup::kLinear},
+                                     {"untuned_linear", Warmup::kUntunedLinear}})
+    EXPECT_EQ(chosen("schedule.warmup", name).schedule.warmup, warmup) << name;
+  for (const auto& [name, decay] : {std::pair("constant", Decay::kConstant),
+                                    {"step", Decay::kStep},
+                                    {"cosine", Decay::kCosine}})
+    EXPECT_EQ(chosen("schedule.decay", name).schedule.decay, decay) << name;
+  for (const auto& [name, dtype] :
+       {std::pair("f32", xsr::DType::kF32), {"f16", xsr::DType::kF16}, {"bf16", xsr::DType::kBF16}})
+    EXPECT_EQ(chosen("train.dtype", name).dtype, dtype) << name;
+  for (const auto& [name, selection] :
+       {std::pair("retrieval", Selection::kRetrieval), {"loss", Selection::kLoss}})
+    EXPECT_EQ(chosen("train.select", name).selection, selection) << name;
   // A key that is none of these is text, a choice or a list.
   TrainConfig any;
   for (const auto& key : xsr::training::config_keys()) {
@@ -396,6 +429,9 @@ TEST_F(TrainCli, WhatIsLoggedIsWhatWasComputed) {
   // A batch counts by its pairs; dropout is what it is only if asked for.
   EXPECT_NEAR(dev_loss("b", "--data.batch_pairs 49")["ugt"], ugt, 1e-5);
   EXPECT_GT(std::fabs(dev_loss("c", "--train.dev_dropout true")["ugt"].get<double>() - ugt), 1e-4);
+  // P@1 is that of the sentences as they are.
+  dev_loss("d", "--objective.mask false --objective.ugt_weight 0");
+  EXPECT_EQ(metrics_of(path("a"), "dev").back()["p1"], metrics_of(path("d"), "dev").back()["p1"]);
   const auto manifest = nlohmann::json::parse(read_file(path("a/manifest.json")));
   const auto& hits = manifest["dev"]["hits"]["dev"];
   EXPECT_EQ(hits["pairs"], 50);
@@ -918,6 +954,22 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
                                  "  model.layer_norm_eps is 1e-05, the file has 1e-12\n"
                                  "Set these keys as the file has them"));
   }
+}
+
+TEST_F(TrainCli, StartsFromFewerLayersOrAnAuthorsCheckpoint) {
+  ASSERT_EQ(train("--run a --model.num_layers 0").exit_status, 0);
+  const Outcome grown = train(
+      "--run b --model.init a/model.xsr --train.steps 1 --train.eval_every 1 "
+      "--schedule.learning_rate 1e-12");
+  ASSERT_EQ(grown.exit_status, 0) << grown.err;
+  EXPECT_GT(metrics_of(path("b"), "dev")[0]["p1"]["mean"], 0.2) << "what a has learned";
+  // What a checkpoint does not tell is as the run has it.
+  write("c.safetensors", xsr::test::safetensors_file(xsr::test::xsr_tensors({110, 41, 32, 48, 1})));
+  const Outcome authors = train(
+      "--run c --model.init c.safetensors --tokenizer.model a/tokenizer.model --train.steps 1 "
+      "--model.num_heads 4 --model.activation relu --model.pooling max --model.lowercase false "
+      "--model.layer_norm_eps 1e-5");
+  EXPECT_EQ(authors.exit_status, 0) << authors.err;
 }
 
 TEST_F(TrainCli, RefusesATokenizerOfOtherPiecesThanTheModelsItStartsFrom) {

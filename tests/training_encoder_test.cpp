@@ -918,6 +918,36 @@ TEST_P(TrainerIn, GradientsAreCloseToThoseInF32) {
   }
 }
 
+/// The encoder's products and, with no layers, those of the words.
+TEST(Trainer, ThePrecisionIsThatOfEncoderAndWords) {
+  const kernels::KernelTable kernels = kernels::resolve_kernels(test::training_isas().back());
+  ThreadPool threads(1);
+  std::vector<float> embeddings[3];
+  double losses[3];
+  for (const int layers : {0, 2}) {
+    const ModelConfig config = make_config(61, 36, 20, layers, 3, 12);
+    const PairBatch batch = make_batch(config, 4);
+    for (const Precision precision : {Precision::kF32, Precision::kBF16, Precision::kInt8}) {
+      StepConfig step = release_step();
+      step.precision = precision;
+      CpuTrainer trainer(config, step, kernels, threads);
+      initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
+      losses[static_cast<int>(precision)] = trainer.evaluate(batch).parts[0].value;
+      embeddings[static_cast<int>(precision)] = trainer.embeddings();
+    }
+    if (layers == 0) {
+      EXPECT_EQ(embeddings[0], embeddings[1]);
+      EXPECT_EQ(embeddings[0], embeddings[2]);
+      EXPECT_NE(losses[0], losses[1]);
+      EXPECT_EQ(losses[1], losses[2]) << "the words of int8 are bf16";
+    } else {
+      EXPECT_NE(embeddings[0], embeddings[1]);
+      EXPECT_NE(embeddings[0], embeddings[2]);
+      EXPECT_NE(embeddings[1], embeddings[2]);
+    }
+  }
+}
+
 // ---- learning ----
 
 TEST(Trainer, LearnsAFewPairsByHeart) {
