@@ -265,14 +265,15 @@ class ResumeFile {
     const std::string partial = options.output + ".partial";
     std::optional<xsr::ResumePoint> found;
     if (!path_.empty()) found = xsr::load_resume_point(path_);
-    if (found && !options.resume && std::filesystem::exists(partial)) {
+    if (!std::filesystem::exists(partial)) found.reset();  // what it speaks of is gone, or finished
+    if (found && !options.resume) {
       throw xsr::Error(
           XSR_STATUS_INVALID_ARGUMENT,
           fmt::format("{}: {} rows of an earlier run are in {}; go on with --resume, or "
                       "remove {} to begin anew",
                       path_, with_separators(found->rows), partial, path_));
     }
-    if (!found || !options.resume) return start;
+    if (!found) return start;
     if (found->run != run) {
       throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
                        fmt::format("{}: the rows there are of \"{}\", this run is \"{}\" and its "
@@ -340,8 +341,13 @@ int run(const Options& options) {
   const xsr::ResumePoint start_point = resume.begin(options, embedder.run());
   Totals totals = start_point;
   xsr::install_stop_signals(&stop_requested);
-  if (start_point.rows > 0)
+  if (start_point.rows > 0) {
+    if (!options.quiet) {
+      xsr::tell(fmt::format("xsr-embed: {}: going on behind row {}\n", options.output,
+                            with_separators(start_point.rows)));
+    }
     reader.skip(start_point.text_bytes, start_point.rows, start_point.text_hash);
+  }
   xsr::VectorWriter writer(options.output, format, embedder.columns(),
                            {start_point.rows, start_point.row_bytes});
   if (start_point.rows == 0) resume.remove();  // of a run whose partial file is gone

@@ -532,6 +532,7 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
     EXPECT_THAT(outcome.err, HasSubstr("other.txt: differs in the first "));
     outcome = embed("-i in.txt --resume --threads 1 -o " + name);
     EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: " + name + ": going on behind row 24,576\n"));
     EXPECT_THAT(outcome.err, HasSubstr("30,000 lines (24,576 of them by an earlier run), "));
     EXPECT_EQ(read(name), read("whole" + name.substr(1)));
     EXPECT_FALSE(fs::exists(path(name + ".resume")));
@@ -557,10 +558,16 @@ TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   EXPECT_EQ(outcome.exit_status, 1);
   EXPECT_THAT(outcome.err, HasSubstr(" rows. The rows written are kept in v.npy.partial. "
                                      "--resume goes on behind row 16,384.\n"));
+  const std::string note = read("v.npy.resume");
   EXPECT_EQ(embed("-i - --resume -q -o v.npy < in.txt").exit_status, 0);
   EXPECT_EQ(embed("-i in.txt --resume -q -o w.npy").exit_status, 0);  // where there is nothing
   EXPECT_EQ(read("v.npy"), read("w.npy"));
   EXPECT_EQ(embed("-i in.txt --resume -o -").exit_status, 2);
+  // A crash between the last two steps of a run leaves a note without rows.
+  write("v.npy.resume", note);
+  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  EXPECT_EQ(read("v.npy"), read("w.npy"));
+  EXPECT_FALSE(fs::exists(path("v.npy.resume")));
   // Where no note can be made the rows are written all the same.
   fs::create_directories(path("n.npy.resume.partial/x"));
   const Outcome unnoted = embed("-i in.txt -q --save-seconds 0 -o n.npy");
