@@ -26,6 +26,7 @@
 #include "runtime/format/partial_file.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
+#include "tests/support/error_of.h"
 #include "tests/support/file_size_limit.h"
 #include "tests/support/files.h"
 #include "tests/support/system_calls.h"
@@ -38,6 +39,7 @@ using namespace std::string_literals;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using xsr::test::error_of;
 
 class Corpus : public testing::Test {
  protected:
@@ -53,16 +55,6 @@ class Corpus : public testing::Test {
 
   const xsr::test::TempFolder folder_;
 };
-
-template <typename Body>
-std::string error_of(Body&& body) {
-  try {
-    body();
-  } catch (const xsr::Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 struct Lines {
   std::vector<std::string> text;

@@ -23,6 +23,7 @@
 #include "runtime/text/line_reader.h"
 #include "runtime/text/sentencepiece_model.h"
 #include "runtime/text/tokenizer.h"
+#include "tests/support/error_of.h"
 #include "tests/support/files.h"
 #include "tests/support/paths.h"
 #include "training/data/held_out.h"
@@ -37,6 +38,7 @@ namespace xsr::training {
 namespace {
 
 namespace fs = std::filesystem;
+using test::error_of;
 using test::read_file;
 using testing::AllOf;
 using testing::ElementsAre;
@@ -138,12 +140,7 @@ class TrainingData : public testing::Test {
                                           pool_, log_);
   }
   std::string corpus_error(std::vector<LanguagePair> languages, const CorpusOptions& options = {}) {
-    try {
-      corpus(std::move(languages), options);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+    return error_of([&] { corpus(std::move(languages), options); });
   }
   /// Three pairs of languages, of 300, 100 and 50 pairs.
   std::vector<LanguagePair> three_languages() {
@@ -173,22 +170,7 @@ std::vector<std::string> lines_of(const std::string& path) {
 
 /// What reading the whole file throws.
 std::string reading_error(const std::string& path) {
-  try {
-    lines_of(path);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-template <typename Body>
-std::string error_of(const Body& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return error_of([&] { lines_of(path); });
 }
 
 SamplerOptions by_pairs(int32_t batch_pairs, int32_t pool_batches = 1) {
