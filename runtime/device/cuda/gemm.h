@@ -47,15 +47,15 @@ struct Product {
 /// it to be even, or more.
 constexpr bool same_for_every_M(const Product& p) { return !p.split_k && !p.a.transposed; }
 /// The M that a product's algorithm is chosen for: its own, or where one does for every M the least
-/// of these that is no less, since it must not depend on which product came first. The last is
-/// about a chunk of a corpus.
-inline constexpr int32_t kRowsToChooseBy[] = {64, 512, 4096};
+/// of these that is no less, since it must not depend on which product came first.
+inline constexpr int32_t kManyRows = 4096;  // about a chunk of a corpus; more go as these do
+inline constexpr int32_t kFewRows[] = {64, 512};
 constexpr int32_t rows_to_choose_by(const Product& p) {
   if (!same_for_every_M(p)) return p.M;
-  for (const int32_t rows : kRowsToChooseBy) {
+  for (const int32_t rows : kFewRows) {
     if (p.M <= rows) return rows;
   }
-  return kRowsToChooseBy[2];
+  return kManyRows;
 }
 
 class Gemm {

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
 #include <map>
 #include <optional>
 #include <string>
@@ -151,14 +150,14 @@ struct Gemm::Impl {
     const std::vector<cublasLtMatmulAlgo_t> found = candidates(p, description.value);
     if (!same_for_every_M(p)) return found.front();
     const int32_t rows = rows_to_choose_by(p);
-    if (rows == std::end(kRowsToChooseBy)[-1]) {
+    if (rows == kManyRows) {
       const auto best = std::find_if(found.begin(), found.end(), [&](const auto& one) {
         return takes(one, p, description.value, 1) && takes(one, p, description.value, 1 << 16);
       });
       return best == found.end() ? found.front() : *best;
     }
     Product many = p;
-    many.M = std::end(kRowsToChooseBy)[-1];
+    many.M = kManyRows;
     const cublasLtMatmulAlgo_t& reference = algorithm(many, stream);
     ++few_rows.kinds;
     if (p.K < SummationProbe::kLeastK) return reference;
