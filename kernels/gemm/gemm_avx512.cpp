@@ -48,7 +48,8 @@ struct Core : FloatSums {
   static inline __attribute__((always_inline)) void step(const Tile<float>& tile, const float* a,
                                                          const char* w, __m512 (&sums)[R][2]) {
     if constexpr (S == Storage::kF32) {
-      add_products<R>(a, tile.a_stride, _mm512_load_ps(w), _mm512_load_ps(w + 64), sums);
+      add_products<R>(a, tile.a_stride, _mm512_castsi512_ps(load_once<R>(w)),
+                      _mm512_castsi512_ps(load_once<R>(w + 64)), sums);
     } else {
       add_products<R>(a, tile.a_stride, widen_low<S>(_mm512_load_si512(w)),
                       widen_low<S>(_mm512_load_si512(w + 64)), sums);

@@ -32,7 +32,7 @@ struct CoreBf16 : FloatSums {
   static inline __attribute__((always_inline)) void add_products(const uint16_t* a, int64_t stride,
                                                                  const char* w,
                                                                  __m512 (&sums)[R][2]) {
-    const __m512bh w0 = (__m512bh)_mm512_load_si512(w), w1 = (__m512bh)_mm512_load_si512(w + 64);
+    const __m512bh w0 = (__m512bh)load_once<R>(w), w1 = (__m512bh)load_once<R>(w + 64);
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m) {
       int32_t pair;

@@ -14,15 +14,6 @@ static inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i x, _
 #endif
 }
 
-/// 64 aligned bytes in a register: gcc 12 would load them again for each row's dot().
-static inline __attribute__((always_inline)) __m512i load_once(const void* p) {
-  __m512i x = _mm512_load_si512(p);
-#if !defined(XSR_EMULATE_ISA)
-  __asm__("" : "+v"(x));
-#endif
-  return x;
-}
-
 /// A 32-bit lane of the panel holds inputs k to k + 3 of one output, a 32-bit broadcast the same
 /// four of one row.
 struct CoreI8 {
@@ -57,7 +48,7 @@ struct CoreI8 {
   static inline __attribute__((always_inline)) void step(const Tile<uint8_t>& tile,
                                                          const uint8_t* a, const char* w,
                                                          __m512i (&sums)[R][2]) {
-    const __m512i w0 = load_once(w), w1 = load_once(w + 64);
+    const __m512i w0 = load_once<R>(w), w1 = load_once<R>(w + 64);
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m) {
       int32_t four;
