@@ -9,10 +9,10 @@ namespace {
 // passed in two halves.
 constexpr int32_t kMaxRows = 6;
 constexpr int32_t kColumns = 16;
-// The weights ahead are asked for into L2, and only the lines that a tile reads: half of a panel,
-// read again for every block of rows, has just room in L1. See decision 0018, "Weights beyond the
-// caches".
-constexpr int64_t kPrefetchBytes = 32768;
+// The weights ahead are asked for into L2, and only the lines that a tile reads. Every second line
+// has room in every second set of L1 alone: those of f32 have left it for the next block of rows,
+// and are asked for again shortly before. See decision 0018, "Weights beyond the caches".
+constexpr int64_t kPrefetchBytes = 32768, kPrefetchNearBytes = 2048;
 // Beside the sums: ones, two weights, the broadcast and a product.
 constexpr int32_t kMaxRowsI8 = 5;
 
@@ -58,7 +58,7 @@ struct Tile {
 
 static inline __m256 broadcast(const float* a) { return _mm256_broadcast_ss(a); }
 static inline __m256 broadcast(const uint16_t* a) {
-  return _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)((uint32_t)*a << 16)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16((int16_t)*a), 16));
 }
 
 static inline __m256i broadcast4(const uint8_t* a) {
@@ -81,8 +81,7 @@ static inline __attribute__((always_inline)) void multiply_add(const A* a, int64
   }
 }
 
-// A 32-bit lane holds inputs k (low half) and k + 1 (high half) of one output. Shifts in pairs: a
-// mask would take the one register that is left.
+// A 32-bit lane holds inputs k (low half) and k + 1 (high half) of one output.
 template <Storage S>
 static inline __m256 widen_low(__m256i pair) {
   if (S == Storage::kBF16) return _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
@@ -90,8 +89,11 @@ static inline __m256 widen_low(__m256i pair) {
   return _mm256_cvtph_ps(
       _mm_packus_epi32(_mm256_castsi256_si128(masked), _mm256_extracti128_si256(masked, 1)));
 }
-template <Storage S>
+/// For R rows; of the most rows two shifts, since zeros to blend with take a register.
+template <Storage S, int R>
 static inline __m256 widen_high(__m256i pair) {
+  if (S == Storage::kBF16 && R < kMaxRows)
+    return _mm256_castsi256_ps(_mm256_blend_epi16(_mm256_setzero_si256(), pair, 0xaa));
   if (S == Storage::kBF16)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(pair, 16), 16));
   const __m256i high = _mm256_srli_epi32(pair, 16);
@@ -126,7 +128,8 @@ static inline __attribute__((always_inline)) void accumulate_split(const Tile<Sp
   const int32_t S = split_columns(tile.K);
   for (int32_t k = 0; k < S; k += 2, w += 8) {
     multiply_add_split<MR>(a + k, tile.a_stride, S, w, widen_low<Storage::kBF16>, acc);
-    multiply_add_split<MR>(a + k + 1, tile.a_stride, S, w, widen_high<Storage::kBF16>, acc);
+    multiply_add_split<MR>(a + k + 1, tile.a_stride, S, w, widen_high<Storage::kBF16, kMaxRows>,
+                           acc);
   }
 }
 
@@ -137,6 +140,7 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
   if (S == Storage::kF32) {
     const float* w = (const float*)tile.panel;
     for (int32_t k = 0; k < tile.K; ++k, w += kPanelColumns) {
+      _mm_prefetch((const char*)w + kPrefetchNearBytes, _MM_HINT_T0);
       _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T1);
       multiply_add<MR>(a + k, tile.a_stride, _mm256_load_ps(w), _mm256_load_ps(w + 8), acc);
     }
@@ -151,8 +155,8 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
                      widen_low<S>(_mm256_load_si256(pair + 1)), acc);
     // Read again rather than kept: two registers more and gcc spills in this loop.
     __asm__("" : "+r"(pair));
-    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S>(_mm256_load_si256(pair)),
-                     widen_high<S>(_mm256_load_si256(pair + 1)), acc);
+    multiply_add<MR>(a + k + 1, tile.a_stride, widen_high<S, MR>(_mm256_load_si256(pair)),
+                     widen_high<S, MR>(_mm256_load_si256(pair + 1)), acc);
   }
   if (k < tile.K) {  // an odd K: a[k + 1] does not exist
     const __m256i pair0 = _mm256_load_si256((const __m256i*)w),
@@ -179,7 +183,9 @@ static inline __attribute__((always_inline)) void accumulate(const Tile<A>& tile
     }
   };
   const auto low = [&](int j) { return widen_low<S>(_mm256_load_si256((const __m256i*)w + j)); };
-  const auto high = [&](int j) { return widen_high<S>(_mm256_load_si256((const __m256i*)w + j)); };
+  const auto high = [&](int j) {
+    return widen_high<S, MR>(_mm256_load_si256((const __m256i*)w + j));
+  };
   for (int32_t k = 0; k < tile.K; w += 128) {
     if constexpr (S == Storage::kF32) {
       multiply_add(k++, [&](int j) { return _mm256_load_ps((const float*)w + 8 * j); });
@@ -343,7 +349,9 @@ void gemm_forward(const A* a, int64_t a_stride, int32_t M, const Matrix& w, int3
       kIsSplit<A> ? (int64_t)split_columns(w.K) * 4 * kPanelColumns
                   : (int64_t)((w.K + kp - 1) / kp) * kp * kPanelColumns * storage_size(S);
   constexpr int32_t max_rows = S == Storage::kI8 ? kMaxRowsI8 : kMaxRows;
-  const int32_t blocks = (M + max_rows - 1) / max_rows;
+  int32_t blocks = (M + max_rows - 1) / max_rows;
+  // In bf16 a tile of 5 rows does more in a cycle than one of 6.
+  if (!kIsF32<A> && !kIsSplit<A> && S != Storage::kI8 && blocks < (M + 2) / 5) blocks = (M + 2) / 5;
   const bool wide = M <= kMaxRowsWide<S, A>;
   for (int32_t panel = first_panel; panel < last_panel; ++panel) {
     for (int32_t half = 0; half < (wide ? 1 : 2); ++half) {
