@@ -19,7 +19,7 @@ program "$fakes/nvidia-smi" 'exit 9'
 grep -q "no GPU here" "$work/log" || fail "it does not say that there is no GPU"
 
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
-program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
+program "$fakes/compute-sanitizer" 'echo "$*" >>"$0.asked"; while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
 # A test program of one test with the result $1, which says $3, and the exit status $2.
 test_program() {
   cat <<PROGRAM
@@ -46,6 +46,8 @@ echo "$peers" >"$tree/bench/peers/gpu_peers.py"
 echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
 finds 1 1
 run || fail "it failed where all passed"
+grep -q -- '--tool racecheck --kernel-name kns=xsr ' "$fakes/compute-sanitizer.asked" || fail "it looks for races in kernels of NVIDIA's"
+! grep -q -- '--tool memcheck --kernel-name' "$fakes/compute-sanitizer.asked" || fail "memcheck does not see what it gives to NVIDIA's"
 grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
 [ ! -e "$tree/docs/results/gpu-train-bf16-nccl.json" ] || fail "it timed what is not there"
 [ ! -e "$tree/docs/results/gpu-peers.json" ] || fail "it timed a PyTorch that is not there"
