@@ -107,6 +107,23 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return value;
 }
 
+/// Σ get(i) over i = first, first + step, … < last, in that order. get is a load: kAtOnce of them
+/// are under way, for a thread that waits for each before it asks for the next is idle most of the
+/// time.
+template <int32_t kAtOnce, typename Get>
+__device__ __forceinline__ float sum_ahead(int32_t first, int32_t last, int32_t step, Get&& get) {
+  float sum = 0;
+  for (int32_t i = first; i < last; i += kAtOnce * step) {
+    float values[kAtOnce];
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k)
+      values[k] = i + k * step < last ? get(i + k * step) : 0.0f;
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) sum += values[k];
+  }
+  return sum;
+}
+
 // ---- bf16, as its 16 bits
 
 __device__ __forceinline__ float bits_to_f32(uint32_t bits) {

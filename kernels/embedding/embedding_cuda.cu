@@ -48,19 +48,35 @@ __global__ void __launch_bounds__(kRowThreads)
   });
 }
 
-__global__ void __launch_bounds__(256)
+constexpr int32_t kTableThreads = 128;
+
+/// A thread four columns, which are moved at once where whole: 4 divides N and out_stride.
+template <bool kWhole>
+__global__ void __launch_bounds__(kTableThreads)
     qkv_table_forward_kernel(const int32_t* token_ids, const int32_t* positions,
                              const float* token_table, const float* position_table,
                              const float* rstd, const float* bias, int32_t N, float* out,
                              uint16_t* narrow, int64_t out_stride) {
   const int64_t i = blockIdx.x;
-  const float* token = token_table + (int64_t)token_ids[i] * N;
-  const float* position = position_table + (int64_t)positions[i] * N;
+  const int32_t n = 4 * (int32_t)(blockIdx.y * kTableThreads + threadIdx.x);
+  if (n >= N) return;
+  const float* token = token_table + (int64_t)token_ids[i] * N + n;
+  const float* position = position_table + (int64_t)positions[i] * N + n;
   const float scale = rstd[i];
-  for (int32_t n = (int32_t)threadIdx.x; n < N; n += (int32_t)blockDim.x) {
-    const float value = (token[n] + position[n]) * scale + bias[n];
-    if (out != nullptr) out[i * out_stride + n] = value;
-    if (narrow != nullptr) narrow[i * out_stride + n] = f32_to_bf16(value);
+  const auto value = [&](float x, float y, float shift) { return (x + y) * scale + shift; };
+  if constexpr (kWhole) {
+    const Quad x = load_quad(token), y = load_quad(position), shift = load_quad(bias + n);
+    Quad four;
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) four.value[e] = value(x.value[e], y.value[e], shift.value[e]);
+    if (out != nullptr) store_quad(out + i * out_stride + n, four);
+    if (narrow != nullptr) store_quad(narrow + i * out_stride + n, four);
+  } else {
+    for (int32_t e = 0; e < 4 && n + e < N; ++e) {
+      const float one = value(token[e], position[e], bias[n + e]);
+      if (out != nullptr) out[i * out_stride + n + e] = one;
+      if (narrow != nullptr) narrow[i * out_stride + n + e] = f32_to_bf16(one);
+    }
   }
 }
 
@@ -82,8 +98,12 @@ Status qkv_table_forward_cuda(const int32_t* token_ids, const int32_t* positions
                               const float* token_table, const float* position_table,
                               const float* rstd, const float* bias, int32_t N, float* out,
                               uint16_t* narrow, int64_t out_stride, Stream stream) {
-  return launch(qkv_table_forward_kernel, dim3((unsigned)rows), dim3(256), 0, stream, token_ids,
-                positions, token_table, position_table, rstd, bias, N, out, narrow, out_stride);
+  const auto kernel = N % 4 == 0 && out_stride % 4 == 0 ? qkv_table_forward_kernel<true>
+                                                        : qkv_table_forward_kernel<false>;
+  constexpr int32_t kColumns = 4 * kTableThreads;
+  return launch(kernel, dim3((unsigned)rows, (unsigned)((N + kColumns - 1) / kColumns)),
+                dim3(kTableThreads), 0, stream, token_ids, positions, token_table, position_table,
+                rstd, bias, N, out, narrow, out_stride);
 }
 
 }  // namespace xsr::cuda
