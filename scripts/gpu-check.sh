@@ -13,7 +13,7 @@
 #                   checkout, of the same path or one that a link makes the same, for the programs look for files there
 # Without stages all of them but pack, in this order. Those that are named keep what others have found, so that one run may
 # be cut into several. Writes gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench), gpu-bf16-{2048,8192,16384}.json
-# (chunks of so many tokens), gpu-train-{f32,tf32,bf16,bf16-one-tile,bf16-nccl}.json (xsr-train-bench; one-tile: all logits at a time),
+# (chunks of so many tokens), gpu-train-{f32,tf32,bf16,bf16-tiles,bf16-nccl}.json (xsr-train-bench; tiles: the logits of 8,192 words at a time),
 # gpu-peers.json (gpu_peers.py) and gpu-train-peers-{128,1024}.json (train_baseline.py), each with the device's name and as soon as it is known.
 # Exit status 1: something failed, or there is no GPU.
 #   --no-build  build/cuda is there already
@@ -213,7 +213,7 @@ if wanted training; then
   train_bench f32 --precision f32
   train_bench tf32 --precision tf32
   train_bench bf16 --precision bf16
-  train_bench bf16-one-tile --precision bf16 --vocabulary-tile 50000
+  train_bench bf16-tiles --precision bf16 --vocabulary-tile 8192
   echo "not installed" >"$work/nccl"
   if [ $has_nccl = yes ]; then
     echo "one rank" >"$work/nccl"

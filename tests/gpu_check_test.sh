@@ -59,7 +59,7 @@ grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "i
 grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with NCCL"
 grep -q -- '--device cuda.*--pairs 128,1024.*--exchange' "$tree/build/cuda/bench/xsr-train-bench.asked" ||
   fail "it asked xsr-train-bench for something else"
-for what in check f32 tf32 bf16 bf16-qkv-table bf16-{2048,8192,16384} text train-bf16-one-tile train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
+for what in check f32 tf32 bf16 bf16-qkv-table bf16-{2048,8192,16384} text train-bf16-tiles train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
   [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
 done
 grep -q -- '--device cuda.*--corpus .*--dtype bf16' "$tree/build/cuda/bench/xsr-bench.asked" ||
