@@ -399,7 +399,9 @@ TEST_F(CudaTraining, Activations) {
 /// In bf16: what plain loops in f32 give, rounded once.
 TEST_F(CudaTraining, ActivationBackwardInBf16) {
   Random random(16);
-  for (const auto& [rows, columns] : {std::pair{3, 700}, {5, 1}, {40, 64}, {2, 1028}, {7, 13}}) {
+  // The last have more rows than blocks have warps.
+  for (const auto& [rows, columns] :
+       {std::pair{3, 700}, {5, 1}, {40, 64}, {2, 1028}, {7, 13}, {1100, 24}}) {
     const int32_t N = rows, F = columns;
     Floats x = bf16_values(random, N * F, 4), dy = bf16_values(random, N * F),
            bias = normal(random, F);
@@ -416,12 +418,18 @@ TEST_F(CudaTraining, ActivationBackwardInBf16) {
       kernels::activation_backward_ref<double>(wide_sums.data(), wide_dy.data(), N * F, activation,
                                                exact.data());
       for (int32_t i = 0; i < N * F; ++i) plain_narrow[i] = to_bf16(plain[i]);
+      Floats plain_dbias(F);
+      Doubles exact_dbias(F);
+      for (int32_t i = 0; i < N * F; ++i)
+        plain_dbias[i % F] += plain[i], exact_dbias[i % F] += exact[i];
       DeviceArray<uint16_t> in(narrow(x)), d(narrow(dy));
-      DeviceArray<float> device_bias(bias);
+      DeviceArray<float> device_bias(bias), dbias(F), parts(activation_backward_floats_cuda(N, F));
       run([&] {
         return activation_backward_bf16_cuda(in.data(), device_bias.data(), N, F, activation,
-                                             d.data(), stream());
+                                             d.data(), dbias.data(), parts.data(), stream());
       });
+      expect_close("its bias' gradient, F=" + std::to_string(F), kBackward, dbias.host(),
+                   plain_dbias, exact_dbias, F);
       expect_close("activation backward in bf16, F=" + std::to_string(F), kBackward,
                    widened(d.host()), plain_narrow, exact, F);
     }

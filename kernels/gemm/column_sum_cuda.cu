@@ -34,11 +34,15 @@ Status column_sum(const T* dy, int64_t dy_stride, int32_t M, int32_t N, float* s
       launch(sum_rows_kernel<T, kLanes>, dim3(blocks_of(N, kColumns), blocks),
              dim3(kColumns, kLanes), 0, stream, dy, dy_stride, M, N, kBlockRows, parts);
   if (status != 0) return status;
-  return launch(sum_rows_kernel<float, kManyLanes>, dim3(blocks_of(N, kColumns)),
-                dim3(kColumns, kManyLanes), 0, stream, parts, N, blocks, N, blocks, sum);
+  return add_parts_cuda(parts, blocks, N, sum, stream);
 }
 
 }  // namespace
+
+Status add_parts_cuda(const float* parts, int32_t blocks, int32_t N, float* sum, Stream stream) {
+  return launch(sum_rows_kernel<float, kManyLanes>, dim3(blocks_of(N, kColumns)),
+                dim3(kColumns, kManyLanes), 0, stream, parts, N, blocks, N, blocks, sum);
+}
 
 Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                        float* parts, Stream stream) {

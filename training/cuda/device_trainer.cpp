@@ -313,9 +313,10 @@ void DeviceTrainer::reserve() {
   // Sums by blocks of 128 rows, the last of which may be short.
   const int64_t sums_of_logits = logits / 128 + tile(1);
   plan.add(&parts_,
-           static_cast<size_t>(std::max({cuda::layernorm_backward_floats_cuda(most, C),
-                                         cuda::column_sum_floats_cuda(most, 3 * C),
-                                         cuda::column_sum_floats_cuda(most, F), sums_of_logits})));
+           static_cast<size_t>(std::max(
+               {cuda::layernorm_backward_floats_cuda(most, C),
+                cuda::column_sum_floats_cuda(most, 3 * C), cuda::column_sum_floats_cuda(most, F),
+                cuda::activation_backward_floats_cuda(most, F), sums_of_logits})));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -671,13 +672,14 @@ void DeviceTrainer::backward() {
     }
     // activation_forward
     check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
-                                                      config_.activation, dwide_.narrow, stream())
+                                                      config_.activation, dwide_.narrow,
+                                                      gradient(w.up.bias), parts_, stream())
                 : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
                                                      dwide_.wide, stream()),
           "activation, backward");
     // linear(at.y, w.up, …)
     weight_gradient(dwide_, at.y, w.up);
-    bias_gradient(dwide_, w.up);
+    if (!bf16_) bias_gradient(dwide_, w.up);  // or it was above
     input_gradient(dwide_, w.up, dx_, true);
     // add_and_norm(at.attention_sum, …)
     unadd_and_unnorm(at.attention_sum, at.attention_statistics, w.attention_norm,
