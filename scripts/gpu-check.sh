@@ -10,7 +10,8 @@
 #   training-peers  times steps of training beside it, which must be the same steps
 #   pack            needs no GPU and must be named: builds, and packs what the stages behind build run into
 #                   build/gpu-check.tar.xz, for a machine that lacks what scripts/install-deps.sh installs; to be unpacked in a
-#                   checkout, of the same path or one that a link makes the same, for the programs look for files there
+#                   checkout, of the same path or one that a link makes the same, for the programs look for files there;
+#                   the other stages say where it is not
 # Without stages all of them but pack, in this order. Those that are named keep what others have found, so that one run may
 # be cut into several. Writes gpu-check.json (what passed), gpu-{f32,tf32,bf16,bf16-qkv-table,text}.json (xsr-bench), gpu-bf16-{2048,8192,16384}.json
 # (chunks of so many tokens), gpu-train-{f32,tf32,bf16,bf16-tiles,bf16-nccl}.json (xsr-train-bench; tiles: the logits of 8,192 words at a time),
@@ -43,6 +44,9 @@ build_targets() {  # build_targets OPTIONS...
   done
   cmake --preset cuda "$@" && cmake --build --preset cuda --target "${targets[@]}"
 }
+packed_for=build/cuda/packed  # the path of the checkout that it was packed in, and the commit
+commit=$(git rev-parse --short=12 HEAD 2>/dev/null || sed -n 2p $packed_for 2>/dev/null)
+commit=${commit:-unknown}
 if [ "${stages[*]}" = pack ]; then
   build_targets -DXSR_ONEDNN=OFF || die "the preset cuda does not build"
   packed=(build/cuda/{tests/cuda_*_test,bench/xsr-*,training/xsr-train,runtime/*.so*,training/*.so})
@@ -51,6 +55,7 @@ if [ "${stages[*]}" = pack ]; then
     cp "$library" build/cuda/runtime/  # where all of them look
     packed+=("build/cuda/runtime/${library##*/}")
   done
+  printf '%s\n' "$PWD" "$commit" >$packed_for && packed+=($packed_for)
   tar -cJf build/gpu-check.tar.xz --exclude '*_emulated_test' "${packed[@]}" || die "it cannot be packed"
   say "$(du -h build/gpu-check.tar.xz | cut -f 1) in build/gpu-check.tar.xz, for a checkout at $PWD"
   exit 0
@@ -60,6 +65,10 @@ command -v nvidia-smi >/dev/null || die "no GPU here: there is no nvidia-smi. Ru
 device=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$device" ] || die "no GPU here: nvidia-smi lists none. Run this where 'nvidia-smi -L' shows a device."
 say "${device%,*}, driver ${device#*, }"
+if [ -e $packed_for ]; then
+  path=$(head -n 1 $packed_for)
+  [ "$path" -ef . ] || die "what is in build/cuda was packed in $path, where it looks for files: ln -s '$PWD' '$path'"
+fi
 
 work="$PWD/build/cuda/gpu-check"
 if [ ${#stages[@]} = 0 ]; then
@@ -113,7 +122,6 @@ if ! python3 -c 'import ctypes; ctypes.CDLL("libnccl.so.2")' 2>/dev/null; then
   fi
 fi
 
-commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 report() {  # what is known so far, and says how many tests passed
   python3 - "$work" "$results/gpu-check.json" "$device" "$commit" "${tests[@]##*/}" <<'PYTHON' || fail "gpu-check.json"
 import datetime, json, pathlib, sys

@@ -127,6 +127,15 @@ done
 program "$fakes/cmake" 'exit 1'
 ! run pack || fail "it packed what does not build"
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
+# Elsewhere it looks for files where it was packed, until a link leads from there.
+grep -qx "build/cuda/packed" "$work/packed" && grep -qx "$tree" "$tree/build/cuda/packed" || fail "it did not pack where it belongs"
+printf '%s\n' "$work/elsewhere" 123456789abc >"$tree/build/cuda/packed"
+! run tests || fail "it ran what looks for files elsewhere"
+grep -q "ln -s '$tree' '$work/elsewhere'" "$work/log" || fail "it does not say what mends another path"
+ln -s "$tree" "$work/elsewhere"
+run tests || fail "it does not follow a link"
+grep -q '"commit": "123456789abc"' "$tree/docs/results/gpu-check.json" || fail "it does not name the commit that was packed"
+rm "$tree/build/cuda/packed"
 rm -r "$tree"/build/cuda/{training,runtime}
 
 # Each in the stage that it is about; what passes there does again behind it.
