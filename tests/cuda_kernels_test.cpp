@@ -84,8 +84,17 @@ TEST_F(CudaKernels, LayerNorm) {
       }
     }
     EXPECT_TRUE(budget.check("layernorm_forward_cuda" + shape({{"N", N}, {"C", C}}), filter()));
-    // A row alone, in place, gives the same bits.
+    // A row alone, in place, gives the same bits; so does one that starts between four columns.
     const int32_t last = N - 1;
+    DeviceBuffer<float> shifted(C + 1);
+    std::copy_n(&x[last * stride], C, &shifted[1]);
+    upload({&shifted});
+    run([&] {
+      return layernorm_forward_cuda(shifted.device() + 1, C, 1, C, gamma.device(), beta.device(),
+                                    eps, shifted.device() + 1, C, nullptr, 0, stream());
+    });
+    download({&shifted});
+    ASSERT_EQ(0, std::memcmp(&shifted[1], &out[last * stride], 4 * C));
     run([&] {
       return layernorm_forward_cuda(x.device() + last * stride, stride, 1, C, gamma.device(),
                                     beta.device(), eps, x.device() + last * stride, stride, nullptr,
@@ -111,8 +120,10 @@ TEST_F(CudaKernels, Embedding) {
   for (const int32_t C : widths()) {
     const Storage storage = static_cast<Storage>(variant % 3);
     const bool typed = variant % 2 != 0, normed = variant % 5 != 0;
+    // Rows that are moved four columns at once where 4 divides C, and rows that are not.
+    const int64_t stride = C + (variant % 4 < 2 ? variant % 3 * 4 : 1);
     const int32_t N = 1 + variant++ % 6, V = 11, P = 9;
-    const int64_t stride = C + variant % 3, width = kernels::storage_size(storage);
+    const int64_t width = kernels::storage_size(storage);
     DeviceBuffer<uint8_t> token(V * C * width), position(P * C * width);
     const auto fill = [&](DeviceBuffer<uint8_t>& table, int64_t count) {
       for (int64_t i = 0; i < count; ++i) {

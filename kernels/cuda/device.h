@@ -229,6 +229,24 @@ __device__ __forceinline__ float load_storage(const void* data, int64_t i) {
   return kStorage == kernels::Storage::kBF16 ? bf16_to_f32(value) : f16_to_f32(value);
 }
 
+/// Elements [i, i + 4), i a multiple of 4 and the table 16-byte aligned.
+template <kernels::Storage kStorage>
+__device__ __forceinline__ Quad load_storage_quad(const void* data, int64_t i) {
+  if constexpr (kStorage == kernels::Storage::kF32) {
+    return load_quad((const float*)data + i);
+  } else {
+    const uint2 pairs = *reinterpret_cast<const uint2*>((const uint16_t*)data + i);
+    const uint32_t words[4] = {pairs.x & 0xffffu, pairs.x >> 16, pairs.y & 0xffffu, pairs.y >> 16};
+    Quad four;
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      four.value[e] = kStorage == kernels::Storage::kBF16 ? bf16_to_f32((uint16_t)words[e])
+                                                          : f16_to_f32((uint16_t)words[e]);
+    }
+    return four;
+  }
+}
+
 // ---- Tensor cores
 
 /// c += a · b, a [16, 16] and b [16, 8] in bf16, c [16, 8] in f32, spread over the warp as the PTX

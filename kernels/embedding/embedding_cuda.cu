@@ -7,19 +7,31 @@ namespace {
 
 using kernels::Storage;
 
-template <int32_t kColumns, Storage kStorage>
+template <int32_t kColumns, bool kWhole, Storage kStorage>
 __device__ __forceinline__ void fill_row(Row<kColumns>& row, int32_t C, const void* token,
                                          int64_t token_id, const void* position,
                                          int64_t position_id, const float* token_type) {
-  row.fill(C, [&](int32_t c) {
-    const float sum = load_storage<kStorage>(token, token_id * C + c) +
-                      load_storage<kStorage>(position, position_id * C + c);
-    return token_type == nullptr ? sum : sum + token_type[c];
+  row.template fill<kWhole>(C, [&](int32_t c) {
+    if constexpr (kWhole) {
+      Quad sum = load_storage_quad<kStorage>(token, token_id * C + c);
+      const Quad other = load_storage_quad<kStorage>(position, position_id * C + c);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) {
+        sum.value[e] += other.value[e];
+        if (token_type != nullptr) sum.value[e] += token_type[c + e];
+      }
+      return sum;
+    } else {
+      const float sum = load_storage<kStorage>(token, token_id * C + c) +
+                        load_storage<kStorage>(position, position_id * C + c);
+      return token_type == nullptr ? sum : sum + token_type[c];
+    }
   });
 }
 
-template <int32_t kColumns>
-__global__ void __launch_bounds__(kRowThreads)
+// Without the 4, blocks of a multiprocessor, ptxas aims at more and spills.
+template <int32_t kColumns, bool kWhole>
+__global__ void __launch_bounds__(kRowThreads, 4)
     embedding_forward_kernel(const int32_t* token_ids, const int32_t* positions, int32_t N,
                              const void* token, const void* position, Storage storage,
                              const float* token_type, const float* gamma, const float* beta,
@@ -30,22 +42,20 @@ __global__ void __launch_bounds__(kRowThreads)
   Row<kColumns> row;
   const int64_t id = token_ids[i], place = positions[i];
   if (storage == Storage::kF32) {
-    fill_row<kColumns, Storage::kF32>(row, C, token, id, position, place, token_type);
+    fill_row<kColumns, kWhole, Storage::kF32>(row, C, token, id, position, place, token_type);
   } else if (storage == Storage::kBF16) {
-    fill_row<kColumns, Storage::kBF16>(row, C, token, id, position, place, token_type);
+    fill_row<kColumns, kWhole, Storage::kBF16>(row, C, token, id, position, place, token_type);
   } else {
-    fill_row<kColumns, Storage::kF16>(row, C, token, id, position, place, token_type);
+    fill_row<kColumns, kWhole, Storage::kF16>(row, C, token, id, position, place, token_type);
   }
   float mean = 0, scale = 1;
   if (gamma != nullptr) {
     scale = row.statistics(C, eps, &mean);
     if (rstd != nullptr && lane_id() == 0) rstd[i] = scale;
   }
-  row.each(C, [&](int32_t c, float value) {
-    const float y = gamma == nullptr ? value : (value - mean) * scale * gamma[c] + beta[c];
-    if (out != nullptr) out[i * out_stride + c] = y;
-    if (narrow != nullptr) narrow[i * narrow_stride + c] = f32_to_bf16(y);
-  });
+  row.template put<kWhole>(C, mean, scale, gamma, beta,
+                           out == nullptr ? nullptr : out + i * out_stride,
+                           narrow == nullptr ? nullptr : narrow + i * narrow_stride);
 }
 
 constexpr int32_t kTableThreads = 128;
@@ -87,10 +97,17 @@ Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions
                               const float* token_type, const float* gamma, const float* beta,
                               float eps, int32_t C, float* out, int64_t out_stride,
                               uint16_t* narrow, int64_t narrow_stride, float* rstd, Stream stream) {
+  const bool whole = C % 4 == 0 && starts_whole((const float*)token, 0) &&
+                     starts_whole((const float*)position, 0) && starts_whole(gamma, 0) &&
+                     starts_whole(beta, 0) && starts_whole(out, out_stride) &&
+                     starts_whole(narrow, narrow_stride);
   return with_columns(C, [&](auto columns) {
-    return launch(embedding_forward_kernel<decltype(columns)::value>, row_blocks(N),
-                  dim3(kRowThreads), 0, stream, token_ids, positions, N, token, position, storage,
-                  token_type, gamma, beta, eps, C, out, out_stride, narrow, narrow_stride, rstd);
+    constexpr int32_t kColumns = decltype(columns)::value;
+    const auto kernel = whole ? embedding_forward_kernel<kColumns, true>
+                              : embedding_forward_kernel<kColumns, false>;
+    return launch(kernel, row_blocks(N), dim3(kRowThreads), 0, stream, token_ids, positions, N,
+                  token, position, storage, token_type, gamma, beta, eps, C, out, out_stride,
+                  narrow, narrow_stride, rstd);
   });
 }
 
