@@ -26,7 +26,7 @@ ARCHITECTURES = {"sm_80", "sm_90a"}
 ON_TENSOR_CORES = re.compile(r"attention_\w*bf16_kernel")
 FOUR_AT_ONCE = re.compile(  # with the file in front, for sessions have kernels of the same names
     r"(optimizer|dropout|training|loss|embedding_backward)_cuda_cu_\w*(adam_update|sum_of_squares|narrow_forward|dropout_forward"
-    r"|activation_forward|activation_backward|layernorm_forward|layernorm_backward_rows|vocabulary_tile_forward"
+    r"|activation_forward|activation_backward|layernorm_forward|layernorm_backward|layernorm_backward_rows|vocabulary_tile_forward"
     r"|vocabulary_tile_backward|embedding_backward)_kernel"
 )
 HEADER = re.compile(r"^\s*(arch = |Function : )(\S+)")

@@ -84,8 +84,17 @@ TEST_F(CudaKernels, LayerNorm) {
       }
     }
     EXPECT_TRUE(budget.check("layernorm_forward_cuda" + shape({{"N", N}, {"C", C}}), filter()));
-    // A row alone, in place, gives the same bits.
+    // A row alone, in place, gives the same bits; so does one that starts between four columns.
     const int32_t last = N - 1;
+    DeviceBuffer<float> shifted(C + 1);
+    std::copy_n(&x[last * stride], C, &shifted[1]);
+    upload({&shifted});
+    run([&] {
+      return layernorm_forward_cuda(shifted.device() + 1, C, 1, C, gamma.device(), beta.device(),
+                                    eps, shifted.device() + 1, C, nullptr, 0, stream());
+    });
+    download({&shifted});
+    ASSERT_EQ(0, std::memcmp(&shifted[1], &out[last * stride], 4 * C));
     run([&] {
       return layernorm_forward_cuda(x.device() + last * stride, stride, 1, C, gamma.device(),
                                     beta.device(), eps, x.device() + last * stride, stride, nullptr,
@@ -111,8 +120,10 @@ TEST_F(CudaKernels, Embedding) {
   for (const int32_t C : widths()) {
     const Storage storage = static_cast<Storage>(variant % 3);
     const bool typed = variant % 2 != 0, normed = variant % 5 != 0;
+    // Rows that are moved four columns at once where 4 divides C, and rows that are not.
+    const int64_t stride = C + (variant % 4 < 2 ? variant % 3 * 4 : 1);
     const int32_t N = 1 + variant++ % 6, V = 11, P = 9;
-    const int64_t stride = C + variant % 3, width = kernels::storage_size(storage);
+    const int64_t width = kernels::storage_size(storage);
     DeviceBuffer<uint8_t> token(V * C * width), position(P * C * width);
     const auto fill = [&](DeviceBuffer<uint8_t>& table, int64_t count) {
       for (int64_t i = 0; i < count; ++i) {
@@ -174,9 +185,11 @@ TEST_F(CudaKernels, Embedding) {
 
 TEST_F(CudaKernels, QkvTable) {
   Random random(103);
-  for (const int32_t N : {1, 60, 96, 257, 1536}) {
-    const int32_t rows = 5, V = 7, P = 6;
-    DeviceBuffer<float> token(V * N), position(P * N), rstd(rows), bias(N), out(rows * (N + 1));
+  // Rows that are whole groups of four, and rows that are not.
+  for (const auto& sizes :
+       {std::pair{1, 2}, {60, 61}, {96, 100}, {257, 260}, {516, 516}, {1536, 1540}}) {
+    const int32_t N = sizes.first, stride = sizes.second, rows = 5, V = 7, P = 6;
+    DeviceBuffer<float> token(V * N), position(P * N), rstd(rows), bias(N), out(rows * stride);
     DeviceBuffer<int32_t> ids(rows), positions(rows);
     for (float& x : token) x = random.normal();
     for (float& x : position) x = random.normal();
@@ -187,31 +200,32 @@ TEST_F(CudaKernels, QkvTable) {
     const std::vector<double> wide_token(token.begin(), token.end()),
         wide_position(position.begin(), position.end()), wide_rstd(rstd.begin(), rstd.end()),
         wide_bias(bias.begin(), bias.end());
-    std::vector<float> plain(rows * (N + 1));
-    std::vector<double> exact(rows * (N + 1));
+    std::vector<float> plain(rows * stride);
+    std::vector<double> exact(rows * stride);
     kernels::qkv_table_forward_ref<float>(
         ids.host(), positions.host(), 0, rows, token.host(), position.host(), rstd.host(),
-        bias.host(), N, [&](int64_t i, int32_t n, float x) { plain[i * (N + 1) + n] = x; });
+        bias.host(), N, [&](int64_t i, int32_t n, float x) { plain[i * stride + n] = x; });
     kernels::qkv_table_forward_ref<double>(
         ids.host(), positions.host(), 0, rows, wide_token.data(), wide_position.data(),
         wide_rstd.data(), wide_bias.data(), N,
-        [&](int64_t i, int32_t n, double x) { exact[i * (N + 1) + n] = x; });
-    DeviceBuffer<uint16_t> narrow(rows * (N + 1));
+        [&](int64_t i, int32_t n, double x) { exact[i * stride + n] = x; });
+    DeviceBuffer<uint16_t> narrow(rows * stride);
     upload({&token, &position, &rstd, &bias, &out, &narrow, &ids, &positions});
     run([&] {
       return qkv_table_forward_cuda(ids.device(), positions.device(), rows, token.device(),
                                     position.device(), rstd.device(), bias.device(), N,
-                                    out.device(), narrow.device(), N + 1, stream());
+                                    out.device(), narrow.device(), stride, stream());
     });
     download({&out, &narrow});
     ErrorBudget budget;
     for (int32_t i = 0; i < rows; ++i) {
       for (int32_t n = 0; n < N; ++n) {
-        const int64_t at = i * (N + 1) + n;
+        const int64_t at = i * stride + n;
         budget.add(out[at], plain[at], exact[at], i, n);
         ASSERT_EQ(narrow[at], bf16_from_f32(out[at]));
       }
-      ASSERT_TRUE(out.untouched(i * (N + 1) + N) && narrow.untouched(i * (N + 1) + N));
+      for (int32_t n = N; n < stride; ++n)
+        ASSERT_TRUE(out.untouched(i * stride + n) && narrow.untouched(i * stride + n));
     }
     EXPECT_TRUE(budget.check("qkv_table_forward_cuda" + shape({{"N", N}}), filter()));
   }

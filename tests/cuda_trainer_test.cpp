@@ -37,10 +37,11 @@ StepConfig release_step(double align_and_sim_weight = 2) {
   return test::release_step(0, align_and_sim_weight);
 }
 
-TEST(VocabularyTile, KeepsAllLogitsOfSmallBatchesAndAboutAsManyOfLarge) {
+TEST(VocabularyTile, KeepsAllLogitsOfMostBatchesAndAboutAsManyOfLarger) {
   EXPECT_EQ(50000, vocabulary_tile(0, 256, 50000)) << "batch 128";
   EXPECT_EQ(16016, vocabulary_tile(0, 256, 16001));
-  EXPECT_EQ(8192, vocabulary_tile(0, 2048, 50000)) << "batch 1,024";
+  EXPECT_EQ(50000, vocabulary_tile(0, 2048, 50000)) << "batch 1,024";
+  EXPECT_EQ(16384, vocabulary_tile(0, 8192, 50000)) << "batch 4,096";
   EXPECT_EQ(1024, vocabulary_tile(0, 1 << 20, 50000));
   EXPECT_EQ(48, vocabulary_tile(48, 256, 50000));
   EXPECT_EQ(64, vocabulary_tile(96, 256, 50));

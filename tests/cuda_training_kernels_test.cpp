@@ -20,6 +20,7 @@
 #include "kernels/loss/loss_ref.h"
 #include "kernels/optimizer/optimizer_cuda.h"
 #include "kernels/optimizer/optimizer_ref.h"
+#include "kernels/pooling/pooling_cuda.h"
 #include "kernels/pooling/pooling_ref.h"
 #include "kernels/pooling/pooling_training_cuda.h"
 #include "kernels/storage.h"
@@ -125,12 +126,16 @@ TEST_F(CudaTraining, DropoutHasTheBitsOfThePlainLoop) {
   for (const int32_t C : {4, 8, 132, 260}) {
     const int32_t N = 19;
     Floats x = normal(random, N * C);
-    x[0] = NAN;
+    x[0] = x[2] = NAN;  // the first is kept, the other dropped
     DeviceArray<float> device(x);
     DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
     run([&] { return dropout_forward_f32_cuda(device.data(), N, C, dropout.data(), 9, stream()); });
     plain_dropout(x, N, C, half(), 9);
-    const Floats found = device.host();
+    Floats found = device.host();
+    // A product that is NaN has other bits on a GPU (0x7fffffff) than on the processor.
+    ASSERT_TRUE(std::isnan(x[0]) && std::isnan(found[0])) << C;
+    found[0] = x[0];
+    EXPECT_EQ(0, found[2]);
     EXPECT_EQ(0, std::memcmp(x.data(), found.data(), sizeof(float) * x.size())) << C;
   }
 }
@@ -138,7 +143,7 @@ TEST_F(CudaTraining, DropoutHasTheBitsOfThePlainLoop) {
 /// x̂ · gamma + beta and the backward pass, both behind dropout, in T.
 template <typename T>
 struct NormReference {
-  std::vector<T> sum, out, dx, dbranch, dgamma, dbeta;
+  std::vector<T> sum, out, dx, dbranch, dgamma, dbeta, dbias;
   NormReference(std::vector<T> x, const std::vector<T>& residual, const std::vector<T>& gamma,
                 const std::vector<T>& beta, const std::vector<T>& dy, int32_t N, int32_t C,
                 const Dropout& dropout, uint32_t place) {
@@ -162,12 +167,22 @@ struct NormReference {
     }
     dbranch = dx;
     plain_dropout(dbranch, N, C, dropout, place);
+    dbias.assign(C, 0);
+    for (int32_t i = 0; i < N * C; ++i) dbias[i % C] += dbranch[i];
   }
 };
 
 TEST_F(CudaTraining, LayerNormForwardAndBackward) {
   Random random(2);
-  for (const auto& shape : {std::pair{1, 4}, {65, 20}, {130, 60}, {9, 512}, {3, 132}}) {
+  // Rows of one lane and of many; more than one for a warp; more columns than a warp keeps.
+  for (const auto& shape : {std::pair{1, 4},
+                            {65, 20},
+                            {2300, 60},
+                            {9, 512},
+                            {3, 132},
+                            {11, 640},
+                            {10, 1024},
+                            {70, 1028}}) {
     const int32_t N = shape.first, C = shape.second;
     const Floats x = normal(random, N * C), residual = normal(random, N * C, 3),
                  gamma = normal(random, C), beta = normal(random, C), dy = normal(random, N * C);
@@ -175,7 +190,7 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
     const NormReference<double> exact(wide(x), wide(residual), wide(gamma), wide(beta), wide(dy), N,
                                       C, half(), 4);
     DeviceArray<float> sum(x), other(residual), scale(gamma), shift(beta), out(x.size()),
-        statistics(2 * N), dx(dy), dbranch(x.size()), dgamma(C), dbeta(C),
+        statistics(2 * N), dx(dy), dbranch(x.size()), dgamma(C), dbeta(C), dbias(C),
         parts(layernorm_backward_floats_cuda(N, C));
     DeviceArray<uint16_t> narrow(x.size()), branch_narrow(x.size());
     DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
@@ -186,8 +201,9 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
     });
     run([&] {
       return layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
-                                     dropout.data(), 4, dbranch.data(), branch_narrow.data(),
-                                     dgamma.data(), dbeta.data(), parts.data(), stream());
+                                     dropout.data(), 4, false, dbranch.data(), branch_narrow.data(),
+                                     dgamma.data(), dbeta.data(), dbias.data(), parts.data(),
+                                     stream());
     });
     const std::string what = "layer norm of " + std::to_string(N) + " × " + std::to_string(C);
     expect_close(what, kForward, out.host(), plain.out, exact.out, C);
@@ -195,8 +211,51 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
     expect_close(what + " dbranch", kBackward, dbranch.host(), plain.dbranch, exact.dbranch, C);
     expect_close(what + " dgamma", kBackward, dgamma.host(), plain.dgamma, exact.dgamma, C);
     expect_close(what + " dbeta", kBackward, dbeta.host(), plain.dbeta, exact.dbeta, C);
+    if (C <= 1024) {
+      expect_close(what + " dbias", kBackward, dbias.host(), plain.dbias, exact.dbias, C);
+    } else {  // of what stands in narrow
+      const Floats rounded = widened(branch_narrow.host());
+      Doubles sums(C), sizes(C);
+      for (int32_t i = 0; i < N * C; ++i)
+        sums[i % C] += rounded[i], sizes[i % C] += std::fabs(rounded[i]);
+      const Floats found = dbias.host();
+      for (int32_t c = 0; c < C; ++c) EXPECT_NEAR(sums[c], found[c], 1e-6 * sizes[c]) << c;
+    }
     expect_narrow(what, narrow.host(), out.host());
     expect_narrow(what + " dbranch", branch_narrow.host(), dbranch.host());
+  }
+}
+
+/// The gradient is dropped first, and there is no branch.
+TEST_F(CudaTraining, LayerNormBackwardBehindDropout) {
+  Random random(26);
+  for (const auto& shape : {std::pair{7, 20}, {70, 260}, {5, 1032}}) {
+    const int32_t N = shape.first, C = shape.second;
+    const Floats x = normal(random, N * C), none(N * C), gamma = normal(random, C),
+                 beta = normal(random, C);
+    Floats dy = normal(random, N * C);
+    const Floats given = dy;
+    plain_dropout(dy, N, C, half(), 4);
+    const NormReference<float> plain(x, none, gamma, beta, dy, N, C, Dropout(), 0);
+    const NormReference<double> exact(wide(x), wide(none), wide(gamma), wide(beta), wide(dy), N, C,
+                                      Dropout(), 0);
+    DeviceArray<float> sum(x), scale(gamma), shift(beta), out(x.size()), statistics(2 * N),
+        dx(given), dgamma(C), dbeta(C), parts(layernorm_backward_floats_cuda(N, C));
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+    run([&] {
+      return dropout_add_layernorm_forward_cuda(sum.data(), nullptr, N, C, scale.data(),
+                                                shift.data(), 1e-5f, nullptr, 0, out.data(),
+                                                nullptr, statistics.data(), stream());
+    });
+    run([&] {
+      return layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
+                                     dropout.data(), 4, true, nullptr, nullptr, dgamma.data(),
+                                     dbeta.data(), nullptr, parts.data(), stream());
+    });
+    const std::string what = "layer norm behind dropout, C=" + std::to_string(C);
+    expect_close(what + " dx", kBackward, dx.host(), plain.dx, exact.dx, C);
+    expect_close(what + " dgamma", kBackward, dgamma.host(), plain.dgamma, exact.dgamma, C);
+    expect_close(what + " dbeta", kBackward, dbeta.host(), plain.dbeta, exact.dbeta, C);
   }
 }
 
@@ -236,37 +295,43 @@ TEST_F(CudaTraining, EmbeddingForwardIsTheSumThenNormThenDropout) {
 
 TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
   Random random(4);
-  const int32_t N = 150, V = 23, C = 140;
-  std::vector<int32_t> ids(N);
-  for (int32_t& id : ids) id = random.range(0, 5) == 0 ? random.range(0, V - 1) : 7;
-  std::vector<int32_t> memory(kernels::bucket_rows_memory(N, V));
-  const kernels::RowBuckets buckets = kernels::bucket_rows(ids.data(), N, V, 0, memory.data());
-  const Floats de = normal(random, N * C), before = normal(random, V * C);
-  Floats plain = before;
-  Doubles exact = wide(before);
-  const Doubles wide_de = wide(de);
-  kernels::embedding_backward_ref<float>(de.data(), C, buckets, 0, buckets.count, C, plain.data());
-  kernels::embedding_backward_ref<double>(wide_de.data(), C, buckets, 0, buckets.count, C,
-                                          exact.data());
-  // Behind the buckets stands what a batch before had there.
-  std::vector<int32_t> bucket_ids_of(buckets.ids, buckets.ids + buckets.count),
-      starts_of(buckets.starts, buckets.starts + buckets.count + 1),
-      rows_of(buckets.rows, buckets.rows + buckets.starts[buckets.count]);
-  ASSERT_LT(buckets.count, V);
-  ASSERT_LT(starts_of.back(), N);
-  bucket_ids_of.resize(V, 7);
-  starts_of.resize(V + 1, N);
-  rows_of.resize(N, 1);
-  DeviceArray<float> gradient(de), table(before);
-  DeviceArray<int32_t> count(std::vector<int32_t>{buckets.count}), bucket_ids(bucket_ids_of),
-      starts(starts_of), rows(rows_of);
-  run([&] {
-    return embedding_backward_f32_cuda(gradient.data(), count.data(), bucket_ids.data(),
-                                       starts.data(), rows.data(), V, C, table.data(), stream());
-  });
-  const Floats found = table.host();
-  expect_close("embedding backward", kBackward, found, plain, exact, C);
-  for (int32_t c = 0; c < C; ++c) EXPECT_EQ(before[c], found[c]) << "the skipped id's row";
+  // Few buckets, which many lanes share, and many; one of each has more rows than they take at
+  // once.
+  for (const int32_t V : {23, 600}) {
+    const int32_t N = 400, C = 140;
+    std::vector<int32_t> ids(N);
+    for (int32_t& id : ids) id = random.range(0, 5) == 0 ? random.range(0, V - 1) : 7;
+    ids[0] = 0;  // skipped
+    std::vector<int32_t> memory(kernels::bucket_rows_memory(N, V));
+    const kernels::RowBuckets buckets = kernels::bucket_rows(ids.data(), N, V, 0, memory.data());
+    const Floats de = normal(random, N * C), before = normal(random, V * C);
+    Floats plain = before;
+    Doubles exact = wide(before);
+    const Doubles wide_de = wide(de);
+    kernels::embedding_backward_ref<float>(de.data(), C, buckets, 0, buckets.count, C,
+                                           plain.data());
+    kernels::embedding_backward_ref<double>(wide_de.data(), C, buckets, 0, buckets.count, C,
+                                            exact.data());
+    // Behind the buckets stands what a batch before had there.
+    std::vector<int32_t> bucket_ids_of(buckets.ids, buckets.ids + buckets.count),
+        starts_of(buckets.starts, buckets.starts + buckets.count + 1),
+        rows_of(buckets.rows, buckets.rows + buckets.starts[buckets.count]);
+    ASSERT_LT(buckets.count, V);
+    ASSERT_LT(starts_of.back(), N);
+    bucket_ids_of.resize(V, 7);
+    starts_of.resize(V + 1, N);
+    rows_of.resize(N, 1);
+    DeviceArray<float> gradient(de), table(before);
+    DeviceArray<int32_t> count(std::vector<int32_t>{buckets.count}), bucket_ids(bucket_ids_of),
+        starts(starts_of), rows(rows_of);
+    run([&] {
+      return embedding_backward_f32_cuda(gradient.data(), count.data(), bucket_ids.data(),
+                                         starts.data(), rows.data(), V, C, table.data(), stream());
+    });
+    const Floats found = table.host();
+    expect_close("embedding backward", kBackward, found, plain, exact, C);
+    for (int32_t c = 0; c < C; ++c) EXPECT_EQ(before[c], found[c]) << "the skipped id's row";
+  }
 }
 
 TEST_F(CudaTraining, ColumnSums) {
@@ -334,7 +399,9 @@ TEST_F(CudaTraining, Activations) {
 /// In bf16: what plain loops in f32 give, rounded once.
 TEST_F(CudaTraining, ActivationBackwardInBf16) {
   Random random(16);
-  for (const auto& [rows, columns] : {std::pair{3, 700}, {5, 1}, {40, 64}, {2, 1028}, {7, 13}}) {
+  // The last have more rows than blocks have warps.
+  for (const auto& [rows, columns] :
+       {std::pair{3, 700}, {5, 1}, {40, 64}, {2, 1028}, {7, 13}, {1100, 24}}) {
     const int32_t N = rows, F = columns;
     Floats x = bf16_values(random, N * F, 4), dy = bf16_values(random, N * F),
            bias = normal(random, F);
@@ -351,12 +418,18 @@ TEST_F(CudaTraining, ActivationBackwardInBf16) {
       kernels::activation_backward_ref<double>(wide_sums.data(), wide_dy.data(), N * F, activation,
                                                exact.data());
       for (int32_t i = 0; i < N * F; ++i) plain_narrow[i] = to_bf16(plain[i]);
+      Floats plain_dbias(F);
+      Doubles exact_dbias(F);
+      for (int32_t i = 0; i < N * F; ++i)
+        plain_dbias[i % F] += plain[i], exact_dbias[i % F] += exact[i];
       DeviceArray<uint16_t> in(narrow(x)), d(narrow(dy));
-      DeviceArray<float> device_bias(bias);
+      DeviceArray<float> device_bias(bias), dbias(F), parts(activation_backward_floats_cuda(N, F));
       run([&] {
         return activation_backward_bf16_cuda(in.data(), device_bias.data(), N, F, activation,
-                                             d.data(), stream());
+                                             d.data(), dbias.data(), parts.data(), stream());
       });
+      expect_close("its bias' gradient, F=" + std::to_string(F), kBackward, dbias.host(),
+                   plain_dbias, exact_dbias, F);
       expect_close("activation backward in bf16, F=" + std::to_string(F), kBackward,
                    widened(d.host()), plain_narrow, exact, F);
     }
@@ -393,8 +466,8 @@ TEST_F(CudaTraining, Pooling) {
     DeviceArray<float> in(padded_x), out(B * C), gradient(dy), dx(padded * C);
     DeviceArray<int32_t> device_cu(cu);
     run([&] {
-      return pooling_training_forward_f32_cuda(in.data(), device_cu.data(), B, C, pooling,
-                                               out.data(), stream());
+      return pooling_forward_cuda(in.data(), C, device_cu.data(), B, C, pooling, out.data(), C,
+                                  stream());
     });
     run([&] {
       return pooling_backward_f32_cuda(in.data(), gradient.data(), device_cu.data(), B, padded, C,
@@ -790,13 +863,25 @@ TEST_F(CudaTraining, VocabularyLossOverTiles) {
     Floats dz(S * V);
     for (int32_t k = 0; k < tiles; ++k) {
       const int32_t R = load_tile(k);
-      run([&] {
-        return vocabulary_tile_backward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
-                                                 device_bias.data(), words, max.data() + k * S,
-                                                 lse.data(), narrow.data(), tile, stream());
-      });
-      const Floats found = tile_z.host();
+      const auto backward = [&](uint16_t* into) {
+        run([&] {
+          return vocabulary_tile_backward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
+                                                   device_bias.data(), words, max.data() + k * S,
+                                                   lse.data(), into, tile, stream());
+        });
+      };
+      narrow.fill();
+      upload({&narrow});
+      backward(narrow.data());
       const std::vector<uint16_t> rounded = narrow.host();
+      const Floats logits_still = tile_z.host();
+      for (int32_t b = 0; b < S; ++b) {
+        ASSERT_EQ(0, std::memcmp(&z[b * V + k * tile], &logits_still[b * tile], sizeof(float) * R))
+            << "z was written beside narrow";
+        for (int32_t v = R; v < tile; ++v) ASSERT_TRUE(narrow.untouched(b * tile + v));
+      }
+      backward(nullptr);
+      const Floats found = tile_z.host();
       for (int32_t b = 0; b < S; ++b) {
         for (int32_t v = 0; v < tile; ++v) {
           const float value = found[b * tile + v];

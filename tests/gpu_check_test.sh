@@ -19,7 +19,7 @@ program "$fakes/nvidia-smi" 'exit 9'
 grep -q "no GPU here" "$work/log" || fail "it does not say that there is no GPU"
 
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
-program "$fakes/compute-sanitizer" 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
+program "$fakes/compute-sanitizer" 'echo "$*" >>"$0.asked"; while [[ $1 == --* ]]; do shift 2; done; exec "$@"'
 # A test program of one test with the result $1, which says $3, and the exit status $2.
 test_program() {
   cat <<PROGRAM
@@ -46,6 +46,8 @@ echo "$peers" >"$tree/bench/peers/gpu_peers.py"
 echo "$train_peers" >"$tree/bench/peers/train_baseline.py"
 finds 1 1
 run || fail "it failed where all passed"
+grep -q -- '--tool racecheck --kernel-name kns=xsr ' "$fakes/compute-sanitizer.asked" || fail "it looks for races in kernels of NVIDIA's"
+! grep -q -- '--tool memcheck --kernel-name' "$fakes/compute-sanitizer.asked" || fail "memcheck does not see what it gives to NVIDIA's"
 grep -q '"nccl": "not installed"' "$tree/docs/results/gpu-check.json" || fail "it does not say that NCCL is missing"
 [ ! -e "$tree/docs/results/gpu-train-bf16-nccl.json" ] || fail "it timed what is not there"
 [ ! -e "$tree/docs/results/gpu-peers.json" ] || fail "it timed a PyTorch that is not there"
@@ -57,7 +59,7 @@ grep -q '"pytorch": "beside xsr"' "$tree/docs/results/gpu-check.json" || fail "i
 grep -q '"nccl": "one rank"' "$tree/docs/results/gpu-check.json" || fail "it does not say what it did with NCCL"
 grep -q -- '--device cuda.*--pairs 128,1024.*--exchange' "$tree/build/cuda/bench/xsr-train-bench.asked" ||
   fail "it asked xsr-train-bench for something else"
-for what in check f32 tf32 bf16 bf16-qkv-table bf16-{2048,8192,16384} text train-bf16-one-tile train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
+for what in check f32 tf32 bf16 bf16-qkv-table bf16-{2048,8192,16384} text train-bf16-tiles train-f32 train-tf32 train-bf16 train-bf16-nccl peers train-peers-128 train-peers-1024; do
   [ -s "$tree/docs/results/gpu-$what.json" ] || fail "gpu-$what.json was not written"
 done
 grep -q -- '--device cuda.*--corpus .*--dtype bf16' "$tree/build/cuda/bench/xsr-bench.asked" ||
@@ -125,6 +127,15 @@ done
 program "$fakes/cmake" 'exit 1'
 ! run pack || fail "it packed what does not build"
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
+# Elsewhere it looks for files where it was packed, until a link leads from there.
+grep -qx "build/cuda/packed" "$work/packed" && grep -qx "$tree" "$tree/build/cuda/packed" || fail "it did not pack where it belongs"
+printf '%s\n' "$work/elsewhere" 123456789abc >"$tree/build/cuda/packed"
+! run tests || fail "it ran what looks for files elsewhere"
+grep -q "ln -s '$tree' '$work/elsewhere'" "$work/log" || fail "it does not say what mends another path"
+ln -s "$tree" "$work/elsewhere"
+run tests || fail "it does not follow a link"
+grep -q '"commit": "123456789abc"' "$tree/docs/results/gpu-check.json" || fail "it does not name the commit that was packed"
+rm "$tree/build/cuda/packed"
 rm -r "$tree"/build/cuda/{training,runtime}
 
 # Each in the stage that it is about; what passes there does again behind it.

@@ -4,14 +4,13 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/eight.h"
 #include "kernels/cuda/training.h"
+#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
 using kernels::Activation;
 
 namespace {
-
-constexpr int32_t kThreads = 256;
 
 __global__ void activation_forward_kernel(const float* x, int64_t n, Activation activation,
                                           float* out) {
@@ -35,22 +34,43 @@ __global__ void activation_backward_kernel(const float* x, int64_t n, Activation
   store_quad(d, i, n, four);
 }
 
-__global__ void activation_backward_bf16_kernel(const uint16_t* x, const float* bias, int64_t N,
-                                                int32_t F, Activation activation, uint16_t* d) {
-  const int32_t groups = (F + kEight - 1) / kEight;
-  const int64_t item = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-  if (item >= N * groups) return;
-  const int32_t c = (int32_t)(item % groups) * kEight;
-  const int64_t at = item / groups * F + c;
+/// A warp a row at a time, a lane eight of its columns, whose sums it keeps. parts [gridDim.y, F]
+__global__ void __launch_bounds__(kRowWarps* kWarp)
+    activation_backward_bf16_kernel(const uint16_t* x, const float* bias, int32_t N, int32_t F,
+                                    Activation activation, uint16_t* d, float* parts) {
+  constexpr int32_t kBlockColumns = kEight * kWarp;
+  __shared__ float of_warps[kRowWarps][kBlockColumns];
+  const int32_t first = (int32_t)blockIdx.x * kBlockColumns, c = first + kEight * lane_id();
+  const int32_t warp = (int32_t)threadIdx.x / kWarp;
   const bool whole = F % kEight == 0;
-  float values[kEight], shift[kEight], gradient[kEight];
-  load_eight(x + at, whole, F - c, values);
-  load_eight(bias + c, whole, F - c, shift);
-  load_eight(d + at, whole, F - c, gradient);
+  float sums[kEight] = {};
+  if (c < F) {
+    float shift[kEight];
+    load_eight(bias + c, whole, F - c, shift);
+    for (int32_t i = (int32_t)blockIdx.y * kRowWarps + warp; i < N;
+         i += (int32_t)gridDim.y * kRowWarps) {
+      const int64_t at = (int64_t)i * F + c;
+      float values[kEight], gradient[kEight];
+      load_eight(x + at, whole, F - c, values);
+      load_eight(d + at, whole, F - c, gradient);
+      XSR_UNROLL
+      for (int32_t e = 0; e < kEight; ++e) {
+        gradient[e] *= kernels::activation_slope_ref(values[e] + shift[e], activation);
+        sums[e] += gradient[e];
+      }
+      store_eight(d + at, whole, F - c, gradient);
+    }
+  }
   XSR_UNROLL
-  for (int32_t e = 0; e < kEight; ++e)
-    gradient[e] *= kernels::activation_slope_ref(values[e] + shift[e], activation);
-  store_eight(d + at, whole, F - c, gradient);
+  for (int32_t e = 0; e < kEight; ++e) of_warps[warp][kEight * lane_id() + e] = sums[e];
+  __syncthreads();
+  const int32_t mine = (int32_t)threadIdx.x;  // there are as many columns as threads
+  static_assert(kBlockColumns == kRowWarps * kWarp);
+  if (first + mine >= F) return;
+  float sum = 0;
+  XSR_UNROLL
+  for (int32_t w = 0; w < kRowWarps; ++w) sum += of_warps[w][mine];
+  parts[(int64_t)blockIdx.y * F + first + mine] = sum;
 }
 
 }  // namespace
@@ -68,10 +88,14 @@ Status activation_backward_f32_cuda(const float* x, int64_t n, Activation activa
 }
 
 Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32_t N, int32_t F,
-                                     Activation activation, uint16_t* d, Stream stream) {
-  return launch(activation_backward_bf16_kernel,
-                blocks_of((int64_t)N * ((F + kEight - 1) / kEight), kThreads), kThreads, 0, stream,
-                x, bias, N, F, activation, d);
+                                     Activation activation, uint16_t* d, float* dbias, float* parts,
+                                     Stream stream) {
+  const int32_t rows = blocks_of(N, kRowWarps);
+  const int32_t blocks = rows < kMostActivationBlocks ? rows : kMostActivationBlocks;
+  const Status status =
+      launch(activation_backward_bf16_kernel, dim3(blocks_of(F, kEight * kWarp), blocks),
+             kRowWarps * kWarp, 0, stream, x, bias, N, F, activation, d, parts);
+  return status != 0 ? status : add_parts_cuda(parts, blocks, F, dbias, stream);
 }
 
 }  // namespace xsr::cuda

@@ -42,6 +42,16 @@ __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, con
                                           int32_t first, int32_t end, int32_t D, uint16_t* tile) {
   constexpr int32_t kLanes = kD / kEight;  // that share a row
   const int32_t d = lane_id() % kLanes * kEight;
+  // As it stands: to widen it, add nothing and round it again was a quarter of a kernel's work.
+  if (kWhole && bias == nullptr) {
+    XSR_UNROLL
+    for (int32_t r = 0; r < kTileRows; r += kWarp / kLanes) {
+      const int32_t row = r + lane_id() / kLanes;
+      copy_eight(tile + row * TileShape<kD>::kStride + d, x + (first + row) * stride + d,
+                 first + row < end && d < D);
+    }
+    return;
+  }
   float shift[kEight] = {};
   if (bias != nullptr && d < D) load_eight(bias + d, kWhole, D - d, shift);
   XSR_UNROLL

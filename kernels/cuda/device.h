@@ -107,6 +107,23 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return value;
 }
 
+/// Σ get(i) over i = first, first + step, … < last, in that order. get is a load: kAtOnce of them
+/// are under way, for a thread that waits for each before it asks for the next is idle most of the
+/// time.
+template <int32_t kAtOnce, typename Get>
+__device__ __forceinline__ float sum_ahead(int32_t first, int32_t last, int32_t step, Get&& get) {
+  float sum = 0;
+  for (int32_t i = first; i < last; i += kAtOnce * step) {
+    float values[kAtOnce];
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k)
+      values[k] = i + k * step < last ? get(i + k * step) : 0.0f;
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) sum += values[k];
+  }
+  return sum;
+}
+
 // ---- bf16, as its 16 bits
 
 __device__ __forceinline__ float bits_to_f32(uint32_t bits) {
@@ -210,6 +227,24 @@ __device__ __forceinline__ float load_storage(const void* data, int64_t i) {
   if (kStorage == kernels::Storage::kF32) return ((const float*)data)[i];
   const uint16_t value = ((const uint16_t*)data)[i];
   return kStorage == kernels::Storage::kBF16 ? bf16_to_f32(value) : f16_to_f32(value);
+}
+
+/// Elements [i, i + 4), i a multiple of 4 and the table 16-byte aligned.
+template <kernels::Storage kStorage>
+__device__ __forceinline__ Quad load_storage_quad(const void* data, int64_t i) {
+  if constexpr (kStorage == kernels::Storage::kF32) {
+    return load_quad((const float*)data + i);
+  } else {
+    const uint2 pairs = *reinterpret_cast<const uint2*>((const uint16_t*)data + i);
+    const uint32_t words[4] = {pairs.x & 0xffffu, pairs.x >> 16, pairs.y & 0xffffu, pairs.y >> 16};
+    Quad four;
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      four.value[e] = kStorage == kernels::Storage::kBF16 ? bf16_to_f32((uint16_t)words[e])
+                                                          : f16_to_f32((uint16_t)words[e]);
+    }
+    return four;
+  }
 }
 
 // ---- Tensor cores

@@ -54,4 +54,11 @@ __device__ __forceinline__ void store_eight(uint16_t* to, bool whole, int32_t co
   }
 }
 
+/// to[0 .. 8) ← from, or zeros where it is not wanted, and then not read; both 16-byte aligned.
+__device__ __forceinline__ void copy_eight(uint16_t* to, const uint16_t* from, bool wanted) {
+  uint4 bits = make_uint4(0, 0, 0, 0);
+  if (wanted) bits = *reinterpret_cast<const uint4*>(from);
+  *reinterpret_cast<uint4*>(to) = bits;
+}
+
 }  // namespace xsr::cuda

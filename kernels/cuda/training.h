@@ -81,19 +81,23 @@ __device__ inline float block_max(float value, float* scratch) {
 }
 
 // Sums over rows: a block of kColumns × kLanes threads adds rows lane, lane + kLanes, … of a chunk,
-// then the lanes in order.
+// then the lanes in order. What the chunks come to is added by more lanes, for there are few
+// columns and a lane waits for each of its rows.
 static constexpr int32_t kColumns = 32;
 static constexpr int32_t kLanes = 8;
+static constexpr int32_t kManyLanes = 32;
 
 /// The sum of this thread's `value` over the lanes, in lane 0.
+template <int32_t kOfLanes = kLanes>
 __device__ inline float sum_of_lanes(float value) {
-  __shared__ float parts[kLanes][kColumns];
+  __shared__ float parts[kOfLanes][kColumns];
   __syncthreads();
   parts[threadIdx.y][threadIdx.x] = value;
   __syncthreads();
   float sum = 0;
   if (threadIdx.y == 0) {
-    for (int32_t y = 0; y < kLanes; ++y) sum += parts[y][threadIdx.x];
+    XSR_UNROLL
+    for (int32_t y = 0; y < kOfLanes; ++y) sum += parts[y][threadIdx.x];
   }
   return sum;
 }

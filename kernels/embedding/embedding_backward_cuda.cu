@@ -6,20 +6,35 @@
 namespace xsr::cuda {
 namespace {
 
-/// A block a bucket and 128 columns: most buckets have a row or two.
-__global__ void embedding_backward_kernel(const float* de, const int32_t* count, const int32_t* ids,
-                                          const int32_t* starts, const int32_t* rows, int32_t C,
-                                          float* dtable) {
+/// A block a bucket and 128 columns: most buckets of words have a row or two, those of positions
+/// have a row of most sentences, and many lanes. A lane has several rows under way.
+template <int32_t kOfLanes>
+__global__ void __launch_bounds__(kColumns* kOfLanes)
+    embedding_backward_kernel(const float* de, const int32_t* count, const int32_t* ids,
+                              const int32_t* starts, const int32_t* rows, int32_t C,
+                              float* dtable) {
+  constexpr int32_t kAtOnce = 4;
   const int32_t u = (int32_t)blockIdx.x, c = 4 * (int32_t)(blockIdx.y * kColumns + threadIdx.x);
   if (u >= *count) return;  // the whole block
+  const int32_t last = c < C ? starts[u + 1] : 0;
   Quad sum = {};
-  for (int32_t r = starts[u] + (int32_t)threadIdx.y; r < starts[u + 1] && c < C; r += kLanes) {
-    const Quad row = load_quad(de + (int64_t)rows[r] * C + c);
+  for (int32_t r = starts[u] + (int32_t)threadIdx.y; r < last; r += kAtOnce * kOfLanes) {
+    int32_t row[kAtOnce];
+    Quad four[kAtOnce];
     XSR_UNROLL
-    for (int32_t e = 0; e < 4; ++e) sum.value[e] += row.value[e];
+    for (int32_t k = 0; k < kAtOnce; ++k)
+      row[k] = r + k * kOfLanes < last ? rows[r + k * kOfLanes] : -1;
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k)
+      four[k] = row[k] < 0 ? Quad{} : load_quad(de + (int64_t)row[k] * C + c);
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) {
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) sum.value[e] += four[k].value[e];
+    }
   }
   XSR_UNROLL
-  for (int32_t e = 0; e < 4; ++e) sum.value[e] = sum_of_lanes(sum.value[e]);
+  for (int32_t e = 0; e < 4; ++e) sum.value[e] = sum_of_lanes<kOfLanes>(sum.value[e]);
   if (threadIdx.y != 0 || c >= C) return;
   float* to = dtable + (int64_t)ids[u] * C + c;
   Quad four = load_quad(to);
@@ -33,8 +48,14 @@ __global__ void embedding_backward_kernel(const float* de, const int32_t* count,
 Status embedding_backward_f32_cuda(const float* de, const int32_t* count, const int32_t* ids,
                                    const int32_t* starts, const int32_t* rows, int32_t most_buckets,
                                    int32_t C, float* dtable, Stream stream) {
-  return launch(embedding_backward_kernel, dim3(most_buckets, blocks_of(C, 4 * kColumns)),
-                dim3(kColumns, kLanes), 0, stream, de, count, ids, starts, rows, C, dtable);
+  // Few buckets have many rows each.
+  constexpr int32_t kFewBuckets = 512;
+  const bool few = most_buckets <= kFewBuckets;
+  const auto kernel =
+      few ? embedding_backward_kernel<kManyLanes> : embedding_backward_kernel<kLanes>;
+  return launch(kernel, dim3(most_buckets, blocks_of(C, 4 * kColumns)),
+                dim3(kColumns, few ? kManyLanes : kLanes), 0, stream, de, count, ids, starts, rows,
+                C, dtable);
 }
 
 }  // namespace xsr::cuda

@@ -12,7 +12,7 @@ namespace xsr::cuda {
 /// de      [N, C]      row stride C, a multiple of 4; 16-byte aligned, as dtable
 /// dtable  [V, C]      +=; a bucket is the only one to write its row: no atomics
 ///
-/// A bucket's rows are added in an order that their number alone fixes.
+/// A bucket's rows are added in an order that their number and most_buckets alone fix.
 Status embedding_backward_f32_cuda(const float* de, const int32_t* count, const int32_t* ids,
                                    const int32_t* starts, const int32_t* rows, int32_t most_buckets,
                                    int32_t C, float* dtable, Stream stream);

@@ -7,19 +7,31 @@ namespace {
 
 using kernels::Storage;
 
-template <int32_t kColumns, Storage kStorage>
+template <int32_t kColumns, bool kWhole, Storage kStorage>
 __device__ __forceinline__ void fill_row(Row<kColumns>& row, int32_t C, const void* token,
                                          int64_t token_id, const void* position,
                                          int64_t position_id, const float* token_type) {
-  row.fill(C, [&](int32_t c) {
-    const float sum = load_storage<kStorage>(token, token_id * C + c) +
-                      load_storage<kStorage>(position, position_id * C + c);
-    return token_type == nullptr ? sum : sum + token_type[c];
+  row.template fill<kWhole>(C, [&](int32_t c) {
+    if constexpr (kWhole) {
+      Quad sum = load_storage_quad<kStorage>(token, token_id * C + c);
+      const Quad other = load_storage_quad<kStorage>(position, position_id * C + c);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) {
+        sum.value[e] += other.value[e];
+        if (token_type != nullptr) sum.value[e] += token_type[c + e];
+      }
+      return sum;
+    } else {
+      const float sum = load_storage<kStorage>(token, token_id * C + c) +
+                        load_storage<kStorage>(position, position_id * C + c);
+      return token_type == nullptr ? sum : sum + token_type[c];
+    }
   });
 }
 
-template <int32_t kColumns>
-__global__ void __launch_bounds__(kRowThreads)
+// Without the 4, blocks of a multiprocessor, ptxas aims at more and spills.
+template <int32_t kColumns, bool kWhole>
+__global__ void __launch_bounds__(kRowThreads, 4)
     embedding_forward_kernel(const int32_t* token_ids, const int32_t* positions, int32_t N,
                              const void* token, const void* position, Storage storage,
                              const float* token_type, const float* gamma, const float* beta,
@@ -30,37 +42,51 @@ __global__ void __launch_bounds__(kRowThreads)
   Row<kColumns> row;
   const int64_t id = token_ids[i], place = positions[i];
   if (storage == Storage::kF32) {
-    fill_row<kColumns, Storage::kF32>(row, C, token, id, position, place, token_type);
+    fill_row<kColumns, kWhole, Storage::kF32>(row, C, token, id, position, place, token_type);
   } else if (storage == Storage::kBF16) {
-    fill_row<kColumns, Storage::kBF16>(row, C, token, id, position, place, token_type);
+    fill_row<kColumns, kWhole, Storage::kBF16>(row, C, token, id, position, place, token_type);
   } else {
-    fill_row<kColumns, Storage::kF16>(row, C, token, id, position, place, token_type);
+    fill_row<kColumns, kWhole, Storage::kF16>(row, C, token, id, position, place, token_type);
   }
   float mean = 0, scale = 1;
   if (gamma != nullptr) {
     scale = row.statistics(C, eps, &mean);
     if (rstd != nullptr && lane_id() == 0) rstd[i] = scale;
   }
-  row.each(C, [&](int32_t c, float value) {
-    const float y = gamma == nullptr ? value : (value - mean) * scale * gamma[c] + beta[c];
-    if (out != nullptr) out[i * out_stride + c] = y;
-    if (narrow != nullptr) narrow[i * narrow_stride + c] = f32_to_bf16(y);
-  });
+  row.template put<kWhole>(C, mean, scale, gamma, beta,
+                           out == nullptr ? nullptr : out + i * out_stride,
+                           narrow == nullptr ? nullptr : narrow + i * narrow_stride);
 }
 
-__global__ void __launch_bounds__(256)
+constexpr int32_t kTableThreads = 128;
+
+/// A thread four columns, which are moved at once where whole: 4 divides N and out_stride.
+template <bool kWhole>
+__global__ void __launch_bounds__(kTableThreads)
     qkv_table_forward_kernel(const int32_t* token_ids, const int32_t* positions,
                              const float* token_table, const float* position_table,
                              const float* rstd, const float* bias, int32_t N, float* out,
                              uint16_t* narrow, int64_t out_stride) {
   const int64_t i = blockIdx.x;
-  const float* token = token_table + (int64_t)token_ids[i] * N;
-  const float* position = position_table + (int64_t)positions[i] * N;
+  const int32_t n = 4 * (int32_t)(blockIdx.y * kTableThreads + threadIdx.x);
+  if (n >= N) return;
+  const float* token = token_table + (int64_t)token_ids[i] * N + n;
+  const float* position = position_table + (int64_t)positions[i] * N + n;
   const float scale = rstd[i];
-  for (int32_t n = (int32_t)threadIdx.x; n < N; n += (int32_t)blockDim.x) {
-    const float value = (token[n] + position[n]) * scale + bias[n];
-    if (out != nullptr) out[i * out_stride + n] = value;
-    if (narrow != nullptr) narrow[i * out_stride + n] = f32_to_bf16(value);
+  const auto value = [&](float x, float y, float shift) { return (x + y) * scale + shift; };
+  if constexpr (kWhole) {
+    const Quad x = load_quad(token), y = load_quad(position), shift = load_quad(bias + n);
+    Quad four;
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) four.value[e] = value(x.value[e], y.value[e], shift.value[e]);
+    if (out != nullptr) store_quad(out + i * out_stride + n, four);
+    if (narrow != nullptr) store_quad(narrow + i * out_stride + n, four);
+  } else {
+    for (int32_t e = 0; e < 4 && n + e < N; ++e) {
+      const float one = value(token[e], position[e], bias[n + e]);
+      if (out != nullptr) out[i * out_stride + n + e] = one;
+      if (narrow != nullptr) narrow[i * out_stride + n + e] = f32_to_bf16(one);
+    }
   }
 }
 
@@ -71,10 +97,17 @@ Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions
                               const float* token_type, const float* gamma, const float* beta,
                               float eps, int32_t C, float* out, int64_t out_stride,
                               uint16_t* narrow, int64_t narrow_stride, float* rstd, Stream stream) {
+  const bool whole = C % 4 == 0 && starts_whole((const float*)token, 0) &&
+                     starts_whole((const float*)position, 0) && starts_whole(gamma, 0) &&
+                     starts_whole(beta, 0) && starts_whole(out, out_stride) &&
+                     starts_whole(narrow, narrow_stride);
   return with_columns(C, [&](auto columns) {
-    return launch(embedding_forward_kernel<decltype(columns)::value>, row_blocks(N),
-                  dim3(kRowThreads), 0, stream, token_ids, positions, N, token, position, storage,
-                  token_type, gamma, beta, eps, C, out, out_stride, narrow, narrow_stride, rstd);
+    constexpr int32_t kColumns = decltype(columns)::value;
+    const auto kernel = whole ? embedding_forward_kernel<kColumns, true>
+                              : embedding_forward_kernel<kColumns, false>;
+    return launch(kernel, row_blocks(N), dim3(kRowThreads), 0, stream, token_ids, positions, N,
+                  token, position, storage, token_type, gamma, beta, eps, C, out, out_stride,
+                  narrow, narrow_stride, rstd);
   });
 }
 
@@ -82,8 +115,12 @@ Status qkv_table_forward_cuda(const int32_t* token_ids, const int32_t* positions
                               const float* token_table, const float* position_table,
                               const float* rstd, const float* bias, int32_t N, float* out,
                               uint16_t* narrow, int64_t out_stride, Stream stream) {
-  return launch(qkv_table_forward_kernel, dim3((unsigned)rows), dim3(256), 0, stream, token_ids,
-                positions, token_table, position_table, rstd, bias, N, out, narrow, out_stride);
+  const auto kernel = N % 4 == 0 && out_stride % 4 == 0 ? qkv_table_forward_kernel<true>
+                                                        : qkv_table_forward_kernel<false>;
+  constexpr int32_t kColumns = 4 * kTableThreads;
+  return launch(kernel, dim3((unsigned)rows, (unsigned)((N + kColumns - 1) / kColumns)),
+                dim3(kTableThreads), 0, stream, token_ids, positions, token_table, position_table,
+                rstd, bias, N, out, narrow, out_stride);
 }
 
 }  // namespace xsr::cuda

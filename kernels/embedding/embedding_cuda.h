@@ -19,7 +19,8 @@ Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions
 
 /// qkv_table_forward_f32 on the device, rows [0, rows), with the result in f32, in bf16, or both:
 /// tables without gaps; out [rows, N] f32 or null; narrow [rows, N] bf16 or null, rounded once,
-/// with the bias in it, unlike a product into bf16; both of row stride out_stride.
+/// with the bias in it, unlike a product into bf16; both of row stride out_stride. Pointers to f32
+/// are 16-byte aligned, narrow 8-byte.
 Status qkv_table_forward_cuda(const int32_t* token_ids, const int32_t* positions, int32_t rows,
                               const float* token_table, const float* position_table,
                               const float* rstd, const float* bias, int32_t N, float* out,

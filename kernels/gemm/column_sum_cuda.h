@@ -19,7 +19,11 @@ static constexpr int64_t column_sum_floats_cuda(int32_t M, int32_t N) {
 /// Error against the double reference ≤ 3× that of the f32 reference of column_sum_f32.
 Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                        float* parts, Stream stream);
-/// The same of bf16, added in f32.
+/// The last step of such sums: sum[n] ← Σ parts[block, n], blocks in lanes of 32, then the lanes.
+///
+/// parts [blocks, N]   sum [N]  =
+Status add_parts_cuda(const float* parts, int32_t blocks, int32_t N, float* sum, Stream stream);
+/// The same as column_sum_cuda of bf16, added in f32.
 Status column_sum_bf16_cuda(const uint16_t* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                             float* parts, Stream stream);
 

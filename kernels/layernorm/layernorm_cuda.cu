@@ -5,7 +5,7 @@
 namespace xsr::cuda {
 namespace {
 
-template <int32_t kColumns>
+template <int32_t kColumns, bool kWhole>
 __global__ void __launch_bounds__(kRowThreads)
     layernorm_forward_kernel(const float* x, int64_t x_stride, int32_t N, int32_t C,
                              const float* gamma, const float* beta, float eps, float* out,
@@ -13,14 +13,19 @@ __global__ void __launch_bounds__(kRowThreads)
   const int32_t i = global_warp_id();
   if (i >= N) return;
   Row<kColumns> row;
-  row.fill(C, [&](int32_t c) { return x[i * x_stride + c]; });
+  const float* from = x + i * x_stride;
+  row.template fill<kWhole>(C, [&](int32_t c) {
+    if constexpr (kWhole) {
+      return load_quad(from + c);
+    } else {
+      return from[c];
+    }
+  });
   float mean;
   const float rstd = row.statistics(C, eps, &mean);
-  row.each(C, [&](int32_t c, float value) {
-    const float y = (value - mean) * rstd * gamma[c] + beta[c];
-    if (out != nullptr) out[i * out_stride + c] = y;
-    if (narrow != nullptr) narrow[i * narrow_stride + c] = f32_to_bf16(y);
-  });
+  row.template put<kWhole>(C, mean, rstd, gamma, beta,
+                           out == nullptr ? nullptr : out + i * out_stride,
+                           narrow == nullptr ? nullptr : narrow + i * narrow_stride);
 }
 
 }  // namespace
@@ -29,10 +34,15 @@ Status layernorm_forward_cuda(const float* x, int64_t x_stride, int32_t N, int32
                               const float* gamma, const float* beta, float eps, float* out,
                               int64_t out_stride, uint16_t* narrow, int64_t narrow_stride,
                               Stream stream) {
+  const bool whole = C % 4 == 0 && starts_whole(x, x_stride) && starts_whole(out, out_stride) &&
+                     starts_whole(narrow, narrow_stride) && starts_whole(gamma, 0) &&
+                     starts_whole(beta, 0);
   return with_columns(C, [&](auto columns) {
-    return launch(layernorm_forward_kernel<decltype(columns)::value>, row_blocks(N),
-                  dim3(kRowThreads), 0, stream, x, x_stride, N, C, gamma, beta, eps, out,
-                  out_stride, narrow, narrow_stride);
+    constexpr int32_t kColumns = decltype(columns)::value;
+    const auto kernel = whole ? layernorm_forward_kernel<kColumns, true>
+                              : layernorm_forward_kernel<kColumns, false>;
+    return launch(kernel, row_blocks(N), dim3(kRowThreads), 0, stream, x, x_stride, N, C, gamma,
+                  beta, eps, out, out_stride, narrow, narrow_stride);
   });
 }
 

@@ -2,6 +2,8 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/training.h"
+#include "kernels/dropout/dropout_cuda.h"
+#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
@@ -110,7 +112,114 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   }
 }
 
-/// parts [blocks, 2, C]: dgamma and dbeta of 64 rows each.
+/// dgamma (y = 0), dbeta (1) and dbias (2): the sums of the parts [blocks, 3, C], by lanes, then
+/// the lanes in order.
+__global__ void __launch_bounds__(kColumns* kManyLanes)
+    layernorm_backward_sums_kernel(const float* parts, int32_t blocks, int32_t C, float* dgamma,
+                                   float* dbeta, float* dbias) {
+  const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
+  const float* column = parts + (int64_t)blockIdx.y * C + c;
+  float sum = 0;
+  if (c < C) {
+    sum = sum_ahead<8>((int32_t)threadIdx.y, blocks, kManyLanes,
+                       [&](int32_t i) { return column[(int64_t)i * 3 * C]; });
+  }
+  sum = sum_of_lanes<kManyLanes>(sum);
+  float* const to = blockIdx.y == 0 ? dgamma : blockIdx.y == 1 ? dbeta : dbias;
+  if (threadIdx.y == 0 && c < C) to[c] = sum;
+}
+
+/// C up to 128 · kQuads, in one pass: a warp has a row in registers, and the sums over its rows of
+/// its lanes' columns. parts [blocks, 3, C]: dgamma, dbeta and dbias of a block's rows.
+template <int32_t kQuads>
+__global__ void __launch_bounds__(kRowWarps* kWarp)
+    layernorm_backward_kernel(const float* sum, const float* statistics, float* dx, int32_t N,
+                              int32_t C, const float* gamma, const Dropout* dropout, uint32_t place,
+                              bool behind, float* dbranch, uint16_t* narrow, float* parts) {
+  float dgamma[kQuads][4] = {}, dbeta[kQuads][4] = {}, dbias[kQuads][4] = {};
+  // Once, and not for every quad behind a store that might have changed them.
+  const Dropout masks = dropout == nullptr ? Dropout() : *dropout;
+  const bool drops = masks.threshold != 0;
+  for (int32_t i = warp_row(); i < N; i += (int32_t)gridDim.x * kRowWarps) {
+    const float* row = sum + (int64_t)i * C;
+    float* gradient = dx + (int64_t)i * C;
+    const float mean = statistics[2 * (int64_t)i], rstd = statistics[2 * (int64_t)i + 1];
+    Quad x[kQuads] = {}, g[kQuads] = {};
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first < C) x[q] = load_quad(row + first), g[q] = load_quad(gradient + first);
+    }
+    float total = 0, total_normalized = 0;  // of g, which is dy · gamma, and of g · x̂
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first >= C) continue;
+      if (drops && behind) {
+        float factor[4];
+        dropout_multipliers(&masks, place, i, first, factor);
+        drop(g[q], factor);
+      }
+      const Quad scale = load_quad(gamma + first);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) {
+        const float dy = g[q].value[e], normalized = (x[q].value[e] - mean) * rstd;
+        dgamma[q][e] += dy * normalized;
+        dbeta[q][e] += dy;
+        x[q].value[e] = normalized;
+        g[q].value[e] = dy * scale.value[e];
+        total += g[q].value[e];
+        total_normalized += g[q].value[e] * normalized;
+      }
+    }
+    const float mean_g = warp_sum(total) / (float)C;
+    const float mean_normalized = warp_sum(total_normalized) / (float)C;
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first >= C) continue;
+      Quad four;
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e)
+        four.value[e] = rstd * (g[q].value[e] - mean_g - x[q].value[e] * mean_normalized);
+      store_quad(gradient + first, four);
+      if (drops && !behind) {
+        float factor[4];
+        dropout_multipliers(&masks, place, i, first, factor);
+        drop(four, factor);
+      }
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) dbias[q][e] += four.value[e];
+      if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
+      if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
+    }
+  }
+  float* const of_warps = shared_memory<float>();  // [kRowWarps, C]
+  const auto put = [&](const float(&mine)[kQuads][4], int32_t which) {
+    __syncthreads();
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first >= C) continue;
+      store_quad(of_warps + (int32_t)threadIdx.x / kWarp * C + first,
+                 {{mine[q][0], mine[q][1], mine[q][2], mine[q][3]}});
+    }
+    __syncthreads();
+    for (int32_t c = (int32_t)threadIdx.x; c < C; c += kRowWarps * kWarp) {
+      float of_block = 0;
+      XSR_UNROLL
+      for (int32_t w = 0; w < kRowWarps; ++w) of_block += of_warps[w * C + c];
+      parts[((int64_t)blockIdx.x * 3 + which) * C + c] = of_block;
+    }
+  };
+  put(dgamma, 0);
+  put(dbeta, 1);
+  put(dbias, 2);
+}
+
+// ---- C beyond that, by three kernels
+
+/// parts [blocks, 3, C]: dgamma and dbeta of 64 rows each.
 __global__ void layernorm_backward_columns_kernel(const float* sum, const float* statistics,
                                                   const float* dy, int32_t N, int32_t C,
                                                   float* parts) {
@@ -128,22 +237,9 @@ __global__ void layernorm_backward_columns_kernel(const float* sum, const float*
   dgamma = sum_of_lanes(dgamma);
   dbeta = sum_of_lanes(dbeta);
   if (threadIdx.y == 0 && c < C) {
-    parts[(int64_t)blockIdx.y * 2 * C + c] = dgamma;
-    parts[((int64_t)blockIdx.y * 2 + 1) * C + c] = dbeta;
+    parts[(int64_t)blockIdx.y * 3 * C + c] = dgamma;
+    parts[((int64_t)blockIdx.y * 3 + 1) * C + c] = dbeta;
   }
-}
-
-/// dgamma (y = 0) and dbeta (y = 1): the sums of the parts, lanes of eight, then the lanes in
-/// order.
-__global__ void layernorm_backward_sums_kernel(const float* parts, int32_t blocks, int32_t C,
-                                               float* dgamma, float* dbeta) {
-  const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
-  const float* column = parts + (int64_t)blockIdx.y * C + c;
-  float sum = 0;
-  for (int32_t i = (int32_t)threadIdx.y; i < blocks && c < C; i += kLanes)
-    sum += column[(int64_t)i * 2 * C];
-  sum = sum_of_lanes(sum);
-  if (threadIdx.y == 0 && c < C) (blockIdx.y == 0 ? dgamma : dbeta)[c] = sum;
 }
 
 __global__ void layernorm_backward_rows_kernel(const float* sum, const float* statistics, float* dx,
@@ -209,18 +305,42 @@ Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int
 
 Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,
                                int32_t C, const float* gamma, const Dropout* dropout,
-                               uint32_t place, float* dbranch, uint16_t* narrow, float* dgamma,
-                               float* dbeta, float* parts, Stream stream) {
-  const int32_t blocks = blocks_of(N, kBlockRows);
-  Status status = launch(layernorm_backward_columns_kernel, dim3(blocks_of(C, kColumns), blocks),
-                         dim3(kColumns, kLanes), 0, stream, sum, statistics, dx, N, C, parts);
-  if (status == 0) {
-    status = launch(layernorm_backward_sums_kernel, dim3(blocks_of(C, kColumns), 2),
-                    dim3(kColumns, kLanes), 0, stream, parts, blocks, C, dgamma, dbeta);
+                               uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
+                               float* dgamma, float* dbeta, float* dbias, float* parts,
+                               Stream stream) {
+  const auto add_up = [&](int32_t blocks, int32_t sums) {
+    return launch(layernorm_backward_sums_kernel, dim3(blocks_of(C, kColumns), sums),
+                  dim3(kColumns, kManyLanes), 0, stream, parts, blocks, C, dgamma, dbeta, dbias);
+  };
+  if (C <= 1024) {
+    const int32_t rows = blocks_of(N, kRowWarps);
+    const int32_t blocks = rows < kMostNormBlocks ? rows : kMostNormBlocks;
+    const auto kernel = C <= 256   ? layernorm_backward_kernel<2>
+                        : C <= 512 ? layernorm_backward_kernel<4>
+                        : C <= 768 ? layernorm_backward_kernel<6>
+                                   : layernorm_backward_kernel<8>;
+    const Status status =
+        launch(kernel, blocks, kRowWarps * kWarp, sizeof(float) * (size_t)(kRowWarps * C), stream,
+               sum, statistics, dx, N, C, gamma, dropout, place, behind, dbranch, narrow, parts);
+    return status != 0 ? status : add_up(blocks, dbias == nullptr ? 2 : 3);
   }
-  if (status != 0) return status;
-  return launch(layernorm_backward_rows_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
-                stream, sum, statistics, dx, N, C, gamma, dropout, place, dbranch, narrow);
+  const int32_t blocks = blocks_of(N, kBlockRows);
+  Status status = 0;
+  if (behind && dropout != nullptr)
+    status = dropout_forward_f32_cuda(dx, N, C, dropout, place, stream);
+  if (status == 0) {
+    status = launch(layernorm_backward_columns_kernel, dim3(blocks_of(C, kColumns), blocks),
+                    dim3(kColumns, kLanes), 0, stream, sum, statistics, dx, N, C, parts);
+  }
+  if (status == 0) status = add_up(blocks, 2);
+  if (status == 0) {
+    status = launch(layernorm_backward_rows_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
+                    stream, sum, statistics, dx, N, C, gamma, behind ? nullptr : dropout, place,
+                    dbranch, narrow);
+  }
+  if (status != 0 || dbias == nullptr) return status;
+  return narrow != nullptr ? column_sum_bf16_cuda(narrow, C, N, C, dbias, parts, stream)
+                           : column_sum_cuda(dbranch, C, N, C, dbias, parts, stream);
 }
 
 }  // namespace xsr::cuda

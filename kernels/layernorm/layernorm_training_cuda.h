@@ -38,24 +38,36 @@ Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int
                                           float* out, uint16_t* narrow, float* statistics,
                                           Stream stream);
 
+/// Blocks that share the rows of layernorm_backward_cuda, and whose sums are added up at its end:
+/// of C up to 1024 no more than this, whatever the device.
+static constexpr int32_t kMostNormBlocks = 264;
+
 /// Floats that layernorm_backward_cuda needs beside its arguments.
 static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
-  return 2 * (int64_t)((N + 63) / 64) * C;
+  const int64_t blocks = C > 1024                        ? (N + 63) / 64
+                         : (N + 7) / 8 < kMostNormBlocks ? (N + 7) / 8
+                                                         : kMostNormBlocks;
+  return 3 * blocks * C;
 }
 
-/// Backward of the LayerNorm, and of the dropout before it:
+/// Backward of the LayerNorm, and of the dropout before it or behind it:
 ///
 ///     dx ← gradient of sum, from dx, that of out        dbranch ← dropout(dx)
-///     dgamma ← Σ dy · x̂        dbeta ← Σ dy
+///     dgamma ← Σ dy · x̂        dbeta ← Σ dy        dbias ← Σ dbranch
 ///
 /// sum, statistics  of the forward pass
 /// dx      [N, C]  read and written
+/// dropout null = none
+/// behind  dropout stands behind the LayerNorm, as in embedding_layernorm_dropout_forward_cuda:
+///         dx is given before it, and there is no branch
 /// dbranch [N, C]  null = not wanted
-/// dgamma, dbeta [C]  =, rows added by blocks of 64, in order
+/// dgamma, dbeta, dbias [C]  =, rows added in an order that N and C alone fix; dbias, in f32 where
+///         narrow is wanted, too, null = not wanted
 /// parts   [layernorm_backward_floats_cuda(N, C)]
 Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,
                                int32_t C, const float* gamma, const kernels::Dropout* dropout,
-                               uint32_t place, float* dbranch, uint16_t* narrow, float* dgamma,
-                               float* dbeta, float* parts, Stream stream);
+                               uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
+                               float* dgamma, float* dbeta, float* dbias, float* parts,
+                               Stream stream);
 
 }  // namespace xsr::cuda

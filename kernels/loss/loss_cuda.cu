@@ -15,16 +15,31 @@ constexpr int32_t kThreads = 256;
 // A block a sentence: many threads and four words at once, since batches have few sentences.
 constexpr int32_t kWordThreads = 512;
 
-/// body(v, logits) for the words [v, v + 4) of this thread; those from R on are none.
+/// body(v, logits, n) for the words [v, v + 4) of this thread, of which the first n are there, 4
+/// being all: with several loads under way, and without questions where they are whole.
 template <typename Body>
 __device__ __forceinline__ void for_words(const float* row, const float* bias, int32_t R,
                                           Body&& body) {
-  for (int32_t v = 4 * (int32_t)threadIdx.x; v < R; v += 4 * kWordThreads) {
-    Quad logits = load_quad(row, v, R);
-    const Quad shift = load_quad(bias, v, R);
+  constexpr int32_t kAtOnce = 4, kStep = 4 * kWordThreads;
+  const auto with_bias = [&](int32_t v, Quad& logits, const Quad& shift, int32_t n) {
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) logits.value[e] += shift.value[e];
-    body(v, logits);
+    body(v, logits, n);
+  };
+  int32_t v = 4 * (int32_t)threadIdx.x;
+  for (; v + (kAtOnce - 1) * kStep + 4 <= R; v += kAtOnce * kStep) {
+    Quad logits[kAtOnce], shift[kAtOnce];
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) {
+      logits[k] = load_quad(row + v + k * kStep);
+      shift[k] = load_quad(bias + v + k * kStep);
+    }
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) with_bias(v + k * kStep, logits[k], shift[k], 4);
+  }
+  for (; v < R; v += kStep) {
+    Quad logits = load_quad(row, v, R);
+    with_bias(v, logits, load_quad(bias, v, R), R - v);
   }
 }
 
@@ -35,21 +50,24 @@ __global__ void __launch_bounds__(kWordThreads)
   __shared__ float scratch[kWarp];
   const int32_t b = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
   const float* row = z + b * z_stride;
-  float peak = -INFINITY, total = 0;
-  for_words(row, bias + first, R, [&](int32_t v, const Quad& logits) {
+  // In one pass, since a row of a small batch is more than L1 holds: a thread's sum is of its own
+  // largest logit, and turned into one of the row's at the end.
+  float own = -INFINITY, total = 0;
+  for_words(row, bias + first, R, [&](int32_t, const Quad& logits, int32_t n) {
+    float largest = own;
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) {
-      if (v + e < R && logits.value[e] > peak) peak = logits.value[e];
+      if (e < n && logits.value[e] > largest) largest = logits.value[e];
     }
-  });
-  peak = block_max(peak, scratch);
-  for_words(row, bias + first, R, [&](int32_t v, const Quad& logits) {
+    if (largest > own) total *= expf(own - largest);
+    own = largest;
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) {
-      if (v + e < R) total += expf(logits.value[e] - peak) + zero_if_finite(logits.value[e]);
+      if (e < n) total += expf(logits.value[e] - own) + zero_if_finite(logits.value[e]);
     }
   });
-  total = block_sum(total, scratch);
+  const float peak = block_max(own, scratch);
+  total = block_sum(own < peak ? total * expf(own - peak) : total, scratch);
   for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kWordThreads) {
     const int32_t v = words.token_ids[w] - first;
     if (v >= 0 && v < R) words.logits[w] = row[v] + bias[first + v];
@@ -97,18 +115,26 @@ __global__ void __launch_bounds__(kWordThreads)
   uint16_t* narrow_row = narrow == nullptr ? nullptr : narrow + b * narrow_stride;
   const float peak = max[b];
   const float factor = (float)(words.coefficient_sums[b] * exp((double)peak - lse[b]));
-  for_words(row, bias + first, R, [&](int32_t v, Quad& logits) {
+  // Rounded on its own, so that a word's difference below is that of what stands there in f32.
+  const auto share = [&](float logit) { return __fmul_rn(expf(logit - peak), factor); };
+  for_words(row, bias + first, R, [&](int32_t v, Quad& logits, int32_t) {
     XSR_UNROLL
-    for (int32_t e = 0; e < 4; ++e) logits.value[e] = expf(logits.value[e] - peak) * factor;
-    store_quad(row, v, R, logits);
-    if (narrow_row != nullptr) store_quad(narrow_row, v, R, logits);
+    for (int32_t e = 0; e < 4; ++e) logits.value[e] = share(logits.value[e]);
+    if (narrow_row == nullptr) {
+      store_quad(row, v, R, logits);
+    } else {
+      store_quad(narrow_row, v, R, logits);
+    }
   });
   __syncthreads();
   for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kWordThreads) {
     const int32_t v = words.token_ids[w] - first;
     if (v < 0 || v >= R) continue;
-    row[v] -= words.coefficients[w];
-    if (narrow_row != nullptr) narrow_row[v] = f32_to_bf16(row[v]);
+    if (narrow_row == nullptr) {
+      row[v] -= words.coefficients[w];
+    } else {
+      narrow_row[v] = f32_to_bf16(share(row[v] + bias[first + v]) - words.coefficients[w]);
+    }
   }
 }
 

@@ -38,10 +38,11 @@ Status vocabulary_finish_cuda(const float* max, const float* sum, int32_t tiles,
                               int32_t num_pairs, const VocabularyWords& words, double* lse,
                               double* parts, Stream stream);
 
-/// dz ← coefficient_sums[b] · softmax − coefficients, over z in f32 and rounded to bf16 beside it.
+/// dz ← coefficient_sums[b] · softmax − coefficients: over z, or where narrow is given into it,
+/// rounded to bf16, and z stays as it is.
 ///
-/// z, max   of the tile; z is read and written
-/// narrow   [S, R]  row stride narrow_stride; null = not wanted
+/// z, max   of the tile
+/// narrow   [S, R]  row stride narrow_stride; null = over z
 Status vocabulary_tile_backward_f32_cuda(float* z, int64_t z_stride, int32_t S, int32_t first,
                                          int32_t R, const float* bias, const VocabularyWords& words,
                                          const float* max, const double* lse, uint16_t* narrow,

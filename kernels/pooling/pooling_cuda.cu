@@ -7,6 +7,7 @@ namespace {
 using kernels::Pooling;
 
 constexpr int32_t kThreads = 128;
+constexpr int32_t kAtOnce = 8;
 
 __global__ void __launch_bounds__(kThreads)
     pooling_forward_kernel(const float* x, int64_t x_stride, const int32_t* cu_seqlens, int32_t C,
@@ -15,13 +16,20 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t c = (int32_t)(blockIdx.y * blockDim.x + threadIdx.x);
   if (c >= C) return;
   const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
-  float value = begin < end ? x[begin * x_stride + c] : 0.0f;
-  if (pooling != Pooling::kCls) {
-    for (int32_t i = begin + 1; i < end; ++i) {  // in row order
-      const float token = x[i * x_stride + c];
-      value = pooling == Pooling::kMean ? value + token : token > value ? token : value;
+  const auto at = [&](int32_t i) { return x[i * x_stride + c]; };
+  float value = 0;
+  if (pooling == Pooling::kMean) {
+    value = sum_ahead<kAtOnce>(begin, end, 1, at);  // in row order
+    if (begin < end) value /= (float)(end - begin);
+  } else if (begin < end) {
+    value = at(begin);
+    for (int32_t i = begin + 1; pooling == Pooling::kMax && i < end; i += kAtOnce) {
+      float tokens[kAtOnce];
+      XSR_UNROLL
+      for (int32_t k = 0; k < kAtOnce; ++k) tokens[k] = i + k < end ? at(i + k) : -INFINITY;
+      XSR_UNROLL
+      for (int32_t k = 0; k < kAtOnce; ++k) value = tokens[k] > value ? tokens[k] : value;
     }
-    if (pooling == Pooling::kMean && begin < end) value /= (float)(end - begin);
   }
   out[b * out_stride + c] = value;
 }

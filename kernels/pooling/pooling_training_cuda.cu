@@ -11,26 +11,6 @@ namespace {
 
 constexpr int32_t kThreads = 128;
 
-__global__ void pooling_training_forward_kernel(const float* x, const int32_t* cu_seqlens,
-                                                int32_t C, Pooling pooling, float* out) {
-  const int32_t b = (int32_t)blockIdx.x, c = (int32_t)(blockIdx.y * kThreads + threadIdx.x);
-  if (c >= C) return;
-  const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
-  float value = begin < end ? x[(int64_t)begin * C + c] : 0.0f;
-  if (pooling != Pooling::kCls) {
-    for (int32_t i = begin + 1; i < end; ++i) {
-      const float token = x[(int64_t)i * C + c];
-      if (pooling == Pooling::kMean) {
-        value += token;
-      } else if (token > value) {
-        value = token;
-      }
-    }
-    if (pooling == Pooling::kMean && begin < end) value /= (float)(end - begin);
-  }
-  out[(int64_t)b * C + c] = value;
-}
-
 /// Block b: a sentence; block B: the rows behind the last one.
 __global__ void pooling_backward_kernel(const float* x, const float* dy, const int32_t* cu_seqlens,
                                         int32_t B, int32_t N, int32_t C, Pooling pooling,
@@ -80,12 +60,6 @@ __global__ void l2_unit_backward_kernel(const float* x, const float* dy, int32_t
 }
 
 }  // namespace
-
-Status pooling_training_forward_f32_cuda(const float* x, const int32_t* cu_seqlens, int32_t B,
-                                         int32_t C, Pooling pooling, float* out, Stream stream) {
-  return launch(pooling_training_forward_kernel, dim3(B, blocks_of(C, kThreads)), kThreads, 0,
-                stream, x, cu_seqlens, C, pooling, out);
-}
 
 Status pooling_backward_f32_cuda(const float* x, const float* dy, const int32_t* cu_seqlens,
                                  int32_t B, int32_t N, int32_t C, Pooling pooling, float* dx,

@@ -6,13 +6,6 @@
 
 namespace xsr::cuda {
 
-/// out ← one vector a sentence, as pooling_forward_f32 (row order, f32).
-///
-/// x [N, C]   cu_seqlens [B + 1]   out [B, C], rows next to each other
-Status pooling_training_forward_f32_cuda(const float* x, const int32_t* cu_seqlens, int32_t B,
-                                         int32_t C, kernels::Pooling pooling, float* out,
-                                         Stream stream);
-
 /// dx ← the gradient of every token row, as pooling_backward_f32; rows from cu_seqlens[B] up to N,
 /// which belong to no sentence, become zero.
 Status pooling_backward_f32_cuda(const float* x, const float* dy, const int32_t* cu_seqlens,

@@ -12,8 +12,6 @@ using cuda::Memory;
 using cuda::Place;
 using cuda::Plan;
 
-constexpr int32_t kMaxTargets = 3;  // XTR, UGT, SMLM
-
 }  // namespace
 
 DeviceBatch::DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objectives)
@@ -52,7 +50,7 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
     plan.add(&a.word_offsets, S + 1);
     plan.add(&a.word_ids, W);
     plan.add(&a.coefficients, W);
-    plan.add(&a.masses, kMaxTargets * W);
+    plan.add(&a.masses, static_cast<size_t>(words_.num_targets) * W);
     plan.add(&a.coefficient_sums, S);
     plan.add(&a.dropout, 1);
     plan.add(&a.adam, 1);
@@ -121,7 +119,7 @@ void DeviceBatch::take_words(const PairBatch& batch, Made& to) {
       const int32_t id = words[i].id;
       double coefficient = 0;
       host.word_ids[count] = id;
-      for (int32_t k = 0; k < kMaxTargets; ++k) host.masses[k * max_words_ + count] = 0;
+      for (int32_t k = 0; k < words_.num_targets; ++k) host.masses[k * max_words_ + count] = 0;
       for (; i < words.size() && words[i].id == id; ++i) {
         coefficient += weights[words[i].target] * words[i].mass / to.total_pairs;
         host.masses[words[i].target * max_words_ + count] = words[i].mass;

@@ -6,13 +6,13 @@
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/activation/activation_training_cuda.h"
 #include "kernels/attention/attention_training_cuda.h"
-#include "kernels/dropout/dropout_cuda.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_backward_cuda.h"
 #include "kernels/gemm/column_sum_cuda.h"
 #include "kernels/layernorm/layernorm_training_cuda.h"
 #include "kernels/loss/loss_cuda.h"
 #include "kernels/optimizer/optimizer_cuda.h"
+#include "kernels/pooling/pooling_cuda.h"
 #include "kernels/pooling/pooling_training_cuda.h"
 #include "runtime/device/cuda/token_bucket.h"
 
@@ -313,9 +313,10 @@ void DeviceTrainer::reserve() {
   // Sums by blocks of 128 rows, the last of which may be short.
   const int64_t sums_of_logits = logits / 128 + tile(1);
   plan.add(&parts_,
-           static_cast<size_t>(std::max({cuda::layernorm_backward_floats_cuda(most, C),
-                                         cuda::column_sum_floats_cuda(most, 3 * C),
-                                         cuda::column_sum_floats_cuda(most, F), sums_of_logits})));
+           static_cast<size_t>(std::max(
+               {cuda::layernorm_backward_floats_cuda(most, C),
+                cuda::column_sum_floats_cuda(most, 3 * C), cuda::column_sum_floats_cuda(most, F),
+                cuda::activation_backward_floats_cuda(most, F), sums_of_logits})));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -434,9 +435,9 @@ void DeviceTrainer::forward() {
     add_and_norm(at.output_sum, at.y.wide, w.output_norm, output_stream(i, H), input(i + 1),
                  at.output_statistics);
   }
-  check(cuda::pooling_training_forward_f32_cuda(output_, d.cu_seqlens, S, C, config_.pooling, u_,
-                                                stream()),
-        "pooling");
+  check(
+      cuda::pooling_forward_cuda(output_, C, d.cu_seqlens, S, C, config_.pooling, u_, C, stream()),
+      "pooling");
   if (communicator_ != nullptr) gather();
 }
 
@@ -531,18 +532,21 @@ void DeviceTrainer::unhead() {
                                                   words, tile_max_ + int64_t{k} * S, lse_,
                                                   z_narrow_, tile(), stream()),
           "the vocabulary's gradient");
-    check(cuda::column_sum_cuda(z_, tile(), S, R, gradient(output_bias_) + first, parts_, stream()),
+    const Rows dz = {z_, z_narrow_};  // one of them
+    float* const dbias = gradient(output_bias_) + first;
+    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, stream())
+                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, stream()),
           "the vocabulary's bias gradient");
-    const Rows dz = {z_, z_narrow_};
     // dE = dzᵀ t      dt (+)= dz E
     product(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
             gradient(encoder_.token + int64_t{first} * C));
     product(S, C, R, operand(dz, tile()), weight(encoder_.token + int64_t{first} * C, C, true), dt_,
             nullptr, k > 0);
   }
-  check(cuda::layernorm_backward_cuda(
-            activated_, head_statistics_, dt_, S, C, value(head_norm_.gamma), nullptr, 0, nullptr,
-            nullptr, gradient(head_norm_.gamma), gradient(head_norm_.beta), parts_, stream()),
+  check(cuda::layernorm_backward_cuda(activated_, head_statistics_, dt_, S, C,
+                                      value(head_norm_.gamma), nullptr, 0, false, nullptr, nullptr,
+                                      gradient(head_norm_.gamma), gradient(head_norm_.beta),
+                                      nullptr, parts_, stream()),
         "the head's layer norm, backward");
   check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
                                            stream()),
@@ -620,6 +624,10 @@ void DeviceTrainer::weight_gradient(const Rows& dout, const Rows& x, const Linea
   const int32_t N = batch_.tokens();
   product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
           gradient(l.weight));
+}
+
+void DeviceTrainer::bias_gradient(const Rows& dout, const LinearParameters& l) {
+  const int32_t N = batch_.tokens();
   float* const dbias = gradient(l.bias);
   check(bf16_ ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
                                            stream())
@@ -634,10 +642,12 @@ void DeviceTrainer::input_gradient(const Rows& dout, const LinearParameters& l, 
 }
 
 void DeviceTrainer::unadd_and_unnorm(const float* sum, const float* statistics,
-                                     const NormParameters& norm, uint32_t place) {
+                                     const NormParameters& norm, uint32_t place,
+                                     const LinearParameters& l) {
   check(cuda::layernorm_backward_cuda(sum, statistics, dx_, batch_.tokens(), C, value(norm.gamma),
-                                      dropout(), place, dbranch_.wide, dbranch_.narrow,
-                                      gradient(norm.gamma), gradient(norm.beta), parts_, stream()),
+                                      dropout(), place, false, dbranch_.wide, dbranch_.narrow,
+                                      gradient(norm.gamma), gradient(norm.beta), gradient(l.bias),
+                                      parts_, stream()),
         "layer norm, backward");
 }
 
@@ -651,7 +661,8 @@ void DeviceTrainer::backward() {
     const EncoderParameters::Layer& w = encoder_.layers[i];
     const LayerRows& at = rows_[i];
     // add_and_norm(at.output_sum, …)
-    unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H));
+    unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H),
+                     w.down);
     // linear(at.hidden, w.down, …)
     weight_gradient(dbranch_, at.hidden, w.down);
     if (bf16_) {
@@ -661,16 +672,18 @@ void DeviceTrainer::backward() {
     }
     // activation_forward
     check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
-                                                      config_.activation, dwide_.narrow, stream())
+                                                      config_.activation, dwide_.narrow,
+                                                      gradient(w.up.bias), parts_, stream())
                 : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
                                                      dwide_.wide, stream()),
           "activation, backward");
     // linear(at.y, w.up, …)
     weight_gradient(dwide_, at.y, w.up);
+    if (!bf16_) bias_gradient(dwide_, w.up);  // or it was above
     input_gradient(dwide_, w.up, dx_, true);
     // add_and_norm(at.attention_sum, …)
     unadd_and_unnorm(at.attention_sum, at.attention_statistics, w.attention_norm,
-                     attention_output_stream(i, H));
+                     attention_output_stream(i, H), w.attention_output);
     // linear(at.context, w.attention_output, …)
     weight_gradient(dbranch_, at.context, w.attention_output);
     // attention_forward
@@ -690,15 +703,15 @@ void DeviceTrainer::backward() {
     }
     // linear(at.x, w.qkv, …)
     weight_gradient(dwide_, at.x, w.qkv);
+    bias_gradient(dwide_, w.qkv);
     input_gradient(dwide_, w.qkv, dx_, true);
   }
   // embedding_layernorm_dropout_forward
-  check(cuda::dropout_forward_f32_cuda(dx_, N, C, d.dropout, embedding_stream(), stream()),
-        "dropout, backward");
-  check(cuda::layernorm_backward_cuda(embedding_sum_, embedding_statistics_, dx_, N, C,
-                                      value(encoder_.embedding_norm.gamma), nullptr, 0, nullptr,
-                                      nullptr, gradient(encoder_.embedding_norm.gamma),
-                                      gradient(encoder_.embedding_norm.beta), parts_, stream()),
+  check(cuda::layernorm_backward_cuda(
+            embedding_sum_, embedding_statistics_, dx_, N, C, value(encoder_.embedding_norm.gamma),
+            d.dropout, embedding_stream(), true, nullptr, nullptr,
+            gradient(encoder_.embedding_norm.gamma), gradient(encoder_.embedding_norm.beta),
+            nullptr, parts_, stream()),
         "the embedding's layer norm, backward");
   scatter(d.tokens, V, gradient(encoder_.token));
   scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));

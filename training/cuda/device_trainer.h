@@ -192,13 +192,16 @@ class DeviceTrainer {
 
   // ---- backward; each names the line it undoes ----
 
-  /// linear: the gradients of weight and bias
+  /// linear: the gradient of the weight
   void weight_gradient(const Rows& dout, const Rows& x, const LinearParameters& l);
+  /// linear: that of the bias
+  void bias_gradient(const Rows& dout, const LinearParameters& l);
   /// linear: dx (+)= dout · W
   void input_gradient(const Rows& dout, const LinearParameters& l, float* dx, bool accumulate);
-  /// add_and_norm: dx becomes that of the residual, dbranch_ that of the sum before dropout
+  /// add_and_norm: dx becomes that of the residual, dbranch_ that of the sum before dropout, which
+  /// came out of l, whose bias' gradient is their sum
   void unadd_and_unnorm(const float* sum, const float* statistics, const NormParameters& norm,
-                        uint32_t place);
+                        uint32_t place, const LinearParameters& l);
 
   void backward();
 

@@ -95,12 +95,19 @@ class Device {
     }
     std::vector<double> seconds;
     constexpr int32_t kUntimed = 3;  // as it stands, captured, once more
+    const auto run = [&](size_t c) {
+      lanes_[c % 2]->run_resident(static_cast<const int32_t*>(inputs[c].data()), shapes[c]);
+    };
     Event start, end;
     for (int32_t pass = -kUntimed; pass < passes; ++pass) {
       const auto before = std::chrono::steady_clock::now();
-      if (chunks.size() == 1) start.record(lanes_[0]->stream());
-      for (size_t c = 0; c < chunks.size(); ++c)
-        lanes_[c % 2]->run_resident(static_cast<const int32_t*>(inputs[c].data()), shapes[c]);
+      if (chunks.size() == 1) {
+        // The device is at work when the first event comes: an idle one would pass it at once, and
+        // what the host takes to launch the rest would count.
+        run(0);
+        start.record(lanes_[0]->stream());
+      }
+      for (size_t c = 0; c < chunks.size(); ++c) run(c);
       if (chunks.size() == 1) end.record(lanes_[0]->stream());
       for (const auto& lane : lanes_) lane->synchronize();
       const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - before;
