@@ -27,6 +27,7 @@
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
+#include "runtime/option_checks.h"
 #include "runtime/option_names.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
@@ -523,7 +524,7 @@ int tool_main(int argc, char** argv) {
                "beginning; begin where there was none");
   app.add_option("--save-seconds", options.save_seconds,
                  "How often rows are flushed to the disk and noted in OUT.resume")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(xsr::number_within(0, 86400))
       ->capture_default_str();
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
   app.set_version_flag("--version", std::string("xsr-embed ") + xsr_version_string());
