@@ -386,6 +386,10 @@ TEST_F(EmbedCli, PackedTextIsRefused) {
     EXPECT_FALSE(fs::exists(path("v.npy")));
     EXPECT_FALSE(fs::exists(path("v.npy.partial")));
   }
+  write("in.txt.bz2", "BZh91AY&SY\x8d\n");
+  EXPECT_THAT(embed("-i in.txt.bz2 -o v.npy").err, HasSubstr(": is bzip2 data, expected text"));
+  write("in.zip", "PK\x03\x04\n");
+  EXPECT_THAT(embed("-i in.zip -o v.npy").err, HasSubstr(": is a zip archive, expected text"));
 }
 
 /// Pipes of an event loop may be set not to block (node.js, ssh), for reader and writer alike.

@@ -1,5 +1,6 @@
 // The promises of the C API: the same bits whatever the batch, order and thread count; statuses and
 // messages; models shared by many threads.
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <xmmintrin.h>
@@ -1052,6 +1053,21 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   } else {
     setenv("XSR_FORCE_ISA", saved.c_str(), 1);
   }
+}
+
+TEST(Model, WhatCannotBeMappedForWantOfMemoryIsToldAsSuch) {
+  if (test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  rlimit before;
+  ASSERT_EQ(0, getrlimit(RLIMIT_AS, &before));
+  const rlimit none = {1, before.rlim_max};
+  xsr_model* model = nullptr;
+  char detail[256] = "";
+  ASSERT_EQ(0, setrlimit(RLIMIT_AS, &none));
+  const xsr_status status = xsr_model_open(XSR_SOURCE_DIR "/models/xsr-multi.xsr", nullptr, &model,
+                                           detail, sizeof detail);
+  ASSERT_EQ(0, setrlimit(RLIMIT_AS, &before));
+  EXPECT_EQ(XSR_STATUS_OUT_OF_MEMORY, status) << detail;
+  EXPECT_EQ(nullptr, model);
 }
 
 TEST(Model, OpenErrorsNameThePath) {
