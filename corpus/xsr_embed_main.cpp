@@ -531,7 +531,8 @@ int tool_main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     xsr::vector_format(options.output);
-    xsr::cuda_devices_of(options.device);
+    xsr_session_options checked = {};
+    xsr::choose_device(options.device, &checked);
     if (options.resume && options.output == "-") {
       throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
                        "--resume goes on with a file; standard output has none");

@@ -260,6 +260,7 @@ TEST_F(EmbedCli, ConstantMemory) {
 TEST_F(EmbedCli, UsageAndFailures) {
   EXPECT_EQ(run("--help").exit_status, 0);
   EXPECT_EQ(embed("-i x -o v.npy --save-seconds nan").exit_status, 2);
+  EXPECT_EQ(embed("-i x -o v.npy --device cuda:64").exit_status, 2);
   EXPECT_THAT(run("--version").out, HasSubstr(xsr_version_string()));
   write("in.txt", "a\n");
   EXPECT_EQ(run("-i in.txt -o v.npy").exit_status, 2);  // no model
