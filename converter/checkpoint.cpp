@@ -206,6 +206,11 @@ void Checkpoint::read() {
   } else if (starts_with(file_, "\x89XSR")) {
     throw Error(XSR_STATUS_UNSUPPORTED,
                 fmt::format("{}: is a .xsr file, expected a checkpoint", name_));
+  } else if (starts_with(file_, "version https://git-lfs")) {
+    throw Error(XSR_STATUS_BAD_FILE,
+                fmt::format("{}: is a Git LFS pointer that stands for the checkpoint; fetch the "
+                            "file itself (git lfs pull)",
+                            name_));
   } else {
     throw Error(
         XSR_STATUS_BAD_FILE,
@@ -213,13 +218,11 @@ void Checkpoint::read() {
                     "(50 4b 03 04) or an older PyTorch pickle (80 02)",
                     name_, fmt::join(file_.first(std::min<size_t>(file_.size(), 9)), " ")));
   }
-  // Data-parallel wrappers put "module." before every name; it says nothing about the model.
   auto& tensors = contents_.tensors;
-  constexpr std::string_view kModule = "module.";
-  bool all = !tensors.empty();
-  for (const auto& t : tensors) all = all && t.name.starts_with(kModule);
-  if (all) {
-    for (auto& t : tensors) t.name.erase(0, kModule.size());
+  unwrapped_ = !tensors.empty();
+  for (const auto& t : tensors) unwrapped_ = unwrapped_ && t.name.starts_with(kWrapper);
+  if (unwrapped_) {
+    for (auto& t : tensors) t.name.erase(0, kWrapper.size());
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
     for (const char c : tensors[i].name) {

@@ -64,6 +64,10 @@ class Checkpoint {
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
 
+  /// What data-parallel wrappers put before every name: taken off where every name has it.
+  static constexpr std::string_view kWrapper = "module.";
+  bool unwrapped() const { return unwrapped_; }
+
   const std::string& name() const { return name_; }  // path, for messages
   const std::string& format() const { return contents_.format; }
   std::span<const CheckpointTensor> tensors() const { return contents_.tensors; }
@@ -81,6 +85,7 @@ class Checkpoint {
   std::unique_ptr<class MappedFile> mapping_;
   CheckpointContents contents_;
   std::unordered_map<std::string_view, size_t> index_;
+  bool unwrapped_ = false;
 };
 
 }  // namespace xsr

@@ -67,13 +67,24 @@ std::string base_name(const std::string& path) {
 class Conversion {
  public:
   Conversion(const Checkpoint& checkpoint, const ConvertOptions& options)
-      : checkpoint_(checkpoint), options_(options), table_(family_table(options.family)) {}
+      : checkpoint_(checkpoint),
+        options_(options),
+        prefix_(options.prefix),
+        table_(family_table(options.family)) {}
 
   ConvertedModel run() {
-    for (const CheckpointTensor& t : checkpoint_.tensors()) {
-      if (t.name.starts_with(options_.prefix)) {
-        tensors_.emplace(std::string_view(t.name).substr(options_.prefix.size()), &t);
-      }
+    if (const auto format = checkpoint_.metadata().find("format");
+        format != checkpoint_.metadata().end() &&
+        format->second.starts_with("xsr-train checkpoint")) {
+      fail(
+          "is a checkpoint of xsr-train, which writes its model.xsr itself when the run ends: "
+          "xsr-train --resume RUN, or model.init for another run from these weights");
+    }
+    select_tensors();
+    // Who names what was taken off has seen the names before.
+    if (tensors_.empty() && checkpoint_.unwrapped() && prefix_.starts_with(Checkpoint::kWrapper)) {
+      prefix_.erase(0, Checkpoint::kWrapper.size());
+      select_tensors();
     }
     if (tensors_.empty()) {
       fail(fmt::format("no tensor has a name that begins with {}", options_.prefix));
@@ -91,6 +102,13 @@ class Conversion {
   }
 
  private:
+  void select_tensors() {
+    for (const CheckpointTensor& t : checkpoint_.tensors()) {
+      if (t.name.starts_with(prefix_))
+        tensors_.emplace(std::string_view(t.name).substr(prefix_.size()), &t);
+    }
+  }
+
   [[noreturn]] void fail(const std::string& what) const {
     throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: {}", checkpoint_.name(), what));
   }
@@ -101,7 +119,7 @@ class Conversion {
   }
 
   /// The name as the file has it.
-  std::string full(std::string_view name) const { return options_.prefix + std::string(name); }
+  std::string full(std::string_view name) const { return prefix_ + std::string(name); }
 
   const CheckpointTensor& matrix(const std::string& name) const {
     const CheckpointTensor* t = find(name);
@@ -174,8 +192,8 @@ class Conversion {
       for (const auto& source : rule.sources) drop(source);
     }
     for (const CheckpointTensor& t : checkpoint_.tensors()) {  // in file order
-      if (!t.name.starts_with(options_.prefix)) continue;
-      if (!known.contains(std::string_view(t.name).substr(options_.prefix.size())))
+      if (!t.name.starts_with(prefix_)) continue;
+      if (!known.contains(std::string_view(t.name).substr(prefix_.size())))
         unexpected.push_back(t.name);
     }
     if (missing.empty() && unexpected.empty()) return;
@@ -341,6 +359,7 @@ class Conversion {
 
   const Checkpoint& checkpoint_;
   const ConvertOptions& options_;
+  std::string prefix_;
   const FamilyTable& table_;
   std::unordered_map<std::string_view, const CheckpointTensor*> tensors_;  // by name without prefix
   std::unordered_map<Size, uint64_t> sizes_;

@@ -14,6 +14,7 @@
 #include "runtime/error.h"
 #include "runtime/format/mapped_file.h"
 #include "runtime/format/partial_file.h"
+#include "runtime/option_checks.h"
 #include "runtime/option_names.h"
 #include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer_tables.h"
@@ -113,27 +114,26 @@ int run(int argc, char** argv) {
   Arguments a;
   auto* in = app.add_option("IN", a.in, "the checkpoint, or a .xsr file");
   auto* out = app.add_option("-o,--output", a.out, "the .xsr file to write");
-  app.add_option("--spm", a.spm, "SentencePiece model; without it the file takes token ids only");
+  auto* spm = app.add_option("--spm", a.spm,
+                             "SentencePiece model; without it the file takes token ids only");
   app.add_option("--family", a.family, "model family (default xsr)")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, xsr::Family>{{"xsr", xsr::Family::kXsr}}));
+      ->transform(xsr::one_of(std::map<std::string, xsr::Family>{{"xsr", xsr::Family::kXsr}}));
   auto* heads = app.add_option("--heads", a.heads, "attention heads (default hidden_size / 64)")
                     ->check(CLI::Range(1, 65536));
   auto* activation =
       app.add_option("--activation", a.activation,
                      "activation of the feed-forward layers (default: the family's, xsr: swish)")
-          ->transform(CLI::CheckedTransformer(xsr::activation_names()));
+          ->transform(xsr::one_of(xsr::activation_names()));
   auto* lowercase =
       app.add_flag("--lowercase,!--no-lowercase", a.lowercase,
                    "lower-case texts before tokenising them (default: the family's, xsr: yes)");
   app.add_option("--dtype", a.dtype,
                  "of weight matrices and tables: f32, bf16, f16, i8 (default f32)")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, xsr::DType>{{"f32", xsr::DType::kF32},
-                                                                    {"bf16", xsr::DType::kBF16},
-                                                                    {"f16", xsr::DType::kF16},
-                                                                    {"i8", xsr::DType::kI8},
-                                                                    {"int8", xsr::DType::kI8}}));
+      ->transform(xsr::one_of(std::map<std::string, xsr::DType>{{"f32", xsr::DType::kF32},
+                                                                {"bf16", xsr::DType::kBF16},
+                                                                {"f16", xsr::DType::kF16},
+                                                                {"i8", xsr::DType::kI8},
+                                                                {"int8", xsr::DType::kI8}}));
   auto* calibrate = app.add_option(
       "--calibrate", a.calibrate,
       "with --dtype int8: take the ranges of activations from the sentences of CORPUS (as for "
@@ -159,7 +159,17 @@ int run(int argc, char** argv) {
                                                 XSR_VERSION_MINOR, XSR_VERSION_PATCH));
   try {
     app.parse(argc, argv);
+    for (const CLI::Option* alone : {inspect, check}) {
+      for (const CLI::Option* option : app.get_options()) {
+        if (*alone && *option && option != alone)
+          throw CLI::ExcludesError(alone->get_name(), option->get_name());
+      }
+    }
     // An empty name is a variable that was not set.
+    for (const CLI::Option* option : {spm, calibrate, quality}) {
+      if (*option && option->results()[0].empty())
+        throw CLI::ValidationError(option->get_name(), "names no file; leave it out, or give one");
+    }
     if (!*inspect && !*check && (a.in.empty() || a.out.empty())) {
       throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");
     }

@@ -27,6 +27,7 @@
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
+#include "runtime/option_checks.h"
 #include "runtime/option_names.h"
 #include "runtime/text/line_reader.h"
 #include "runtime/text/progress.h"
@@ -45,6 +46,11 @@ constexpr size_t kBatchLines = 8192;
 constexpr size_t kBatchTextBytes = 8 << 20;
 constexpr size_t kBatchVectorBytes = 16 << 20;
 constexpr size_t kDeviceBatches = 8;  // times as much for a CUDA device, which soon runs dry
+// A batch takes about so long, where the model and the text are slow: rows reach the disk, progress
+// the terminal and a signal the run between two of them.
+constexpr double kBatchSeconds = 2;
+// Until it is known how long they take.
+constexpr size_t kFirstBatchLines = 256, kFirstBatchTextBytes = 16 << 10;
 constexpr size_t kMaxLineBytes = 16 << 20;
 constexpr size_t kMessageBytes = 1024;
 // On a thread of its own; where none is to be had, in its turn.
@@ -75,6 +81,23 @@ void check(xsr_status status, const std::string& message) {
     throw xsr::Error(status, message.empty() ? xsr_status_string(status) : message);
   }
 }
+
+/// The most that a batch may have.
+struct BatchLimits {
+  size_t lines = 0, text_bytes = 0;
+
+  /// Less where `done` computed lines of `bytes` took so many seconds that a batch of this size
+  /// would take more than kBatchSeconds. What a line that comes again costs says nothing of others.
+  BatchLimits after(size_t done, size_t bytes, double seconds, const BatchLimits& before) const {
+    const double share = kBatchSeconds / std::max(seconds, 1e-6);
+    const auto fitting = [share](size_t count, size_t least, size_t most) {
+      return static_cast<size_t>(std::clamp(share * static_cast<double>(count),
+                                            static_cast<double>(least), static_cast<double>(most)));
+    };
+    return {done > 0 ? fitting(done, 1, lines) : before.lines,
+            bytes > 0 ? fitting(bytes, 1, text_bytes) : before.text_bytes};
+  }
+};
 
 class Embedder {
  public:
@@ -158,6 +181,13 @@ class Embedder {
     }
     totals.rows += count;
     totals.repeated += count - computed_.size();
+  }
+
+  /// Lines of the last batch that were computed, and their bytes.
+  std::pair<size_t, size_t> computed(const LineBatch& batch) const {
+    size_t bytes = 0;
+    for (size_t i : computed_) bytes += batch.line(i).size();
+    return {computed_.size(), bytes};
   }
 
  private:
@@ -354,9 +384,12 @@ int run(const Options& options) {
 
   const auto start = std::chrono::steady_clock::now();
   const size_t scale = options.device == "cpu" ? 1 : kDeviceBatches;
-  const size_t batch_lines =
-      scale *
-      std::clamp<size_t>(kBatchVectorBytes / (embedder.columns() * sizeof(float)), 1, kBatchLines);
+  const BatchLimits most = {
+      scale * std::clamp<size_t>(kBatchVectorBytes / (embedder.columns() * sizeof(float)), 1,
+                                 kBatchLines),
+      scale * kBatchTextBytes};
+  BatchLimits limits = {std::min(most.lines, scale * kFirstBatchLines),
+                        scale * kFirstBatchTextBytes};
   const uint64_t total_bytes = reader.total_bytes();
   xsr::Progress progress(stderr, ::isatty(STDERR_FILENO),
                          total_bytes - std::min(total_bytes, start_point.text_bytes));
@@ -366,14 +399,17 @@ int run(const Options& options) {
   std::future<bool> next;
   std::future<void> written;
   try {
-    const auto read = [&](LineBatch& batch) {
-      return reader.read(batch_lines, scale * kBatchTextBytes, batch);
+    const auto read = [&reader](LineBatch& batch, BatchLimits its) {
+      return reader.read(its.lines, its.text_bytes, batch);
     };
-    next = std::async(kAsync, read, std::ref(batches[0]));
+    next = std::async(kAsync, read, std::ref(batches[0]), limits);
     for (size_t turn = 0; next.get(); turn ^= 1) {
       const LineBatch& batch = batches[turn];
-      next = std::async(kAsync, read, std::ref(batches[turn ^ 1]));
+      next = std::async(kAsync, read, std::ref(batches[turn ^ 1]), limits);
+      const auto batch_start = std::chrono::steady_clock::now();
       embedder.embed(batch, reader.name(), vectors[turn], totals);
+      const auto [lines, bytes] = embedder.computed(batch);
+      limits = most.after(lines, bytes, seconds_since(batch_start), limits);
       totals.text_bytes = batch.bytes_consumed;
       totals.text_hash = batch.text_hash;
       if (written.valid()) written.get();
@@ -488,14 +524,15 @@ int tool_main(int argc, char** argv) {
                "beginning; begin where there was none");
   app.add_option("--save-seconds", options.save_seconds,
                  "How often rows are flushed to the disk and noted in OUT.resume")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(xsr::number_within(0, 86400))
       ->capture_default_str();
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
   app.set_version_flag("--version", std::string("xsr-embed ") + xsr_version_string());
   try {
     app.parse(argc, argv);
     xsr::vector_format(options.output);
-    xsr::cuda_devices_of(options.device);
+    xsr_session_options checked = {};
+    xsr::choose_device(options.device, &checked);
     if (options.resume && options.output == "-") {
       throw xsr::Error(XSR_STATUS_INVALID_ARGUMENT,
                        "--resume goes on with a file; standard output has none");

@@ -394,6 +394,18 @@ TEST(PyTorch, a_prefix_is_stripped_only_where_every_tensor_has_it) {
   EXPECT_NE(Checkpoint::open_memory(as_span(last))->find("transform"), nullptr);
 }
 
+TEST(Checkpoint, what_is_taken_for_one_is_named) {
+  const Folder folder;
+  const std::string pointer = folder.write(
+      "model.pth.tar", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+  try {
+    Checkpoint::open(pointer);
+    FAIL() << "taken";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("is a Git LFS pointer"));
+  }
+}
+
 TEST(Checkpoint, a_missing_file_is_an_io_error) {
   EXPECT_THAT(message_of(XSR_STATUS_IO, [] { Checkpoint::open("/nonexistent/model.pth.tar"); }),
               HasSubstr("/nonexistent/model.pth.tar: cannot open: No such file"));
@@ -667,6 +679,28 @@ TEST(Convert, a_prefix_selects_and_is_taken_off) {
   EXPECT_EQ(convert(tensors, o).config.num_layers, 2);
   o.prefix = "none.";
   EXPECT_THAT(refused(tensors, o), HasSubstr("no tensor has a name that begins with none."));
+  // "module." of a data-parallel wrapper is off already, which who names it cannot know.
+  o.prefix = "module.parameter.";
+  EXPECT_THAT(refused(tensors, o), HasSubstr("begins with module.parameter."));
+  for (auto& t : tensors) t.name = "module." + t.name;
+  EXPECT_EQ(convert(tensors, o).config.num_layers, 2);
+  o.prefix = "parameter.";
+  EXPECT_EQ(convert(tensors, o).config.num_layers, 2);
+  tensors = xsr_tensors();
+  for (auto& t : tensors) t.name = "module." + t.name;
+  o.prefix = "module.";
+  EXPECT_EQ(convert(tensors, o).config.num_layers, 2);
+}
+
+TEST(Convert, a_checkpoint_of_xsr_train_is_told_from_others) {
+  const std::string file =
+      safetensors_file({{"value.embedding.token", "F32", {1}, std::string(4, 0)}},
+                       "{\"format\":\"xsr-train checkpoint 1\"}");
+  const std::string message = message_of(XSR_STATUS_BAD_FILE, [&] {
+    convert_checkpoint(*Checkpoint::open_memory(as_span(file), "best.safetensors"),
+                       options_for_test());
+  });
+  EXPECT_THAT(message, HasSubstr("xsr-train --resume RUN"));
 }
 
 TEST(Convert, missing_tensors_are_named) {
@@ -1651,6 +1685,17 @@ TEST_F(CommandLine, wrong_usage_exits_with_2) {
   EXPECT_EQ(run(input_ + " -o x --family t5"), 2);
   EXPECT_EQ(run("--inspect " + input_ + " --check " + input_), 2);
   EXPECT_EQ(run("--unknown"), 2);
+  // What would be left unread.
+  EXPECT_EQ(run("--inspect " + input_ + " --dtype int8"), 2);
+  EXPECT_THAT(err_, HasSubstr("--inspect excludes --dtype"));
+  EXPECT_EQ(run("--check " + input_ + " --quality x.tsv"), 2);
+  for (const std::string option : {"--spm", "--quality", "--calibrate"}) {
+    EXPECT_EQ(run(input_ + " -o x --heads 3 --dtype int8 " + option + " ''"), 2) << option;
+    EXPECT_THAT(err_, HasSubstr(option + ": names no file")) << option;
+  }
+  // A number of the enumeration is no name.
+  EXPECT_EQ(run(input_ + " -o x --heads 3 --dtype 3"), 2);
+  EXPECT_THAT(err_, HasSubstr("--dtype: 3 not in {bf16,f16,f32,i8,int8}"));
   EXPECT_EQ(run("--help"), 0);
   EXPECT_EQ(run("--version"), 0);
 }

@@ -57,6 +57,15 @@ TEST(CppApi, EmbedsAsTheCApiDoes) {
   EXPECT_EQ(std::memcmp(one.data(), &found[2 * one.size()], one.size() * sizeof(float)), 0);
 }
 
+/// Two literals in braces are also a begin and an end that a string_view can be made of.
+TEST(CppApi, TextsInBracesAreTexts) {
+  const xsr::Model model(kModelPath);
+  xsr::Session session(model);
+  EXPECT_EQ(session.embed({"The cat sleeps.", "Le chat dort."}),
+            session.embed(std::vector<std::string_view>{kTexts[0], kTexts[2]}));
+  EXPECT_EQ(session.embed({kTexts[0]}), session.embed(kTexts[0]));
+}
+
 TEST(CppApi, TokenizeThenEmbedIdsIsEmbed) {
   const xsr::Model model(kModelPath);
   xsr::Session session(model);

@@ -234,6 +234,7 @@ class BrokenFiles {
     begin_with("without CR", "\x89XSR\n\x1a\n", "copied in text mode");
     begin_with("with a CR more", "\x89XSR\r\r\n\x1a\r\n", "copied in text mode");
     begin_with("with CR before its last LF", "\x89XSR\r\n\x1a\r\n", "copied in text mode");
+    begin_with("of a Git LFS pointer", "version https://git-lfs", "git lfs pull");
     begin_with("with the eighth bit cleared", "\tXSR\r\n\x1a\n", "copied in text mode");
   }
 

@@ -1,5 +1,6 @@
 // The promises of the C API: the same bits whatever the batch, order and thread count; statuses and
 // messages; models shared by many threads.
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <xmmintrin.h>
@@ -853,6 +854,12 @@ TEST_F(SmallModel, BadArgumentsHaveTheirStatusAndMessage) {
   EXPECT_EQ(XSR_STATUS_OK,
             xsr_session_embed_ids(session.get(), nullptr, nullptr, 0, nullptr, nullptr));
   EXPECT_STREQ("", xsr_session_get_error(session.get()));
+  // Sequences without ids stand nowhere (UBSan finds an offset from null).
+  const size_t same[] = {7, 7};
+  xsr_text_result result = {};
+  EXPECT_EQ(XSR_STATUS_OK,
+            xsr_session_embed_ids(session.get(), nullptr, same, 1, out.data(), &result));
+  EXPECT_EQ(1, result.empty);
   const xsr_text text = {"hello", 5};
   EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
             xsr_session_embed_texts(session.get(), &text, 1, out.data(), nullptr));
@@ -1046,6 +1053,21 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   } else {
     setenv("XSR_FORCE_ISA", saved.c_str(), 1);
   }
+}
+
+TEST(Model, WhatCannotBeMappedForWantOfMemoryIsToldAsSuch) {
+  if (test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  rlimit before;
+  ASSERT_EQ(0, getrlimit(RLIMIT_AS, &before));
+  const rlimit none = {1, before.rlim_max};
+  xsr_model* model = nullptr;
+  char detail[256] = "";
+  ASSERT_EQ(0, setrlimit(RLIMIT_AS, &none));
+  const xsr_status status = xsr_model_open(XSR_SOURCE_DIR "/models/xsr-multi.xsr", nullptr, &model,
+                                           detail, sizeof detail);
+  ASSERT_EQ(0, setrlimit(RLIMIT_AS, &before));
+  EXPECT_EQ(XSR_STATUS_OUT_OF_MEMORY, status) << detail;
+  EXPECT_EQ(nullptr, model);
 }
 
 TEST(Model, OpenErrorsNameThePath) {

@@ -1120,6 +1120,31 @@ TEST_F(TrainCli, AFullStandardOutputOrDiskIsToldByTheOtherCommandsToo) {
   EXPECT_FALSE(fs::exists(path("r.svg.partial")));
 }
 
+/// Neither is left unread in silence: the config is another's, or the threads are not those meant.
+TEST_F(TrainCli, PlotAndScoreRefuseTheOptionsOfARun) {
+  ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
+  const std::string score = "score r/model.xsr toy.tsv";
+  for (const std::string option : {"--config", "--resume", "--threads", "--data.train"}) {
+    const Outcome o = run(option + " 2 plot r");
+    EXPECT_EQ(o.exit_status, 2) << option;
+    EXPECT_THAT(o.err, HasSubstr(option + " is of a training run, plot does not read it")) << o.err;
+  }
+  for (const std::string option : {"--quiet", "--print-config", "--help-markdown"}) {
+    const Outcome o = run(option + " " + score);
+    EXPECT_EQ(o.exit_status, 2) << option;
+    EXPECT_EQ(o.out, "") << option;
+    EXPECT_THAT(o.err, HasSubstr(option + " is of a training run, score does not read it"));
+  }
+  EXPECT_EQ(run("plot r " + score).exit_status, 2) << "two commands at once";
+  EXPECT_FALSE(fs::exists(path("r/curves.svg")));
+  EXPECT_EQ(run("score --threads 1 r/model.xsr toy.tsv").exit_status, 0);
+  for (const std::string name : {"r.png", "r", "''"}) {
+    const Outcome o = run("plot r -o " + name);
+    EXPECT_EQ(o.exit_status, 2) << name;
+    EXPECT_THAT(o.err, HasSubstr("expected a name that ends with .svg or .html")) << name;
+  }
+}
+
 TEST_F(TrainCli, ScoreIsUsedWronglyWithThreadsThatNoSessionTakes) {
   for (const char* threads : {"-1", "1025"}) {
     const Outcome o = run(std::string("score none.xsr toy.tsv --threads ") + threads);

@@ -291,10 +291,26 @@ TEST_F(XsrBench, AModelsNameMayBeNoUtf8) {
               testing::EndsWith("/caf\uFFFD.xsr"));
 }
 
+/// The table beside them is words for people.
+TEST_F(XsrBench, FiguresComeWhereTheTableCannotBeWritten) {
+  for (const std::string closed : {"2>&-", "2>/dev/full"}) {
+    const Result figures =
+        run_to(quick_ + "--json -", path("out"), "sh -c '\"$0\" \"$@\" " + closed + "' ");
+    ASSERT_EQ(figures.status, 0) << closed;
+    EXPECT_GT(json::parse(figures.out)["latency"].size(), 0u) << closed;
+  }
+}
+
 TEST_F(XsrBench, UsageErrorsExitWithTwo) {
   EXPECT_EQ(run("").status, 2);
   EXPECT_EQ(run("--random 2,64").status, 2);
   EXPECT_EQ(run(quick_ + "--isa sse").status, 2);
+  const Result endless = run(quick_ + "--seconds nan");
+  EXPECT_EQ(endless.status, 2);
+  EXPECT_THAT(endless.err, HasSubstr("--seconds: Value nan not in range 0.001 to 3600"));
+  const Result numbered = run("--random 2,64,2,96,500 --pooling 1");
+  EXPECT_EQ(numbered.status, 2) << "names alone";
+  EXPECT_THAT(numbered.err, HasSubstr("--pooling: 1 not in {cls,max,mean}"));
   EXPECT_EQ(run(quick_ + "-m model.xsr").status, 2);
   EXPECT_EQ(run("--help").status, 0);
   EXPECT_THAT(run("--version").out, HasSubstr("xsr-bench "));

@@ -347,9 +347,13 @@ std::string last_figures(const std::vector<ordered_json>& records) {
 
 }  // namespace
 
+bool is_picture_name(const std::string& name) {
+  const std::string suffix = std::filesystem::path(name).extension();
+  return suffix == ".svg" || suffix == ".html";
+}
+
 void plot_run(const std::string& run, const std::string& output) {
-  const std::string suffix = std::filesystem::path(output).extension();
-  if (suffix != ".svg" && suffix != ".html") {
+  if (!is_picture_name(output)) {
     throw Error(XSR_STATUS_INVALID_ARGUMENT,
                 output + ": expected a name that ends with .svg or .html");
   }
@@ -361,7 +365,7 @@ void plot_run(const std::string& run, const std::string& output) {
   const std::string name = std::filesystem::path(run).lexically_normal().string();
   const std::string svg = draw(panels, name);
   std::string text = svg;
-  if (suffix == ".html") {
+  if (output.ends_with(".html")) {
     const std::string config = run_config_path(run);
     const std::string toml = std::filesystem::exists(config) ? read_whole_file(config) : "";
     text = fmt::format(

@@ -121,6 +121,18 @@ int score_main(const Options& options) {
   return kOk;
 }
 
+/// An option of a run in front of `plot` or `score`, which do not read it, throws.
+void require_no_options_of_a_run(const CLI::App& app) {
+  for (const CLI::App* command : app.get_subcommands()) {
+    for (const CLI::Option* option : app.get_options()) {
+      if (option->count() == 0) continue;
+      throw CLI::ArgumentMismatch(fmt::format(
+          "{} is of a training run, {} does not read it: leave it out (xsr-train {} --help)",
+          option->get_name(), command->get_name(), command->get_name()));
+    }
+  }
+}
+
 /// A flag that no key has: says so, with the nearest one.
 int unknown_flag(const std::vector<std::string>& extras) {
   for (const std::string& word : extras) {
@@ -162,10 +174,14 @@ int tool_main(int argc, char** argv) {
     flag->type_name("");
     if (!is_list(key)) flag->expected(1);
   }
+  app.require_subcommand(0, 1);
   CLI::App* plot = app.add_subcommand("plot", "Draw a run's curves");
   plot->add_option("RUN", options.plot_run, "The run's folder")->required();
   plot->add_option("-o,--output", options.plot_output,
-                   "An .svg picture or an .html page [RUN/curves.svg]");
+                   "An .svg picture or an .html page [RUN/curves.svg]")
+      ->check([](const std::string& name) {
+        return is_picture_name(name) ? "" : name + ": expected a name that ends with .svg or .html";
+      });
   CLI::App* score = app.add_subcommand("score", "P@1 of a model, both ways, on files of pairs");
   score->add_option("MODEL", options.score_model, "Model file (.xsr)")->required();
   score
@@ -181,6 +197,7 @@ int tool_main(int argc, char** argv) {
       ->check(CLI::Range(0, 1024));
   try {
     app.parse(argc, argv);
+    require_no_options_of_a_run(app);
   } catch (const CLI::ExtrasError&) {
     return unknown_flag(app.remaining(true));
   } catch (const CLI::ParseError& e) {

@@ -27,6 +27,7 @@
 #include "runtime/device/cuda_library.h"
 #include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
+#include "runtime/option_checks.h"
 #include "training/cpu_trainer.h"
 #include "training/cuda_library.h"
 #include "training/initialization.h"
@@ -332,7 +333,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "of timing for each size of batch")
-      ->check(CLI::Range(0.001, 3600.0))
+      ->check(xsr::number_within(0.001, 3600))
       ->capture_default_str();
   app.add_option("--json", options.json,
                  "write the figures to this file, - for stdout (the table then goes to stderr)");

@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -153,6 +154,11 @@ class Session {
     std::vector<float> embeddings(texts.size() * embedding_size_);
     embed(texts, embeddings);
     return embeddings;
+  }
+  /// The same of texts in braces. Without it embed({"A black cat.", "Un chat noir."}) would
+  /// compile, the two literals taken for the ends of one text.
+  std::vector<float> embed(std::initializer_list<std::string_view> texts) {
+    return embed(std::span<const std::string_view>(texts.begin(), texts.size()));
   }
   /// Returns [embedding_size].
   std::vector<float> embed(std::string_view text) {

@@ -335,7 +335,8 @@ void Session::embed_ids(const int32_t* token_ids, std::span<const size_t> offset
       const size_t begin = offsets[first + i], length = offsets[first + i + 1] - begin;
       const bool truncated = length > static_cast<size_t>(config.max_seq_len);
       const int32_t size = truncated ? config.max_seq_len : static_cast<int32_t>(length);
-      block.sentences[i] = {nullptr, token_ids + begin, 0, size};
+      // Where there are no ids at all token_ids may be null, wherever the offsets stand.
+      block.sentences[i] = {nullptr, size == 0 ? nullptr : token_ids + begin, 0, size};
       if (results != nullptr) results[first + i] = {size, truncated, size == 0, 0, 0};
     }
     embed_block(block, embeddings + first * config.embedding_size);

@@ -15,7 +15,8 @@ namespace xsr {
 
 MappedFile::MappedFile(const std::string& path, const std::string& what) {
   const auto io_error = [&](const char* failed) {
-    return Error(XSR_STATUS_IO,
+    // Of addresses, by a limit on the process: `ulimit -v`.
+    return Error(errno == ENOMEM ? XSR_STATUS_OUT_OF_MEMORY : XSR_STATUS_IO,
                  path + ": " + failed + what + ": " + std::generic_category().message(errno));
   };
   int fd;

@@ -106,6 +106,11 @@ void check_magic(const unsigned char* file, uint64_t size) {
   const auto begins = [&](std::string_view text) {
     return size >= text.size() && std::memcmp(file, text.data(), text.size()) == 0;
   };
+  if (begins("version https://git-lfs")) {
+    bad_at(0,
+           "the file is a Git LFS pointer that stands for the model. Fetch the file itself (git "
+           "lfs pull).");
+  }
   // The first eight bytes after CR was dropped, a CR was added, or the eighth bit was cleared.
   if (begins("\x89XSR\n\x1a\n") || begins("\x89XSR\r\r\n") || begins("\x89XSR\r\n\x1a\r\n") ||
       begins("\tXSR\r\n\x1a\n")) {

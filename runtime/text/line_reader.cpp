@@ -11,7 +11,8 @@
 namespace xsr {
 namespace {
 
-/// What files begin with that are no text; not one of these is UTF-8.
+/// What files begin with that are no text; not one of these is UTF-8, or the beginning of a
+/// sentence.
 struct OtherData {
   std::string_view begin;
   const char *name, *mend;
@@ -20,6 +21,8 @@ constexpr OtherData kOtherData[] = {
     {kGzipMagic, "gzip data", "unpack it first (gunzip)"},
     {kZstdMagic, "Zstandard data", "unpack it first (unzstd)"},
     {"\xFD\x37zXZ", "xz data", "unpack it first (unxz)"},
+    {"BZh91AY&SY", "bzip2 data", "unpack it first (bunzip2)"},
+    {"PK\x03\x04", "a zip archive", "unpack it first (unzip)"},
     {"\xFF\xFE", "UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"},
     {"\xFE\xFF", "UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"},
 };

@@ -33,8 +33,8 @@ struct LineBatch {
 /// A line ends with LF or CRLF; the last one may have no end. An empty file has no lines; a file
 /// that ends with a line end has no empty line behind it. NUL bytes are bytes like any other. Of a
 /// line longer than max_line_bytes the first max_line_bytes are kept (less a UTF-8 character that
-/// the cut would split). Input whose first block begins as packed data (gzip, Zstandard, xz) or
-/// UTF-16 does is refused: its lines would be none. Not for several threads at once.
+/// the cut would split). Input whose first block begins as packed data (gzip, Zstandard, xz, bzip2,
+/// zip) or UTF-16 does is refused: its lines would be none. Not for several threads at once.
 class LineReader {
  public:
   /// stop, when given, is the source's too: once it is set the input ends, and a line that was not
