@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 
 #include <chrono>
 #include <csignal>
@@ -530,6 +531,14 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
     outcome = embed("-i other.txt --resume -o " + name);
     EXPECT_EQ(outcome.exit_status, 1);
     EXPECT_THAT(outcome.err, HasSubstr("other.txt: differs in the first "));
+    EXPECT_THAT(outcome.err, HasSubstr("give that text, or remove " + name + ".resume to begin"));
+    // A run that still lives is told of before the text is read over.
+    const int rows = ::open(path(name + ".partial").c_str(), O_WRONLY);
+    EXPECT_EQ(::flock(rows, LOCK_EX), 0);
+    outcome = embed("-i other.txt --resume -o " + name);
+    ::close(rows);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(name + ".partial: another process is writing it"));
     outcome = embed("-i in.txt --resume --threads 1 -o " + name);
     EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
     EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: " + name + ": going on behind row 24,576\n"));
