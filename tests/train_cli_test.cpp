@@ -15,6 +15,7 @@
 #include "runtime/error.h"
 #include "support/file_size_limit.h"
 #include "support/sanitizers.h"
+#include "support/system_calls.h"
 #include "support/temp_folder.h"
 #include "support/train_cli.h"
 #include "support/xsr_checkpoint.h"
@@ -23,6 +24,7 @@
 #include "training/event_file.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
+#include "training/run.h"
 #include "training/score.h"
 
 namespace {
@@ -1297,6 +1299,29 @@ TEST(EventFile, ChecksumIsCastagnolis) {
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\0')), 0x8a9136aau);
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\xff')), 0x62a8ab43u);
   EXPECT_EQ(xsr::training::crc32c("123456789"), 0xe3069283u);
+}
+
+/// When the machine dies, the lines that a checkpoint counts on are on the disk as it is.
+TEST_F(TrainCli, MetricsAreFlushedBeforeTheirCheckpoint) {
+  const auto config =
+      xsr::training::load_config(path("toy.toml"), {{"data.train", {path("toy.tsv")}},
+                                                    {"run", {path("r")}},
+                                                    {"train.steps", {"10"}},
+                                                    {"train.checkpoint_every", {"4"}}});
+  std::vector<std::string> flushed;
+  xsr::test::before_fsync = [&](const std::string& name) {
+    const std::string file = fs::path(name).filename();
+    if (file.starts_with("metrics") || file.starts_with("checkpoint")) flushed.push_back(file);
+  };
+  xsr::training::RunOptions options;
+  options.quiet = true;
+  const auto end = xsr::training::train(config, options);
+  xsr::test::before_fsync = nullptr;
+  EXPECT_EQ(end, xsr::training::RunEnd::kDone);
+  std::vector<std::string> expected = {"metrics.jsonl.partial"};  // as the run begins
+  for (int checkpoint = 0; checkpoint < 3; ++checkpoint)
+    expected.insert(expected.end(), {"metrics.jsonl", "checkpoint.safetensors.partial"});
+  EXPECT_EQ(flushed, expected);
 }
 
 TEST(MetricsLog, AFullDiskIsToldWithFileAndReason) {

@@ -483,6 +483,7 @@ class Run {
       fields["best_step"] = std::to_string(best_step_);
       fields["best_score"] = fmt::format("{:a}", best_score_);
     }
+    metrics_->flush();  // a run that goes on from there has no other
     write_checkpoint(checkpoint_path(), trainer_->table(), buffers, fields);
     last_checkpoint_ = Clock::now();
   }
