@@ -234,6 +234,26 @@ TEST_F(Corpus, MissingAndUnreadableInput) {
   }
 }
 
+/// By who writes it anew: what is left of it is not the text.
+TEST_F(Corpus, ATextThatIsCutWhileItIsReadIsAnError) {
+  const std::string file = write("one\ntwo\nthree\n");
+  xsr::LineReader reader(file, 1000, nullptr, 4);
+  xsr::LineBatch batch;
+  ASSERT_TRUE(reader.read(1, 1000, batch));
+  EXPECT_EQ(batch.line(0), "one");
+  fs::resize_file(file, 8);
+  ASSERT_TRUE(reader.read(1, 1000, batch));
+  EXPECT_EQ(batch.line(0), "two");
+  EXPECT_EQ(error_of([&] { reader.read(1, 1000, batch); }),
+            file +
+                ": ends after 8 of 14 bytes: it was cut while it was read; give a file that "
+                "nothing else writes to (after line 2)");
+  std::ofstream(file, std::ios::app) << "2\nthree\nand more\n";  // it may grow
+  ASSERT_TRUE(reader.read(10, 1000, batch));
+  EXPECT_EQ(batch.size(), 3u);
+  EXPECT_FALSE(reader.read(1, 1000, batch));
+}
+
 TEST_F(Corpus, StopsWhileWaitingForInput) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   std::atomic<bool> stop = false;
