@@ -311,7 +311,7 @@ class ResumeFile {
     }
   }
   /// Of a run that ends early: words that tell how it can go on, or "".
-  std::string keep(xsr::VectorWriter& writer) noexcept {
+  std::string keep(xsr::VectorWriter& writer) {
     try {
       if (!path_.empty() && last_) {
         writer.flush();

@@ -1069,6 +1069,13 @@ TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
     write("r/checkpoint.safetensors", whole.substr(0, size));
     EXPECT_EQ(run("--resume r").exit_status, 1) << size;
   }
+  // What cannot be read is not called something else, which its owner might remove.
+  fs::remove(path("r/checkpoint.safetensors"));
+  fs::create_directory(path("r/checkpoint.safetensors"));
+  const Outcome unread = run("--resume r");
+  EXPECT_EQ(unread.exit_status, 1);
+  EXPECT_THAT(unread.err, HasSubstr("r/checkpoint.safetensors: cannot read the file; is it a"));
+  fs::remove(path("r/checkpoint.safetensors"));
   // The file ends within the digits that the checksum should have.
   const std::string header =
       R"({"__metadata__":{"format":"xsr-train checkpoint 1","checksum":""}})";

@@ -80,7 +80,7 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
       if (in.peek() == std::ifstream::traits_type::eof()) break;
       throw Error(XSR_STATUS_BAD_FILE,
                   fmt::format("{}:{}: is no record of metrics; expected a JSON object with kind, "
-                              "step and time",
+                              "step and time; remove the line",
                               path, number));
     }
     if (record["step"] <= last_step) records.push_back(std::move(record));
