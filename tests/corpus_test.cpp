@@ -246,8 +246,8 @@ TEST_F(Corpus, ATextThatIsCutWhileItIsReadIsAnError) {
   EXPECT_EQ(batch.line(0), "two");
   EXPECT_EQ(error_of([&] { reader.read(1, 1000, batch); }),
             file +
-                ": ends after 8 of 14 bytes: it was cut while it was read; give a file that "
-                "nothing else writes to (after line 2)");
+                ": the file shrank while it was being read: 14 bytes at first, now 8. Let whatever "
+                "writes to it end, then start again (after line 2)");
   std::ofstream(file, std::ios::app) << "2\nthree\nand more\n";  // it may grow
   ASSERT_TRUE(reader.read(10, 1000, batch));
   EXPECT_EQ(batch.size(), 3u);
