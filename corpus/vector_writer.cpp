@@ -174,7 +174,7 @@ bool VectorWriter::write_header() {
 void VectorWriter::finish() {
   if (partial_.empty()) return;
   if (format_ == VectorFormat::kNpy && !write_header()) fail("write the header", errno);
-  if (::fsync(fd_) != 0) fail("flush", errno);
+  if (::fsync(fd_) != 0) fail("flush", flush_error_ = errno);
   if (!has_name(fd_, partial_)) fail("find its partial file", ENOENT);
   // Under the lock: once it is given back another process may write to the partial file.
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("rename its partial file", errno);

@@ -63,7 +63,7 @@ class VectorWriter {
   size_t columns_;
   int fd_ = -1;
   bool abandoned_ = false;
-  int flush_error_ = 0;  // errno of a flush() that failed
+  int flush_error_ = 0;  // errno of the first flush that failed
   uint64_t rows_ = 0;
   uint64_t whole_bytes_ = 0;
   std::string text_;  // of one append, for TSV

@@ -312,15 +312,16 @@ class ResumeFile {
   }
   /// Of a run that ends early: words that tell how it can go on, or "".
   std::string keep(xsr::VectorWriter& writer) {
+    std::error_code ignored;
+    if (path_.empty() || !std::filesystem::exists(partial_, ignored)) return "";
     try {
-      if (!path_.empty() && last_) {
+      if (last_) {
         writer.flush();
         save();
       }
     } catch (...) {  // what was saved before still holds
     }
-    std::error_code ignored;
-    if (saved_rows_ == 0 || !std::filesystem::exists(partial_, ignored)) return "";
+    if (saved_rows_ == 0) return "";
     return " --resume goes on behind row " + with_separators(saved_rows_) + ".";
   }
   void remove() {
@@ -428,7 +429,11 @@ int run(const Options& options) {
                           resume.keep(writer)));
     return kFailed;
   }
-  writer.finish();
+  try {
+    writer.finish();
+  } catch (const xsr::Error& e) {
+    throw xsr::Error(e.status(), e.what() + resume.keep(writer));
+  }
   resume.remove();
   const double seconds = seconds_since(start);
   if (!options.quiet) {

@@ -536,6 +536,14 @@ TEST_F(Corpus, AFlushThatHasFailedOnceFailsAgain) {
   xsr::test::instead_of_fdatasync = nullptr;
   EXPECT_THAT(first, HasSubstr("v.f32: cannot flush: input/output error after 2 rows."));
   EXPECT_THAT(second, HasSubstr("v.f32: cannot flush: input/output error after 2 rows."));
+  // finish() flushes, too.
+  fs::create_symlink("/dev/null", path("w.f32.partial"));
+  xsr::VectorWriter last(path("w.f32"), xsr::VectorFormat::kF32, 3);
+  last.append(values.data(), 2);
+  EXPECT_THAT(error_of([&] { last.finish(); }), HasSubstr("w.f32: cannot flush: invalid"));
+  xsr::test::instead_of_fdatasync = [] { return 0; };
+  EXPECT_THAT(error_of([&] { last.flush(); }), HasSubstr("w.f32: cannot flush: invalid"));
+  xsr::test::instead_of_fdatasync = nullptr;
 }
 
 TEST_F(Corpus, FullDeviceMessage) {

@@ -590,6 +590,29 @@ TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   EXPECT_THAT(damaged.err, HasSubstr("w.npy.resume:4: expected \"row_bytes \"; remove the file"));
 }
 
+/// The last step of hours of work: it is lost no more than any other.
+TEST_F(EmbedCli, ARunThatCannotNameItsOutputSaysHowItGoesOn) {
+  write("in.txt", "one\ntwo\nthree\n");
+  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+  std::ofstream pipe(path("pipe"), std::ios::binary);
+  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  fs::create_directories(path("v.npy/in the way"));
+  pipe << "one\ntwo\nthree\n";
+  pipe.close();
+  const Outcome outcome = wait_for(child);
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("v.npy: cannot rename its partial file: "));
+  EXPECT_THAT(outcome.err, HasSubstr(" after 3 rows. The rows written are kept in v.npy.partial. "
+                                     "--resume goes on behind row 3.\n"));
+  fs::remove_all(path("v.npy"));
+  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  EXPECT_EQ(read("v.npy"), read("whole.npy"));
+  EXPECT_FALSE(fs::exists(path("v.npy.resume")));
+}
+
 TEST_F(EmbedCli, AHangUpThatIsIgnoredStaysIgnored) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   ::signal(SIGHUP, SIG_IGN);  // as nohup does; the child inherits it
