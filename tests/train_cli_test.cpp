@@ -897,6 +897,34 @@ TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
   EXPECT_EQ(manifest["environment"]["isa"], "avx2") << "as it was begun with";
 }
 
+/// By someone who has forgotten that the run still lives.
+TEST_F(TrainCli, ARunWhoseFolderIsRemovedWritesNothingIntoTheNextOnes) {
+  // Long before it next writes anything.
+  const auto stopped = [&](const std::string& arguments) {
+    const pid_t child = start("--config toy.toml -q --run r --train.steps 3000 " + arguments);
+    const std::string metrics = path("r/metrics.jsonl");
+    while (!fs::exists(metrics) || fs::file_size(metrics) == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    kill(child, SIGSTOP);
+    waitpid(child, nullptr, WUNTRACED);
+    fs::remove_all(path("r"));
+    return child;
+  };
+  ASSERT_EQ(train("--run whole -q --seed 4").exit_status, 0);
+  std::vector<pid_t> old = {stopped("--train.checkpoint_every 500 --train.eval_every 3000"),
+                            stopped("--train.checkpoint_every 3000 --train.eval_every 500"),
+                            stopped("--train.checkpoint_every 3000 --train.eval_every 3000")};
+  kill(old.back(), SIGTERM);
+  ASSERT_EQ(train("--run r -q --seed 4").exit_status, 0);
+  for (const pid_t child : old) {
+    kill(child, SIGCONT);
+    const Outcome o = wait_for(child);
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, HasSubstr("xsr-train: r: the folder was moved or removed while the run"));
+  }
+  expect_same_results("whole", "r");
+}
+
 TEST_F(TrainCli, AFoldersNameMayNeedQuotes) {
   ASSERT_EQ(train(R"(--train.steps 1 --run 'we"ird\q')").exit_status, 0);
   const Outcome o = run(R"(--resume 'we"ird\q')");
