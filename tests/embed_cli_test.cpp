@@ -533,10 +533,10 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
     EXPECT_THAT(outcome.err, HasSubstr("other.txt: differs in the first "));
     EXPECT_THAT(outcome.err, HasSubstr("give that text, or remove " + name + ".resume to begin"));
     // A run that still lives is told of before the text is read over.
-    const int rows = ::open(path(name + ".partial").c_str(), O_WRONLY);
-    EXPECT_EQ(::flock(rows, LOCK_EX), 0);
+    const int held = ::open(path(name + ".partial").c_str(), O_WRONLY);
+    EXPECT_EQ(::flock(held, LOCK_EX), 0);
     outcome = embed("-i other.txt --resume -o " + name);
-    ::close(rows);
+    ::close(held);
     EXPECT_EQ(outcome.exit_status, 1);
     EXPECT_THAT(outcome.err, HasSubstr(name + ".partial: another process is writing it"));
     outcome = embed("-i in.txt --resume --threads 1 -o " + name);
