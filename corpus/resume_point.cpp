@@ -1,6 +1,7 @@
 #include "corpus/resume_point.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <charconv>
 #include <filesystem>
@@ -31,6 +32,10 @@ constexpr Number kNumbers[] = {
     {"repeated", &ResumePoint::repeated},
 };
 
+std::string checksum_line(std::string_view before) {
+  return fmt::format("checksum {:016x}", XXH3_64bits(before.data(), before.size()));
+}
+
 }  // namespace
 
 std::string resume_path(const std::string& output) { return output + ".resume"; }
@@ -38,6 +43,7 @@ std::string resume_path(const std::string& output) { return output + ".resume"; 
 void save_resume_point(const std::string& path, const ResumePoint& point) {
   std::string text = fmt::format("{}\nrun {}\n", kFirstLine, point.run);
   for (const auto& [name, number] : kNumbers) text += fmt::format("{} {}\n", name, point.*number);
+  text += checksum_line(text) + "\n";
   write_whole_file(path, text);
 }
 
@@ -67,6 +73,9 @@ std::optional<ResumePoint> load_resume_point(const std::string& path) {
                               digits));
     }
   }
+  std::string text;
+  for (size_t i = 0; i < at; ++i) text += lines[i] + '\n';
+  take(checksum_line(text));
   return point;
 }
 

@@ -151,7 +151,11 @@ void VectorWriter::append(const float* rows, size_t count) {
 }
 
 void VectorWriter::flush() {
-  if (!partial_.empty() && ::fdatasync(fd_) != 0) fail("flush", errno);
+  if (partial_.empty()) return;
+  if (!has_name(fd_, partial_)) fail("find its partial file", ENOENT);
+  // Of what it could not write the system tells once, and holds it for written afterwards.
+  if (flush_error_ == 0 && ::fdatasync(fd_) != 0) flush_error_ = errno;
+  if (flush_error_ != 0) fail("flush", flush_error_);
 }
 
 /// Writes the header again, now with the row count; false with errno saying why not.
@@ -170,7 +174,8 @@ bool VectorWriter::write_header() {
 void VectorWriter::finish() {
   if (partial_.empty()) return;
   if (format_ == VectorFormat::kNpy && !write_header()) fail("write the header", errno);
-  if (::fsync(fd_) != 0) fail("flush", errno);
+  if (::fsync(fd_) != 0) fail("flush", flush_error_ = errno);
+  if (!has_name(fd_, partial_)) fail("find its partial file", ENOENT);
   // Under the lock: once it is given back another process may write to the partial file.
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("rename its partial file", errno);
   partial_.clear();
@@ -182,6 +187,7 @@ std::string VectorWriter::abandon() noexcept {
   try {
     if (partial_.empty() || abandoned_) return "";
     abandoned_ = true;
+    if (!has_name(fd_, partial_)) return partial_ + " has been removed, and the rows with it.";
     if (rows_ == 0) {
       ::unlink(partial_.c_str());  // under the lock
       ::close(std::exchange(fd_, -1));

@@ -39,7 +39,8 @@ class VectorWriter {
   /// Appends count rows: rows [count, columns]. Throws Error(IO); the message says how many rows
   /// are kept and where.
   void append(const float* rows, size_t count);
-  /// Flushes the rows appended so far to the disk. Throws Error(IO).
+  /// Flushes the rows appended so far to the disk. Throws Error(IO), and again each time after it
+  /// has failed once.
   void flush();
   /// Completes the header, flushes the file to the disk and gives it its name. Throws Error(IO).
   void finish();
@@ -62,6 +63,7 @@ class VectorWriter {
   size_t columns_;
   int fd_ = -1;
   bool abandoned_ = false;
+  int flush_error_ = 0;  // errno of the first flush that failed
   uint64_t rows_ = 0;
   uint64_t whole_bytes_ = 0;
   std::string text_;  // of one append, for TSV

@@ -285,6 +285,7 @@ class ResumeFile {
  public:
   explicit ResumeFile(const Options& options)
       : path_(options.output == "-" ? "" : xsr::resume_path(options.output)),
+        partial_(options.output + ".partial"),
         every_(options.save_seconds) {}
 
   /// The point that the run begins at: an earlier run's, or none. Throws Error where one is there
@@ -292,16 +293,16 @@ class ResumeFile {
   xsr::ResumePoint begin(const Options& options, const std::string& run) {
     xsr::ResumePoint start;
     start.run = run;
-    const std::string partial = options.output + ".partial";
     std::optional<xsr::ResumePoint> found;
     if (!path_.empty()) found = xsr::load_resume_point(path_);
-    if (!std::filesystem::exists(partial)) found.reset();  // what it speaks of is gone, or finished
+    if (!std::filesystem::exists(partial_))
+      found.reset();  // what it speaks of is gone, or finished
     if (found && !options.resume) {
       throw xsr::Error(
           XSR_STATUS_INVALID_ARGUMENT,
           fmt::format("{}: {} rows of an earlier run are in {}; go on with --resume, or "
                       "remove {} to begin anew",
-                      path_, with_separators(found->rows), partial, path_));
+                      path_, with_separators(found->rows), partial_, path_));
     }
     if (!found) return start;
     if (found->run != run) {
@@ -315,6 +316,16 @@ class ResumeFile {
     return *found;
   }
 
+  /// Passes over the text that is done. Throws Error where it is another.
+  void skip(xsr::LineReader& reader, const xsr::ResumePoint& done) const {
+    try {
+      reader.skip(done.text_bytes, done.rows, done.text_hash);
+    } catch (const xsr::Error& e) {
+      if (e.status() != XSR_STATUS_INVALID_ARGUMENT) throw;
+      throw xsr::Error(e.status(), fmt::format("{}; give that text, or remove {} to begin anew",
+                                               e.what(), path_));
+    }
+  }
   /// After an append(): the writer's rows are those of the text up to `point`.
   void appended(xsr::ResumePoint point, xsr::VectorWriter& writer) {
     if (path_.empty()) return;
@@ -330,16 +341,18 @@ class ResumeFile {
     }
   }
   /// Of a run that ends early: words that tell how it can go on, or "".
-  std::string keep(xsr::VectorWriter& writer) noexcept {
+  std::string keep(xsr::VectorWriter& writer) {
+    std::error_code ignored;
+    if (path_.empty() || !std::filesystem::exists(partial_, ignored)) return "";
     try {
-      if (!path_.empty() && last_) {
+      if (last_) {
         writer.flush();
         save();
       }
     } catch (...) {  // what was saved before still holds
     }
-    return saved_rows_ == 0 ? ""
-                            : " --resume goes on behind row " + with_separators(saved_rows_) + ".";
+    if (saved_rows_ == 0) return "";
+    return " --resume goes on behind row " + with_separators(saved_rows_) + ".";
   }
   void remove() {
     std::error_code ignored;
@@ -354,6 +367,7 @@ class ResumeFile {
   }
 
   const std::string path_;  // empty for standard output
+  const std::string partial_;
   const double every_;
   std::optional<xsr::ResumePoint> last_;
   uint64_t saved_rows_ = 0;
@@ -371,16 +385,19 @@ int run(const Options& options) {
   const xsr::ResumePoint start_point = resume.begin(options, embedder.run());
   Totals totals = start_point;
   xsr::install_stop_signals(&stop_requested);
+  // Before the text that is done is read over, which takes minutes: a run that holds the lock is
+  // told at once, and none that ends meanwhile leaves a later point than the one found here.
+  xsr::VectorWriter writer(options.output, format, embedder.columns(),
+                           {start_point.rows, start_point.row_bytes});
   if (start_point.rows > 0) {
     if (!options.quiet) {
       xsr::tell(fmt::format("xsr-embed: {}: going on behind row {}\n", options.output,
                             with_separators(start_point.rows)));
     }
-    reader.skip(start_point.text_bytes, start_point.rows, start_point.text_hash);
+    resume.skip(reader, start_point);
+  } else {
+    resume.remove();  // of a run whose partial file is gone
   }
-  xsr::VectorWriter writer(options.output, format, embedder.columns(),
-                           {start_point.rows, start_point.row_bytes});
-  if (start_point.rows == 0) resume.remove();  // of a run whose partial file is gone
 
   const auto start = std::chrono::steady_clock::now();
   const size_t scale = options.device == "cpu" ? 1 : kDeviceBatches;
@@ -448,7 +465,11 @@ int run(const Options& options) {
                           resume.keep(writer)));
     return kFailed;
   }
-  writer.finish();
+  try {
+    writer.finish();
+  } catch (const xsr::Error& e) {
+    throw xsr::Error(e.status(), e.what() + resume.keep(writer));
+  }
   resume.remove();
   const double seconds = seconds_since(start);
   if (!options.quiet) {

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 
 #include <chrono>
 #include <csignal>
@@ -544,6 +545,14 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
     outcome = embed("-i other.txt --resume -o " + name);
     EXPECT_EQ(outcome.exit_status, 1);
     EXPECT_THAT(outcome.err, HasSubstr("other.txt: differs in the first "));
+    EXPECT_THAT(outcome.err, HasSubstr("give that text, or remove " + name + ".resume to begin"));
+    // A run that still lives is told of before the text is read over.
+    const int held = ::open(path(name + ".partial").c_str(), O_WRONLY);
+    EXPECT_EQ(::flock(held, LOCK_EX), 0);
+    outcome = embed("-i other.txt --resume -o " + name);
+    ::close(held);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(name + ".partial: another process is writing it"));
     outcome = embed("-i in.txt --resume --threads 1 -o " + name);
     EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
     EXPECT_THAT(outcome.err,
@@ -621,6 +630,29 @@ TEST_F(EmbedCli, ASignalDoesNotWaitForThousandsOfLongLines) {
   EXPECT_LT(rows, kLines / 2u) << outcome.err;
   EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
   EXPECT_EQ(fs::file_size(path("v.npy")), 128 + kLines * row_bytes);
+}
+
+/// The last step of hours of work: it is lost no more than any other.
+TEST_F(EmbedCli, ARunThatCannotNameItsOutputSaysHowItGoesOn) {
+  write("in.txt", "one\ntwo\nthree\n");
+  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+  std::ofstream pipe(path("pipe"), std::ios::binary);
+  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  fs::create_directories(path("v.npy/in the way"));
+  pipe << "one\ntwo\nthree\n";
+  pipe.close();
+  const Outcome outcome = wait_for(child);
+  EXPECT_EQ(outcome.exit_status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("v.npy: cannot rename its partial file: "));
+  EXPECT_THAT(outcome.err, HasSubstr(" after 3 rows. The rows written are kept in v.npy.partial. "
+                                     "--resume goes on behind row 3.\n"));
+  fs::remove_all(path("v.npy"));
+  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  EXPECT_EQ(read("v.npy"), read("whole.npy"));
+  EXPECT_FALSE(fs::exists(path("v.npy.resume")));
 }
 
 TEST_F(EmbedCli, AHangUpThatIsIgnoredStaysIgnored) {

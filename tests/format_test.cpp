@@ -1435,6 +1435,35 @@ TEST(Format, AFileThatAnotherProcessRenamesMeanwhileIsNotWrittenTo) {
   }
 }
 
+/// It was opened again and again, without end.
+TEST(Format, AFileThatTheSystemTellsNothingOfIsWrittenAllTheSame) {
+  const TempFolder folder;
+  const std::string path = folder / "file";
+  test::stat_error = EIO;
+  write_whole_file(path, "bytes");
+  test::stat_error = 0;
+  EXPECT_EQ(read_all(path), "bytes");
+}
+
+TEST(Format, AFileWhosePartialFileIsRemovedTouchesNoOther) {
+  const TempFolder folder;
+  const std::string path = folder / "file", partial = path + ".partial";
+  auto first = std::make_unique<PartialFile>(path);
+  std::filesystem::remove(partial);
+  auto second = std::make_unique<PartialFile>(path);
+  std::filesystem::remove(partial);
+  PartialFile third(path);
+  third.write("mine", 4);
+  const Error error = error_of([&] { first->commit(); });
+  EXPECT_EQ(error.status(), XSR_STATUS_IO);
+  EXPECT_THAT(error.what(), HasSubstr("file.partial: cannot rename it to " + path + ": No such"));
+  first.reset();
+  second.reset();
+  EXPECT_EQ(folder.names(), std::set<std::string>{"file.partial"});
+  third.commit();
+  EXPECT_EQ(read_all(path), "mine");
+}
+
 TEST(Format, WritingWhereItCannotBeRenamedLeavesNothing) {
   const TempFolder folder;
   std::filesystem::create_directories(folder / "model.xsr/in the way");

@@ -15,6 +15,7 @@
 #include "runtime/error.h"
 #include "support/file_size_limit.h"
 #include "support/sanitizers.h"
+#include "support/system_calls.h"
 #include "support/temp_folder.h"
 #include "support/train_cli.h"
 #include "support/xsr_checkpoint.h"
@@ -23,6 +24,7 @@
 #include "training/event_file.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
+#include "training/run.h"
 #include "training/score.h"
 
 namespace {
@@ -895,6 +897,34 @@ TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
   EXPECT_EQ(manifest["environment"]["isa"], "avx2") << "as it was begun with";
 }
 
+/// By someone who has forgotten that the run still lives.
+TEST_F(TrainCli, ARunWhoseFolderIsRemovedWritesNothingIntoTheNextOnes) {
+  // Long before it next writes anything.
+  const auto stopped = [&](const std::string& arguments) {
+    const pid_t child = start("--config toy.toml -q --run r --train.steps 3000 " + arguments);
+    const std::string metrics = path("r/metrics.jsonl");
+    while (!fs::exists(metrics) || fs::file_size(metrics) == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    kill(child, SIGSTOP);
+    waitpid(child, nullptr, WUNTRACED);
+    fs::remove_all(path("r"));
+    return child;
+  };
+  ASSERT_EQ(train("--run whole -q --seed 4").exit_status, 0);
+  std::vector<pid_t> old = {stopped("--train.checkpoint_every 500 --train.eval_every 3000"),
+                            stopped("--train.checkpoint_every 3000 --train.eval_every 500"),
+                            stopped("--train.checkpoint_every 3000 --train.eval_every 3000")};
+  kill(old.back(), SIGTERM);
+  ASSERT_EQ(train("--run r -q --seed 4").exit_status, 0);
+  for (const pid_t child : old) {
+    kill(child, SIGCONT);
+    const Outcome o = wait_for(child);
+    EXPECT_EQ(o.exit_status, 1);
+    EXPECT_THAT(o.err, HasSubstr("xsr-train: r: the folder was moved or removed while the run"));
+  }
+  expect_same_results("whole", "r");
+}
+
 TEST_F(TrainCli, AFoldersNameMayNeedQuotes) {
   ASSERT_EQ(train(R"(--train.steps 1 --run 'we"ird\q')").exit_status, 0);
   const Outcome o = run(R"(--resume 'we"ird\q')");
@@ -1067,6 +1097,13 @@ TEST_F(TrainCli, ADamagedCheckpointIsRefused) {
     write("r/checkpoint.safetensors", whole.substr(0, size));
     EXPECT_EQ(run("--resume r").exit_status, 1) << size;
   }
+  // What cannot be read is not called something else, which its owner might remove.
+  fs::remove(path("r/checkpoint.safetensors"));
+  fs::create_directory(path("r/checkpoint.safetensors"));
+  const Outcome unread = run("--resume r");
+  EXPECT_EQ(unread.exit_status, 1);
+  EXPECT_THAT(unread.err, HasSubstr("r/checkpoint.safetensors: cannot read the file; is it a"));
+  fs::remove(path("r/checkpoint.safetensors"));
   // The file ends within the digits that the checksum should have.
   const std::string header =
       R"({"__metadata__":{"format":"xsr-train checkpoint 1","checksum":""}})";
@@ -1322,6 +1359,29 @@ TEST(EventFile, ChecksumIsCastagnolis) {
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\0')), 0x8a9136aau);
   EXPECT_EQ(xsr::training::crc32c(std::string(32, '\xff')), 0x62a8ab43u);
   EXPECT_EQ(xsr::training::crc32c("123456789"), 0xe3069283u);
+}
+
+/// When the machine dies, the lines that a checkpoint counts on are on the disk as it is.
+TEST_F(TrainCli, MetricsAreFlushedBeforeTheirCheckpoint) {
+  const auto config =
+      xsr::training::load_config(path("toy.toml"), {{"data.train", {path("toy.tsv")}},
+                                                    {"run", {path("r")}},
+                                                    {"train.steps", {"10"}},
+                                                    {"train.checkpoint_every", {"4"}}});
+  std::vector<std::string> flushed;
+  xsr::test::before_fsync = [&](const std::string& name) {
+    const std::string file = fs::path(name).filename();
+    if (file.starts_with("metrics") || file.starts_with("checkpoint")) flushed.push_back(file);
+  };
+  xsr::training::RunOptions options;
+  options.quiet = true;
+  const auto end = xsr::training::train(config, options);
+  xsr::test::before_fsync = nullptr;
+  EXPECT_EQ(end, xsr::training::RunEnd::kDone);
+  std::vector<std::string> expected = {"metrics.jsonl.partial"};  // as the run begins
+  for (int checkpoint = 0; checkpoint < 3; ++checkpoint)
+    expected.insert(expected.end(), {"metrics.jsonl", "checkpoint.safetensors.partial"});
+  EXPECT_EQ(flushed, expected);
 }
 
 TEST(MetricsLog, AFullDiskIsToldWithFileAndReason) {

@@ -64,6 +64,7 @@ bool TrainingCheckpoint::recognize(const std::string& path) {
   if (!in) throw Error(XSR_STATUS_IO, path + ": cannot open the file");
   std::string start(256, '\0');
   in.read(start.data(), static_cast<std::streamsize>(start.size()));
+  if (in.bad()) throw Error(XSR_STATUS_IO, path + ": cannot read the file; is it a folder?");
   return start.find("\"xsr-train checkpoint ") != std::string::npos;
 }
 

@@ -1,6 +1,8 @@
 #include "training/metrics.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
@@ -78,7 +80,7 @@ std::vector<ordered_json> read_metrics(const std::string& path, int64_t last_ste
       if (in.peek() == std::ifstream::traits_type::eof()) break;
       throw Error(XSR_STATUS_BAD_FILE,
                   fmt::format("{}:{}: is no record of metrics; expected a JSON object with kind, "
-                              "step and time",
+                              "step and time; remove the line",
                               path, number));
     }
     if (record["step"] <= last_step) records.push_back(std::move(record));
@@ -101,6 +103,17 @@ void MetricsLog::write(const ordered_json& record) {
                 path_ + ": cannot write the metrics: " + std::generic_category().message(errno));
   }
   write_event(events_, record);
+}
+
+void MetricsLog::flush() {
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool flushed = fd >= 0 && ::fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  if (!flushed) {
+    throw Error(XSR_STATUS_IO, path_ + ": cannot flush the metrics to disk: " +
+                                   std::generic_category().message(error));
+  }
 }
 
 }  // namespace xsr::training

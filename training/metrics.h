@@ -28,6 +28,8 @@ class MetricsLog {
   MetricsLog(const std::string& folder, int64_t last_step, bool evaluation_due = false);
 
   void write(const nlohmann::ordered_json& record);
+  /// Flushes the lines to the disk, for a checkpoint that says they are there. Throws Error(IO).
+  void flush();
 
  private:
   std::string path_;

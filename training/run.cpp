@@ -53,7 +53,8 @@ double seconds_since(Clock::time_point start) {
 class FolderLock {
  public:
   explicit FolderLock(const std::string& folder)
-      : fd_(::open((folder + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+      : folder_(folder),
+        fd_(::open((folder + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
     if (fd_ < 0) {
       throw Error(XSR_STATUS_IO, folder + ": cannot create the file .lock in it: " +
                                      std::generic_category().message(errno));
@@ -62,13 +63,27 @@ class FolderLock {
       ::close(fd_);
       throw Error(XSR_STATUS_IO, folder + ": another xsr-train works in this folder");
     }
+    folder_fd_ = ::open(folder.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
   }
-  ~FolderLock() { ::close(fd_); }
+  ~FolderLock() {
+    ::close(fd_);
+    if (folder_fd_ >= 0) ::close(folder_fd_);
+  }
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;
 
+  /// Throws Error(IO) where the folder is no more what was locked: what has its name now may be
+  /// another run's.
+  void require_kept() const {
+    if (folder_fd_ < 0 || has_name(folder_fd_, folder_)) return;
+    throw Error(XSR_STATUS_IO, folder_ +
+                                   ": the folder was moved or removed while the run went on, and "
+                                   "nothing of it is written to what has that name now");
+  }
+
  private:
-  int fd_;
+  const std::string folder_;
+  int fd_, folder_fd_ = -1;
 };
 
 /// What a checkpoint keeps of the trainer, and what the tensors' names begin with.
@@ -431,6 +446,7 @@ class Run {
   std::string config_json() const { return json_text(ordered_json(fixed_values(config_))); }
 
   void write_weights(const std::string& file) {
+    lock_.require_kept();
     write_checkpoint(file, trainer_->table(), {{"value.", &trainer_->values()}},
                      {{"step", std::to_string(step())}, {"config", config_json()}});
   }
@@ -454,6 +470,7 @@ class Run {
   }
 
   void save_checkpoint() {
+    lock_.require_kept();
     std::vector<CheckpointBuffer> buffers;
     for (const auto& [state, prefix] : kStates) {
       if (const FlatBuffer* buffer = trainer_->read(state)) buffers.push_back({prefix, buffer});
@@ -483,6 +500,7 @@ class Run {
       fields["best_step"] = std::to_string(best_step_);
       fields["best_score"] = fmt::format("{:a}", best_score_);
     }
+    metrics_->flush();  // a run that goes on from there has no other
     write_checkpoint(checkpoint_path(), trainer_->table(), buffers, fields);
     last_checkpoint_ = Clock::now();
   }
@@ -651,6 +669,7 @@ class Run {
     }
     provenance["inputs"] = inputs;
     if (!license_.empty()) provenance["license"] = license_;
+    lock_.require_kept();
     write_model(path("model.xsr"), data_.model, trainer_->values(), config_.dtype, data_.tokenizer,
                 json_text(provenance));
 
@@ -692,6 +711,7 @@ class Run {
     manifest["times"] = {{"finished", unix_time()},
                          {"seconds_since_start_or_resume", seconds_since(start_)},
                          {"first_step_of_this_process", first_step_}};
+    lock_.require_kept();
     write_whole_file(path("manifest.json"), json_text(manifest, 2) + "\n");
     say(fmt::format("wrote {} from {}", path("model.xsr"), weights));
   }

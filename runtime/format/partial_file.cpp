@@ -29,7 +29,19 @@ namespace {
               file + ": " + what + ": " + std::system_category().message(error) + mend);
 }
 
+/// Whether the file has this name; taken for granted where the system does not tell.
+bool is_named(const struct stat& file, const std::string& path) {
+  struct stat named;
+  if (::stat(path.c_str(), &named) != 0) return errno != ENOENT;
+  return file.st_ino == named.st_ino && file.st_dev == named.st_dev;
+}
+
 }  // namespace
+
+bool has_name(int fd, const std::string& path) {
+  struct stat opened;
+  return ::fstat(fd, &opened) != 0 || is_named(opened, path);
+}
 
 int open_partial_file(const std::string& path, uint64_t kept) {
   const std::string partial = path + ".partial";
@@ -48,10 +60,12 @@ int open_partial_file(const std::string& path, uint64_t kept) {
     } while (fd < 0 && errno == EINTR);
     if (fd < 0) fail_at(partial, "cannot create the file");
     const bool held = ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    const bool same = ::fstat(fd, &opened) == 0 && ::stat(partial.c_str(), &named) == 0 &&
-                      opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
-    if (!held && same) break;
+    const bool known = ::fstat(fd, &opened) == 0;
+    if (known && !held && is_named(opened, partial)) break;
+    const int error = errno;
     ::close(fd);
+    errno = error;
+    if (!known) fail_at(partial, "cannot tell what it is");
     if (held) {
       throw Error(XSR_STATUS_IO, partial +
                                      ": another process is writing it; let it end, or give "
@@ -67,7 +81,7 @@ int open_partial_file(const std::string& path, uint64_t kept) {
     ::close(fd);
     throw Error(XSR_STATUS_IO, partial + ": has " + std::to_string(opened.st_size) +
                                    " bytes, fewer than the " + std::to_string(kept) +
-                                   " that were written");
+                                   " that were written; remove it to begin anew");
   }
   const off_t size = static_cast<off_t>(kept);
   if (S_ISREG(opened.st_mode) &&
@@ -116,7 +130,7 @@ PartialFile::PartialFile(const std::string& path, uint64_t expected_size)
       fd_(open_partial_file(path)) {}
 
 PartialFile::~PartialFile() {
-  if (!renamed_) ::unlink(partial_.c_str());  // under the lock
+  if (!renamed_ && has_name(fd_, partial_)) ::unlink(partial_.c_str());  // under the lock
   if (fd_ >= 0) ::close(fd_);
 }
 
@@ -156,7 +170,11 @@ void PartialFile::overwrite(uint64_t offset, const void* data, uint64_t size) {
 void PartialFile::commit() {
   // The data reaches the disk before the name does.
   if (::fsync(fd_) != 0) fail("cannot flush the file to disk");
-  if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename it to " + path_);
+  const bool named = has_name(fd_, partial_);
+  if (!named) errno = ENOENT;
+  if (!named || std::rename(partial_.c_str(), path_.c_str()) != 0) {
+    fail("cannot rename it to " + path_);
+  }
   renamed_ = true;
   ::close(std::exchange(fd_, -1));
   flush_name(path_);

@@ -16,6 +16,10 @@ namespace xsr {
 /// stays.
 int open_partial_file(const std::string& path, uint64_t kept = 0);
 
+/// Whether the file that was opened as fd has this name still: someone may have removed a partial
+/// file, and what has its name now may be another process's.
+bool has_name(int fd, const std::string& path);
+
 /// Flushes the folder of a file that got its name a moment ago, so that a crash does not take it
 /// back. Throws Error(IO); not where the file system, or a folder one may not read, does not let
 /// it.

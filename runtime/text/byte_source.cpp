@@ -54,6 +54,12 @@ size_t FileSource::read(char* to, size_t size) {
     const ssize_t got = ::read(fd_, to, size);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail(name_, "read");
+    if (got == 0 && bytes_read_ < total_bytes_) {
+      throw Error(XSR_STATUS_IO, name_ + ": the file shrank while it was being read: " +
+                                     std::to_string(total_bytes_) + " bytes at first, now " +
+                                     std::to_string(bytes_read_) +
+                                     ". Let whatever writes to it end, then start again");
+    }
     bytes_read_ += static_cast<uint64_t>(got);
     return static_cast<size_t>(got);
   }

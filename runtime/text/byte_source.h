@@ -36,6 +36,7 @@ class FileSource : public ByteSource {
   FileSource(const FileSource&) = delete;
   FileSource& operator=(const FileSource&) = delete;
 
+  /// Throws Error(IO) also where a file ends before the size that it had when it was opened.
   size_t read(char* to, size_t size) override;
   const std::string& name() const override { return name_; }
   uint64_t total_bytes() const override { return total_bytes_; }

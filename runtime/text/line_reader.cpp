@@ -131,9 +131,9 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
   while (any ||
          (batch.size() < max_lines && (batch.bytes.size() < max_bytes || batch.size() == 0))) {
     if (begin_ == end_ && !fill()) {
+      batch.mid_line = any;
       if (any && stopped()) {
-        batch.bytes.resize(line_begin);  // stopped in the middle of a line, which does not count
-        batch.mid_line = true;
+        batch.bytes.resize(line_begin);
       } else if (any) {
         finish_line(false);
       }

@@ -18,7 +18,9 @@ struct LineBatch {
   uint64_t first_line = 1;      // number of the first line in the file, from 1
   uint64_t bytes_consumed = 0;  // of the text, line ends included, up to the last line's end
   uint64_t text_hash = 0;       // XXH3-64 of those bytes
-  bool mid_line = false;        // stopped in a line, whose beginning is among those bytes
+  // Those bytes end within a line: one that it was stopped in, which does not count, or the text's
+  // last, which has no line end and may yet grow.
+  bool mid_line = false;
 
   size_t size() const { return ends.size(); }
   std::string_view line(size_t i) const {

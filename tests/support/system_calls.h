@@ -1,10 +1,13 @@
 #pragma once
 // Calls of the system that a test sees. For one file of a test program: these definitions stand
 // before the C library's.
+#include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -13,6 +16,10 @@ namespace xsr::test {
 
 /// Called with the name of a file or folder before it is flushed.
 inline std::function<void(const std::string& name)> before_fsync;
+/// Called instead of flushing a file's data: 0, or errno.
+inline std::function<int()> instead_of_fdatasync;
+/// errno of every stat() of a name; 0: none fails.
+inline int stat_error = 0;
 /// Called before a file is locked.
 inline std::function<void()> before_flock;
 /// Called with how many bytes are to be written: how many of them are, or -1 with errno.
@@ -32,6 +39,21 @@ extern "C" int fsync(int fd) {
         std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)).string());
   }
   return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+
+extern "C" int stat(const char* name, struct stat* status) noexcept {
+  if (xsr::test::stat_error == 0)
+    return static_cast<int>(::syscall(SYS_newfstatat, AT_FDCWD, name, status, 0));
+  errno = xsr::test::stat_error;
+  return -1;
+}
+
+extern "C" int fdatasync(int fd) {
+  if (!xsr::test::instead_of_fdatasync) return static_cast<int>(::syscall(SYS_fdatasync, fd));
+  const int error = xsr::test::instead_of_fdatasync();
+  if (error == 0) return 0;
+  errno = error;
+  return -1;
 }
 
 extern "C" int flock(int fd, int operation) noexcept {
