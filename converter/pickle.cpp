@@ -386,8 +386,10 @@ class Interpreter {
     if (callable(full) == Callable::kNone && !storage_type(full) && !is_dtype(full)) {
       fail(XSR_STATUS_UNSUPPORTED, fmt::format("the pickle asks for {}.{}, which is none of the "
                                                "data types of a checkpoint; nothing was "
-                                               "executed. Save the tensors alone: "
-                                               "torch.save(model.state_dict(), ...) or safetensors",
+                                               "executed. Save the tensors alone, dense and in "
+                                               "f32, f16 or bf16: torch.save({{k: v.float() for "
+                                               "k, v in model.state_dict().items()}}, ...) or "
+                                               "safetensors",
                                                printable(module), printable(name)));
     }
     Node& node = make(Kind::kGlobal);
