@@ -231,15 +231,19 @@ enum class Source { kRows, kRowsAndMore, kPooled };
 /// C up to 128 · kQuads, in one pass: a warp has a row in registers, and the sums over its rows of
 /// its lanes' columns. parts [blocks, 3, C]: dgamma, dbeta and dbias of a block's rows.
 template <int32_t kQuads, Source kSource>
-__global__ void __launch_bounds__(kRowWarps* kWarp)
+__global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMostNormBlocks at once
     layernorm_backward_kernel(const float* sum, const float* statistics, NormGradient of_out,
                               int32_t N, int32_t C, const float* gamma, const Dropout* dropout,
                               uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
                               float* parts) {
   float dgamma[kQuads][4] = {}, dbeta[kQuads][4] = {}, dbias[kQuads][4] = {};
-  // Once, and not for every quad behind a store that might have changed them.
-  const Dropout masks = dropout == nullptr ? Dropout() : *dropout;
-  const bool drops = masks.threshold != 0;
+  float* const of_warps = shared_memory<float>();  // [kRowWarps, C]
+  // In front of the loop, and not for every quad behind a store that might have changed them; not
+  // in registers, which are short.
+  Dropout* const masks = reinterpret_cast<Dropout*>(of_warps + kRowWarps * C);
+  if (threadIdx.x == 0) *masks = dropout == nullptr ? Dropout() : *dropout;
+  __syncthreads();
+  const bool drops = masks->threshold != 0;
   for (int32_t i = warp_row(); i < N; i += (int32_t)gridDim.x * kRowWarps) {
     const float* row = sum + (int64_t)i * C;
     float* gradient = of_out.dx + (int64_t)i * C;
@@ -253,26 +257,23 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       from = has ? of_out.dy + (int64_t)b * C : nullptr;
       if (has && of_out.mean) share = 1 / (float)(of_out.cu_seqlens[b + 1] - begin);
     }
-    Quad x[kQuads] = {}, g[kQuads] = {}, more[kQuads] = {};
+    Quad x[kQuads] = {}, g[kQuads] = {};
     XSR_UNROLL
     for (int32_t q = 0; q < kQuads; ++q) {
       const int32_t first = 4 * (q * kWarp + lane_id());
       if (first >= C) continue;
       x[q] = load_quad(row + first);
       if (kSource != Source::kPooled || from != nullptr) g[q] = load_quad(from + first);
+      if constexpr (kSource == Source::kRows) continue;
+      Quad more = {};
       if constexpr (kSource == Source::kRowsAndMore)
-        more[q] = load_storage_quad<kernels::Storage::kBF16>(of_out.more, (int64_t)i * C + first);
-    }
-    if constexpr (kSource != Source::kRows) {
+        more = load_storage_quad<kernels::Storage::kBF16>(of_out.more, (int64_t)i * C + first);
       XSR_UNROLL
-      for (int32_t q = 0; q < kQuads; ++q) {
-        XSR_UNROLL
-        for (int32_t e = 0; e < 4; ++e) {
-          if (kSource == Source::kPooled) {
-            g[q].value[e] *= share;
-          } else {
-            g[q].value[e] += more[q].value[e];
-          }
+      for (int32_t e = 0; e < 4; ++e) {
+        if constexpr (kSource == Source::kPooled) {
+          g[q].value[e] *= share;
+        } else {
+          g[q].value[e] += more.value[e];
         }
       }
     }
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       if (first >= C) continue;
       if (drops && behind) {
         float factor[4];
-        dropout_multipliers(&masks, place, i, first, factor);
+        dropout_multipliers(masks, place, i, first, factor);
         drop(g[q], factor);
       }
       const Quad scale = load_quad(gamma + first);
@@ -311,7 +312,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       store_quad(gradient + first, four);
       if (drops && !behind) {
         float factor[4];
-        dropout_multipliers(&masks, place, i, first, factor);
+        dropout_multipliers(masks, place, i, first, factor);
         drop(four, factor);
       }
       XSR_UNROLL
@@ -320,7 +321,6 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
     }
   }
-  float* const of_warps = shared_memory<float>();  // [kRowWarps, C]
   const auto put = [&](const float(&mine)[kQuads][4], int32_t which) {
     __syncthreads();
     XSR_UNROLL
@@ -472,9 +472,9 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
                           : of_out.more != nullptr
                               ? layernorm_backward_kernel<kQuads, Source::kRowsAndMore>
                               : layernorm_backward_kernel<kQuads, Source::kRows>;
-      return launch(kernel, blocks, kRowWarps * kWarp, sizeof(float) * (size_t)(kRowWarps * C),
-                    stream, sum, statistics, of_out, N, C, gamma, dropout, place, behind, dbranch,
-                    narrow, parts);
+      const size_t bytes = sizeof(float) * (size_t)(kRowWarps * C) + sizeof(Dropout);
+      return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N, C,
+                    gamma, dropout, place, behind, dbranch, narrow, parts);
     });
     return status != 0 ? status : add_up(blocks, dbias == nullptr ? 2 : 3);
   }
