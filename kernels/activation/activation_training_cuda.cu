@@ -89,13 +89,17 @@ Status activation_backward_f32_cuda(const float* x, int64_t n, Activation activa
 
 Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                      Activation activation, uint16_t* d, float* dbias, float* parts,
-                                     Stream stream) {
+                                     PartSums* later, Stream stream) {
   const int32_t rows = blocks_of(N, kRowWarps);
   const int32_t blocks = rows < kMostActivationBlocks ? rows : kMostActivationBlocks;
   const Status status =
       launch(activation_backward_bf16_kernel, dim3(blocks_of(F, kEight * kWarp), blocks),
              kRowWarps * kWarp, 0, stream, x, bias, N, F, activation, d, parts);
-  return status != 0 ? status : add_parts_cuda(parts, blocks, F, dbias, stream);
+  if (status != 0) return status;
+  PartSums one;
+  const Status added =
+      add_parts_later_cuda(later != nullptr ? later : &one, parts, F, blocks, F, dbias, stream);
+  return added != 0 || later != nullptr ? added : add_parts_cuda(&one, stream);
 }
 
 }  // namespace xsr::cuda

@@ -208,23 +208,6 @@ Status with_quads(int32_t C, Body&& body) {
                     : body(Constant<8>());
 }
 
-/// dgamma (y = 0), dbeta (1) and dbias (2): the sums of the parts [blocks, 3, C], by lanes, then
-/// the lanes in order.
-__global__ void __launch_bounds__(kColumns* kManyLanes)
-    layernorm_backward_sums_kernel(const float* parts, int32_t blocks, int32_t C, float* dgamma,
-                                   float* dbeta, float* dbias) {
-  const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
-  const float* column = parts + (int64_t)blockIdx.y * C + c;
-  float sum = 0;
-  if (c < C) {
-    sum = sum_ahead<8>((int32_t)threadIdx.y, blocks, kManyLanes,
-                       [&](int32_t i) { return column[(int64_t)i * 3 * C]; });
-  }
-  sum = sum_of_lanes<kManyLanes>(sum);
-  float* const to = blockIdx.y == 0 ? dgamma : blockIdx.y == 1 ? dbeta : dbias;
-  if (threadIdx.y == 0 && c < C) to[c] = sum;
-}
-
 /// What the gradient of a LayerNorm's output is read from.
 enum class Source { kRows, kRowsAndMore, kPooled };
 
@@ -458,10 +441,18 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
                                const NormGradient& of_out, int32_t N, int32_t C, const float* gamma,
                                const Dropout* dropout, uint32_t place, bool behind, float* dbranch,
                                uint16_t* narrow, float* dgamma, float* dbeta, float* dbias,
-                               float* parts, Stream stream) {
-  const auto add_up = [&](int32_t blocks, int32_t sums) {
-    return launch(layernorm_backward_sums_kernel, dim3(blocks_of(C, kColumns), sums),
-                  dim3(kColumns, kManyLanes), 0, stream, parts, blocks, C, dgamma, dbeta, dbias);
+                               float* parts, PartSums* later, Stream stream) {
+  // The sums of the parts [blocks, 3, C].
+  const auto add_up = [&](int32_t blocks, bool with_bias, PartSums* last) {
+    PartSums now;
+    PartSums* const sums = last != nullptr ? last : &now;
+    float* const to[] = {dgamma, dbeta, dbias};
+    Status status = 0;
+    for (int32_t k = 0; k < (with_bias ? 3 : 2) && status == 0; ++k) {
+      status = add_parts_later_cuda(sums, parts + (int64_t)k * C, 3 * (int64_t)C, blocks, C, to[k],
+                                    stream);
+    }
+    return status != 0 || last != nullptr ? status : add_parts_cuda(sums, stream);
   };
   if (C <= 1024) {
     const int32_t rows = blocks_of(N, kRowWarps);
@@ -476,7 +467,7 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
       return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N, C,
                     gamma, dropout, place, behind, dbranch, narrow, parts);
     });
-    return status != 0 ? status : add_up(blocks, dbias == nullptr ? 2 : 3);
+    return status != 0 ? status : add_up(blocks, dbias != nullptr, later);
   }
   if (of_out.dy != nullptr) return 1;
   float* const dx = of_out.dx;
@@ -492,15 +483,15 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
     status = launch(layernorm_backward_columns_kernel, dim3(blocks_of(C, kColumns), blocks),
                     dim3(kColumns, kLanes), 0, stream, sum, statistics, dx, N, C, parts);
   }
-  if (status == 0) status = add_up(blocks, 2);
+  if (status == 0) status = add_up(blocks, false, nullptr);
   if (status == 0) {
     status = launch(layernorm_backward_rows_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
                     stream, sum, statistics, dx, N, C, gamma, behind ? nullptr : dropout, place,
                     dbranch, narrow);
   }
   if (status != 0 || dbias == nullptr) return status;
-  return narrow != nullptr ? column_sum_bf16_cuda(narrow, C, N, C, dbias, parts, stream)
-                           : column_sum_cuda(dbranch, C, N, C, dbias, parts, stream);
+  return narrow != nullptr ? column_sum_bf16_cuda(narrow, C, N, C, dbias, parts, nullptr, stream)
+                           : column_sum_cuda(dbranch, C, N, C, dbias, parts, nullptr, stream);
 }
 
 }  // namespace xsr::cuda

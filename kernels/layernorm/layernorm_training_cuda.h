@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/stream.h"
 #include "kernels/dropout/dropout.h"
+#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
@@ -98,10 +99,11 @@ static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
 /// dgamma, dbeta, dbias [C]  =, rows added in an order that N and C alone fix; dbias, in f32 where
 ///         narrow is wanted, too, null = not wanted
 /// parts   [layernorm_backward_floats_cuda(N, C)]
+/// later   as of column_sum_cuda; not used for C > 1024
 Status layernorm_backward_cuda(const float* sum, const float* statistics,
                                const NormGradient& of_out, int32_t N, int32_t C, const float* gamma,
                                const kernels::Dropout* dropout, uint32_t place, bool behind,
                                float* dbranch, uint16_t* narrow, float* dgamma, float* dbeta,
-                               float* dbias, float* parts, Stream stream);
+                               float* dbias, float* parts, PartSums* later, Stream stream);
 
 }  // namespace xsr::cuda

@@ -8,7 +8,6 @@
 #include "kernels/attention/attention_training_cuda.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_backward_cuda.h"
-#include "kernels/gemm/column_sum_cuda.h"
 #include "kernels/layernorm/layernorm_training_cuda.h"
 #include "kernels/loss/loss_cuda.h"
 #include "kernels/optimizer/optimizer_cuda.h"
@@ -29,6 +28,8 @@ using cuda::StepOutcome;
 using kernels::Dropout;
 
 constexpr uint32_t kLeastBucket = 128;  // a weight's gradient may then be summed in parts
+constexpr int32_t kSumsOfLayer = 8;     // that its backward pass leaves to add_sums()
+constexpr int32_t kLayersOfSums = cuda::PartSums::kMost / kSumsOfLayer;
 // Shapes of batches whose step is kept as a graph. Batches by tokens have nearly as many shapes as
 // there are batches, and a graph takes memory.
 constexpr size_t kMostGraphs = 256;
@@ -187,6 +188,8 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   // Not in the graph: what was prepared lies elsewhere on the host.
   batch_.upload(stream());
   const auto enqueue = [&] {
+    sums_.count = 0;
+    parts_taken_ = 0;
     forward();
     losses(true);
     backward();
@@ -321,11 +324,15 @@ void DeviceTrainer::reserve() {
   const int64_t logits = most_logits(options_.vocabulary_tile, most_sentences, V);
   // Sums by blocks of 128 rows, the last of which may be short.
   const int64_t sums_of_logits = logits / 128 + tile(1);
+  const int64_t of_norm = cuda::layernorm_backward_floats_cuda(most, C);
+  const int64_t of_layer = 2 * of_norm + cuda::column_sum_floats_cuda(most, 3 * C) +
+                           std::max(cuda::column_sum_floats_cuda(most, F),
+                                    cuda::activation_backward_floats_cuda(most, F));
+  const int64_t of_head = of_norm + cuda::column_sum_floats_cuda(most, C);
   plan.add(&parts_,
            static_cast<size_t>(std::max(
-               {cuda::layernorm_backward_floats_cuda(most, C),
-                cuda::column_sum_floats_cuda(most, 3 * C), cuda::column_sum_floats_cuda(most, F),
-                cuda::activation_backward_floats_cuda(most, F), sums_of_logits})));
+               sums_of_logits,
+               of_head + of_norm + std::min(config_.num_layers, kLayersOfSums) * of_layer)));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -564,8 +571,9 @@ void DeviceTrainer::unhead() {
           "the vocabulary's gradient");
     const Rows dz = {z_, z_narrow_};  // one of them
     float* const dbias = gradient(output_bias_) + first;
-    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, stream())
-                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, stream()),
+    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, nullptr,
+                                             stream())
+                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, nullptr, stream()),
           "the vocabulary's bias gradient");
     // dE = dzᵀ t      dt (+)= dz E
     product(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
@@ -573,16 +581,17 @@ void DeviceTrainer::unhead() {
     product(S, C, R, operand(dz, tile()), weight(encoder_.token + int64_t{first} * C, C, true), dt_,
             nullptr, k > 0);
   }
-  check(cuda::layernorm_backward_cuda(activated_, head_statistics_, {dt_}, S, C,
-                                      value(head_norm_.gamma), nullptr, 0, false, nullptr, nullptr,
-                                      gradient(head_norm_.gamma), gradient(head_norm_.beta),
-                                      nullptr, parts_, stream()),
+  check(cuda::layernorm_backward_cuda(
+            activated_, head_statistics_, {dt_}, S, C, value(head_norm_.gamma), nullptr, 0, false,
+            nullptr, nullptr, gradient(head_norm_.gamma), gradient(head_norm_.beta), nullptr,
+            take_parts(cuda::layernorm_backward_floats_cuda(S, C)), &sums_, stream()),
         "the head's layer norm, backward");
   check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
                                            stream()),
         "the head's activation, backward");
   product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight));
-  check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias), parts_, stream()),
+  check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias),
+                              take_parts(cuda::column_sum_floats_cuda(S, C)), &sums_, stream()),
         "the head's bias gradient");
   product(S, C, C, f32(dt_, C), f32(value(transform_.weight), C, true), du_, nullptr, true);
 }
@@ -659,9 +668,11 @@ void DeviceTrainer::weight_gradient(const Rows& dout, const Rows& x, const Linea
 void DeviceTrainer::bias_gradient(const Rows& dout, const LinearParameters& l) {
   const int32_t N = batch_.tokens();
   float* const dbias = gradient(l.bias);
-  check(bf16_ ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
-                                           stream())
-              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts_, stream()),
+  float* const parts = take_parts(cuda::column_sum_floats_cuda(N, l.outputs));
+  check(bf16_ ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts,
+                                           &sums_, stream())
+              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts, &sums_,
+                                      stream()),
         "a bias gradient");
 }
 
@@ -683,10 +694,11 @@ void DeviceTrainer::add_input_gradient(const Rows& dout, const LinearParameters&
 void DeviceTrainer::unbranch(const cuda::NormGradient& of_out, const float* sum,
                              const float* statistics, const NormParameters& norm, uint32_t place,
                              const LinearParameters& l) {
-  check(cuda::layernorm_backward_cuda(sum, statistics, of_out, batch_.tokens(), C,
-                                      value(norm.gamma), dropout(), place, false, dbranch_.wide,
-                                      dbranch_.narrow, gradient(norm.gamma), gradient(norm.beta),
-                                      gradient(l.bias), parts_, stream()),
+  check(cuda::layernorm_backward_cuda(
+            sum, statistics, of_out, batch_.tokens(), C, value(norm.gamma), dropout(), place, false,
+            dbranch_.wide, dbranch_.narrow, gradient(norm.gamma), gradient(norm.beta),
+            gradient(l.bias), take_parts(cuda::layernorm_backward_floats_cuda(batch_.tokens(), C)),
+            &sums_, stream()),
         "layer norm, backward");
 }
 
@@ -707,6 +719,7 @@ void DeviceTrainer::backward() {
   for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
     const EncoderParameters::Layer& w = encoder_.layers[i];
     const LayerRows& at = rows_[i];
+    if (sums_.count + kSumsOfLayer > cuda::PartSums::kMost) add_sums();
     // branch(at.hidden, w.down, …)
     unbranch(of_out, at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H),
              w.down);
@@ -718,9 +731,10 @@ void DeviceTrainer::backward() {
       input_gradient(dbranch_, w.down, dwide_.wide, false);
     }
     // activation_forward
-    check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
-                                                      config_.activation, dwide_.narrow,
-                                                      gradient(w.up.bias), parts_, stream())
+    check(bf16_ ? cuda::activation_backward_bf16_cuda(
+                      at.up.narrow, value(w.up.bias), N, F, config_.activation, dwide_.narrow,
+                      gradient(w.up.bias), take_parts(cuda::activation_backward_floats_cuda(N, F)),
+                      &sums_, stream())
                 : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
                                                      dwide_.wide, stream()),
           "activation, backward");
@@ -753,14 +767,21 @@ void DeviceTrainer::backward() {
     add_input_gradient(dwide_, w.qkv);
   }
   // embedding_layernorm_dropout_forward
-  check(cuda::layernorm_backward_cuda(
-            embedding_sum_, embedding_statistics_, of_out, N, C,
-            value(encoder_.embedding_norm.gamma), d.dropout, embedding_stream(), true, nullptr,
-            nullptr, gradient(encoder_.embedding_norm.gamma),
-            gradient(encoder_.embedding_norm.beta), nullptr, parts_, stream()),
-        "the embedding's layer norm, backward");
+  check(
+      cuda::layernorm_backward_cuda(
+          embedding_sum_, embedding_statistics_, of_out, N, C, value(encoder_.embedding_norm.gamma),
+          d.dropout, embedding_stream(), true, nullptr, nullptr,
+          gradient(encoder_.embedding_norm.gamma), gradient(encoder_.embedding_norm.beta), nullptr,
+          take_parts(cuda::layernorm_backward_floats_cuda(N, C)), &sums_, stream()),
+      "the embedding's layer norm, backward");
+  add_sums();
   scatter(d.tokens, V, gradient(encoder_.token));
   scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));
+}
+
+void DeviceTrainer::add_sums() {
+  check(cuda::add_parts_cuda(&sums_, stream()), "adding up sums of blocks");
+  parts_taken_ = 0;
 }
 
 void DeviceTrainer::scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable) {

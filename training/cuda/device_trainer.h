@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/dropout/dropout.h"
+#include "kernels/gemm/column_sum_cuda.h"
 #include "kernels/layernorm/layernorm_training_cuda.h"
 #include "kernels/optimizer/optimizer_cuda.h"
 #include "runtime/device/cuda/device.h"
@@ -217,6 +218,14 @@ class DeviceTrainer {
 
   void backward();
 
+  /// Room for a kernel's sums of blocks, which add_sums() adds.
+  float* take_parts(int64_t floats) {
+    float* const parts = parts_ + parts_taken_;
+    parts_taken_ += floats;
+    return parts;
+  }
+  void add_sums();
+
   void scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable);
 
   void update();
@@ -259,6 +268,8 @@ class DeviceTrainer {
   Rows dcontext_;
   Rows dbranch_, dwide_;
   float* parts_ = nullptr;
+  int64_t parts_taken_ = 0;
+  cuda::PartSums sums_;                         // of what is taken of parts_
   float *u_ = nullptr, *du_ = nullptr;          // of the own sentences
   float *u_all_ = nullptr, *du_all_ = nullptr;  // of all devices'
   float *unit_ = nullptr, *dunit_ = nullptr;    // likewise
