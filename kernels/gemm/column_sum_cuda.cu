@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(kColumns* kLanes)
   if (threadIdx.y == 0 && c < C) out[(int64_t)blockIdx.y * C + c] = sum;
 }
 
-/// The same additions, eight columns a thread. x and its rows start at multiples of 16 bytes.
+/// The same additions, eight columns a thread. x and its rows start and end at multiples of 16
+/// bytes: a question before a load would be one before the next.
 __global__ void __launch_bounds__(kColumns* kLanes)
     sum_rows_by_eight_kernel(const uint16_t* x, int64_t stride, int32_t rows, int32_t C,
                              float* out) {
@@ -38,16 +39,16 @@ __global__ void __launch_bounds__(kColumns* kLanes)
   const int32_t last = first + kBlockRows < rows ? first + kBlockRows : rows;
   float sums[kEight] = {};
   for (int32_t i = first + (int32_t)threadIdx.y; i < last && c < C; i += kRowsAtOnce * kLanes) {
-    float values[kRowsAtOnce][kEight] = {};
+    float values[kRowsAtOnce][kEight];
     XSR_UNROLL
     for (int32_t k = 0; k < kRowsAtOnce; ++k) {
-      const int32_t row = i + k * kLanes;
-      if (row < last) load_eight(x + row * stride + c, c + kEight <= C, C - c, values[k]);
+      const int32_t row = i + k * kLanes < last ? i + k * kLanes : last - 1;
+      load_eight(x + row * stride + c, true, kEight, values[k]);
     }
     XSR_UNROLL
     for (int32_t k = 0; k < kRowsAtOnce; ++k) {
       XSR_UNROLL
-      for (int32_t e = 0; e < kEight; ++e) sums[e] += values[k][e];
+      for (int32_t e = 0; e < kEight; ++e) sums[e] += i + k * kLanes < last ? values[k][e] : 0.0f;
     }
   }
   XSR_UNROLL
@@ -120,7 +121,8 @@ Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N,
 
 Status column_sum_bf16_cuda(const uint16_t* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                             float* parts, PartSums* later, Stream stream) {
-  const bool by_eight = reinterpret_cast<uintptr_t>(dy) % 16 == 0 && dy_stride % kEight == 0;
+  const bool by_eight =
+      reinterpret_cast<uintptr_t>(dy) % 16 == 0 && dy_stride % kEight == 0 && N % kEight == 0;
   const int32_t blocks = blocks_of(M, kBlockRows);
   const Status status = launch(by_eight ? sum_rows_by_eight_kernel : sum_rows_kernel<uint16_t>,
                                dim3(blocks_of(N, by_eight ? kColumns * kEight : kColumns), blocks),
