@@ -103,6 +103,12 @@ Floats widened(const std::vector<uint16_t>& values) {
   return result;
 }
 
+std::vector<int32_t> cumulate(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> cu = {0};
+  for (const int32_t length : lengths) cu.push_back(cu.back() + length);
+  return cu;
+}
+
 Dropout half() {
   Dropout dropout;
   dropout.threshold = 1u << 30;  // a quarter
@@ -200,10 +206,10 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
                                                 narrow.data(), statistics.data(), stream());
     });
     run([&] {
-      return layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
+      return layernorm_backward_cuda(sum.data(), statistics.data(), {dx.data()}, N, C, scale.data(),
                                      dropout.data(), 4, false, dbranch.data(), branch_narrow.data(),
                                      dgamma.data(), dbeta.data(), dbias.data(), parts.data(),
-                                     stream());
+                                     nullptr, stream());
     });
     const std::string what = "layer norm of " + std::to_string(N) + " × " + std::to_string(C);
     expect_close(what, kForward, out.host(), plain.out, exact.out, C);
@@ -248,14 +254,157 @@ TEST_F(CudaTraining, LayerNormBackwardBehindDropout) {
                                                 nullptr, statistics.data(), stream());
     });
     run([&] {
-      return layernorm_backward_cuda(sum.data(), statistics.data(), dx.data(), N, C, scale.data(),
+      return layernorm_backward_cuda(sum.data(), statistics.data(), {dx.data()}, N, C, scale.data(),
                                      dropout.data(), 4, true, nullptr, nullptr, dgamma.data(),
-                                     dbeta.data(), nullptr, parts.data(), stream());
+                                     dbeta.data(), nullptr, parts.data(), nullptr, stream());
     });
     const std::string what = "layer norm behind dropout, C=" + std::to_string(C);
     expect_close(what + " dx", kBackward, dx.host(), plain.dx, exact.dx, C);
     expect_close(what + " dgamma", kBackward, dgamma.host(), plain.dgamma, exact.dgamma, C);
     expect_close(what + " dbeta", kBackward, dbeta.host(), plain.dbeta, exact.dbeta, C);
+  }
+}
+
+/// A branch in bf16 on a residual that stands there, within the budget of all in double, and on one
+/// that is made of its sum.
+TEST_F(CudaTraining, LayerNormOfABranchInBf16) {
+  Random random(27);
+  for (const auto& shape :
+       {std::pair{1, 4}, {65, 20}, {9, 512}, {3, 132}, {11, 640}, {10, 1024}, {7, 1028}}) {
+    const int32_t N = shape.first, C = shape.second;
+    const std::string what =
+        "layer norm of a branch, " + std::to_string(N) + " × " + std::to_string(C);
+    const Floats branch = bf16_values(random, N * C), bias = normal(random, C),
+                 before = normal(random, N * C, 3), gamma = normal(random, C),
+                 beta = normal(random, C), dy = normal(random, N * C);
+    DeviceArray<uint16_t> device_branch(narrow(branch)), out_narrow(N * C), other_narrow(N * C);
+    DeviceArray<float> shift(bias), earlier(before), scale(gamma), offset(beta), residual(N * C),
+        earlier_statistics(2 * N), sum(N * C), out(N * C), statistics(2 * N), other_sum(N * C),
+        other_statistics(2 * N);
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+    run([&] {
+      return dropout_add_layernorm_forward_cuda(earlier.data(), nullptr, N, C, scale.data(),
+                                                offset.data(), 1e-5f, nullptr, 0, residual.data(),
+                                                nullptr, earlier_statistics.data(), stream());
+    });
+    run([&] {
+      return dropout_add_layernorm_forward_bf16_cuda(
+          device_branch.data(), shift.data(), {residual.data()}, N, C, scale.data(), offset.data(),
+          1e-5f, dropout.data(), 4, sum.data(), out.data(), out_narrow.data(), statistics.data(),
+          stream());
+    });
+    run([&] {
+      return dropout_add_layernorm_forward_bf16_cuda(
+          device_branch.data(), shift.data(),
+          {earlier.data(), earlier_statistics.data(), scale.data(), offset.data()}, N, C,
+          scale.data(), offset.data(), 1e-5f, dropout.data(), 4, other_sum.data(), nullptr,
+          other_narrow.data(), other_statistics.data(), stream());
+    });
+    Floats x(N * C);
+    Doubles wide_x(N * C);
+    for (int32_t i = 0; i < N * C; ++i) {
+      x[i] = branch[i] + bias[i % C];
+      wide_x[i] = double{branch[i]} + bias[i % C];
+    }
+    const Floats found_residual = residual.host();
+    const NormReference<float> plain(x, found_residual, gamma, beta, dy, N, C, half(), 4);
+    const NormReference<double> exact(wide_x, wide(found_residual), wide(gamma), wide(beta),
+                                      wide(dy), N, C, half(), 4);
+    expect_close(what, kForward, out.host(), plain.out, exact.out, C);
+    expect_close(what + " sum", kForward, sum.host(), plain.sum, exact.sum, C);
+    expect_narrow(what, out_narrow.host(), out.host());
+    // nvcc may round elsewhere in another kernel.
+    const Floats from_residual = sum.host(), from_sum = other_sum.host();
+    for (int32_t i = 0; i < N * C; ++i)
+      ASSERT_NEAR(from_residual[i], from_sum[i], 1e-6 * (10 + std::fabs(from_residual[i]))) << what;
+    const Floats of_sum = widened(other_narrow.host()), of_residual = out.host();
+    for (int32_t i = 0; i < N * C; ++i)
+      ASSERT_NEAR(of_residual[i], of_sum[i], 0.01 * (0.01 + std::fabs(of_residual[i]))) << what;
+  }
+}
+
+/// A gradient in two parts, and that of a pooling (of lengths that divide exactly), give the bits
+/// of the whole that they make.
+TEST_F(CudaTraining, LayerNormBackwardOfPartsAndOfPooling) {
+  Random random(28);
+  const std::vector<int32_t> cu = cumulate({4, 0, 1, 16, 32});
+  const int32_t B = 5, N = cu[B] + 5;
+  for (const int32_t C : {20, 260, 512, 900, 1028}) {
+    const Floats x = normal(random, N * C), gamma = normal(random, C), beta = normal(random, C),
+                 rows = normal(random, N * C), more = bf16_values(random, N * C),
+                 du = normal(random, B * C);
+    DeviceArray<float> sum(x), scale(gamma), shift(beta), out(N * C), statistics(2 * N), pooled(du),
+        parts(layernorm_backward_floats_cuda(N, C)), u(B * C), plain_u(B * C);
+    DeviceArray<uint16_t> device_more(narrow(more));
+    DeviceArray<int32_t> device_cu(cu), sentence_of(N);
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+    run([&] {
+      return dropout_add_layernorm_forward_cuda(sum.data(), nullptr, N, C, scale.data(),
+                                                shift.data(), 1e-5f, nullptr, 0, out.data(),
+                                                nullptr, statistics.data(), stream());
+    });
+    const auto backward = [&](NormGradient of_out, bool behind) {
+      DeviceArray<float> dgamma(C), dbeta(C), dbias(C);
+      DeviceArray<uint16_t> branch(N * C);
+      run([&] {
+        return layernorm_backward_cuda(
+            sum.data(), statistics.data(), of_out, N, C, scale.data(), dropout.data(), 4, behind,
+            nullptr, behind ? nullptr : branch.data(), dgamma.data(), dbeta.data(),
+            behind ? nullptr : dbias.data(), parts.data(), nullptr, stream());
+      });
+      Floats all = dgamma.host();
+      for (const Floats& other : {dbeta.host(), behind ? Floats() : dbias.host(),
+                                  behind ? Floats() : widened(branch.host())})
+        all.insert(all.end(), other.begin(), other.end());
+      return all;
+    };
+    const std::string what = "C=" + std::to_string(C);
+    for (const bool behind : {false, true}) {
+      Floats both = rows;
+      for (int32_t i = 0; i < N * C; ++i) both[i] += more[i];
+      DeviceArray<float> whole(both), first(rows);
+      EXPECT_EQ(backward({whole.data()}, behind),
+                backward({first.data(), device_more.data()}, behind))
+          << what;
+      EXPECT_EQ(whole.host(), first.host()) << what;
+    }
+    for (const auto pooling : {kernels::Pooling::kMean, kernels::Pooling::kCls}) {
+      run([&] {
+        return norm_pooling_forward_cuda(sum.data(), statistics.data(), scale.data(), shift.data(),
+                                         device_cu.data(), B, N, C, pooling, u.data(),
+                                         sentence_of.data(), stream());
+      });
+      run([&] {
+        return pooling_forward_cuda(out.data(), C, device_cu.data(), B, C, pooling, plain_u.data(),
+                                    C, stream());
+      });
+      const Floats found = u.host(), expected = plain_u.host();
+      for (int32_t i = 0; i < B * C; ++i)
+        ASSERT_NEAR(expected[i], found[i], 1e-5 * (1 + std::fabs(expected[i]))) << what;
+      NormGradient of_out;
+      DeviceArray<float> whole(N * C), dx(N * C);
+      of_out.dx = dx.data();
+      of_out.dy = pooled.data();
+      of_out.sentence_of = sentence_of.data();
+      of_out.cu_seqlens = device_cu.data();
+      of_out.mean = pooling == kernels::Pooling::kMean;
+      if (C > kMostPooledColumns) {
+        EXPECT_NE(
+            0, layernorm_backward_cuda(sum.data(), statistics.data(), of_out, N, C, scale.data(),
+                                       dropout.data(), 4, false, nullptr, nullptr, nullptr, nullptr,
+                                       nullptr, parts.data(), nullptr, stream()));
+        continue;
+      }
+      run([&] {
+        return pooling_backward_f32_cuda(out.data(), pooled.data(), device_cu.data(), B, N, C,
+                                         pooling, whole.data(), stream());
+      });
+      EXPECT_EQ(backward({whole.data()}, false), backward(of_out, false)) << what;
+      EXPECT_EQ(whole.host(), dx.host()) << what;
+    }
+    EXPECT_NE(0, norm_pooling_forward_cuda(
+                     sum.data(), statistics.data(), scale.data(), shift.data(), device_cu.data(), B,
+                     N, C, kernels::Pooling::kMax, u.data(), sentence_of.data(), stream()));
   }
 }
 
@@ -336,9 +485,10 @@ TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {
 
 TEST_F(CudaTraining, ColumnSums) {
   Random random(5);
-  for (const auto& shape : {std::pair{1, 1}, {127, 33}, {129, 60}, {700, 5}}) {
+  for (const auto& shape :
+       {std::pair{1, 1}, {127, 33}, {129, 60}, {700, 5}, {130, 264}, {300, 520}, {3, 269}}) {
     const int32_t M = shape.first, N = shape.second;
-    const int32_t stride = N + 3;
+    const int32_t stride = N % 8 == 0 ? N + 8 : N + 3;
     Floats dy(M * stride, NAN);
     for (int32_t m = 0; m < M; ++m) {
       for (int32_t n = 0; n < N; ++n) dy[m * stride + n] = random.normal();
@@ -350,7 +500,8 @@ TEST_F(CudaTraining, ColumnSums) {
     kernels::column_sum_ref<double>(wide_dy.data(), stride, M, 0, N, false, exact.data());
     DeviceArray<float> device(dy), sum(N), parts(column_sum_floats_cuda(M, N));
     run([&] {
-      return column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), stream());
+      return column_sum_cuda(device.data(), stride, M, N, sum.data(), parts.data(), nullptr,
+                             stream());
     });
     expect_close("column sum", kBackward, sum.host(), plain, exact, N);
 
@@ -359,14 +510,43 @@ TEST_F(CudaTraining, ColumnSums) {
     DeviceArray<float> rounded(dy), wanted(N);
     DeviceArray<uint16_t> device_narrow(narrow(dy));
     run([&] {
-      return column_sum_cuda(rounded.data(), stride, M, N, wanted.data(), parts.data(), stream());
+      return column_sum_cuda(rounded.data(), stride, M, N, wanted.data(), parts.data(), nullptr,
+                             stream());
     });
     run([&] {
       return column_sum_bf16_cuda(device_narrow.data(), stride, M, N, sum.data(), parts.data(),
-                                  stream());
+                                  nullptr, stream());
     });
     EXPECT_EQ(wanted.host(), sum.host());
   }
+}
+
+/// Sums that were left to one launch, more than it takes, have the bits of those that were not.
+TEST_F(CudaTraining, PartSumsAddedLater) {
+  Random random(29);
+  PartSums sums;
+  std::vector<std::unique_ptr<DeviceArray<float>>> kept, now, later;
+  const auto keep = [](auto& list, auto&& values) -> DeviceArray<float>& {
+    list.push_back(std::make_unique<DeviceArray<float>>(values));
+    return *list.back();
+  };
+  for (int32_t k = 0; k < PartSums::kMost + 3; ++k) {
+    const int32_t M = random.range(1, 9000), N = random.range(1, 70);
+    DeviceArray<float>& dy = keep(kept, normal(random, int64_t{M} * N));
+    DeviceArray<float>& parts = keep(kept, Floats(column_sum_floats_cuda(M, N)));
+    DeviceArray<float>&sum = keep(now, Floats(N)), &later_sum = keep(later, Floats(N));
+    run([&] {
+      return column_sum_cuda(dy.data(), N, M, N, sum.data(), parts.data(), nullptr, stream());
+    });
+    run([&] {
+      return column_sum_cuda(dy.data(), N, M, N, later_sum.data(), parts.data(), &sums, stream());
+    });
+    EXPECT_EQ(k % PartSums::kMost + 1, sums.count);
+  }
+  EXPECT_EQ(Floats(later.back()->size()), later.back()->host()) << "not yet";
+  run([&] { return add_parts_cuda(&sums, stream()); });
+  EXPECT_EQ(0, sums.count);
+  for (size_t k = 0; k < now.size(); ++k) EXPECT_EQ(now[k]->host(), later[k]->host()) << k;
 }
 
 TEST_F(CudaTraining, Activations) {
@@ -426,7 +606,8 @@ TEST_F(CudaTraining, ActivationBackwardInBf16) {
       DeviceArray<float> device_bias(bias), dbias(F), parts(activation_backward_floats_cuda(N, F));
       run([&] {
         return activation_backward_bf16_cuda(in.data(), device_bias.data(), N, F, activation,
-                                             d.data(), dbias.data(), parts.data(), stream());
+                                             d.data(), dbias.data(), parts.data(), nullptr,
+                                             stream());
       });
       expect_close("its bias' gradient, F=" + std::to_string(F), kBackward, dbias.host(),
                    plain_dbias, exact_dbias, F);
@@ -434,12 +615,6 @@ TEST_F(CudaTraining, ActivationBackwardInBf16) {
                    widened(d.host()), plain_narrow, exact, F);
     }
   }
-}
-
-std::vector<int32_t> cumulate(const std::vector<int32_t>& lengths) {
-  std::vector<int32_t> cu = {0};
-  for (const int32_t length : lengths) cu.push_back(cu.back() + length);
-  return cu;
 }
 
 TEST_F(CudaTraining, Pooling) {

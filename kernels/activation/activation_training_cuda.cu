@@ -34,31 +34,39 @@ __global__ void activation_backward_kernel(const float* x, int64_t n, Activation
   store_quad(d, i, n, four);
 }
 
-/// A warp a row at a time, a lane eight of its columns, whose sums it keeps. parts [gridDim.y, F]
+/// A warp two rows at a time, a lane eight of their columns, whose sums it keeps. kWhole: 8 divides
+/// F, and all four loads are under way at once. parts [gridDim.y, F]
+template <bool kWhole>
 __global__ void __launch_bounds__(kRowWarps* kWarp)
     activation_backward_bf16_kernel(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                     Activation activation, uint16_t* d, float* parts) {
-  constexpr int32_t kBlockColumns = kEight * kWarp;
+  constexpr int32_t kBlockColumns = kEight * kWarp, kAtOnce = 2;
   __shared__ float of_warps[kRowWarps][kBlockColumns];
   const int32_t first = (int32_t)blockIdx.x * kBlockColumns, c = first + kEight * lane_id();
   const int32_t warp = (int32_t)threadIdx.x / kWarp;
-  const bool whole = F % kEight == 0;
   float sums[kEight] = {};
   if (c < F) {
     float shift[kEight];
-    load_eight(bias + c, whole, F - c, shift);
-    for (int32_t i = (int32_t)blockIdx.y * kRowWarps + warp; i < N;
-         i += (int32_t)gridDim.y * kRowWarps) {
-      const int64_t at = (int64_t)i * F + c;
-      float values[kEight], gradient[kEight];
-      load_eight(x + at, whole, F - c, values);
-      load_eight(d + at, whole, F - c, gradient);
+    load_eight(bias + c, kWhole, F - c, shift);
+    const int32_t step = (int32_t)gridDim.y * kRowWarps;
+    for (int32_t i = (int32_t)blockIdx.y * kRowWarps + warp; i < N; i += kAtOnce * step) {
+      float values[kAtOnce][kEight], gradient[kAtOnce][kEight];
       XSR_UNROLL
-      for (int32_t e = 0; e < kEight; ++e) {
-        gradient[e] *= kernels::activation_slope_ref(values[e] + shift[e], activation);
-        sums[e] += gradient[e];
+      for (int32_t k = 0; k < kAtOnce; ++k) {
+        const int32_t row = i + k * step < N ? i + k * step : i;  // the first again
+        load_eight(x + (int64_t)row * F + c, kWhole, F - c, values[k]);
+        load_eight(d + (int64_t)row * F + c, kWhole, F - c, gradient[k]);
       }
-      store_eight(d + at, whole, F - c, gradient);
+      XSR_UNROLL
+      for (int32_t k = 0; k < kAtOnce; ++k) {
+        if (i + k * step >= N) break;
+        XSR_UNROLL
+        for (int32_t e = 0; e < kEight; ++e) {
+          gradient[k][e] *= kernels::activation_slope_ref(values[k][e] + shift[e], activation);
+          sums[e] += gradient[k][e];
+        }
+        store_eight(d + (int64_t)(i + k * step) * F + c, kWhole, F - c, gradient[k]);
+      }
     }
   }
   XSR_UNROLL
@@ -89,13 +97,18 @@ Status activation_backward_f32_cuda(const float* x, int64_t n, Activation activa
 
 Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                      Activation activation, uint16_t* d, float* dbias, float* parts,
-                                     Stream stream) {
+                                     PartSums* later, Stream stream) {
   const int32_t rows = blocks_of(N, kRowWarps);
   const int32_t blocks = rows < kMostActivationBlocks ? rows : kMostActivationBlocks;
-  const Status status =
-      launch(activation_backward_bf16_kernel, dim3(blocks_of(F, kEight * kWarp), blocks),
-             kRowWarps * kWarp, 0, stream, x, bias, N, F, activation, d, parts);
-  return status != 0 ? status : add_parts_cuda(parts, blocks, F, dbias, stream);
+  const Status status = launch(F % kEight == 0 ? activation_backward_bf16_kernel<true>
+                                               : activation_backward_bf16_kernel<false>,
+                               dim3(blocks_of(F, kEight * kWarp), blocks), kRowWarps * kWarp, 0,
+                               stream, x, bias, N, F, activation, d, parts);
+  if (status != 0) return status;
+  PartSums one;
+  const Status added =
+      add_parts_later_cuda(later != nullptr ? later : &one, parts, F, blocks, F, dbias, stream);
+  return added != 0 || later != nullptr ? added : add_parts_cuda(&one, stream);
 }
 
 }  // namespace xsr::cuda

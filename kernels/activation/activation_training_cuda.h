@@ -3,6 +3,7 @@
 
 #include "kernels/activation/activation.h"
 #include "kernels/cuda/stream.h"
+#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
@@ -34,8 +35,9 @@ static constexpr int64_t activation_backward_floats_cuda(int32_t N, int32_t F) {
 /// d     [N, F] bf16, read and written; rows next to each other
 /// dbias [F] f32  =, rows added in an order that N alone fixes
 /// parts [activation_backward_floats_cuda(N, F)]
+/// later as of column_sum_cuda
 Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                      kernels::Activation activation, uint16_t* d, float* dbias,
-                                     float* parts, Stream stream);
+                                     float* parts, PartSums* later, Stream stream);
 
 }  // namespace xsr::cuda

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int32_t kWarps = 4;
 constexpr int32_t kThreads = kWarps * kWarp;
-constexpr int32_t kBackwardTiles = 4;  // of shared memory a warp
+constexpr int32_t kQueryTiles = 5, kKeyTiles = 4;  // of shared memory a warp
 
 /// This warp's tile: 16 rows of a sentence, or of those that belong to none. Tiles are numbered so
 /// that sentence b's begin at cu_seqlens[b] / 16 + b: those before it never reach as far, whatever
@@ -159,10 +159,11 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   }
   const int32_t g = lane_id() / 4, t = lane_id() % 4;
   const HeadRows head = head_rows(qkv, stride, bias, H, D, h);
-  uint16_t* const q = warp_tiles<kD>(kBackwardTiles);
+  uint16_t* const q = warp_tiles<kD>(kQueryTiles);
   uint16_t* const gradient = q + TileShape<kD>::kSize;
   uint16_t* const k = gradient + TileShape<kD>::kSize;
-  uint16_t* const v = k + TileShape<kD>::kSize;
+  uint16_t* const next_k = k + TileShape<kD>::kSize;
+  uint16_t* const v = next_k + TileShape<kD>::kSize;
   head.fill<kD, true>(0, tile.row, tile.end, q);
   fill_tile<kD, true>(dout + h * D, C, nullptr, tile.row, tile.end, D, gradient);
   const float scale = 1.0f / sqrtf((float)D);
@@ -187,49 +188,72 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   // and not as dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn, here and
   // where lse is taken from a score, since a product that is not rounded before its difference
   // would not.
-  const bool one_tile = tile.end - tile.begin <= kTileRows;
-  float dq[kD / 8][4], p[2][4], dp[2][4];
-  clear_sums(dq);
-  for (int32_t pass = 0; pass < 2; ++pass) {
-    for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
-      if (pass == 0 || !one_tile) {
-        __syncwarp();
-        head.fill<kD, true>(1, key, tile.end, k);
-        head.fill<kD, true>(2, key, tile.end, v);
-        __syncwarp();
-        clear_sums(p);
-        clear_sums(dp);
-        add_dots<kD>(q, k, p);
-        add_dots<kD>(gradient, v, dp);
-        const uint32_t keep =
-            drops ? query_bits(keep_bits(*dropout, stream, tile.row, key - tile.begin)) : kKeepAll;
-        XSR_UNROLL
-        for (int32_t e = 0; e < 8; ++e) {
-          const int32_t n = e / 4, i = e % 4;
-          const bool there = key + n * 8 + 2 * t + i % 2 < tile.end;
-          p[n][i] = there ? expf(__fmul_rn(p[n][i], scale) - row_lse[i / 2]) : 0.0f;
-          dp[n][i] =
-              there && (keep >> e & 1u) != 0 ? __fmul_rn(dp[n][i] + shift[i / 2], factor) : 0.0f;
-        }
-      }
-      XSR_UNROLL
-      for (int32_t e = 0; e < 8; ++e) {
-        const int32_t n = e / 4, i = e % 4;
-        if (pass == 0) {
-          row_factor[i / 2] += p[n][i];
-          row_delta[i / 2] += p[n][i] * dp[n][i];
-        } else {
-          dp[n][i] = p[n][i] * row_factor[i / 2] * (dp[n][i] - row_delta[i / 2]);
-        }
-      }
-      if (pass == 1) add_rows<kD>(dp, k, dq);
+  float dq[kD / 8][4];
+  // E and dP of 16 keys, which go to `keys`.
+  const auto take = [&](int32_t key, uint16_t* keys, float(&p)[2][4], float(&dp)[2][4]) {
+    __syncwarp();
+    head.fill<kD, true>(1, key, tile.end, keys);
+    head.fill<kD, true>(2, key, tile.end, v);
+    __syncwarp();
+    clear_sums(p);
+    clear_sums(dp);
+    add_dots<kD>(q, keys, p);
+    add_dots<kD>(gradient, v, dp);
+    const uint32_t keep =
+        drops ? query_bits(keep_bits(*dropout, stream, tile.row, key - tile.begin)) : kKeepAll;
+    XSR_UNROLL
+    for (int32_t e = 0; e < 8; ++e) {
+      const int32_t n = e / 4, i = e % 4;
+      const bool there = key + n * 8 + 2 * t + i % 2 < tile.end;
+      p[n][i] = there ? expf(__fmul_rn(p[n][i], scale) - row_lse[i / 2]) : 0.0f;
+      dp[n][i] = there && (keep >> e & 1u) != 0 ? __fmul_rn(dp[n][i] + shift[i / 2], factor) : 0.0f;
     }
-    if (pass == 0) {
-      XSR_UNROLL
-      for (int32_t r = 0; r < 2; ++r) {
-        row_factor[r] = 1 / quad_sum(row_factor[r]);
-        row_delta[r] = quad_sum(row_delta[r]) * row_factor[r];
-      }
+  };
+  const auto count = [&](const float(&p)[2][4], const float(&dp)[2][4]) {
+    XSR_UNROLL
+    for (int32_t e = 0; e < 8; ++e) {
+      row_factor[e % 4 / 2] += p[e / 4][e % 4];
+      row_delta[e % 4 / 2] += p[e / 4][e % 4] * dp[e / 4][e % 4];
+    }
+  };
+  const auto divide = [&] {
+    XSR_UNROLL
+    for (int32_t r = 0; r < 2; ++r) {
+      row_factor[r] = 1 / quad_sum(row_factor[r]);
+      row_delta[r] = quad_sum(row_delta[r]) * row_factor[r];
+    }
+    clear_sums(dq);
+  };
+  const auto add = [&](const float(&p)[2][4], float(&dp)[2][4], const uint16_t* keys) {
+    XSR_UNROLL
+    for (int32_t e = 0; e < 8; ++e) {
+      const int32_t n = e / 4, i = e % 4;
+      dp[n][i] = p[n][i] * row_factor[i / 2] * (dp[n][i] - row_delta[i / 2]);
+    }
+    add_rows<kD>(dp, keys, dq);
+  };
+  const int32_t second = tile.begin + kTileRows;
+  if (tile.end - tile.begin <= 2 * kTileRows) {  // most sentences: E and dP stay in registers
+    float p[2][4], dp[2][4], next_p[2][4] = {}, next_dp[2][4] = {};
+    take(tile.begin, k, p, dp);
+    count(p, dp);
+    if (second < tile.end) {
+      take(second, next_k, next_p, next_dp);
+      count(next_p, next_dp);
+    }
+    divide();
+    add(p, dp, k);
+    if (second < tile.end) add(next_p, next_dp, next_k);
+  } else {
+    float p[2][4], dp[2][4];
+    for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
+      take(key, k, p, dp);
+      count(p, dp);
+    }
+    divide();
+    for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
+      take(key, k, p, dp);
+      add(p, dp, k);
     }
   }
   XSR_UNROLL
@@ -259,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   const int64_t stride = 3 * (int64_t)C;
   const int32_t g = lane_id() / 4, t = lane_id() % 4;
   const HeadRows head = head_rows(qkv, stride, bias, H, D, h);
-  uint16_t* const k = warp_tiles<kD>(kBackwardTiles);
+  uint16_t* const k = warp_tiles<kD>(kKeyTiles);
   uint16_t* const v = k + TileShape<kD>::kSize;
   uint16_t* const q = v + TileShape<kD>::kSize;
   uint16_t* const gradient = q + TileShape<kD>::kSize;
@@ -339,16 +363,16 @@ Status attention_backward_bf16_cuda(const uint16_t* qkv, const float* bias,
   if (!attention_bf16_takes(D)) return 1;
   return with_head_dim(D, [&](auto rounded) {
     constexpr int32_t kD = decltype(rounded)::value;
-    const size_t bytes = tile_bytes<kD>(kWarps, kBackwardTiles);
     float2* const pairs = reinterpret_cast<float2*>(delta);
     float* const factors = delta + 2 * (int64_t)N * H;
-    const Status status = launch(attention_backward_queries_bf16_kernel<kD>, grid_of(B, N, H),
-                                 dim3(kThreads), bytes, stream, qkv, bias, cu_seqlens, B, N, H, D,
-                                 lse, dropout, place, dout, dqkv, pairs, factors);
+    const Status status =
+        launch(attention_backward_queries_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads),
+               tile_bytes<kD>(kWarps, kQueryTiles), stream, qkv, bias, cu_seqlens, B, N, H, D, lse,
+               dropout, place, dout, dqkv, pairs, factors);
     if (status != 0) return status;
-    return launch(attention_backward_keys_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads), bytes,
-                  stream, qkv, bias, cu_seqlens, B, N, H, D, lse, dropout, place, dout, pairs,
-                  factors, dqkv);
+    return launch(attention_backward_keys_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads),
+                  tile_bytes<kD>(kWarps, kKeyTiles), stream, qkv, bias, cu_seqlens, B, N, H, D, lse,
+                  dropout, place, dout, pairs, factors, dqkv);
   });
 }
 

@@ -112,43 +112,153 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   }
 }
 
-/// dgamma (y = 0), dbeta (1) and dbias (2): the sums of the parts [blocks, 3, C], by lanes, then
-/// the lanes in order.
-__global__ void __launch_bounds__(kColumns* kManyLanes)
-    layernorm_backward_sums_kernel(const float* parts, int32_t blocks, int32_t C, float* dgamma,
-                                   float* dbeta, float* dbias) {
-  const int32_t c = (int32_t)(blockIdx.x * kColumns + threadIdx.x);
-  const float* column = parts + (int64_t)blockIdx.y * C + c;
-  float sum = 0;
-  if (c < C) {
-    sum = sum_ahead<8>((int32_t)threadIdx.y, blocks, kManyLanes,
-                       [&](int32_t i) { return column[(int64_t)i * 3 * C]; });
-  }
-  sum = sum_of_lanes<kManyLanes>(sum);
-  float* const to = blockIdx.y == 0 ? dgamma : blockIdx.y == 1 ? dbeta : dbias;
-  if (threadIdx.y == 0 && c < C) to[c] = sum;
+/// Four columns of a row of NormRows.
+__device__ __forceinline__ Quad load_rows(const NormRows& rows, int32_t i, int32_t C,
+                                          int32_t first) {
+  const Quad x = load_quad(rows.x + (int64_t)i * C + first);
+  if (rows.statistics == nullptr) return x;
+  return normalize(x, rows.statistics[2 * (int64_t)i], rows.statistics[2 * (int64_t)i + 1],
+                   load_quad(rows.gamma + first), load_quad(rows.beta + first));
 }
+
+/// C up to 128 · kQuads, with the row in registers; kQuads 0: any C, and sum is read again.
+template <int32_t kQuads>
+__global__ void __launch_bounds__(kRowWarps* kWarp)
+    dropout_add_layernorm_forward_bf16_kernel(const uint16_t* branch, const float* bias,
+                                              NormRows residual, int32_t N, int32_t C,
+                                              const float* gamma, const float* beta, float eps,
+                                              const Dropout* dropout, uint32_t place, float* sum,
+                                              float* out, uint16_t* narrow, float* statistics) {
+  const int32_t i = warp_row();
+  if (i >= N) return;
+  const Dropout masks = *dropout;  // once, and not behind every store
+  float* const row = sum + (int64_t)i * C;
+  float total = 0, mean, rstd;
+  const auto add = [&](int32_t first, Quad four, const Quad& other) {
+    const Quad shift = load_quad(bias + first);
+    float factor[4];
+    dropout_multipliers(&masks, place, i, first, factor);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) four.value[e] += shift.value[e];
+    drop(four, factor);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      four.value[e] += other.value[e];
+      total += four.value[e];
+    }
+    store_quad(row + first, four);
+    return four;
+  };
+  const auto put = [&](int32_t first, const Quad& x) {
+    const Quad four = normalize(x, mean, rstd, load_quad(gamma + first), load_quad(beta + first));
+    if (out != nullptr) store_quad(out + (int64_t)i * C + first, four);
+    if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
+  };
+  const auto load_branch = [&](int32_t first) {
+    return load_storage_quad<kernels::Storage::kBF16>(branch, (int64_t)i * C + first);
+  };
+  if constexpr (kQuads == 0) {
+    for_quads(C, [&](int32_t first) {
+      add(first, load_branch(first), load_rows(residual, i, C, first));
+    });
+    row_statistics(row, C, total, eps, &mean, &rstd);
+    for_quads(C, [&](int32_t first) { put(first, load_quad(row + first)); });
+  } else {
+    Quad x[kQuads] = {}, other[kQuads] = {};
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first < C) x[q] = load_branch(first), other[q] = load_rows(residual, i, C, first);
+    }
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first < C) x[q] = add(first, x[q], other[q]);
+    }
+    mean = warp_sum(total) / (float)C;
+    float squares = 0;
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      if (4 * (q * kWarp + lane_id()) >= C) continue;
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) {
+        const float deviation = x[q].value[e] - mean;
+        squares += deviation * deviation;
+      }
+    }
+    rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (first < C) put(first, x[q]);
+    }
+  }
+  if (lane_id() == 0) {
+    statistics[2 * (int64_t)i] = mean;
+    statistics[2 * (int64_t)i + 1] = rstd;
+  }
+}
+
+/// body(Constant) with the quads of a lane that rows of C ≤ 1024 take.
+template <typename Body>
+Status with_quads(int32_t C, Body&& body) {
+  return C <= 256   ? body(Constant<2>())
+         : C <= 512 ? body(Constant<4>())
+         : C <= 768 ? body(Constant<6>())
+                    : body(Constant<8>());
+}
+
+/// What the gradient of a LayerNorm's output is read from.
+enum class Source { kRows, kRowsAndMore, kPooled };
 
 /// C up to 128 · kQuads, in one pass: a warp has a row in registers, and the sums over its rows of
 /// its lanes' columns. parts [blocks, 3, C]: dgamma, dbeta and dbias of a block's rows.
-template <int32_t kQuads>
-__global__ void __launch_bounds__(kRowWarps* kWarp)
-    layernorm_backward_kernel(const float* sum, const float* statistics, float* dx, int32_t N,
-                              int32_t C, const float* gamma, const Dropout* dropout, uint32_t place,
-                              bool behind, float* dbranch, uint16_t* narrow, float* parts) {
+template <int32_t kQuads, Source kSource>
+__global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMostNormBlocks at once
+    layernorm_backward_kernel(const float* sum, const float* statistics, NormGradient of_out,
+                              int32_t N, int32_t C, const float* gamma, const Dropout* dropout,
+                              uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
+                              float* parts) {
   float dgamma[kQuads][4] = {}, dbeta[kQuads][4] = {}, dbias[kQuads][4] = {};
-  // Once, and not for every quad behind a store that might have changed them.
-  const Dropout masks = dropout == nullptr ? Dropout() : *dropout;
-  const bool drops = masks.threshold != 0;
+  float* const of_warps = shared_memory<float>();  // [kRowWarps, C]
+  // In front of the loop, and not for every quad behind a store that might have changed them; not
+  // in registers, which are short.
+  Dropout* const masks = reinterpret_cast<Dropout*>(of_warps + kRowWarps * C);
+  if (threadIdx.x == 0) *masks = dropout == nullptr ? Dropout() : *dropout;
+  __syncthreads();
+  const bool drops = masks->threshold != 0;
   for (int32_t i = warp_row(); i < N; i += (int32_t)gridDim.x * kRowWarps) {
     const float* row = sum + (int64_t)i * C;
-    float* gradient = dx + (int64_t)i * C;
+    float* gradient = of_out.dx + (int64_t)i * C;
     const float mean = statistics[2 * (int64_t)i], rstd = statistics[2 * (int64_t)i + 1];
+    const float* from = gradient;
+    float share = 1;
+    if constexpr (kSource == Source::kPooled) {
+      const int32_t b = of_out.sentence_of[i];
+      const int32_t begin = b < 0 ? 0 : of_out.cu_seqlens[b];
+      const bool has = b >= 0 && (of_out.mean || i == begin);
+      from = has ? of_out.dy + (int64_t)b * C : nullptr;
+      if (has && of_out.mean) share = 1 / (float)(of_out.cu_seqlens[b + 1] - begin);
+    }
     Quad x[kQuads] = {}, g[kQuads] = {};
     XSR_UNROLL
     for (int32_t q = 0; q < kQuads; ++q) {
       const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first < C) x[q] = load_quad(row + first), g[q] = load_quad(gradient + first);
+      if (first >= C) continue;
+      x[q] = load_quad(row + first);
+      if (kSource != Source::kPooled || from != nullptr) g[q] = load_quad(from + first);
+      if constexpr (kSource == Source::kRows) continue;
+      Quad more = {};
+      if constexpr (kSource == Source::kRowsAndMore)
+        more = load_storage_quad<kernels::Storage::kBF16>(of_out.more, (int64_t)i * C + first);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) {
+        if constexpr (kSource == Source::kPooled) {
+          g[q].value[e] *= share;
+        } else {
+          g[q].value[e] += more.value[e];
+        }
+      }
     }
     float total = 0, total_normalized = 0;  // of g, which is dy · gamma, and of g · x̂
     XSR_UNROLL
@@ -157,7 +267,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       if (first >= C) continue;
       if (drops && behind) {
         float factor[4];
-        dropout_multipliers(&masks, place, i, first, factor);
+        dropout_multipliers(masks, place, i, first, factor);
         drop(g[q], factor);
       }
       const Quad scale = load_quad(gamma + first);
@@ -185,7 +295,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       store_quad(gradient + first, four);
       if (drops && !behind) {
         float factor[4];
-        dropout_multipliers(&masks, place, i, first, factor);
+        dropout_multipliers(masks, place, i, first, factor);
         drop(four, factor);
       }
       XSR_UNROLL
@@ -194,7 +304,6 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
     }
   }
-  float* const of_warps = shared_memory<float>();  // [kRowWarps, C]
   const auto put = [&](const float(&mine)[kQuads][4], int32_t which) {
     __syncthreads();
     XSR_UNROLL
@@ -240,6 +349,17 @@ __global__ void layernorm_backward_columns_kernel(const float* sum, const float*
     parts[(int64_t)blockIdx.y * 3 * C + c] = dgamma;
     parts[((int64_t)blockIdx.y * 3 + 1) * C + c] = dbeta;
   }
+}
+
+/// dx ← dx + more
+__global__ void add_bf16_kernel(float* dx, const uint16_t* more, int64_t n) {
+  const int64_t i = quad_of_thread();
+  if (i >= n) return;
+  Quad four = load_quad(dx + i);
+  const Quad other = load_storage_quad<kernels::Storage::kBF16>(more, i);
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e) four.value[e] += other.value[e];
+  store_quad(dx + i, four);
 }
 
 __global__ void layernorm_backward_rows_kernel(const float* sum, const float* statistics, float* dx,
@@ -303,44 +423,75 @@ Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int
                 statistics);
 }
 
-Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,
-                               int32_t C, const float* gamma, const Dropout* dropout,
-                               uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
-                               float* dgamma, float* dbeta, float* dbias, float* parts,
-                               Stream stream) {
-  const auto add_up = [&](int32_t blocks, int32_t sums) {
-    return launch(layernorm_backward_sums_kernel, dim3(blocks_of(C, kColumns), sums),
-                  dim3(kColumns, kManyLanes), 0, stream, parts, blocks, C, dgamma, dbeta, dbias);
+Status dropout_add_layernorm_forward_bf16_cuda(const uint16_t* branch, const float* bias,
+                                               const NormRows& residual, int32_t N, int32_t C,
+                                               const float* gamma, const float* beta, float eps,
+                                               const Dropout* dropout, uint32_t place, float* sum,
+                                               float* out, uint16_t* narrow, float* statistics,
+                                               Stream stream) {
+  const auto rows = [&](auto quads) {
+    return launch(dropout_add_layernorm_forward_bf16_kernel<decltype(quads)::value>,
+                  blocks_of(N, kRowWarps), kRowWarps * kWarp, 0, stream, branch, bias, residual, N,
+                  C, gamma, beta, eps, dropout, place, sum, out, narrow, statistics);
+  };
+  return C <= 1024 ? with_quads(C, rows) : rows(Constant<0>());
+}
+
+Status layernorm_backward_cuda(const float* sum, const float* statistics,
+                               const NormGradient& of_out, int32_t N, int32_t C, const float* gamma,
+                               const Dropout* dropout, uint32_t place, bool behind, float* dbranch,
+                               uint16_t* narrow, float* dgamma, float* dbeta, float* dbias,
+                               float* parts, PartSums* later, Stream stream) {
+  // The sums of the parts [blocks, 3, C].
+  const auto add_up = [&](int32_t blocks, bool with_bias, PartSums* last) {
+    PartSums now;
+    PartSums* const sums = last != nullptr ? last : &now;
+    float* const to[] = {dgamma, dbeta, dbias};
+    Status status = 0;
+    for (int32_t k = 0; k < (with_bias ? 3 : 2) && status == 0; ++k) {
+      status = add_parts_later_cuda(sums, parts + (int64_t)k * C, 3 * (int64_t)C, blocks, C, to[k],
+                                    stream);
+    }
+    return status != 0 || last != nullptr ? status : add_parts_cuda(sums, stream);
   };
   if (C <= 1024) {
     const int32_t rows = blocks_of(N, kRowWarps);
     const int32_t blocks = rows < kMostNormBlocks ? rows : kMostNormBlocks;
-    const auto kernel = C <= 256   ? layernorm_backward_kernel<2>
-                        : C <= 512 ? layernorm_backward_kernel<4>
-                        : C <= 768 ? layernorm_backward_kernel<6>
-                                   : layernorm_backward_kernel<8>;
-    const Status status =
-        launch(kernel, blocks, kRowWarps * kWarp, sizeof(float) * (size_t)(kRowWarps * C), stream,
-               sum, statistics, dx, N, C, gamma, dropout, place, behind, dbranch, narrow, parts);
-    return status != 0 ? status : add_up(blocks, dbias == nullptr ? 2 : 3);
+    const Status status = with_quads(C, [&](auto quads) {
+      constexpr int32_t kQuads = decltype(quads)::value;
+      const auto kernel = of_out.dy != nullptr ? layernorm_backward_kernel<kQuads, Source::kPooled>
+                          : of_out.more != nullptr
+                              ? layernorm_backward_kernel<kQuads, Source::kRowsAndMore>
+                              : layernorm_backward_kernel<kQuads, Source::kRows>;
+      const size_t bytes = sizeof(float) * (size_t)(kRowWarps * C) + sizeof(Dropout);
+      return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N, C,
+                    gamma, dropout, place, behind, dbranch, narrow, parts);
+    });
+    return status != 0 ? status : add_up(blocks, dbias != nullptr, later);
   }
+  if (of_out.dy != nullptr) return 1;
+  float* const dx = of_out.dx;
   const int32_t blocks = blocks_of(N, kBlockRows);
   Status status = 0;
-  if (behind && dropout != nullptr)
+  if (of_out.more != nullptr) {
+    status = launch(add_bf16_kernel, quad_blocks((int64_t)N * C), kQuadThreads, 0, stream, dx,
+                    of_out.more, (int64_t)N * C);
+  }
+  if (status == 0 && behind && dropout != nullptr)
     status = dropout_forward_f32_cuda(dx, N, C, dropout, place, stream);
   if (status == 0) {
     status = launch(layernorm_backward_columns_kernel, dim3(blocks_of(C, kColumns), blocks),
                     dim3(kColumns, kLanes), 0, stream, sum, statistics, dx, N, C, parts);
   }
-  if (status == 0) status = add_up(blocks, 2);
+  if (status == 0) status = add_up(blocks, false, nullptr);
   if (status == 0) {
     status = launch(layernorm_backward_rows_kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0,
                     stream, sum, statistics, dx, N, C, gamma, behind ? nullptr : dropout, place,
                     dbranch, narrow);
   }
   if (status != 0 || dbias == nullptr) return status;
-  return narrow != nullptr ? column_sum_bf16_cuda(narrow, C, N, C, dbias, parts, stream)
-                           : column_sum_cuda(dbranch, C, N, C, dbias, parts, stream);
+  return narrow != nullptr ? column_sum_bf16_cuda(narrow, C, N, C, dbias, parts, nullptr, stream)
+                           : column_sum_cuda(dbranch, C, N, C, dbias, parts, nullptr, stream);
 }
 
 }  // namespace xsr::cuda

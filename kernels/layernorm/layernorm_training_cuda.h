@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/stream.h"
 #include "kernels/dropout/dropout.h"
+#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
@@ -38,6 +39,41 @@ Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int
                                           float* out, uint16_t* narrow, float* statistics,
                                           Stream stream);
 
+/// Rows [N, C] in f32: x, or where statistics are given the LayerNorm of x,
+/// (x − mean) · rstd · gamma + beta, which then stands nowhere.
+struct NormRows {
+  const float* x = nullptr;
+  const float *statistics = nullptr, *gamma = nullptr, *beta = nullptr;
+};
+
+/// sum ← residual + dropout(branch + bias);  out ← LayerNorm(sum)
+///
+/// branch [N, C]  bf16, without its bias, as in a product into bf16   bias, gamma, beta [C]
+/// dropout        on the device; its threshold may be 0
+/// sum    [N, C]  =, no row of the residual
+/// out, narrow    null = not wanted
+Status dropout_add_layernorm_forward_bf16_cuda(const uint16_t* branch, const float* bias,
+                                               const NormRows& residual, int32_t N, int32_t C,
+                                               const float* gamma, const float* beta, float eps,
+                                               const kernels::Dropout* dropout, uint32_t place,
+                                               float* sum, float* out, uint16_t* narrow,
+                                               float* statistics, Stream stream);
+
+/// The gradient of a LayerNorm's output.
+struct NormGradient {
+  /// [N, C]; read where dy is null, and overwritten by that of the LayerNorm's input
+  float* dx = nullptr;
+  /// [N, C] bf16, 8-byte aligned: added to dx first; null = nothing
+  const uint16_t* more = nullptr;
+  /// [B, C] f32, or null. Of a pooling of the output by mean, or of the first rows: dx is then not
+  /// read. C ≤ 1024; sentence_of [N] is a row's sentence, below 0 where it has none.
+  const float* dy = nullptr;
+  const int32_t *sentence_of = nullptr, *cu_seqlens = nullptr;
+  bool mean = false;
+};
+/// Columns up to which there may be a dy.
+static constexpr int32_t kMostPooledColumns = 1024;
+
 /// Blocks that share the rows of layernorm_backward_cuda, and whose sums are added up at its end:
 /// of C up to 1024 no more than this, whatever the device.
 static constexpr int32_t kMostNormBlocks = 264;
@@ -52,22 +88,22 @@ static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
 
 /// Backward of the LayerNorm, and of the dropout before it or behind it:
 ///
-///     dx ← gradient of sum, from dx, that of out        dbranch ← dropout(dx)
+///     dx ← gradient of sum, from that of out        dbranch ← dropout(dx)
 ///     dgamma ← Σ dy · x̂        dbeta ← Σ dy        dbias ← Σ dbranch
 ///
 /// sum, statistics  of the forward pass
-/// dx      [N, C]  read and written
 /// dropout null = none
 /// behind  dropout stands behind the LayerNorm, as in embedding_layernorm_dropout_forward_cuda:
-///         dx is given before it, and there is no branch
+///         the gradient is given before it, and there is no branch
 /// dbranch [N, C]  null = not wanted
 /// dgamma, dbeta, dbias [C]  =, rows added in an order that N and C alone fix; dbias, in f32 where
 ///         narrow is wanted, too, null = not wanted
 /// parts   [layernorm_backward_floats_cuda(N, C)]
-Status layernorm_backward_cuda(const float* sum, const float* statistics, float* dx, int32_t N,
-                               int32_t C, const float* gamma, const kernels::Dropout* dropout,
-                               uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
-                               float* dgamma, float* dbeta, float* dbias, float* parts,
-                               Stream stream);
+/// later   as of column_sum_cuda; not used for C > 1024
+Status layernorm_backward_cuda(const float* sum, const float* statistics,
+                               const NormGradient& of_out, int32_t N, int32_t C, const float* gamma,
+                               const kernels::Dropout* dropout, uint32_t place, bool behind,
+                               float* dbranch, uint16_t* narrow, float* dgamma, float* dbeta,
+                               float* dbias, float* parts, PartSums* later, Stream stream);
 
 }  // namespace xsr::cuda

@@ -11,6 +11,30 @@ namespace {
 
 constexpr int32_t kThreads = 128;
 
+/// Block b: a sentence; block B: the rows behind the last one, which have none.
+__global__ void __launch_bounds__(kThreads)
+    norm_pooling_forward_kernel(const float* x, const float* statistics, const float* gamma,
+                                const float* beta, const int32_t* cu_seqlens, int32_t B, int32_t N,
+                                int32_t C, bool mean, float* out, int32_t* sentence_of) {
+  constexpr int32_t kAtOnce = 8;
+  const int32_t b = (int32_t)blockIdx.x, c = (int32_t)(blockIdx.y * kThreads + threadIdx.x);
+  const int32_t begin = cu_seqlens[b], end = b < B ? cu_seqlens[b + 1] : N;
+  if (blockIdx.y == 0) {
+    for (int32_t i = begin + (int32_t)threadIdx.x; i < end; i += kThreads)
+      sentence_of[i] = b < B ? b : -1;
+  }
+  if (c >= C || b == B) return;
+  const float scale = gamma[c], shift = beta[c];
+  float value =
+      sum_ahead<kAtOnce>(begin, mean || begin == end ? end : begin + 1, 1, [&](int32_t i) {
+        return (x[(int64_t)i * C + c] - statistics[2 * (int64_t)i]) *
+                   statistics[2 * (int64_t)i + 1] * scale +
+               shift;
+      });
+  if (mean && begin < end) value /= (float)(end - begin);
+  out[(int64_t)b * C + c] = value;
+}
+
 /// Block b: a sentence; block B: the rows behind the last one.
 __global__ void pooling_backward_kernel(const float* x, const float* dy, const int32_t* cu_seqlens,
                                         int32_t B, int32_t N, int32_t C, Pooling pooling,
@@ -60,6 +84,16 @@ __global__ void l2_unit_backward_kernel(const float* x, const float* dy, int32_t
 }
 
 }  // namespace
+
+Status norm_pooling_forward_cuda(const float* x, const float* statistics, const float* gamma,
+                                 const float* beta, const int32_t* cu_seqlens, int32_t B, int32_t N,
+                                 int32_t C, Pooling pooling, float* out, int32_t* sentence_of,
+                                 Stream stream) {
+  if (pooling == Pooling::kMax) return 1;
+  return launch(norm_pooling_forward_kernel, dim3(B + 1, blocks_of(C, kThreads)), kThreads, 0,
+                stream, x, statistics, gamma, beta, cu_seqlens, B, N, C, pooling == Pooling::kMean,
+                out, sentence_of);
+}
 
 Status pooling_backward_f32_cuda(const float* x, const float* dy, const int32_t* cu_seqlens,
                                  int32_t B, int32_t N, int32_t C, Pooling pooling, float* dx,

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/embedding/embedding.h"
+#include "runtime/error.h"
 
 namespace xsr::training {
 namespace {
@@ -20,10 +21,19 @@ DeviceBatch::DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objec
     words_.num_targets += weight != 0;
 }
 
+DeviceBatch::~DeviceBatch() {
+  try {
+    wait_for_copies();  // which read the memory below
+  } catch (const Error&) {
+  }
+}
+
 void DeviceBatch::release() {
   max_tokens_ = max_sentences_ = max_total_pairs_ = 0;
-  prepared_ = false;
-  for (Memory* memory : {&current_.memory, &next_.memory, &device_memory_, &logits_memory_})
+  wait_for_copies();
+  prepared_ = is_staged_ = false;
+  for (Memory* memory :
+       {&current_.memory, &next_.memory, &device_memory_, &staged_memory_, &logits_memory_})
     *memory = Memory();
 }
 
@@ -52,12 +62,17 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
     plan.add(&a.coefficients, W);
     plan.add(&a.masses, static_cast<size_t>(words_.num_targets) * W);
     plan.add(&a.coefficient_sums, S);
-    plan.add(&a.dropout, 1);
+    plan.add(&a.dropout, 1);  // and behind it what upload() takes from the host always
     plan.add(&a.adam, 1);
     return plan.allocate(place);
   };
   for (Made* made : {&current_, &next_}) made->memory = allocate(made->arrays, Place::kPinned);
   device_memory_ = allocate(device_, Place::kDevice);
+  staged_memory_ = Memory(Place::kDevice, device_memory_.size());
+  if (!copies_) {
+    copies_.emplace();
+    staged_read_.emplace();
+  }
   Plan logits;
   logits.add(&logits_, W);
   logits_memory_ = logits.allocate(Place::kDevice);
@@ -139,13 +154,18 @@ bool DeviceBatch::build(const PairBatch& batch, int32_t tokens, int32_t total_pa
     reserve(std::max(tokens, max_tokens_), std::max(batch.num_sentences(), max_sentences_));
   max_total_pairs_ = most_pairs;
   make(batch, tokens, total_pairs, current_);
+  is_staged_ = false;
   return grown;
 }
 
 void DeviceBatch::prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs) {
   prepared_ = false;
   if (!fits(batch, tokens) || total_pairs > max_total_pairs_) return;
+  wait_for_copies();  // of what was prepared before
   make(batch, tokens, total_pairs, next_);
+  staged_read_->wait();
+  cuda::copy_to_device(staged_memory_.data(), next_.memory.data(), next_.memory.size(),
+                       copies_->get());
   prepared_ = true;
 }
 
@@ -153,6 +173,7 @@ bool DeviceBatch::take_prepared() {
   if (!prepared_) return false;
   std::swap(current_, next_);
   prepared_ = false;
+  is_staged_ = true;
   return true;
 }
 
@@ -181,9 +202,18 @@ void DeviceBatch::set_coefficients(const kernels::Dropout& dropout, const kernel
   *current_.arrays.adam = adam;
 }
 
-void DeviceBatch::upload(cuda::Stream stream) const {
-  cuda::copy_to_device(device_memory_.data(), current_.memory.data(), current_.memory.size(),
-                       stream);
+void DeviceBatch::upload(cuda::Stream stream) {
+  const auto* const from = static_cast<const char*>(current_.memory.data());
+  size_t first = 0;  // byte that comes from the host
+  if (is_staged_) {
+    // What set_coefficients() writes is last.
+    first = static_cast<size_t>(reinterpret_cast<const char*>(current_.arrays.dropout) - from);
+    wait_for_copies();
+    cuda::copy_on_device(device_memory_.data(), staged_memory_.data(), first, stream);
+    staged_read_->record(stream);
+  }
+  cuda::copy_to_device(static_cast<char*>(device_memory_.data()) + first, from + first,
+                       current_.memory.size() - first, stream);
 }
 
 }  // namespace xsr::training

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/dropout/dropout.h"
@@ -35,6 +36,7 @@ class DeviceBatch {
 
   /// Keeps references.
   DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objectives);
+  ~DeviceBatch();
 
   /// Takes a batch over, filled up to `tokens` ≥ its number with tokens that belong to no sentence.
   /// `total_pairs`, which losses are a mean over, counts other devices' shares too. True when
@@ -42,7 +44,8 @@ class DeviceBatch {
   /// prepared is then gone. Where memory does not suffice it throws, and is as at first.
   bool build(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
   /// Makes another batch ready beside the one taken over, which the device may be reading, in place
-  /// of what was prepared before. A batch that is larger than all before is left to build().
+  /// of what was prepared before, and brings it to the device while that works. A batch that is
+  /// larger than all before is left to build(). Behind the upload() of the one taken over.
   void prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
   /// Takes over what was prepared; false when there is nothing.
   bool take_prepared();
@@ -50,7 +53,8 @@ class DeviceBatch {
   void release();
   /// Of the step that comes.
   void set_coefficients(const kernels::Dropout& dropout, const kernels::AdamStep& adam);
-  void upload(cuda::Stream stream) const;
+  /// To where the kernels read it: from the host, or but for its coefficients from the device.
+  void upload(cuda::Stream stream);
 
   int32_t pairs() const { return current_.pairs; }
   int32_t total_pairs() const { return current_.total_pairs; }
@@ -74,6 +78,9 @@ class DeviceBatch {
     return tokens <= max_tokens_ && batch.num_sentences() <= max_sentences_;
   }
   void reserve(int32_t tokens, int32_t sentences);
+  void wait_for_copies() const {
+    if (copies_) copies_->synchronize();
+  }
   void make(const PairBatch& batch, int32_t tokens, int32_t total_pairs, Made& to);
   void take_words(const PairBatch& batch, Made& to);
   void take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
@@ -84,10 +91,13 @@ class DeviceBatch {
   int32_t max_tokens_ = 0, max_sentences_ = 0, max_total_pairs_ = 0;
   int64_t max_words_ = 0;
   Made current_, next_;
-  bool prepared_ = false;  // next_ is whole
+  bool prepared_ = false;   // next_ is whole, and on its way to staged_memory_
+  bool is_staged_ = false;  // current_ is there
   Arrays device_;
   float* logits_ = nullptr;
-  cuda::Memory device_memory_, logits_memory_;
+  cuda::Memory device_memory_, staged_memory_, logits_memory_;
+  std::optional<cuda::StreamOwner> copies_;  // into staged_memory_
+  std::optional<cuda::Event> staged_read_;   // the last upload() from there
   cuda::VocabularyWords words_;
   std::vector<int32_t> bucket_memory_;
 };

@@ -8,7 +8,6 @@
 #include "kernels/attention/attention_training_cuda.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_backward_cuda.h"
-#include "kernels/gemm/column_sum_cuda.h"
 #include "kernels/layernorm/layernorm_training_cuda.h"
 #include "kernels/loss/loss_cuda.h"
 #include "kernels/optimizer/optimizer_cuda.h"
@@ -22,12 +21,15 @@ namespace {
 using cuda::check;
 using cuda::Matrix;
 using cuda::Memory;
+using cuda::NormRows;
 using cuda::Place;
 using cuda::Plan;
 using cuda::StepOutcome;
 using kernels::Dropout;
 
 constexpr uint32_t kLeastBucket = 128;  // a weight's gradient may then be summed in parts
+constexpr int32_t kSumsOfLayer = 8;     // that its backward pass leaves to add_sums()
+constexpr int32_t kLayersOfSums = cuda::PartSums::kMost / kSumsOfLayer;
 // Shapes of batches whose step is kept as a graph. Batches by tokens have nearly as many shapes as
 // there are batches, and a graph takes memory.
 constexpr size_t kMostGraphs = 256;
@@ -77,6 +79,8 @@ DeviceTrainer::DeviceTrainer(const ModelConfig& config, const StepConfig& step,
       V(config.vocab_size),
       bf16_(step.precision == Precision::kBF16),
       bf16_attention_(bf16_ && cuda::attention_bf16_takes(C / H)),
+      pooled_norm_(bf16_ && config.num_layers > 0 && C <= cuda::kMostPooledColumns &&
+                   config.pooling != kernels::Pooling::kMax),
       eps_(static_cast<float>(config.layer_norm_eps)),
       values_(table.size()),
       gradients_(table.size()),
@@ -184,6 +188,8 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   // Not in the graph: what was prepared lies elsewhere on the host.
   batch_.upload(stream());
   const auto enqueue = [&] {
+    sums_.count = 0;
+    parts_taken_ = 0;
     forward();
     losses(true);
     backward();
@@ -289,19 +295,25 @@ void DeviceTrainer::reserve() {
   plan.add(&embedding_statistics_, 2 * N);
   rows_.assign(encoder_.layers.size(), {});
   for (LayerRows& layer : rows_) {
-    rows(&layer.x, c);
+    if (&layer == &rows_.front()) {
+      rows(&layer.x, c);
+    } else {
+      either(&layer.x, c, bf16_);
+    }
     either(&layer.qkv, 3 * c, bf16_attention_);
     plan.add(&layer.lse, N * static_cast<size_t>(H));
     either(&layer.context, c, bf16_);
     plan.add(&layer.attention_sum, N * c);
     plan.add(&layer.attention_statistics, 2 * N);
-    rows(&layer.y, c);
+    either(&layer.y, c, bf16_);
     either(&layer.up, f, bf16_);
     either(&layer.hidden, f, bf16_);
     plan.add(&layer.output_sum, N * c);
     plan.add(&layer.output_statistics, 2 * N);
   }
-  plan.add(&output_, N * c);
+  plan.add(&output_, pooled_norm_ ? 0 : N * c);
+  plan.add(&sentence_of_, pooled_norm_ ? N : 0);
+  plan.add(&branch_, bf16_ ? N * c : 0);
   plan.add(&dx_, N * c);
   either(&dcontext_, c, bf16_attention_);
   plan.add(&delta_, 3 * N * static_cast<size_t>(H));
@@ -312,11 +324,15 @@ void DeviceTrainer::reserve() {
   const int64_t logits = most_logits(options_.vocabulary_tile, most_sentences, V);
   // Sums by blocks of 128 rows, the last of which may be short.
   const int64_t sums_of_logits = logits / 128 + tile(1);
+  const int64_t of_norm = cuda::layernorm_backward_floats_cuda(most, C);
+  const int64_t of_layer = 2 * of_norm + cuda::column_sum_floats_cuda(most, 3 * C) +
+                           std::max(cuda::column_sum_floats_cuda(most, F),
+                                    cuda::activation_backward_floats_cuda(most, F));
+  const int64_t of_head = of_norm + cuda::column_sum_floats_cuda(most, C);
   plan.add(&parts_,
            static_cast<size_t>(std::max(
-               {cuda::layernorm_backward_floats_cuda(most, C),
-                cuda::column_sum_floats_cuda(most, 3 * C), cuda::column_sum_floats_cuda(most, F),
-                cuda::activation_backward_floats_cuda(most, F), sums_of_logits})));
+               sums_of_logits,
+               of_head + of_norm + std::min(config_.num_layers, kLayersOfSums) * of_layer)));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -381,18 +397,35 @@ void DeviceTrainer::linear(const Rows& x, const LinearParameters& l, float* out)
           out, value(l.bias));
 }
 
-void DeviceTrainer::add_and_norm(float* sum, const float* residual, const NormParameters& norm,
-                                 uint32_t place, const Rows& out, float* statistics) {
-  check(cuda::dropout_add_layernorm_forward_cuda(
-            sum, residual, batch_.tokens(), C, value(norm.gamma), value(norm.beta), eps_, dropout(),
-            place, out.wide, out.narrow, statistics, stream()),
+void DeviceTrainer::branch(const Rows& x, const LinearParameters& l, const NormRows& residual,
+                           const NormParameters& norm, uint32_t place, float* sum, const Rows& out,
+                           float* statistics) {
+  const int32_t N = batch_.tokens();
+  if (bf16_) {
+    narrow_product(C, l.inputs, operand(x, l.inputs), weight(l.weight, l.inputs), branch_);
+    check(cuda::dropout_add_layernorm_forward_bf16_cuda(
+              branch_, value(l.bias), residual, N, C, value(norm.gamma), value(norm.beta), eps_,
+              dropout(), place, sum, out.wide, out.narrow, statistics, stream()),
+          "layer norm");
+    return;
+  }
+  linear(x, l, sum);
+  check(cuda::dropout_add_layernorm_forward_cuda(sum, residual.x, N, C, value(norm.gamma),
+                                                 value(norm.beta), eps_, dropout(), place, out.wide,
+                                                 out.narrow, statistics, stream()),
         "layer norm");
+}
+
+NormRows DeviceTrainer::normed(const Rows& out, const float* sum, const float* statistics,
+                               const NormParameters& norm) const {
+  if (out.wide != nullptr) return {out.wide};
+  return {sum, statistics, value(norm.gamma), value(norm.beta)};
 }
 
 void DeviceTrainer::forward() {
   const DeviceBatch::Arrays& d = batch_.device();
   const int32_t N = batch_.tokens(), S = batch_.sentences(), L = config_.num_layers;
-  const Rows last = {output_, nullptr};
+  const Rows last = {output_, nullptr};  // or nothing
   const auto input = [&](int32_t layer) { return layer < L ? rows_[layer].x : last; };
   const Rows x = input(0);
   check(cuda::embedding_layernorm_dropout_forward_cuda(
@@ -401,6 +434,7 @@ void DeviceTrainer::forward() {
             d.dropout, embedding_stream(), embedding_sum_, x.wide, x.narrow, embedding_statistics_,
             stream()),
         "embedding");
+  NormRows residual = {x.wide};
   for (int32_t i = 0; i < L; ++i) {
     const EncoderParameters::Layer& w = encoder_.layers[i];
     const LayerRows& at = rows_[i];
@@ -417,9 +451,9 @@ void DeviceTrainer::forward() {
                 at.context.wide, at.context.narrow, at.lse, stream()),
             "attention");
     }
-    linear(at.context, w.attention_output, at.attention_sum);
-    add_and_norm(at.attention_sum, at.x.wide, w.attention_norm, attention_output_stream(i, H), at.y,
-                 at.attention_statistics);
+    branch(at.context, w.attention_output, residual, w.attention_norm,
+           attention_output_stream(i, H), at.attention_sum, at.y, at.attention_statistics);
+    residual = normed(at.y, at.attention_sum, at.attention_statistics, w.attention_norm);
     if (bf16_) {
       narrow_product(F, C, operand(at.y, C), weight(w.up.weight, C), at.up.narrow);
       check(cuda::activation_forward_bf16_cuda(at.up.narrow, F, value(w.up.bias), N, F,
@@ -431,13 +465,16 @@ void DeviceTrainer::forward() {
                                               at.hidden.wide, stream()),
             "activation");
     }
-    linear(at.hidden, w.down, at.output_sum);
-    add_and_norm(at.output_sum, at.y.wide, w.output_norm, output_stream(i, H), input(i + 1),
-                 at.output_statistics);
+    branch(at.hidden, w.down, residual, w.output_norm, output_stream(i, H), at.output_sum,
+           input(i + 1), at.output_statistics);
+    residual = normed(input(i + 1), at.output_sum, at.output_statistics, w.output_norm);
   }
-  check(
-      cuda::pooling_forward_cuda(output_, C, d.cu_seqlens, S, C, config_.pooling, u_, C, stream()),
-      "pooling");
+  check(pooled_norm_ ? cuda::norm_pooling_forward_cuda(
+                           residual.x, residual.statistics, residual.gamma, residual.beta,
+                           d.cu_seqlens, S, N, C, config_.pooling, u_, sentence_of_, stream())
+                     : cuda::pooling_forward_cuda(output_, C, d.cu_seqlens, S, C, config_.pooling,
+                                                  u_, C, stream()),
+        "pooling");
   if (communicator_ != nullptr) gather();
 }
 
@@ -534,8 +571,9 @@ void DeviceTrainer::unhead() {
           "the vocabulary's gradient");
     const Rows dz = {z_, z_narrow_};  // one of them
     float* const dbias = gradient(output_bias_) + first;
-    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, stream())
-                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, stream()),
+    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, nullptr,
+                                             stream())
+                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, nullptr, stream()),
           "the vocabulary's bias gradient");
     // dE = dzᵀ t      dt (+)= dz E
     product(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
@@ -543,16 +581,17 @@ void DeviceTrainer::unhead() {
     product(S, C, R, operand(dz, tile()), weight(encoder_.token + int64_t{first} * C, C, true), dt_,
             nullptr, k > 0);
   }
-  check(cuda::layernorm_backward_cuda(activated_, head_statistics_, dt_, S, C,
-                                      value(head_norm_.gamma), nullptr, 0, false, nullptr, nullptr,
-                                      gradient(head_norm_.gamma), gradient(head_norm_.beta),
-                                      nullptr, parts_, stream()),
+  check(cuda::layernorm_backward_cuda(
+            activated_, head_statistics_, {dt_}, S, C, value(head_norm_.gamma), nullptr, 0, false,
+            nullptr, nullptr, gradient(head_norm_.gamma), gradient(head_norm_.beta), nullptr,
+            take_parts(cuda::layernorm_backward_floats_cuda(S, C)), &sums_, stream()),
         "the head's layer norm, backward");
   check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
                                            stream()),
         "the head's activation, backward");
   product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight));
-  check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias), parts_, stream()),
+  check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias),
+                              take_parts(cuda::column_sum_floats_cuda(S, C)), &sums_, stream()),
         "the head's bias gradient");
   product(S, C, C, f32(dt_, C), f32(value(transform_.weight), C, true), du_, nullptr, true);
 }
@@ -629,9 +668,11 @@ void DeviceTrainer::weight_gradient(const Rows& dout, const Rows& x, const Linea
 void DeviceTrainer::bias_gradient(const Rows& dout, const LinearParameters& l) {
   const int32_t N = batch_.tokens();
   float* const dbias = gradient(l.bias);
-  check(bf16_ ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts_,
-                                           stream())
-              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts_, stream()),
+  float* const parts = take_parts(cuda::column_sum_floats_cuda(N, l.outputs));
+  check(bf16_ ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts,
+                                           &sums_, stream())
+              : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts, &sums_,
+                                      stream()),
         "a bias gradient");
 }
 
@@ -641,29 +682,48 @@ void DeviceTrainer::input_gradient(const Rows& dout, const LinearParameters& l, 
           weight(l.weight, l.inputs, true), dx, nullptr, accumulate);
 }
 
-void DeviceTrainer::unadd_and_unnorm(const float* sum, const float* statistics,
-                                     const NormParameters& norm, uint32_t place,
-                                     const LinearParameters& l) {
-  check(cuda::layernorm_backward_cuda(sum, statistics, dx_, batch_.tokens(), C, value(norm.gamma),
-                                      dropout(), place, false, dbranch_.wide, dbranch_.narrow,
-                                      gradient(norm.gamma), gradient(norm.beta), gradient(l.bias),
-                                      parts_, stream()),
+void DeviceTrainer::add_input_gradient(const Rows& dout, const LinearParameters& l) {
+  if (bf16_) {  // half the bytes, once instead of read and written; the next LayerNorm adds it
+    narrow_product(l.inputs, l.outputs, operand(dout, l.outputs), weight(l.weight, l.inputs, true),
+                   branch_);
+  } else {
+    input_gradient(dout, l, dx_, true);
+  }
+}
+
+void DeviceTrainer::unbranch(const cuda::NormGradient& of_out, const float* sum,
+                             const float* statistics, const NormParameters& norm, uint32_t place,
+                             const LinearParameters& l) {
+  check(cuda::layernorm_backward_cuda(
+            sum, statistics, of_out, batch_.tokens(), C, value(norm.gamma), dropout(), place, false,
+            dbranch_.wide, dbranch_.narrow, gradient(norm.gamma), gradient(norm.beta),
+            gradient(l.bias), take_parts(cuda::layernorm_backward_floats_cuda(batch_.tokens(), C)),
+            &sums_, stream()),
         "layer norm, backward");
 }
 
 void DeviceTrainer::backward() {
   const DeviceBatch::Arrays& d = batch_.device();
   const int32_t N = batch_.tokens(), S = batch_.sentences();
-  check(cuda::pooling_backward_f32_cuda(output_, du_, d.cu_seqlens, S, N, C, config_.pooling, dx_,
-                                        stream()),
-        "pooling, backward");
+  cuda::NormGradient of_out = {dx_};
+  if (pooled_norm_) {
+    of_out.dy = du_;
+    of_out.sentence_of = sentence_of_;
+    of_out.cu_seqlens = d.cu_seqlens;
+    of_out.mean = config_.pooling == kernels::Pooling::kMean;
+  } else {
+    check(cuda::pooling_backward_f32_cuda(output_, du_, d.cu_seqlens, S, N, C, config_.pooling, dx_,
+                                          stream()),
+          "pooling, backward");
+  }
   for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
     const EncoderParameters::Layer& w = encoder_.layers[i];
     const LayerRows& at = rows_[i];
-    // add_and_norm(at.output_sum, …)
-    unadd_and_unnorm(at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H),
-                     w.down);
-    // linear(at.hidden, w.down, …)
+    if (sums_.count + kSumsOfLayer > cuda::PartSums::kMost) add_sums();
+    // branch(at.hidden, w.down, …)
+    unbranch(of_out, at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H),
+             w.down);
+    of_out = of_rows();
     weight_gradient(dbranch_, at.hidden, w.down);
     if (bf16_) {
       narrow_product(F, C, operand(dbranch_, C), weight(w.down.weight, F, true), dwide_.narrow);
@@ -671,20 +731,20 @@ void DeviceTrainer::backward() {
       input_gradient(dbranch_, w.down, dwide_.wide, false);
     }
     // activation_forward
-    check(bf16_ ? cuda::activation_backward_bf16_cuda(at.up.narrow, value(w.up.bias), N, F,
-                                                      config_.activation, dwide_.narrow,
-                                                      gradient(w.up.bias), parts_, stream())
+    check(bf16_ ? cuda::activation_backward_bf16_cuda(
+                      at.up.narrow, value(w.up.bias), N, F, config_.activation, dwide_.narrow,
+                      gradient(w.up.bias), take_parts(cuda::activation_backward_floats_cuda(N, F)),
+                      &sums_, stream())
                 : cuda::activation_backward_f32_cuda(at.up.wide, int64_t{N} * F, config_.activation,
                                                      dwide_.wide, stream()),
           "activation, backward");
     // linear(at.y, w.up, …)
     weight_gradient(dwide_, at.y, w.up);
     if (!bf16_) bias_gradient(dwide_, w.up);  // or it was above
-    input_gradient(dwide_, w.up, dx_, true);
-    // add_and_norm(at.attention_sum, …)
-    unadd_and_unnorm(at.attention_sum, at.attention_statistics, w.attention_norm,
-                     attention_output_stream(i, H), w.attention_output);
-    // linear(at.context, w.attention_output, …)
+    add_input_gradient(dwide_, w.up);
+    // branch(at.context, w.attention_output, …)
+    unbranch(of_out, at.attention_sum, at.attention_statistics, w.attention_norm,
+             attention_output_stream(i, H), w.attention_output);
     weight_gradient(dbranch_, at.context, w.attention_output);
     // attention_forward
     if (bf16_attention_) {
@@ -704,17 +764,24 @@ void DeviceTrainer::backward() {
     // linear(at.x, w.qkv, …)
     weight_gradient(dwide_, at.x, w.qkv);
     bias_gradient(dwide_, w.qkv);
-    input_gradient(dwide_, w.qkv, dx_, true);
+    add_input_gradient(dwide_, w.qkv);
   }
   // embedding_layernorm_dropout_forward
-  check(cuda::layernorm_backward_cuda(
-            embedding_sum_, embedding_statistics_, dx_, N, C, value(encoder_.embedding_norm.gamma),
-            d.dropout, embedding_stream(), true, nullptr, nullptr,
-            gradient(encoder_.embedding_norm.gamma), gradient(encoder_.embedding_norm.beta),
-            nullptr, parts_, stream()),
-        "the embedding's layer norm, backward");
+  check(
+      cuda::layernorm_backward_cuda(
+          embedding_sum_, embedding_statistics_, of_out, N, C, value(encoder_.embedding_norm.gamma),
+          d.dropout, embedding_stream(), true, nullptr, nullptr,
+          gradient(encoder_.embedding_norm.gamma), gradient(encoder_.embedding_norm.beta), nullptr,
+          take_parts(cuda::layernorm_backward_floats_cuda(N, C)), &sums_, stream()),
+      "the embedding's layer norm, backward");
+  add_sums();
   scatter(d.tokens, V, gradient(encoder_.token));
   scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));
+}
+
+void DeviceTrainer::add_sums() {
+  check(cuda::add_parts_cuda(&sums_, stream()), "adding up sums of blocks");
+  parts_taken_ = 0;
 }
 
 void DeviceTrainer::scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable) {

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "kernels/dropout/dropout.h"
+#include "kernels/gemm/column_sum_cuda.h"
+#include "kernels/layernorm/layernorm_training_cuda.h"
 #include "kernels/optimizer/optimizer_cuda.h"
 #include "runtime/device/cuda/device.h"
 #include "runtime/device/cuda/gemm.h"
@@ -140,8 +142,16 @@ class DeviceTrainer {
 
   void linear(const Rows& x, const LinearParameters& l, float* out);
 
-  void add_and_norm(float* sum, const float* residual, const NormParameters& norm, uint32_t place,
-                    const Rows& out, float* statistics);
+  /// The branch x · Wᵀ + bias, dropped, on its residual, and their LayerNorm: sum, out and
+  /// statistics. In bf16 the branch is written in bf16, as autocast does, and out in f32 only where
+  /// there is room for it; else its readers make it of sum again.
+  void branch(const Rows& x, const LinearParameters& l, const cuda::NormRows& residual,
+              const NormParameters& norm, uint32_t place, float* sum, const Rows& out,
+              float* statistics);
+
+  /// What branch() gave, as the residual of the next.
+  cuda::NormRows normed(const Rows& out, const float* sum, const float* statistics,
+                        const NormParameters& norm) const;
 
   const kernels::Dropout* dropout() const { return batch_.device().dropout; }
 
@@ -198,12 +208,23 @@ class DeviceTrainer {
   void bias_gradient(const Rows& dout, const LinearParameters& l);
   /// linear: dx (+)= dout · W
   void input_gradient(const Rows& dout, const LinearParameters& l, float* dx, bool accumulate);
-  /// add_and_norm: dx becomes that of the residual, dbranch_ that of the sum before dropout, which
-  /// came out of l, whose bias' gradient is their sum
-  void unadd_and_unnorm(const float* sum, const float* statistics, const NormParameters& norm,
-                        uint32_t place, const LinearParameters& l);
+  /// linear, of rows that are also a residual, whose gradient dx_ has: of_rows() is then both
+  void add_input_gradient(const Rows& dout, const LinearParameters& l);
+  cuda::NormGradient of_rows() const { return {dx_, bf16_ ? branch_ : nullptr}; }
+  /// branch, but for its product: dx_ becomes the gradient of the residual, dbranch_ that of the
+  /// sum before dropout, which came out of l, whose bias' gradient is their sum
+  void unbranch(const cuda::NormGradient& of_out, const float* sum, const float* statistics,
+                const NormParameters& norm, uint32_t place, const LinearParameters& l);
 
   void backward();
+
+  /// Room for a kernel's sums of blocks, which add_sums() adds.
+  float* take_parts(int64_t floats) {
+    float* const parts = parts_ + parts_taken_;
+    parts_taken_ += floats;
+    return parts;
+  }
+  void add_sums();
 
   void scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable);
 
@@ -218,6 +239,7 @@ class DeviceTrainer {
   const int32_t C, F, H, V;
   const bool bf16_;
   const bool bf16_attention_;  // on the tensor cores
+  const bool pooled_norm_;     // pooling and the last LayerNorm's backward pass are without output_
   const float eps_;
   std::optional<cuda::StreamOwner> stream_;
   std::optional<cuda::Gemm> gemm_;
@@ -241,9 +263,13 @@ class DeviceTrainer {
   float *embedding_sum_ = nullptr, *embedding_statistics_ = nullptr;
   std::vector<LayerRows> rows_;
   float *output_ = nullptr, *dx_ = nullptr, *delta_ = nullptr;
+  uint16_t* branch_ = nullptr;  // [N, C], and in the backward pass what a branch gives its rows
+  int32_t* sentence_of_ = nullptr;
   Rows dcontext_;
   Rows dbranch_, dwide_;
   float* parts_ = nullptr;
+  int64_t parts_taken_ = 0;
+  cuda::PartSums sums_;                         // of what is taken of parts_
   float *u_ = nullptr, *du_ = nullptr;          // of the own sentences
   float *u_all_ = nullptr, *du_all_ = nullptr;  // of all devices'
   float *unit_ = nullptr, *dunit_ = nullptr;    // likewise
