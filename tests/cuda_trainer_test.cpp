@@ -300,6 +300,22 @@ TEST_F(CudaTrainerTest, TwoRunsHaveTheSameBits) {
   }
 }
 
+/// On the first `count` devices; null where there are not so many, or NCCL is not installed.
+std::unique_ptr<CudaTrainer> on_devices(size_t count, const ModelConfig& config,
+                                        const StepConfig& step) {
+  std::string why;
+  if (cuda::devices(&why).size() < count) return nullptr;
+  CudaTrainerOptions options = tiles_of(32);
+  options.devices.resize(count);
+  for (size_t r = 0; r < count; ++r) options.devices[r] = static_cast<int32_t>(r);
+  try {
+    return std::make_unique<CudaTrainer>(config, step, options);
+  } catch (const Error& e) {
+    if (e.status() != XSR_STATUS_UNSUPPORTED) throw;
+    return nullptr;
+  }
+}
+
 /// Steps that are told what comes, rightly or not, beside steps that are told nothing.
 TEST_F(CudaTrainerTest, MakingTheNextBatchReadyChangesNothing) {
   ModelConfig config = small_config();
@@ -322,13 +338,11 @@ TEST_F(CudaTrainerTest, MakingTheNextBatchReadyChangesNothing) {
 #ifdef XSR_EMULATED
   setenv("XSR_EMULATED_DEVICES", "2", 1);
 #endif
-  std::string why;
-  const size_t most = std::min<size_t>(cuda::devices(&why).size(), 2);
+  const size_t most = on_devices(2, config, step) != nullptr ? 2 : 1;
   for (size_t count = test::kSlow ? most : 1; count <= most; ++count) {
-    CudaTrainerOptions options = tiles_of(32);
-    options.devices.resize(count);
-    for (size_t r = 0; r < count; ++r) options.devices[r] = static_cast<int32_t>(r);
-    CudaTrainer plain(config, step, options), told(config, step, options);
+    const auto plain_trainer = on_devices(count, config, step),
+               told_trainer = on_devices(count, config, step);
+    CudaTrainer &plain = *plain_trainer, &told = *told_trainer;
     initialize(plain);
     initialize(told);
     double rate = 1e-3;
@@ -565,6 +579,35 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
     EXPECT_LT(relative_difference(several.values(), one.values()), 1e-5);
     expect_masks_of_their_own(config, options);
     std::printf("  %d device%s\n", count, count == 1 ? "" : "s");
+  }
+#ifdef XSR_EMULATED
+  unsetenv("XSR_EMULATED_DEVICES");
+#endif
+}
+
+/// The first batch has fewer pairs than there are devices: one has never had a sentence, and adds
+/// nothing.
+TEST_F(CudaTrainerTest, ADeviceMayHaveNoPairFromTheStart) {
+#ifdef XSR_EMULATED
+  setenv("XSR_EMULATED_DEVICES", "2", 1);
+#endif
+  ModelConfig config = small_config(32, 2);
+  config.num_layers = 1;
+  const PairBatch batch = make_batch(config, 1);
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    StepConfig step = every_objective();
+    step.precision = precision;
+    step.dropout = 0;
+    const auto two = on_devices(2, config, step);
+    if (two == nullptr) GTEST_SKIP() << "one device, or no NCCL";
+    CudaTrainer one(config, step, tiles_of(32));
+    initialize(one);
+    initialize(*two);
+    for (int i = 0; i < 2; ++i) {
+      const double expected = one.step(batch, 1e-3).loss.total;
+      EXPECT_NEAR(expected, two->step(batch, 1e-3).loss.total, 1e-5 * std::fabs(expected));
+      EXPECT_LT(relative_difference(two->gradients(), one.gradients()), 1e-5);
+    }
   }
 #ifdef XSR_EMULATED
   unsetenv("XSR_EMULATED_DEVICES");

@@ -459,17 +459,17 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
     const int32_t blocks = rows < kMostNormBlocks ? rows : kMostNormBlocks;
     const Status status = with_quads(C, [&](auto quads) {
       constexpr int32_t kQuads = decltype(quads)::value;
-      const auto kernel = of_out.dy != nullptr ? layernorm_backward_kernel<kQuads, Source::kPooled>
-                          : of_out.more != nullptr
-                              ? layernorm_backward_kernel<kQuads, Source::kRowsAndMore>
-                              : layernorm_backward_kernel<kQuads, Source::kRows>;
+      const auto kernel =
+          of_out.sentence_of != nullptr ? layernorm_backward_kernel<kQuads, Source::kPooled>
+          : of_out.more != nullptr      ? layernorm_backward_kernel<kQuads, Source::kRowsAndMore>
+                                        : layernorm_backward_kernel<kQuads, Source::kRows>;
       const size_t bytes = sizeof(float) * (size_t)(kRowWarps * C) + sizeof(Dropout);
       return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N, C,
                     gamma, dropout, place, behind, dbranch, narrow, parts);
     });
     return status != 0 ? status : add_up(blocks, dbias != nullptr, later);
   }
-  if (of_out.dy != nullptr) return 1;
+  if (of_out.sentence_of != nullptr) return 1;
   float* const dx = of_out.dx;
   const int32_t blocks = blocks_of(N, kBlockRows);
   Status status = 0;

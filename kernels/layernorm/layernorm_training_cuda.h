@@ -65,13 +65,15 @@ struct NormGradient {
   float* dx = nullptr;
   /// [N, C] bf16, 8-byte aligned: added to dx first; null = nothing
   const uint16_t* more = nullptr;
-  /// [B, C] f32, or null. Of a pooling of the output by mean, or of the first rows: dx is then not
-  /// read. C ≤ 1024; sentence_of [N] is a row's sentence, below 0 where it has none.
+  /// [N] a row's sentence, below 0 where it has none, or null. Given, dy [B, C] f32 is that of a
+  /// pooling of the output by mean, or of the first rows, and dx is not read. C ≤ 1024; dy is null
+  /// where no row has a sentence.
+  const int32_t* sentence_of = nullptr;
+  const int32_t* cu_seqlens = nullptr;
   const float* dy = nullptr;
-  const int32_t *sentence_of = nullptr, *cu_seqlens = nullptr;
   bool mean = false;
 };
-/// Columns up to which there may be a dy.
+/// Columns up to which there may be a sentence_of.
 static constexpr int32_t kMostPooledColumns = 1024;
 
 /// Blocks that share the rows of layernorm_backward_cuda, and whose sums are added up at its end:
@@ -96,8 +98,8 @@ static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
 /// behind  dropout stands behind the LayerNorm, as in embedding_layernorm_dropout_forward_cuda:
 ///         the gradient is given before it, and there is no branch
 /// dbranch [N, C]  null = not wanted
-/// dgamma, dbeta, dbias [C]  =, rows added in an order that N and C alone fix; dbias, in f32 where
-///         narrow is wanted, too, null = not wanted
+/// dgamma, dbeta, dbias [C]  =, rows added in an order that N and C alone fix; dbias null = not
+///         wanted, of C > 1024 that of narrow's rows where that is wanted
 /// parts   [layernorm_backward_floats_cuda(N, C)]
 /// later   as of column_sum_cuda; not used for C > 1024
 Status layernorm_backward_cuda(const float* sum, const float* statistics,
