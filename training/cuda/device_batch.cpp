@@ -69,10 +69,8 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
   for (Made* made : {&current_, &next_}) made->memory = allocate(made->arrays, Place::kPinned);
   device_memory_ = allocate(device_, Place::kDevice);
   staged_memory_ = Memory(Place::kDevice, device_memory_.size());
-  if (!copies_) {
-    copies_.emplace();
-    staged_read_.emplace();
-  }
+  if (!copies_) copies_.emplace();
+  if (!staged_read_) staged_read_.emplace();
   Plan logits;
   logits.add(&logits_, W);
   logits_memory_ = logits.allocate(Place::kDevice);
