@@ -47,6 +47,7 @@ class DeviceBatch {
   /// of what was prepared before, and brings it to the device while that works. A batch that is
   /// larger than all before is left to build(). Behind the upload() of the one taken over.
   void prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
+  void forget_prepared() { prepared_ = false; }
   /// Takes over what was prepared; false when there is nothing.
   bool take_prepared();
   /// Frees all memory: the next batch is taken as the first one.

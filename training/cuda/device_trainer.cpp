@@ -178,6 +178,7 @@ bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropo
 }
 
 void DeviceTrainer::prepare(const PairBatch& batch) {
+  batch_.forget_prepared();  // also where there is no memory for the share
   PairBatch slice;
   const PairBatch& share = own_share(batch, slice);
   batch_.prepare(share, tokens_of(share), batch.num_pairs);
