@@ -40,9 +40,8 @@ template <bool kWhole>
 __global__ void __launch_bounds__(kRowWarps* kWarp)
     activation_backward_bf16_kernel(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                     Activation activation, uint16_t* d, float* parts) {
-  constexpr int32_t kBlockColumns = kEight * kWarp, kAtOnce = 2;
-  __shared__ float of_warps[kRowWarps][kBlockColumns];
-  const int32_t first = (int32_t)blockIdx.x * kBlockColumns, c = first + kEight * lane_id();
+  constexpr int32_t kAtOnce = 2;
+  const int32_t first = (int32_t)blockIdx.x * kWarpColumns, c = first + kEight * lane_id();
   const int32_t warp = (int32_t)threadIdx.x / kWarp;
   float sums[kEight] = {};
   if (c < F) {
@@ -69,16 +68,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
       }
     }
   }
-  XSR_UNROLL
-  for (int32_t e = 0; e < kEight; ++e) of_warps[warp][kEight * lane_id() + e] = sums[e];
-  __syncthreads();
-  const int32_t mine = (int32_t)threadIdx.x;  // there are as many columns as threads
-  static_assert(kBlockColumns == kRowWarps * kWarp);
-  if (first + mine >= F) return;
-  float sum = 0;
-  XSR_UNROLL
-  for (int32_t w = 0; w < kRowWarps; ++w) sum += of_warps[w][mine];
-  parts[(int64_t)blockIdx.y * F + first + mine] = sum;
+  add_columns_of_warps(sums, warp, F - first, parts + (int64_t)blockIdx.y * F + first);
 }
 
 }  // namespace

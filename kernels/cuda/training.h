@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/eight.h"
 #include "kernels/dropout/dropout.h"
 
 namespace xsr::cuda {
@@ -100,6 +101,26 @@ __device__ inline float sum_of_lanes(float value) {
     for (int32_t y = 0; y < kOfLanes; ++y) sum += parts[y][threadIdx.x];
   }
   return sum;
+}
+
+/// The columns that a block of kRowWarps warps has eight of in each lane.
+static constexpr int32_t kWarpColumns = kEight * kWarp;
+
+/// Adds the sums of all warps, in order: to[c] for the block's columns, of which `count` exist.
+/// Lane l of `warp` has those of columns 8 · l to 8 · l + 7. Once in a kernel, by all threads.
+__device__ inline void add_columns_of_warps(const float (&sums)[kEight], int32_t warp,
+                                            int32_t count, float* to) {
+  __shared__ float of_warps[kRowWarps][kWarpColumns];
+  XSR_UNROLL
+  for (int32_t e = 0; e < kEight; ++e) of_warps[warp][kEight * lane_id() + e] = sums[e];
+  __syncthreads();
+  static_assert(kWarpColumns == kRowWarps * kWarp);  // a thread a column
+  const int32_t mine = warp * kWarp + lane_id();
+  if (mine >= count) return;
+  float sum = 0;
+  XSR_UNROLL
+  for (int32_t w = 0; w < kRowWarps; ++w) sum += of_warps[w][mine];
+  to[mine] = sum;
 }
 
 }  // namespace xsr::cuda

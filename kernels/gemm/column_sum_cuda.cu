@@ -31,9 +31,9 @@ __global__ void __launch_bounds__(kColumns* kLanes)
 __global__ void __launch_bounds__(kColumns* kLanes)
     sum_rows_by_eight_kernel(const uint16_t* x, int64_t stride, int32_t rows, int32_t C,
                              float* out) {
-  constexpr int32_t kRowsAtOnce = 4, kBlockColumns = kColumns * kEight;
-  __shared__ float of_lanes[kLanes][kBlockColumns];
-  const int32_t begin = (int32_t)blockIdx.x * kBlockColumns;
+  constexpr int32_t kRowsAtOnce = 4;
+  static_assert(kColumns == kWarp && kLanes == kRowWarps);
+  const int32_t begin = (int32_t)blockIdx.x * kWarpColumns;
   const int32_t c = begin + kEight * (int32_t)threadIdx.x;
   const int32_t first = (int32_t)blockIdx.y * kBlockRows;
   const int32_t last = first + kBlockRows < rows ? first + kBlockRows : rows;
@@ -51,17 +51,8 @@ __global__ void __launch_bounds__(kColumns* kLanes)
       for (int32_t e = 0; e < kEight; ++e) sums[e] += i + k * kLanes < last ? values[k][e] : 0.0f;
     }
   }
-  XSR_UNROLL
-  for (int32_t e = 0; e < kEight; ++e)
-    of_lanes[threadIdx.y][kEight * (int32_t)threadIdx.x + e] = sums[e];
-  __syncthreads();
-  const int32_t mine = (int32_t)(threadIdx.y * kColumns + threadIdx.x);  // a thread a column
-  static_assert(kBlockColumns == kColumns * kLanes);
-  if (begin + mine >= C) return;
-  float sum = 0;
-  XSR_UNROLL
-  for (int32_t y = 0; y < kLanes; ++y) sum += of_lanes[y][mine];
-  out[(int64_t)blockIdx.y * C + begin + mine] = sum;
+  add_columns_of_warps(sums, (int32_t)threadIdx.y, C - begin,
+                       out + (int64_t)blockIdx.y * C + begin);
 }
 
 __global__ void __launch_bounds__(kColumns* kManyLanes) add_parts_kernel(PartSums all) {
