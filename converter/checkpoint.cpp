@@ -206,7 +206,7 @@ void Checkpoint::read() {
   } else if (starts_with(file_, "\x89XSR")) {
     throw Error(XSR_STATUS_UNSUPPORTED,
                 fmt::format("{}: is a .xsr file, expected a checkpoint", name_));
-  } else if (starts_with(file_, "version https://git-lfs")) {
+  } else if (starts_with(file_, kGitLfsMagic)) {
     throw Error(XSR_STATUS_BAD_FILE,
                 fmt::format("{}: is a Git LFS pointer that stands for the checkpoint; fetch the "
                             "file itself (git lfs pull)",

@@ -690,16 +690,11 @@ TEST_F(Corpus, AWriterWhosePartialFileIsRemovedTouchesNoOther) {
   const auto fails = [&](const auto& what, const std::string& rows) {
     EXPECT_THAT(error_of(what), AllOf(HasSubstr(gone + rows), HasSubstr("has been removed")));
   };
-  const auto finished = writer_of(),
-             flushed =
-                 [&] {
-                   fs::remove(path("v.f32.partial"));
-                   return writer_of();
-                 }(),
-             abandoned = [&] {
-               fs::remove(path("v.f32.partial"));
-               return writer_of();
-             }();
+  const auto finished = writer_of();
+  fs::remove(path("v.f32.partial"));
+  const auto flushed = writer_of();
+  fs::remove(path("v.f32.partial"));
+  const auto abandoned = writer_of();
   finished->append(values.data(), 1);
   flushed->append(values.data(), 1);
   fs::remove(path("v.f32.partial"));

@@ -388,7 +388,7 @@ TEST_F(CudaTraining, LayerNormBackwardOfPartsAndOfPooling) {
       of_out.sentence_of = sentence_of.data();
       of_out.cu_seqlens = device_cu.data();
       of_out.mean = pooling == kernels::Pooling::kMean;
-      if (C > kMostPooledColumns) {
+      if (C > kMostRegisterColumns) {
         EXPECT_NE(
             0, layernorm_backward_cuda(sum.data(), statistics.data(), of_out, N, C, scale.data(),
                                        dropout.data(), 4, false, nullptr, nullptr, nullptr, nullptr,

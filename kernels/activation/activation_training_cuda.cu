@@ -92,13 +92,9 @@ Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32
   const int32_t blocks = rows < kMostActivationBlocks ? rows : kMostActivationBlocks;
   const Status status = launch(F % kEight == 0 ? activation_backward_bf16_kernel<true>
                                                : activation_backward_bf16_kernel<false>,
-                               dim3(blocks_of(F, kEight * kWarp), blocks), kRowWarps * kWarp, 0,
+                               dim3(blocks_of(F, kWarpColumns), blocks), kRowWarps * kWarp, 0,
                                stream, x, bias, N, F, activation, d, parts);
-  if (status != 0) return status;
-  PartSums one;
-  const Status added =
-      add_parts_later_cuda(later != nullptr ? later : &one, parts, F, blocks, F, dbias, stream);
-  return added != 0 || later != nullptr ? added : add_parts_cuda(&one, stream);
+  return status != 0 ? status : add_blocks_cuda(parts, blocks, F, dbias, later, stream);
 }
 
 }  // namespace xsr::cuda

@@ -69,15 +69,6 @@ __global__ void __launch_bounds__(kColumns* kManyLanes) add_parts_kernel(PartSum
   if (threadIdx.y == 0 && c < s.columns) s.to[c] = sum;
 }
 
-/// The last step, now or later.
-Status add_blocks(const float* parts, int32_t blocks, int32_t N, float* sum, PartSums* later,
-                  Stream stream) {
-  PartSums one;
-  const Status status =
-      add_parts_later_cuda(later != nullptr ? later : &one, parts, N, blocks, N, sum, stream);
-  return status != 0 || later != nullptr ? status : add_parts_cuda(&one, stream);
-}
-
 }  // namespace
 
 Status add_parts_cuda(PartSums* sums, Stream stream) {
@@ -102,12 +93,20 @@ Status add_parts_later_cuda(PartSums* sums, const float* parts, int64_t stride, 
   return 0;
 }
 
+Status add_blocks_cuda(const float* parts, int32_t blocks, int32_t columns, float* to,
+                       PartSums* later, Stream stream) {
+  PartSums one;
+  const Status status = add_parts_later_cuda(later != nullptr ? later : &one, parts, columns,
+                                             blocks, columns, to, stream);
+  return status != 0 || later != nullptr ? status : add_parts_cuda(&one, stream);
+}
+
 Status column_sum_cuda(const float* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
                        float* parts, PartSums* later, Stream stream) {
   const int32_t blocks = blocks_of(M, kBlockRows);
   const Status status = launch(sum_rows_kernel<float>, dim3(blocks_of(N, kColumns), blocks),
                                dim3(kColumns, kLanes), 0, stream, dy, dy_stride, M, N, parts);
-  return status != 0 ? status : add_blocks(parts, blocks, N, sum, later, stream);
+  return status != 0 ? status : add_blocks_cuda(parts, blocks, N, sum, later, stream);
 }
 
 Status column_sum_bf16_cuda(const uint16_t* dy, int64_t dy_stride, int32_t M, int32_t N, float* sum,
@@ -116,9 +115,9 @@ Status column_sum_bf16_cuda(const uint16_t* dy, int64_t dy_stride, int32_t M, in
       reinterpret_cast<uintptr_t>(dy) % 16 == 0 && dy_stride % kEight == 0 && N % kEight == 0;
   const int32_t blocks = blocks_of(M, kBlockRows);
   const Status status = launch(by_eight ? sum_rows_by_eight_kernel : sum_rows_kernel<uint16_t>,
-                               dim3(blocks_of(N, by_eight ? kColumns * kEight : kColumns), blocks),
+                               dim3(blocks_of(N, by_eight ? kWarpColumns : kColumns), blocks),
                                dim3(kColumns, kLanes), 0, stream, dy, dy_stride, M, N, parts);
-  return status != 0 ? status : add_blocks(parts, blocks, N, sum, later, stream);
+  return status != 0 ? status : add_blocks_cuda(parts, blocks, N, sum, later, stream);
 }
 
 }  // namespace xsr::cuda

@@ -31,6 +31,10 @@ Status add_parts_cuda(PartSums* sums, Stream stream);
 /// additions does not depend on the others.
 Status add_parts_later_cuda(PartSums* sums, const float* parts, int64_t stride, int32_t blocks,
                             int32_t columns, float* to, Stream stream);
+/// Adds the blocks' parts [blocks, columns] to to[columns], where later is null, or leaves that to
+/// it.
+Status add_blocks_cuda(const float* parts, int32_t blocks, int32_t columns, float* to,
+                       PartSums* later, Stream stream);
 
 /// Gradient of a bias, sum[n] ← Σ_m dy[m, n], added by blocks of 128 rows and then the blocks: an
 /// order that M alone fixes, and rows of zeros at the end do not change a bit of.

@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
   }
 }
 
-/// body(Constant) with the quads of a lane that rows of C ≤ 1024 take.
+/// body(Constant) with the quads of a lane that rows of C ≤ kMostRegisterColumns take.
 template <typename Body>
 Status with_quads(int32_t C, Body&& body) {
   return C <= 256   ? body(Constant<2>())
@@ -434,7 +434,7 @@ Status dropout_add_layernorm_forward_bf16_cuda(const uint16_t* branch, const flo
                   blocks_of(N, kRowWarps), kRowWarps * kWarp, 0, stream, branch, bias, residual, N,
                   C, gamma, beta, eps, dropout, place, sum, out, narrow, statistics);
   };
-  return C <= 1024 ? with_quads(C, rows) : rows(Constant<0>());
+  return C <= kMostRegisterColumns ? with_quads(C, rows) : rows(Constant<0>());
 }
 
 Status layernorm_backward_cuda(const float* sum, const float* statistics,
@@ -454,7 +454,7 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
     }
     return status != 0 || last != nullptr ? status : add_parts_cuda(sums, stream);
   };
-  if (C <= 1024) {
+  if (C <= kMostRegisterColumns) {
     const int32_t rows = blocks_of(N, kRowWarps);
     const int32_t blocks = rows < kMostNormBlocks ? rows : kMostNormBlocks;
     const Status status = with_quads(C, [&](auto quads) {

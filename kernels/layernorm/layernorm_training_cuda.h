@@ -61,28 +61,29 @@ Status dropout_add_layernorm_forward_bf16_cuda(const uint16_t* branch, const flo
 
 /// The gradient of a LayerNorm's output.
 struct NormGradient {
-  /// [N, C]; read where dy is null, and overwritten by that of the LayerNorm's input
+  /// [N, C]; read where sentence_of is null, and overwritten by that of the LayerNorm's input
   float* dx = nullptr;
   /// [N, C] bf16, 8-byte aligned: added to dx first; null = nothing
   const uint16_t* more = nullptr;
   /// [N] a row's sentence, below 0 where it has none, or null. Given, dy [B, C] f32 is that of a
-  /// pooling of the output by mean, or of the first rows, and dx is not read. C ≤ 1024; dy is null
-  /// where no row has a sentence.
+  /// pooling of the output by mean, or of the first rows, and dx is not read. C ≤
+  /// kMostRegisterColumns; dy is null where no row has a sentence.
   const int32_t* sentence_of = nullptr;
   const int32_t* cu_seqlens = nullptr;
   const float* dy = nullptr;
   bool mean = false;
 };
-/// Columns up to which there may be a sentence_of.
-static constexpr int32_t kMostPooledColumns = 1024;
+/// Columns of the rows that a warp keeps in registers: up to these the backward pass is one kernel,
+/// and there may be a sentence_of.
+static constexpr int32_t kMostRegisterColumns = 1024;
 
 /// Blocks that share the rows of layernorm_backward_cuda, and whose sums are added up at its end:
-/// of C up to 1024 no more than this, whatever the device.
+/// of rows in registers no more than this, whatever the device.
 static constexpr int32_t kMostNormBlocks = 264;
 
 /// Floats that layernorm_backward_cuda needs beside its arguments.
 static constexpr int64_t layernorm_backward_floats_cuda(int32_t N, int32_t C) {
-  const int64_t blocks = C > 1024                        ? (N + 63) / 64
+  const int64_t blocks = C > kMostRegisterColumns        ? (N + 63) / 64
                          : (N + 7) / 8 < kMostNormBlocks ? (N + 7) / 8
                                                          : kMostNormBlocks;
   return 3 * blocks * C;

@@ -2,8 +2,12 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace xsr {
+
+/// What stands in for a file that Git LFS keeps elsewhere begins so.
+inline constexpr std::string_view kGitLfsMagic = "version https://git-lfs";
 
 /// A regular file mapped read-only for as long as the object lives.
 ///
@@ -13,8 +17,8 @@ namespace xsr {
 class MappedFile {
  public:
   /// what: what the file is to the reader, for messages ("cannot open" + what), e.g. " the model
-  /// file". Throws Error(IO) naming the path and the system's reason; an empty file gives an empty
-  /// span.
+  /// file". Throws Error(IO), or Error(OUT_OF_MEMORY) for want of memory to map it, naming the path
+  /// and the system's reason; an empty file gives an empty span.
   explicit MappedFile(const std::string& path, const std::string& what = "");
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;

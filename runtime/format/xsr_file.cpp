@@ -106,7 +106,7 @@ void check_magic(const unsigned char* file, uint64_t size) {
   const auto begins = [&](std::string_view text) {
     return size >= text.size() && std::memcmp(file, text.data(), text.size()) == 0;
   };
-  if (begins("version https://git-lfs")) {
+  if (begins(kGitLfsMagic)) {
     bad_at(0,
            "the file is a Git LFS pointer that stands for the model. Fetch the file itself (git "
            "lfs pull).");

@@ -79,7 +79,7 @@ DeviceTrainer::DeviceTrainer(const ModelConfig& config, const StepConfig& step,
       V(config.vocab_size),
       bf16_(step.precision == Precision::kBF16),
       bf16_attention_(bf16_ && cuda::attention_bf16_takes(C / H)),
-      pooled_norm_(bf16_ && config.num_layers > 0 && C <= cuda::kMostPooledColumns &&
+      pooled_norm_(bf16_ && config.num_layers > 0 && C <= cuda::kMostRegisterColumns &&
                    config.pooling != kernels::Pooling::kMax),
       eps_(static_cast<float>(config.layer_norm_eps)),
       values_(table.size()),
