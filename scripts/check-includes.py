@@ -29,7 +29,7 @@ RANKS = [
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 SUFFIXES = {".c", ".h", ".cpp", ".hpp", ".inc", ".cu", ".cuh"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
-ISA_FILE = re.compile(r"_(avx2|avx512|avx512_vnni|avx512_bf16|amx)\.cpp$")
+ISA_FILE = re.compile(r"_(avx2|avx2_vnni|avx512|avx512_vnni|avx512_bf16|amx)\.cpp$")
 
 C_NAMES = """assert ctype errno fenv float inttypes limits locale math setjmp signal stdarg stdbool stddef
     stdint stdio stdlib string time""".split()
