@@ -78,7 +78,16 @@ void weight_tile(const WeightTile& tile, int32_t rows) {
     if (rows < R) return weight_tile<R - 1>(tile, rows);
   }
   if (tile.columns >= kColumns) return weight_tile<R, true>(tile);
-  weight_tile<R, false>(tile);
+  if constexpr (R < kRows) {
+    weight_tile<R, false>(tile);
+  } else {  // the masks leave no registers for so many rows
+    WeightTile lower = tile;
+    lower.dy += kRows / 2;
+    lower.dy_scales += kRows / 2;
+    lower.dw += kRows / 2 * tile.dw_stride;
+    weight_tile<kRows / 2, false>(tile);
+    weight_tile<kRows / 2, false>(lower);
+  }
 }
 
 }  // namespace
