@@ -1,5 +1,6 @@
 #include "kernels/gemm/dot_avx2_vnni.h"
 #include "kernels/gemm/gemm_backward.h"
+#include "kernels/gemm/gemm_backward_tile_i8.h"
 #include "kernels/simd/avx2.h"
 
 namespace xsr::kernels {
@@ -12,22 +13,6 @@ constexpr int32_t kColumns = 16;
 constexpr int32_t kRowsOfPanel = 96;
 static_assert(kRowsOfPanel % kRows == 0);
 
-/// Of a tile of R rows and up to 16 columns of dw; everything begins at its first.
-struct WeightTile {
-  const uint32_t* dy;
-  int64_t dy_stride;
-  const float* dy_scales;
-  const uint32_t* x;
-  int64_t x_stride;
-  const float* x_scales;
-  const int32_t* x_sums;
-  int32_t steps;
-  int64_t columns;
-  bool store;
-  float* dw;
-  int64_t dw_stride;
-};
-
 template <bool kWhole>
 static inline __attribute__((always_inline)) __m256i load_lanes(const void* lanes, __m256i mask) {
   return kWhole ? _mm256_loadu_si256((const __m256i*)lanes)
@@ -35,7 +20,7 @@ static inline __attribute__((always_inline)) __m256i load_lanes(const void* lane
 }
 
 template <int R, bool kWhole>
-void weight_tile(const WeightTile& t) {
+void weight_tile(const WeightTileI8& t) {
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) _mm_prefetch((const char*)(t.dw + r * t.dw_stride), _MM_HINT_T0);
   const __m256i mask[2] = {tail_mask8(t.columns), tail_mask8(t.columns - 8)};
@@ -73,7 +58,7 @@ void weight_tile(const WeightTile& t) {
 }
 
 template <int R = kRows>
-void weight_tile(const WeightTile& tile, int32_t rows) {
+void weight_tile(const WeightTileI8& tile, int32_t rows) {
   if constexpr (R > 1) {
     if (rows < R) return weight_tile<R - 1>(tile, rows);
   }
@@ -81,7 +66,7 @@ void weight_tile(const WeightTile& tile, int32_t rows) {
   if constexpr (R < kRows) {
     weight_tile<R, false>(tile);
   } else {  // the masks leave no registers for so many rows
-    WeightTile lower = tile;
+    WeightTileI8 lower = tile;
     lower.dy += kRows / 2;
     lower.dy_scales += kRows / 2;
     lower.dw += kRows / 2 * tile.dw_stride;
