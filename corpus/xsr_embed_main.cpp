@@ -23,6 +23,7 @@
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
+#include "input/text_file.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
@@ -380,7 +381,8 @@ int run(const Options& options) {
   xsr::require_other_file({options.input == "-" ? "/dev/stdin" : options.input, options.model},
                           options.output);
   Embedder embedder(options);
-  xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
+  xsr::LineReader reader(xsr::open_text_file(options.input, &stop_requested), kMaxLineBytes,
+                         &stop_requested);
   ResumeFile resume(options);
   const xsr::ResumePoint start_point = resume.begin(options, embedder.run());
   Totals totals = start_point;
@@ -407,9 +409,9 @@ int run(const Options& options) {
       scale * kBatchTextBytes};
   BatchLimits limits = {std::min(most.lines, scale * kFirstBatchLines),
                         scale * kFirstBatchTextBytes};
-  const uint64_t total_bytes = reader.total_bytes();
+  const uint64_t total_bytes = reader.total_bytes(), start_bytes = reader.source_bytes();
   xsr::Progress progress(stderr, ::isatty(STDERR_FILENO),
-                         total_bytes - std::min(total_bytes, start_point.text_bytes));
+                         total_bytes - std::min(total_bytes, start_bytes));
   // Two of each: while one batch is embedded, the next is read and the one before is written.
   LineBatch batches[2];
   std::vector<float> vectors[2];
@@ -438,8 +440,8 @@ int run(const Options& options) {
       };
       written = std::async(kAsync, write);
       if (!options.quiet) {
-        progress.update(batch.bytes_consumed - start_point.text_bytes,
-                        totals.rows - start_point.rows, seconds_since(start));
+        progress.update(batch.source_bytes - start_bytes, totals.rows - start_point.rows,
+                        seconds_since(start));
       }
       if (stop_requested) break;
     }
