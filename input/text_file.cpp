@@ -12,7 +12,6 @@
 
 #include "runtime/error.h"
 #include "runtime/text/line_reader.h"
-#include "runtime/text/progress.h"
 
 namespace xsr {
 namespace {
@@ -62,9 +61,8 @@ class PackedInput {
   [[noreturn]] void bad(const std::string& what, const std::string& mend) const {
     const uint64_t total = source_->total_bytes();
     throw Error(XSR_STATUS_BAD_FILE,
-                fmt::format("{}: {}, behind byte {}{}; {}", source_->name(), what,
-                            with_separators(bytes_read()),
-                            total == 0 ? "" : " of " + with_separators(total), mend));
+                fmt::format("{}: {}, behind byte {}{}; {}", source_->name(), what, bytes_read(),
+                            total == 0 ? "" : fmt::format(" of {}", total), mend));
   }
 
  private:
@@ -225,10 +223,10 @@ class TextSource : public ByteSource {
     while (!in_.rest().empty() && may_become_packed(in_.rest()) && in_.extend()) {
     }
     const std::string_view text = in_.rest();
-    if (text.empty() && !in_.stopped()) {
-      for (const char* ending : {".gz", ".zst"}) {
-        if (name().ends_with(ending)) in_.bad("is empty, expected packed text", kCopyAgain);
-      }
+    for (const auto& [ending, magic] : {std::pair{".gz", kGzipMagic}, {".zst", kZstdMagic}}) {
+      if (!name().ends_with(ending) || !is_part_of(magic, text) || in_.stopped()) continue;
+      in_.skip(text.size());
+      in_.bad("the packed data ends early", kCopyAgain);
     }
     if (is_gzip(text)) unpacker_ = std::make_unique<GzipUnpacker>(in_);
     if (is_zstd(text)) unpacker_ = std::make_unique<ZstdUnpacker>(in_);

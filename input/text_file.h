@@ -15,8 +15,8 @@ namespace xsr {
 ///
 /// stop, when given, is the source's too. read() throws the source's Error, and Error(BAD_FILE)
 /// that names the byte and the mend where packed data is damaged, ends early or has something else
-/// behind it, and where nothing is in a file whose name ends with .gz or .zst. What came before is
-/// given first.
+/// behind it, and where a file whose name ends with .gz or .zst holds nothing. Text before the
+/// place where it ends early is given first.
 std::unique_ptr<ByteSource> unpack(std::unique_ptr<ByteSource> source,
                                    const std::atomic<bool>* stop = nullptr);
 
