@@ -66,7 +66,8 @@ std::string unpacked(const std::string& bytes, size_t most = 1 << 20, size_t blo
 std::string numbered_lines(int count) {
   std::string text;
   for (int i = 0; i < count; ++i)
-    text += "Line " + std::to_string(i) + " of " + std::to_string(i * i % 977) + ".\n";
+    text += "Line " + std::to_string(i) + " of " +
+            std::to_string(static_cast<uint32_t>(i) * 2654435761u % 977) + ".\n";
   return text;
 }
 
@@ -225,7 +226,8 @@ TEST(TextFile, ABatchSaysHowMuchOfTheFileItTook) {
     while (reader.read(100, 1 << 20, batch)) {
       const double share = static_cast<double>(batch.source_bytes) / bytes.size();
       const double expected = static_cast<double>(batch.bytes_consumed) / text.size();
-      ASSERT_NEAR(share, expected, bytes == text ? 1e-9 : 0.06);
+      // What unpacks it takes some of it ahead.
+      ASSERT_NEAR(share, expected, bytes == text ? 1e-9 : 0.12);
     }
     EXPECT_EQ(batch.source_bytes, bytes.size());
     LineReader again(unpack(std::make_unique<MemorySource>(bytes, 1 << 20, "text")));
