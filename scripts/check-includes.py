@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the direction of the includes: a folder includes only what stands before it in
 
-    kernels -> runtime -> converter, corpus -> training -> bench -> tests, examples
+    kernels -> runtime -> input -> converter, corpus -> training -> bench -> tests, examples
 
 and these besides:
 - kernels/ includes C headers, intrinsics and kernels/ only: it knows libc and nothing else.
@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RANKS = [
     ["kernels"],
     ["runtime"],
+    ["input"],
     ["converter", "corpus"],
     ["training"],
     ["bench"],
