@@ -110,14 +110,16 @@ ModelConfig small_config(int32_t hidden_size = 24, int32_t num_heads = 3) {
   return config;
 }
 
-/// Pairs of 1 to 12 tokens; every other one has a masked word. One sentence is empty.
-PairBatch make_batch(const ModelConfig& config, int32_t pairs, uint64_t salt = 5) {
+/// Pairs of 1 to 12 tokens; every other one has a masked word. One sentence is empty, the last has
+/// `longer` tokens more.
+PairBatch make_batch(const ModelConfig& config, int32_t pairs, uint64_t salt = 5,
+                     int32_t longer = 0) {
   test::Random random(salt);
   PairBatch batch;
   batch.num_pairs = pairs;
   batch.cu_seqlens = {0};
   for (int32_t b = 0; b < 2 * pairs; ++b) {
-    const int32_t length = b == 2 ? 0 : random.range(1, 12);
+    const int32_t length = b == 2 ? 0 : random.range(1, 12) + (b == 2 * pairs - 1 ? longer : 0);
     for (int32_t i = 0; i < length; ++i)
       batch.token_ids.push_back(random.range(3, config.vocab_size - 1));
     batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_ids.size()));
@@ -397,6 +399,35 @@ TEST_F(CudaTrainerTest, GradientsInBf16AreCloseToThoseInF32) {
                 plain);
     EXPECT_LE(found, 3 * plain) << num_layers << " layers";
     EXPECT_GT(found, 1e-4) << "nothing was rounded";
+  }
+}
+
+/// Attention takes a sentence of more than 64 tokens in chunks, with a launch of their own: batches
+/// of as many tokens that have one or not are not one graph.
+TEST_F(CudaTrainerTest, LongSentencesComeAndGo) {
+  ModelConfig config = small_config(32, 2);
+  config.num_positions = config.max_seq_len = 90;
+  StepConfig step = release_step();
+  step.precision = Precision::kBF16;
+  const PairBatch batches[] = {make_batch(config, 3), make_batch(config, 3, 5, 70)};
+  ASSERT_LE(batches[1].num_tokens(), 128) << "of one shape otherwise";
+  const auto gradients_of = [&](CudaTrainer& trainer, const PairBatch& batch) {
+    trainer.step(batch, 0);
+    auto copy = std::make_unique<FlatBuffer>(trainer.table().size());
+    std::copy_n(trainer.gradients().data(), copy->size(), copy->data());
+    return copy;
+  };
+  std::unique_ptr<FlatBuffer> expected[2];
+  for (int i = 0; i < 2; ++i) {
+    CudaTrainer fresh(config, step, tiles_of(32));
+    initialize(fresh);
+    expected[i] = gradients_of(fresh, batches[i]);
+  }
+  CudaTrainer trainer(config, step, tiles_of(32));
+  initialize(trainer);
+  for (const int i : {0, 0, 1, 1, 0, 1}) {
+    EXPECT_TRUE(same_bits(*expected[i], *gradients_of(trainer, batches[i])))
+        << "step " << trainer.steps() << ", " << (i == 1 ? "with a long sentence" : "without");
   }
 }
 

@@ -1,6 +1,7 @@
 #include "training/cuda/device_batch.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "kernels/embedding/embedding.h"
@@ -12,6 +13,14 @@ namespace {
 using cuda::Memory;
 using cuda::Place;
 using cuda::Plan;
+
+/// The next power of two, so that few shapes come up.
+int32_t chunk_bucket(int32_t chunks) {
+  constexpr uint32_t kLeast = 32;
+  return chunks == 0
+             ? 0
+             : static_cast<int32_t>(std::max(kLeast, std::bit_ceil(static_cast<uint32_t>(chunks))));
+}
 
 }  // namespace
 
@@ -55,6 +64,8 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
     plan.add(&a.token_ids, N);
     plan.add(&a.positions, N);
     plan.add(&a.cu_seqlens, S + 1);
+    plan.add(&a.attention_chunks,
+             static_cast<size_t>(chunk_bucket(cuda::attention_chunk_count(tokens, sentences))));
     buckets(a.tokens, config_.vocab_size);
     buckets(a.rows_of_positions, config_.num_positions);
     plan.add(&a.word_offsets, S + 1);
@@ -184,6 +195,11 @@ void DeviceBatch::make(const PairBatch& batch, int32_t tokens, int32_t total_pai
   std::copy_n(batch.token_ids.data(), N, host.token_ids);
   std::fill(host.token_ids + N, host.token_ids + tokens, 0);
   std::copy(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), host.cu_seqlens);
+  const int32_t chunks = cuda::attention_chunks(batch.cu_seqlens.data(), batch.num_sentences(),
+                                                cuda::kChunkRows, host.attention_chunks);
+  to.attention_chunks = chunk_bucket(chunks);
+  std::fill(host.attention_chunks + chunks, host.attention_chunks + to.attention_chunks,
+            cuda::AttentionTile{0, 0, 0});
   for (int32_t b = 0; b < batch.num_sentences(); ++b) {
     const int32_t begin = batch.cu_seqlens[b];
     for (int32_t i = begin; i < batch.cu_seqlens[b + 1]; ++i)

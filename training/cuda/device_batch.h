@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/attention/attention_training_cuda.h"
 #include "kernels/dropout/dropout.h"
 #include "kernels/loss/loss_cuda.h"
 #include "kernels/optimizer/optimizer.h"
@@ -26,6 +27,7 @@ class DeviceBatch {
   struct Arrays {
     int32_t *token_ids = nullptr, *positions = nullptr;  // [N]
     int32_t* cu_seqlens = nullptr;                       // [2B + 1]
+    cuda::AttentionTile* attention_chunks = nullptr;     // [attention_chunks()]
     Buckets tokens, rows_of_positions;
     int32_t *word_offsets = nullptr, *word_ids = nullptr;
     float *coefficients = nullptr, *masses = nullptr;
@@ -61,6 +63,9 @@ class DeviceBatch {
   int32_t total_pairs() const { return current_.total_pairs; }
   int32_t sentences() const { return 2 * current_.pairs; }
   int32_t tokens() const { return current_.tokens; }
+  /// Of sentences that attention's backward pass does not take whole, filled up to few counts with
+  /// chunks that have no rows.
+  int32_t attention_chunks() const { return current_.attention_chunks; }
   int32_t max_tokens() const { return max_tokens_; }
   int32_t max_sentences() const { return max_sentences_; }
   int32_t max_total_pairs() const { return max_total_pairs_; }
@@ -71,7 +76,7 @@ class DeviceBatch {
  private:
   /// A batch on the host.
   struct Made {
-    int32_t pairs = 0, total_pairs = 0, tokens = 0;
+    int32_t pairs = 0, total_pairs = 0, tokens = 0, attention_chunks = 0;
     Arrays arrays;
     cuda::Memory memory;
   };

@@ -199,7 +199,8 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   };
   // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
   // a capture, and a shape that comes up once costs no graph.
-  const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs()};
+  const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs(),
+                    bf16_attention_ ? batch_.attention_chunks() : 0};
   const auto at = graphs_.find(shape);
   if (at == graphs_.end()) {
     enqueue();
@@ -752,8 +753,9 @@ void DeviceTrainer::backward() {
       narrow_product(C, C, operand(dbranch_, C), weight(w.attention_output.weight, C, true),
                      dcontext_.narrow);
       check(cuda::attention_backward_bf16_cuda(
-                at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, at.lse, d.dropout,
-                probabilities_stream(i, H), dcontext_.narrow, dwide_.narrow, delta_, stream()),
+                at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, d.attention_chunks,
+                batch_.attention_chunks(), at.lse, d.dropout, probabilities_stream(i, H),
+                dcontext_.narrow, dwide_.narrow, delta_, stream()),
             "attention, backward");
     } else {
       input_gradient(dbranch_, w.attention_output, dcontext_.wide, false);

@@ -282,8 +282,9 @@ class DeviceTrainer {
   float* similarity_statistics_ = nullptr;
   std::vector<float> embeddings_;
   bool embeddings_current_ = false;
-  int32_t first_ = 0;                    // of the own pairs among all
-  using Shape = std::array<int32_t, 4>;  // pairs, tokens, first pair, total pairs
+  int32_t first_ = 0;  // of the own pairs among all
+  // pairs, tokens, first pair, total pairs, chunks of the attention's long sentences
+  using Shape = std::array<int32_t, 5>;
   std::map<Shape, cuda::Graph> graphs_;
 };
 
