@@ -1,7 +1,6 @@
 // xsr-embed: one sentence a line in, one vector a line out.
 #include <fmt/format.h>
 #include <unistd.h>
-#include <functional>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <future>
 #include <memory>
 #include <optional>
@@ -318,10 +318,21 @@ class ResumeFile {
   }
 
   /// Passes over the text that is done. Throws Error where it is another.
-  void skip(xsr::LineReader& reader, const xsr::ResumePoint& done) const {
+  void skip(xsr::LineReader& reader, const xsr::ResumePoint& done, bool quiet) const {
+    xsr::Progress progress(stderr, ::isatty(STDERR_FILENO), done.text_bytes,
+                           "passing over what is done: ");
+    const auto start = std::chrono::steady_clock::now();
+    const auto tell = [&](uint64_t bytes) {
+      const double share = static_cast<double>(bytes) / static_cast<double>(done.text_bytes);
+      const double lines = share * static_cast<double>(done.rows);
+      progress.update(bytes, static_cast<uint64_t>(lines), seconds_since(start));
+    };
+    const auto told = quiet ? std::function<void(uint64_t)>() : tell;
     try {
-      reader.skip(done.text_bytes, done.rows, done.text_hash);
+      reader.skip(done.text_bytes, done.rows, done.text_hash, told);
+      progress.clear();
     } catch (const xsr::Error& e) {
+      progress.clear();
       if (e.status() != XSR_STATUS_INVALID_ARGUMENT) throw;
       throw xsr::Error(e.status(), fmt::format("{}; give that text, or remove {} to begin anew",
                                                e.what(), path_));
@@ -396,7 +407,7 @@ int run(const Options& options) {
       xsr::tell(fmt::format("xsr-embed: {}: going on behind row {}\n", options.output,
                             with_separators(start_point.rows)));
     }
-    resume.skip(reader, start_point);
+    resume.skip(reader, start_point, options.quiet);
   } else {
     resume.remove();  // of a run whose partial file is gone
   }

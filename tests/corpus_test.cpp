@@ -191,7 +191,12 @@ TEST_F(Corpus, AReaderGoesOnBehindWhatIsDone) {
       const uint64_t done = batch.first_line + batch.size() - 1;
       EXPECT_EQ(batch.mid_line, done == 401) << "the last line has no end";
       xsr::LineReader second(path("t"), 1000, nullptr, block);
-      second.skip(batch.bytes_consumed, done, batch.text_hash);
+      std::vector<uint64_t> told;
+      second.skip(batch.bytes_consumed, done, batch.text_hash,
+                  [&](uint64_t bytes) { told.push_back(bytes); });
+      EXPECT_EQ(told.size(), (batch.bytes_consumed + block - 1) / block);
+      EXPECT_EQ(told.back(), batch.bytes_consumed);
+      EXPECT_EQ(told.front(), std::min<uint64_t>(block, batch.bytes_consumed));
       xsr::LineBatch rest;
       std::vector<std::string> lines;
       while (second.read(50, 1 << 20, rest)) {
@@ -751,7 +756,7 @@ std::string shown(bool terminal, std::initializer_list<double> times) {
   char* text = nullptr;
   size_t size = 0;
   std::FILE* out = open_memstream(&text, &size);
-  xsr::Progress progress(out, terminal, 100);
+  xsr::Progress progress(out, terminal, 100, "at work: ");
   for (double t : times) progress.update(static_cast<uint64_t>(t), 1, t);
   progress.clear();
   std::fclose(out);
@@ -765,6 +770,7 @@ TEST(Progress, RareLinesInALogAndOneLineOnATerminal) {
   const std::string log = shown(false, {1, 10, 12, 19, 20, 25});
   EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 2);
   EXPECT_EQ(log.find('\r'), std::string::npos);
+  EXPECT_EQ(log.substr(0, log.find('\n')), "at work: " + xsr::progress_line(10, 100, 1, 10));
   const std::string terminal = shown(true, {0.1, 0.6, 0.7, 1.2});
   EXPECT_EQ(terminal.find('\n'), std::string::npos);
   EXPECT_EQ(std::count(terminal.begin(), terminal.end(), '\r'), 3);  // two updates and the clearing

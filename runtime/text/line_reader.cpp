@@ -70,9 +70,12 @@ void LineReader::consume(size_t bytes) {
   consumed_ += bytes;
 }
 
-void LineReader::skip(uint64_t bytes, uint64_t lines, uint64_t text_hash) {
-  while (consumed_ < bytes && (begin_ < end_ || fill(false)))
+void LineReader::skip(uint64_t bytes, uint64_t lines, uint64_t text_hash,
+                      const std::function<void(uint64_t)>& progress) {
+  while (consumed_ < bytes && (begin_ < end_ || fill(false))) {
     consume(static_cast<size_t>(std::min<uint64_t>(end_ - begin_, bytes - consumed_)));
+    if (progress) progress(consumed_);
+  }
   if (stopped()) return;
   if (consumed_ < bytes || hash_->value() != text_hash) {
     throw Error(

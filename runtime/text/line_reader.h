@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -59,7 +60,9 @@ class LineReader {
   /// Instead of a first read(): passes over the text's first `bytes`, `lines` lines. Throws
   /// Error(INVALID_ARGUMENT) where the text is shorter or has another hash, and as read() does; not
   /// where it was stopped on the way.
-  void skip(uint64_t bytes, uint64_t lines, uint64_t text_hash);
+  /// progress, when given, is told after every block how many bytes that were.
+  void skip(uint64_t bytes, uint64_t lines, uint64_t text_hash,
+            const std::function<void(uint64_t)>& progress = nullptr);
 
   const ByteSource& source() const { return *source_; }
   /// Of the source, as it is stored, up to where lines have been read or passed over; within a

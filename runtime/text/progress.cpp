@@ -54,8 +54,8 @@ std::string terminal_line(const std::string& text, int fd) {
 void Progress::update(uint64_t done_bytes, uint64_t lines, double seconds) {
   if (seconds - last_ < (terminal_ ? kTerminalSeconds : kLogSeconds)) return;
   last_ = seconds;
-  const std::string line =
-      terminal_line(progress_line(done_bytes, total_bytes_, lines, seconds), ::fileno(out_));
+  const std::string line = terminal_line(
+      work_ + progress_line(done_bytes, total_bytes_, lines, seconds), ::fileno(out_));
   // \x1B[K takes away what a longer line left behind.
   std::fprintf(out_, terminal_ ? "\r%s\x1B[K" : "%s\n", line.c_str());
   std::fflush(out_);

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 namespace xsr {
 
@@ -23,9 +24,9 @@ std::string terminal_line(const std::string& text, int fd);
 /// start. Not for several threads at once.
 class Progress {
  public:
-  /// out is usually stderr and is not closed.
-  Progress(std::FILE* out, bool terminal, uint64_t total_bytes)
-      : out_(out), terminal_(terminal), total_bytes_(total_bytes) {}
+  /// out is usually stderr and is not closed. work: what every line begins with.
+  Progress(std::FILE* out, bool terminal, uint64_t total_bytes, std::string work = "")
+      : out_(out), terminal_(terminal), total_bytes_(total_bytes), work_(std::move(work)) {}
 
   void update(uint64_t done_bytes, uint64_t lines, double seconds);
   /// Takes the terminal's line away, so that other words can follow.
@@ -35,6 +36,7 @@ class Progress {
   std::FILE* out_;
   bool terminal_;
   uint64_t total_bytes_;
+  std::string work_;
   double last_ = 0;  // seconds
   bool shown_ = false;
 };
