@@ -336,17 +336,16 @@ void DeviceTrainer::reserve() {
   const int32_t most = static_cast<int32_t>(std::max(N, S));
   const int32_t most_sentences = batch_.max_sentences();
   const int64_t logits = most_logits(options_.vocabulary_tile, most_sentences, V);
-  // Sums by blocks of 128 rows, the last of which may be short.
-  const int64_t sums_of_logits = logits / 128 + tile(1);
+  // Of vocabulary_bias_floats_cuda() for any number of sentences: blocks of 16 rows at least, the
+  // last of which may be short, and 32 at most.
+  const int64_t of_vocabulary = std::min(logits / 16 + tile(1), int64_t{32} * tile(1));
   const int64_t of_norm = cuda::layernorm_backward_floats_cuda(most, C);
   const int64_t of_layer = 2 * of_norm + cuda::column_sum_floats_cuda(most, 3 * C) +
                            std::max(cuda::column_sum_floats_cuda(most, F),
                                     cuda::activation_backward_floats_cuda(most, F));
-  const int64_t of_head = of_norm + cuda::column_sum_floats_cuda(most, C);
-  plan.add(&parts_,
-           static_cast<size_t>(std::max(
-               sums_of_logits,
-               of_head + of_norm + std::min(config_.num_layers, kLayersOfSums) * of_layer)));
+  const int64_t of_head = of_vocabulary + of_norm + cuda::column_sum_floats_cuda(most, C);
+  plan.add(&parts_, static_cast<size_t>(of_head + of_norm +
+                                        std::min(config_.num_layers, kLayersOfSums) * of_layer));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -612,20 +611,17 @@ void DeviceTrainer::head(bool learn) {
 void DeviceTrainer::unhead() {
   const int32_t S = batch_.sentences();
   const cuda::VocabularyWords& words = batch_.words();
+  float* const parts = take_parts(cuda::vocabulary_bias_floats_cuda(S, tile()));
   for (int32_t k = 0; k < tiles(); ++k) {
     const int32_t first = k * tile(), R = std::min(tile(), V - first);
     if (k > 0) tile_read_->hold(stream());  // by the gradient of the words before
     if (tiles() > 1) logits(first, R);      // else they are there still
     check(cuda::vocabulary_tile_backward_f32_cuda(z_, tile(), S, first, R, value(output_bias_),
                                                   words, tile_max_ + int64_t{k} * S, lse_,
-                                                  z_narrow_, tile(), stream()),
+                                                  z_narrow_, tile(), gradient(output_bias_), parts,
+                                                  tiles() == 1 ? &sums_ : nullptr, stream()),
           "the vocabulary's gradient");
     const Rows dz = {z_, z_narrow_};  // one of them
-    float* const dbias = gradient(output_bias_) + first;
-    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, nullptr,
-                                             stream())
-                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, nullptr, stream()),
-          "the vocabulary's bias gradient");
     // dE = dzᵀ t      dt (+)= dz E
     product_beside(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
                    gradient(encoder_.token + int64_t{first} * C));
