@@ -598,6 +598,56 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 #endif
 }
 
+/// NCCL's calls are to be captured on every device or on none, also where shares differ in tokens,
+/// and where one device alone has got larger buffers, with which its graphs are gone.
+TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
+  ModelConfig config = small_config(8, 2);
+  config.num_layers = 1;
+  StepConfig step = every_objective();
+  step.dropout = 0;
+  /// Pairs of so many tokens a sentence; more than 32 are another number for two of them.
+  const auto batch_of = [&](const std::vector<int32_t>& lengths) {
+    const int32_t pairs = static_cast<int32_t>(lengths.size());
+    PairBatch batch = make_batch(config, pairs);
+    batch.token_ids.clear();
+    batch.cu_seqlens = {0};
+    for (int32_t b = 0; b < 2 * pairs; ++b) {
+      for (int32_t i = 0; i < lengths[b % pairs]; ++i)
+        batch.token_ids.push_back(3 + (7 * b + i) % 80);
+      batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_ids.size()));
+    }
+    batch.masked_id.assign(pairs, -1);
+    batch.masked_row.assign(pairs, -1);
+    return batch;
+  };
+  struct Case {
+    size_t devices;
+    std::vector<std::vector<int32_t>> batches;
+  };
+  // Of 3 pairs the third of five devices has none, of 2 it has one.
+  for (const Case& c :
+       {Case{2, {{33, 33, 9, 9}, {33, 33, 9, 9}, {33, 33, 33, 33}, {9, 9, 33, 33}, {9, 9, 9, 9}}},
+        Case{5, {{9, 9, 9}, {9, 9, 9}, {9, 9}, {9, 9, 9}, {9, 9, 9}}}}) {
+#ifdef XSR_EMULATED
+    setenv("XSR_EMULATED_DEVICES", "5", 1);
+#endif
+    const auto several = on_devices(c.devices, config, step);
+    if (several == nullptr) continue;  // fewer devices, or no NCCL
+    CudaTrainer one(config, step, tiles_of(32));
+    initialize(one);
+    initialize(*several);
+    for (const std::vector<int32_t>& lengths : c.batches) {
+      const PairBatch batch = batch_of(lengths);
+      const double expected = one.step(batch, 1e-3).loss.total;
+      EXPECT_NEAR(expected, several->step(batch, 1e-3).loss.total, 1e-5 * std::fabs(expected));
+      EXPECT_LT(relative_difference(several->gradients(), one.gradients()), 1e-5);
+    }
+  }
+#ifdef XSR_EMULATED
+  unsetenv("XSR_EMULATED_DEVICES");
+#endif
+}
+
 /// The first batch has fewer pairs than there are devices: one has never had a sentence, and adds
 /// nothing.
 TEST_F(CudaTrainerTest, ADeviceMayHaveNoPairFromTheStart) {

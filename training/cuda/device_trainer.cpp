@@ -170,7 +170,7 @@ bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropo
   if (!taken) {
     PairBatch slice;
     const PairBatch& share = own_share(batch, slice);
-    if (batch_.build(share, tokens_of(share), batch.num_pairs)) {
+    if (batch_.build(share, tokens_of(batch), batch.num_pairs)) {
       try {
         reserve();
       } catch (...) {
@@ -187,7 +187,7 @@ void DeviceTrainer::prepare(const PairBatch& batch) {
   batch_.forget_prepared();  // also where there is no memory for the share
   PairBatch slice;
   const PairBatch& share = own_share(batch, slice);
-  batch_.prepare(share, tokens_of(share), batch.num_pairs);
+  batch_.prepare(share, tokens_of(batch), batch.num_pairs);
 }
 
 void DeviceTrainer::upload() {
@@ -212,8 +212,9 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
     cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
   };
   // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
-  // a capture, and a shape that comes up once costs no graph.
-  const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs()};
+  // a capture, and a shape that comes up once costs no graph. NCCL wants a call captured by all
+  // devices or by none.
+  const Shape shape(batch_.total_pairs(), batch_.tokens());
   const auto at = graphs_.find(shape);
   if (at == graphs_.end()) {
     enqueue();
@@ -260,8 +261,18 @@ LossParts DeviceTrainer::parts(const StepOutcome& outcome) const {
   return result;
 }
 
-int32_t DeviceTrainer::tokens_of(const PairBatch& share) {
-  return cuda::token_bucket(share.num_tokens(), kLeastBucket);
+int32_t DeviceTrainer::tokens_of(const PairBatch& batch) const {
+  const int32_t B = batch.num_pairs;
+  int32_t most = 0;
+  for (int32_t r = 0; r < ranks(); ++r) {
+    int32_t tokens = 0;
+    for (const int32_t side : {0, B}) {
+      tokens += batch.cu_seqlens[side + share_of(B, r + 1, ranks())] -
+                batch.cu_seqlens[side + share_of(B, r, ranks())];
+    }
+    most = std::max(most, tokens);
+  }
+  return cuda::token_bucket(most, kLeastBucket);
 }
 
 const PairBatch& DeviceTrainer::own_share(const PairBatch& batch, PairBatch& slice) const {
@@ -362,6 +373,7 @@ void DeviceTrainer::reserve() {
   for (float** similarities : {&s_[0], &s_[1]}) plan.add(similarities, B * B);
   plan.add(&similarity_statistics_, 4 * B);
   graphs_.clear();  // they read and write what is freed here
+  lost_graphs_ = true;
   memory_ = Memory();
   memory_ = plan.allocate(Place::kDevice);
   if (communicator_ == nullptr) {

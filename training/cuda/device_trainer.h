@@ -1,5 +1,4 @@
 #pragma once
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -68,7 +67,13 @@ class DeviceTrainer {
   /// The embeddings, and with_losses the losses, of what take() took.
   void evaluate(bool with_losses);
 
-  void forget_graphs() { graphs_.clear(); }
+  /// A graph that talks to other devices is launched by all of them: where one has lost its graphs,
+  /// the others are to forget theirs.
+  bool has_lost_graphs() const { return lost_graphs_; }
+  void forget_graphs() {
+    graphs_.clear();
+    lost_graphs_ = false;
+  }
   void abort() noexcept {
     if (communicator_ != nullptr) communicator_->abort();
   }
@@ -116,7 +121,9 @@ class DeviceTrainer {
   cuda::Stream beside() const { return beside_->get(); }
   int32_t rank() const { return communicator_ == nullptr ? 0 : communicator_->rank(); }
   int32_t ranks() const { return static_cast<int32_t>(options_.devices.size()); }
-  static int32_t tokens_of(const PairBatch& share);
+  /// What every rank's share of a batch is filled up to: the same, so that as few shapes come up as
+  /// on one device; they wait for the largest share anyway.
+  int32_t tokens_of(const PairBatch& batch) const;
   /// This device's share of a batch: all of it, or what is then put into `slice`.
   const PairBatch& own_share(const PairBatch& batch, PairBatch& slice) const;
   size_t bytes() const { return sizeof(float) * static_cast<size_t>(table_.size()); }
@@ -315,9 +322,10 @@ class DeviceTrainer {
   float* similarity_statistics_ = nullptr;
   std::vector<float> embeddings_;
   bool embeddings_current_ = false;
-  int32_t first_ = 0;                    // of the own pairs among all
-  using Shape = std::array<int32_t, 4>;  // pairs, tokens, first pair, total pairs
+  int32_t first_ = 0;                         // of the own pairs among all
+  using Shape = std::pair<int32_t, int32_t>;  // total pairs, tokens: the same on every rank
   std::map<Shape, cuda::Graph> graphs_;
+  bool lost_graphs_ = false;
 };
 
 /// The pairs [first, last) of a batch.
