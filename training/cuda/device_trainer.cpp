@@ -163,6 +163,10 @@ void DeviceTrainer::upload(State state, const FlatBuffer& host) {
 bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropout,
                          const kernels::AdamStep& adam) {
   select_device();
+  if (is_forked_) {  // an error came before join()
+    beside_->synchronize();
+    is_forked_ = false;
+  }
   first_ = share_of(batch.num_pairs, rank(), ranks());
   // No two devices share a mask; a model has far fewer streams.
   dropout.stream += static_cast<uint32_t>(rank()) << 20;
@@ -190,17 +194,10 @@ void DeviceTrainer::prepare(const PairBatch& batch) {
   batch_.prepare(share, tokens_of(batch), batch.num_pairs);
 }
 
-void DeviceTrainer::upload() {
-  select_device();
-  if (is_forked_) {  // an error came before join()
-    beside_->synchronize();
-    is_forked_ = false;
-  }
-  batch_.upload(stream());
-}
-
 void DeviceTrainer::step(const std::function<void()>& meanwhile) {
-  upload();  // not in the graph: what was prepared lies elsewhere on the host
+  select_device();
+  // Not in the graph: what was prepared lies elsewhere on the host.
+  batch_.upload(stream());
   const auto enqueue = [&] {
     sums_.count = 0;
     parts_taken_ = 0;
@@ -233,7 +230,8 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
 }
 
 void DeviceTrainer::evaluate(bool with_losses) {
-  upload();
+  select_device();
+  batch_.upload(stream());
   forward();
   if (with_losses) losses(false);
   cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());

@@ -135,9 +135,6 @@ class DeviceTrainer {
   /// Every buffer of a batch, for the largest so far.
   void reserve();
 
-  /// The batch onto the device, behind all that was given to it before.
-  void upload();
-
   // ---- what runs beside the stream ----
 
   /// Behind what the stream was given so far.
