@@ -100,9 +100,12 @@ RooflineMeter::RooflineMeter(kernels::Isa isa, xsr_compute compute, int32_t thre
   const bool bytes = compute == XSR_COMPUTE_INT8;
   const bool pairs = (compute == XSR_COMPUTE_BF16 || bytes) && best >= kernels::Isa::kAvx512Bf16;
   state_->attention = pairs ? dot_loop_avx512_bf16 : avx512 ? fma_loop_avx512 : fma_loop_avx2;
-  state_->fma = bytes && best >= kernels::Isa::kAvx512Vnni ? dot_loop_avx512_vnni
-                : bytes                                    ? madd_loop_avx2
-                                                           : state_->attention;
+  const bool vnni =
+      best >= kernels::Isa::kAvx2Vnni && kernels::isa_supported(kernels::Isa::kAvx2Vnni);
+  state_->fma = !bytes                              ? state_->attention
+                : best >= kernels::Isa::kAvx512Vnni ? dot_loop_avx512_vnni
+                : vnni                              ? dot_loop_avx2_vnni
+                                                    : madd_loop_avx2;
   state_->read = avx512 ? read_loop_avx512 : read_loop_avx2;
 }
 

@@ -15,7 +15,7 @@ fma_loop_t fma_loop_avx2, fma_loop_avx512;
 fma_loop_t dot_loop_avx512_bf16;
 /// The same in integers: u8 by s8, four products a lane, and 16-bit halves with the addition they
 /// need, two products a lane.
-fma_loop_t dot_loop_avx512_vnni, madd_loop_avx2;
+fma_loop_t dot_loop_avx512_vnni, dot_loop_avx2_vnni, madd_loop_avx2;
 
 /// Loads every byte of data [bytes], 64-byte aligned, bytes a multiple of 512. Returns a value that
 /// depends on all of them.

@@ -4,8 +4,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "input/text_file.h"
 #include "runtime/error.h"
-#include "runtime/text/line_reader.h"
 
 namespace xsr::bench {
 

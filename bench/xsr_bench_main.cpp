@@ -319,8 +319,9 @@ int main(int argc, char** argv) {
                  "tokens per chunk of work of a corpus; 0: what the library thinks best")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
-  auto* text = app.add_option("--corpus", options.corpus,
-                              "throughput on this file, a sentence a line, text to vector");
+  auto* text = app.add_option(
+      "--corpus", options.corpus,
+      "throughput on this file, a sentence a line, plain, gzip or zstd, text to vector");
   auto* ids = app.add_option("--corpus-ids", options.corpus_ids,
                              "the same from token ids, space-separated, a sentence a line");
   auto* none = app.add_flag("--no-corpus", options.no_corpus, "latency only");

@@ -17,9 +17,9 @@
 #include <string_view>
 #include <vector>
 
+#include "input/text_file.h"
 #include "runtime/error.h"
 #include "runtime/format/xsr_file.h"
-#include "runtime/text/line_reader.h"
 #include "runtime/text/lowercase.h"
 #include "runtime/text/standard_streams.h"
 #include "runtime/text/tokenizer.h"

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "converter/convert.h"
-#include "runtime/evaluation/pair_file.h"
+#include "input/pair_file.h"
 #include "runtime/evaluation/retrieval.h"
 
 namespace xsr {

@@ -142,7 +142,8 @@ int run(int argc, char** argv) {
   auto* quality = app.add_option(
       "--quality", a.quality,
       "measure what --dtype costs on CORPUS, [NAME=]PAIRS.tsv or [NAME=]FILE,FILE of sentence "
-      "pairs: cosine to f32 and retrieval P@1, printed and kept in the model's provenance");
+      "pairs, plain, gzip or zstd: cosine to f32 and retrieval P@1, printed and kept in the "
+      "model's provenance");
   quality->type_name("CORPUS");
   app.add_option("--license", a.license,
                  "terms of the weights, a text or a file with it; kept in the model's provenance");

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "input/text_file.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
-#include "runtime/text/line_reader.h"
 
 namespace xsr {
 namespace {

@@ -23,6 +23,7 @@
 #include "corpus/token_line.h"
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
+#include "input/text_file.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
@@ -380,7 +381,8 @@ int run(const Options& options) {
   xsr::require_other_file({options.input == "-" ? "/dev/stdin" : options.input, options.model},
                           options.output);
   Embedder embedder(options);
-  xsr::LineReader reader(options.input, kMaxLineBytes, &stop_requested);
+  xsr::LineReader reader(xsr::open_text_file(options.input, &stop_requested), kMaxLineBytes,
+                         &stop_requested);
   ResumeFile resume(options);
   const xsr::ResumePoint start_point = resume.begin(options, embedder.run());
   Totals totals = start_point;
@@ -407,9 +409,9 @@ int run(const Options& options) {
       scale * kBatchTextBytes};
   BatchLimits limits = {std::min(most.lines, scale * kFirstBatchLines),
                         scale * kFirstBatchTextBytes};
-  const uint64_t total_bytes = reader.total_bytes();
+  const uint64_t total_bytes = reader.total_bytes(), start_bytes = reader.source_bytes();
   xsr::Progress progress(stderr, ::isatty(STDERR_FILENO),
-                         total_bytes - std::min(total_bytes, start_point.text_bytes));
+                         total_bytes - std::min(total_bytes, start_bytes));
   // Two of each: while one batch is embedded, the next is read and the one before is written.
   LineBatch batches[2];
   std::vector<float> vectors[2];
@@ -438,8 +440,8 @@ int run(const Options& options) {
       };
       written = std::async(kAsync, write);
       if (!options.quiet) {
-        progress.update(batch.bytes_consumed - start_point.text_bytes,
-                        totals.rows - start_point.rows, seconds_since(start));
+        progress.update(batch.source_bytes - start_bytes, totals.rows - start_point.rows,
+                        seconds_since(start));
       }
       if (stop_requested) break;
     }
@@ -496,21 +498,22 @@ int tool_main(int argc, char** argv) {
       "Turns sentences into vectors: one sentence a line in, row i is line i (blank lines are zero "
       "vectors)."};
   app.footer(
-      "A line ends with LF or CRLF. Malformed UTF-8 is replaced and counted; packed text and "
-      "UTF-16 "
-      "are refused. Lines\n"
-      "longer than the model's maximum are truncated and counted; of a line of more than 16 MiB "
-      "only the first 16 MiB are looked at. "
-      "The output is written as\n"
-      "OUT.partial and renamed when whole; a run that fails or is interrupted leaves the rows it "
-      "has there, and no OUT. OUT.resume\n"
-      "says beside it how far it had come on the disk: --resume goes on from there, also after a "
-      "crash, to the same bytes.\n"
+      "Text packed by gzip or Zstandard is unpacked, whatever the file's name; other archives and "
+      "UTF-16 are refused.\n"
+      "A line ends with LF or CRLF. Malformed UTF-8 is replaced and counted. Lines longer than the "
+      "model's maximum are\n"
+      "truncated and counted; of a line of more than 16 MiB only the first 16 MiB are looked at.\n"
+      "The output is written as OUT.partial and renamed when whole; a run that fails or is "
+      "interrupted leaves the rows it has\n"
+      "there, and no OUT. OUT.resume says beside it how far it had come on the disk: --resume goes "
+      "on from there, also after\n"
+      "a crash, to the same bytes; the text may have been packed or unpacked meanwhile.\n"
       "With -o - the vectors go to standard output as raw f32, or as text when that is a "
       "terminal.\n"
       "Exit status: 0 done, 1 failed or interrupted, 2 wrong usage.");
   app.add_option("-m,--model", options.model, "Model file (.xsr)")->required();
-  app.add_option("-i,--input", options.input, "Text, UTF-8; - is standard input")
+  app.add_option("-i,--input", options.input,
+                 "Text, UTF-8; plain, gzip or zstd; - is standard input")
       ->capture_default_str();
   app.add_option("-o,--output", options.output,
                  "Vectors: OUT.npy, OUT.f32 (raw, little-endian), OUT.tsv or -")

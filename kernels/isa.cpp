@@ -23,6 +23,7 @@ bool tiles_permitted() {
 
 struct Features {
   bool avx2 = false;
+  bool avx2_vnni = false;
   bool avx512 = false;
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
@@ -43,8 +44,8 @@ Features detect() {
   const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
   features.avx2 = (b & (1u << 5)) && (xcr0 & ymm_state) == ymm_state;
 #if defined(XSR_EMULATE_ISA)
-  features.avx512 = features.avx512_vnni = features.avx512_bf16 = features.amx =
-      features.avx2;  // see simd/emulated_avx512.h
+  features.avx2_vnni = features.avx512 = features.avx512_vnni = features.avx512_bf16 =
+      features.amx = features.avx2;  // see simd/emulated_avx512.h
   return features;
 #endif
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
@@ -53,8 +54,9 @@ Features detect() {
   const uint32_t tiles = (1u << 22) | (1u << 24) | (1u << 25);  // AMX-BF16, AMX-TILE, AMX-INT8
   const uint64_t tile_state = 0x60000;
   const bool amx = (d & tiles) == tiles && (xcr0 & tile_state) == tile_state;
-  features.avx512_bf16 =
-      features.avx512_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+  const bool more = __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  features.avx2_vnni = features.avx2 && more && (a & (1u << 4));
+  features.avx512_bf16 = features.avx512_vnni && more && (a & (1u << 5));
   features.amx = features.avx512_bf16 && amx && tiles_permitted();
   return features;
 }
@@ -67,6 +69,8 @@ const char* isa_name(Isa isa) {
       return "ref";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvx2Vnni:
+      return "avx2_vnni";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx512Vnni:
@@ -80,7 +84,7 @@ const char* isa_name(Isa isa) {
 }
 
 bool parse_isa(const char* text, Isa* isa) {
-  const Isa all[] = {Isa::kRef,        Isa::kAvx2,       Isa::kAvx512,
+  const Isa all[] = {Isa::kRef,        Isa::kAvx2,       Isa::kAvx2Vnni, Isa::kAvx512,
                      Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx};
   for (Isa candidate : all) {
     if (strcmp(text, isa_name(candidate)) == 0) {
@@ -98,6 +102,8 @@ bool isa_supported(Isa isa) {
       return true;
     case Isa::kAvx2:
       return features.avx2;
+    case Isa::kAvx2Vnni:
+      return features.avx2_vnni;
     case Isa::kAvx512:
       return features.avx512;
     case Isa::kAvx512Vnni:
@@ -115,6 +121,7 @@ Isa best_isa() {
   if (isa_supported(Isa::kAvx512Bf16)) return Isa::kAvx512Bf16;
   if (isa_supported(Isa::kAvx512Vnni)) return Isa::kAvx512Vnni;
   if (isa_supported(Isa::kAvx512)) return Isa::kAvx512;
+  if (isa_supported(Isa::kAvx2Vnni)) return Isa::kAvx2Vnni;
   if (isa_supported(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kRef;
 }

@@ -49,9 +49,9 @@ inline std::map<std::string, Pooling> pooling_names() {
   return names_of({Pooling::kMean, Pooling::kMax, Pooling::kCls});
 }
 
-inline constexpr xsr_isa kIsas[] = {XSR_ISA_AUTO,   XSR_ISA_REF,         XSR_ISA_AVX2,
-                                    XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI, XSR_ISA_AVX512_BF16,
-                                    XSR_ISA_AMX};
+inline constexpr xsr_isa kIsas[] = {XSR_ISA_AUTO,        XSR_ISA_REF,    XSR_ISA_AVX2,
+                                    XSR_ISA_AVX2_VNNI,   XSR_ISA_AVX512, XSR_ISA_AVX512_VNNI,
+                                    XSR_ISA_AVX512_BF16, XSR_ISA_AMX};
 
 inline std::vector<std::string> isa_names() {
   std::vector<std::string> names;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the direction of the includes: a folder includes only what stands before it in
 
-    kernels -> runtime -> converter, corpus -> training -> bench -> tests, examples
+    kernels -> runtime -> input -> converter, corpus -> training -> bench -> tests, examples
 
 and these besides:
 - kernels/ includes C headers, intrinsics and kernels/ only: it knows libc and nothing else.
@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RANKS = [
     ["kernels"],
     ["runtime"],
+    ["input"],
     ["converter", "corpus"],
     ["training"],
     ["bench"],
@@ -29,7 +30,7 @@ RANKS = [
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 SUFFIXES = {".c", ".h", ".cpp", ".hpp", ".inc", ".cu", ".cuh"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
-ISA_FILE = re.compile(r"_(avx2|avx512|avx512_vnni|avx512_bf16|amx)\.cpp$")
+ISA_FILE = re.compile(r"_(avx2|avx2_vnni|avx512|avx512_vnni|avx512_bf16|amx)\.cpp$")
 
 C_NAMES = """assert ctype errno fenv float inttypes limits locale math setjmp signal stdarg stdbool stddef
     stdint stdio stdlib string time""".split()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 FUNCTION = re.compile(r"^([0-9a-f]+) <(.+)>:$")
-INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(\S+)\s*(.*)$")
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(?:\{vex\} )?(\S+)\s*(.*)$")
 VECTOR = re.compile(r"%[xyz]mm")
 OTHER_ARITHMETIC = re.compile(r"v(add|sub|mul|div|max|min|round|rndscale|scalef|sqrt|rcp|cmp|getexp)\w*[ps][sd]$")
 JUMP_TARGET = re.compile(r"^([0-9a-f]+)\b")

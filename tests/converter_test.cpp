@@ -29,6 +29,7 @@
 #include "runtime/text/tokenizer_tables.h"
 #include "tests/support/checkpoint_builder.h"
 #include "tests/support/files.h"
+#include "tests/support/packing.h"
 #include "tests/support/paths.h"
 #include "tests/support/xsr_checkpoint.h"
 #include "xsr/xsr.hpp"
@@ -1108,10 +1109,14 @@ TEST(PairFile, names_and_columns) {
   EXPECT_EQ(parse_pair_file("a/en.txt,b/fr.txt").name, "en-fr");
   EXPECT_EQ(parse_pair_file("en/dev.txt,fr/dev.txt").name, "dev");
   EXPECT_EQ(parse_pair_file("x=a.txt,b.txt").second, "b.txt");
-  const PairLines lines =
-      read_pairs(parse_pair_file(folder.write("x.tsv", "a\tb\nc d\te f\tsource\tmore\n")));
-  EXPECT_EQ(lines.first, (std::vector<std::string>{"a", "c d"}));
-  EXPECT_EQ(lines.second, (std::vector<std::string>{"b", "e f"}));
+  EXPECT_EQ(parse_pair_file("a/en-fr.tsv.gz").name, "en-fr");
+  EXPECT_EQ(parse_pair_file("a/en.txt.zst,b/fr.txt.gz").name, "en-fr");
+  const std::string text = "a\tb\nc d\te f\tsource\tmore\n";
+  for (const std::string& bytes : {text, test::gzip(text), test::zstd(text)}) {
+    const PairLines lines = read_pairs(parse_pair_file(folder.write("x.tsv", bytes)));
+    EXPECT_EQ(lines.first, (std::vector<std::string>{"a", "c d"}));
+    EXPECT_EQ(lines.second, (std::vector<std::string>{"b", "e f"}));
+  }
   const std::string one = folder.write("one", "a\n"), two = folder.write("two", "a\nb\n");
   for (const std::string& files : {one + "," + two, two + "," + one}) {
     EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { read_pairs(parse_pair_file(files)); }),
@@ -1591,6 +1596,16 @@ TEST_F(CommandLine, quality_is_printed_and_kept_in_the_file) {
   EXPECT_EQ(calibrated.at("calibration").at("sentences"), 2 * text.first.size());
   EXPECT_NE(calibrated.at("quality").at("cosine_to_f32"), cosines);
   EXPECT_EQ(run("--check " + output), 0) << err_;
+  const std::string model = read_file(output);
+  const std::string gz = folder_.write("pairs.tsv.gz", test::gzip(text.corpus));
+  const std::string zst = folder_.write("pairs.tsv.zst", test::zstd(text.corpus));
+  EXPECT_EQ(run(base + output + " --quality " + gz + " --dtype int8 --calibrate " + zst), 0)
+      << err_;
+  EXPECT_TRUE(read_file(output) == model) << "a packed corpus is the same corpus";
+  folder_.write("pairs.tsv.gz", read_file(gz).substr(0, 100));
+  EXPECT_EQ(run(base + output + " --dtype int8 --quality " + gz), 1);
+  EXPECT_THAT(err_, HasSubstr("pairs.tsv.gz: the gzip data ends early, behind byte 100 of 100"));
+  EXPECT_TRUE(read_file(output) == model);
   EXPECT_EQ(run(convert + " --dtype bf16 --calibrate " + pairs), 2);
   EXPECT_EQ(run(convert), 2) << "f32 has nothing to compare";
   EXPECT_THAT(err_, HasSubstr("--quality"));

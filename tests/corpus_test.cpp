@@ -75,6 +75,7 @@ Lines lines_of(const std::string& file, size_t max_line = 1 << 20, size_t block 
     }
   }
   EXPECT_EQ(batch.bytes_consumed, reader.total_bytes());
+  EXPECT_EQ(batch.source_bytes, reader.total_bytes());
   EXPECT_FALSE(reader.read(max_lines, max_bytes, batch));
   return lines;
 }

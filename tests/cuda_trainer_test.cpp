@@ -110,14 +110,16 @@ ModelConfig small_config(int32_t hidden_size = 24, int32_t num_heads = 3) {
   return config;
 }
 
-/// Pairs of 1 to 12 tokens; every other one has a masked word. One sentence is empty.
-PairBatch make_batch(const ModelConfig& config, int32_t pairs, uint64_t salt = 5) {
+/// Pairs of 1 to 12 tokens; every other one has a masked word. One sentence is empty, the last has
+/// `longer` tokens more.
+PairBatch make_batch(const ModelConfig& config, int32_t pairs, uint64_t salt = 5,
+                     int32_t longer = 0) {
   test::Random random(salt);
   PairBatch batch;
   batch.num_pairs = pairs;
   batch.cu_seqlens = {0};
   for (int32_t b = 0; b < 2 * pairs; ++b) {
-    const int32_t length = b == 2 ? 0 : random.range(1, 12);
+    const int32_t length = b == 2 ? 0 : random.range(1, 12) + (b == 2 * pairs - 1 ? longer : 0);
     for (int32_t i = 0; i < length; ++i)
       batch.token_ids.push_back(random.range(3, config.vocab_size - 1));
     batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_ids.size()));
@@ -415,6 +417,35 @@ TEST_F(CudaTrainerTest, GradientsInBf16AreCloseToThoseInF32) {
   }
 }
 
+/// Attention takes a sentence of more than 64 tokens in chunks, with a launch of their own: batches
+/// of as many tokens that have one or not are not one graph.
+TEST_F(CudaTrainerTest, LongSentencesComeAndGo) {
+  ModelConfig config = small_config(32, 2);
+  config.num_positions = config.max_seq_len = 90;
+  StepConfig step = release_step();
+  step.precision = Precision::kBF16;
+  const PairBatch batches[] = {make_batch(config, 3), make_batch(config, 3, 5, 70)};
+  ASSERT_LE(batches[1].num_tokens(), 128) << "of one shape otherwise";
+  const auto gradients_of = [&](CudaTrainer& trainer, const PairBatch& batch) {
+    trainer.step(batch, 0);
+    auto copy = std::make_unique<FlatBuffer>(trainer.table().size());
+    std::copy_n(trainer.gradients().data(), copy->size(), copy->data());
+    return copy;
+  };
+  std::unique_ptr<FlatBuffer> expected[2];
+  for (int i = 0; i < 2; ++i) {
+    CudaTrainer fresh(config, step, tiles_of(32));
+    initialize(fresh);
+    expected[i] = gradients_of(fresh, batches[i]);
+  }
+  CudaTrainer trainer(config, step, tiles_of(32));
+  initialize(trainer);
+  for (const int i : {0, 0, 1, 1, 0, 1}) {
+    EXPECT_TRUE(same_bits(*expected[i], *gradients_of(trainer, batches[i])))
+        << "step " << trainer.steps() << ", " << (i == 1 ? "with a long sentence" : "without");
+  }
+}
+
 /// Ten steps that move: the losses in bf16 stay as close to those in f32 as plain loops in bf16 do.
 TEST_F(CudaTrainerTest, LossesInBf16FollowThoseInF32) {
   // Of the first, heads of 16 go to the tensor cores; heads of 12 do not.
@@ -605,6 +636,7 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
   ModelConfig config = small_config(8, 2);
   config.num_layers = 1;
+  config.num_positions = config.max_seq_len = 80;
   StepConfig step = every_objective();
   step.dropout = 0;
   /// Pairs of so many tokens a sentence; more than 32 are another number for two of them.
@@ -624,13 +656,20 @@ TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
   };
   struct Case {
     size_t devices;
+    Precision precision;
     std::vector<std::vector<int32_t>> batches;
   };
   bool any = false;
-  // Of 3 pairs the third of five devices has none, of 2 it has one.
+  // Of 3 pairs the third of five devices has none, of 2 it has one; in bf16 attention takes 65
+  // tokens in chunks.
   for (const Case& c :
-       {Case{2, {{33, 33, 9, 9}, {33, 33, 9, 9}, {33, 33, 33, 33}, {9, 9, 33, 33}, {9, 9, 9, 9}}},
-        Case{5, {{9, 9, 9}, {9, 9, 9}, {9, 9}, {9, 9, 9}, {9, 9, 9}}}}) {
+       {Case{2,
+             Precision::kF32,
+             {{33, 33, 9, 9}, {33, 33, 9, 9}, {33, 33, 33, 33}, {9, 9, 33, 33}, {9, 9, 9, 9}}},
+        Case{2, Precision::kBF16, {{65, 9}, {65, 65}, {9, 65}}},
+        Case{5, Precision::kF32, {{9, 9, 9}, {9, 9, 9}, {9, 9}, {9, 9, 9}}}}) {
+    config.hidden_size = c.precision == Precision::kBF16 ? 32 : 8;
+    step.precision = c.precision;
 #ifdef XSR_EMULATED
     setenv("XSR_EMULATED_DEVICES", "5", 1);
 #endif

@@ -822,13 +822,20 @@ struct Bf16Attention {
 
 TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
   Random random(19);
+  const std::vector<int32_t> edges = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65};
+  std::vector<int32_t> to_65(65);
+  std::iota(to_65.begin(), to_65.end(), 1);
   const AttentionCase cases[] = {{{1, 17, 0, 32, 5, 16}, 3, 16, true, 1},
                                  {{33, 70, 2}, 2, 64, false, 1},
                                  {{31, 0, 0, 40, 1}, 1, 128, true, 1},
                                  {{15, 1, 1, 1, 1, 1, 1, 1, 64}, 2, 48, true, 1},
-                                 {{300}, 1, 32, true, 1},
+                                 {{200}, 1, 32, true, 1},
                                  {{0, 0}, 2, 16, true, 1},
                                  {{9}, 1, 112, false, 1},
+                                 {edges, 1, 80, true, 1},
+                                 {edges, 2, 64, false, 1},
+                                 {to_65, 1, 16, true, 1},
+                                 {{65, 12, 64}, 1, 128, true, 1},
                                  {{6, 6}, 2, 16, false, 30}};  // scores far beyond what exp takes
   for (const AttentionCase& c : cases) {
     const std::vector<int32_t> cu = cumulate(c.lengths);
@@ -849,27 +856,42 @@ TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
     Floats padded_x = x, padded_dout = dout;
     padded_x.resize(padded * 3 * C, NAN);
     padded_dout.resize(padded * C, NAN);
-    DeviceArray<uint16_t> in(narrow(padded_x)), gradient(narrow(padded_dout)), out(padded * C),
-        dqkv(padded * 3 * C);
+    DeviceArray<uint16_t> in(narrow(padded_x)), gradient(narrow(padded_dout)), out(padded * C);
     DeviceArray<float> device_bias(bias), lse(padded * H), delta(3 * padded * H);
     DeviceArray<int32_t> device_cu(cu);
     DeviceArray<Dropout> dropout(std::vector<Dropout>{masks});
-    const auto both = [&] {
+    const auto forward = [&] {
       run([&] {
         return attention_training_forward_bf16_cuda(in.data(), device_bias.data(), device_cu.data(),
                                                     B, padded, H, D, dropout.data(), 7, out.data(),
                                                     lse.data(), stream());
       });
-      run([&] {
-        return attention_backward_bf16_cuda(in.data(), device_bias.data(), device_cu.data(), B,
-                                            padded, H, D, lse.data(), dropout.data(), 7,
-                                            gradient.data(), dqkv.data(), delta.data(), stream());
-      });
     };
-    both();
+    // Sentences of up to `whole` tokens by a block each, the others by chunks.
+    const auto backward = [&](int32_t whole) {
+      constexpr int32_t kEmpty = 3;
+      std::vector<AttentionTile> list(attention_chunk_count(N, B) + kEmpty);
+      const int32_t count = attention_chunks(cu.data(), B, whole, list.data());
+      DeviceArray<AttentionTile> chunks(list);
+      DeviceArray<uint16_t> dqkv(padded * 3 * C);
+#ifdef XSR_EMULATED
+      const uint64_t before = emulated::launches();
+#endif
+      run([&] {
+        return attention_backward_bf16_cuda(
+            in.data(), device_bias.data(), device_cu.data(), B, padded, H, D, chunks.data(),
+            count == 0 ? 0 : count + kEmpty, lse.data(), dropout.data(), 7, gradient.data(),
+            dqkv.data(), delta.data(), stream(), whole);
+      });
+#ifdef XSR_EMULATED
+      EXPECT_EQ(count == 0 ? 1u : 2u, emulated::launches() - before);
+#endif
+      return dqkv.host();
+    };
+    forward();
     const std::string what = "attention in bf16, H=" + std::to_string(H) +
                              " D=" + std::to_string(D) + " N=" + std::to_string(N);
-    const std::vector<uint16_t> first = out.host(), first_dqkv = dqkv.host();
+    const std::vector<uint16_t> first = out.host(), first_dqkv = backward(kChunkRows);
     Floats found = widened(first), found_lse = lse.host(), found_dqkv = widened(first_dqkv);
     for (size_t i = N * C; i < found.size(); ++i) ASSERT_EQ(0, first[i]) << what;
     for (size_t i = N * 3 * C; i < found_dqkv.size(); ++i) ASSERT_EQ(0, first_dqkv[i]) << what;
@@ -879,17 +901,18 @@ TEST_F(CudaTraining, AttentionForwardAndBackwardInBf16) {
     expect_close(what, kForward, found, plain.out, exact.out, C);
     expect_close(what + " lse", kForward, found_lse, plain.lse, exact_lse.lse, H);
     expect_close(what + " backward", kBackward, found_dqkv, plain.dqkv, exact.dqkv, 3 * C);
-    both();  // threads in another order
+    forward();  // threads in another order
     EXPECT_EQ(first, out.host()) << what;
-    EXPECT_EQ(first_dqkv, dqkv.host()) << what;
+    for (const int32_t whole : {kChunkRows, 0})
+      EXPECT_EQ(first_dqkv, backward(whole)) << what << " whole up to " << whole;
   }
   for (const int32_t D : {0, 8, 20, 144}) EXPECT_FALSE(attention_bf16_takes(D));
 }
 
 TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
   Random random(25);
-  const std::vector<int32_t> cu = cumulate({20, 1, 33});
-  const int32_t B = 3, N = cu[B], H = 2, D = 32, C = H * D;
+  const std::vector<int32_t> cu = cumulate({20, 1, 33, 70});
+  const int32_t B = 4, N = cu[B], H = 2, D = 32, C = H * D;
   DeviceArray<int32_t> device_cu(cu);
   DeviceArray<Dropout> dropout(std::vector<Dropout>{Dropout()});
   const auto enlarge = [&](Floats qkv, float factor) {
@@ -920,10 +943,13 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                dout = bf16_values(random, N * C);
   DeviceArray<uint16_t> in(narrow(qkv)), gradient(narrow(dout)), dqkv(N * 3 * C);
   DeviceArray<float> bias(Floats(3 * C, 0.0f)), lse(exact_lse(qkv, dout)), delta(3 * N * H);
+  std::vector<AttentionTile> list(attention_chunk_count(N, B));
+  list.resize(attention_chunks(cu.data(), B, kChunkRows, list.data()));
+  DeviceArray<AttentionTile> chunks(list);
   run([&] {
     return attention_backward_bf16_cuda(in.data(), bias.data(), device_cu.data(), B, N, H, D,
-                                        lse.data(), dropout.data(), 0, gradient.data(), dqkv.data(),
-                                        delta.data(), stream());
+                                        chunks.data(), 2, lse.data(), dropout.data(), 0,
+                                        gradient.data(), dqkv.data(), delta.data(), stream());
   });
   test::expect_whole_probabilities("bf16", cu, C, dout, widened(dqkv.host()), 4e-3);
 }

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "runtime/text/progress.h"
+#include "tests/support/packing.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/tool_test.h"
 #include "xsr/xsr.h"
@@ -24,8 +25,11 @@ namespace fs = std::filesystem;
 using namespace std::string_literals;
 using testing::HasSubstr;
 using testing::Not;
+using xsr::test::gzip;
+using xsr::test::kSkippedFrame;
 using xsr::test::Outcome;
 using xsr::test::ToolTest;
+using xsr::test::zstd;
 
 const std::string kTool = XSR_BINARY_DIR "/corpus/xsr-embed";
 const std::string kModel = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
@@ -379,12 +383,14 @@ TEST_F(EmbedCli, ABadLineEndsTheRunWhileThePipeIsOpen) {
   EXPECT_THAT(outcome.err, HasSubstr("pipe:1: \"x\" is no token id"));
 }
 
-TEST_F(EmbedCli, PackedTextIsRefused) {
-  write("in.txt.gz", "\x1f\x8b\x08 and so on\n");
-  for (const char* input : {"-i in.txt.gz", "<in.txt.gz"}) {
+TEST_F(EmbedCli, OtherArchivesAreRefused) {
+  write("in.txt.xz",
+        "\xFD"
+        "7zXZ\0\n"s);
+  for (const char* input : {"-i in.txt.xz", "<in.txt.xz"}) {
     const Outcome outcome = embed("-o v.npy "s + input);
     EXPECT_EQ(outcome.exit_status, 1);
-    EXPECT_THAT(outcome.err, HasSubstr(": is gzip data, expected text in UTF-8; unpack it first"));
+    EXPECT_THAT(outcome.err, HasSubstr(": is xz data, expected text in UTF-8; unpack it first"));
     EXPECT_FALSE(fs::exists(path("v.npy")));
     EXPECT_FALSE(fs::exists(path("v.npy.partial")));
   }
@@ -392,6 +398,148 @@ TEST_F(EmbedCli, PackedTextIsRefused) {
   EXPECT_THAT(embed("-i in.txt.bz2 -o v.npy").err, HasSubstr(": is bzip2 data, expected text"));
   write("in.zip", "PK\x03\x04\n");
   EXPECT_THAT(embed("-i in.zip -o v.npy").err, HasSubstr(": is a zip archive, expected text"));
+}
+
+/// Sentences of which some come again, and blank lines.
+std::string sentences(int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) {
+    text += i % 7 == 0 ? "" : "Sentence number " + std::to_string(i % 50 * (i % 11)) + ".";
+    text += '\n';
+  }
+  return text;
+}
+
+/// From a file, whatever its name, from standard input and from a pipe.
+TEST_F(EmbedCli, PackedTextGivesTheSameBytes) {
+  const std::string text = sentences(9000) + "The last line has no end";
+  const std::string half = text.substr(0, 40000), rest = text.substr(40000);
+  write("in.txt", text);
+  write("a.txt.gz", gzip(text));
+  write("b.txt.zst", zstd(text));
+  write("c", gzip(half) + gzip(rest));
+  write("d", kSkippedFrame + zstd(half) + kSkippedFrame + zstd(rest));
+  ASSERT_EQ(embed("-i in.txt -o whole.npy").exit_status, 0);
+  const std::string whole = read("whole.npy");
+  for (const char* name : {"a.txt.gz", "b.txt.zst", "c", "d"}) {
+    for (const auto& [before, input] :
+         {std::pair{""s, "-i "s + name}, {""s, "-i - <"s + name}, {"cat "s + name + " | ", ""s}}) {
+      const Outcome outcome = wait_for(start("-m " + kModel + " -o v.npy " + input, before));
+      EXPECT_EQ(outcome.exit_status, 0) << outcome.err;
+      EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: 9,001 lines, "));
+      EXPECT_TRUE(read("v.npy") == whole) << before << input;
+      fs::remove(path("v.npy"));
+    }
+  }
+  write("ids", "5 6 7\n\n8\n");
+  write("ids.gz", gzip("5 6 7\n\n8\n"));
+  ASSERT_EQ(embed("--ids -i ids -o ids.f32").exit_status, 0);
+  ASSERT_EQ(embed("--ids -i ids.gz -o packed.f32").exit_status, 0);
+  EXPECT_EQ(read("ids.f32"), read("packed.f32"));
+}
+
+/// A text that is still being copied costs no row before the place where it ends, and goes on once
+/// it is whole: packed the same way, another way or not at all.
+TEST_F(EmbedCli, PackedTextThatEndsEarlyKeepsItsRows) {
+  const std::string text = sentences(30000);
+  write("in.txt", text);
+  write("in.txt.gz", gzip(text));
+  write("in.txt.zst", zstd(text));
+  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  const std::string whole = read("whole.npy");
+  const std::pair<std::string, std::string> cases[] = {
+      {"in.txt.gz", "in.txt.zst"}, {"in.txt.zst", "in.txt"}, {"in.txt.gz", "in.txt.gz"}};
+  for (const auto& [name, then] : cases) {
+    const std::string packed = read(name);
+    write("cut", packed.substr(0, packed.size() - 3));
+    const Outcome outcome = embed("-i cut -q -o v.npy");
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: cut: the "));
+    EXPECT_THAT(outcome.err, HasSubstr(" data ends early, behind byte "));
+    EXPECT_THAT(outcome.err,
+                testing::ContainsRegex(" [(]after line [0-9]+[)] [(][0-9,]+ rows. The rows written "
+                                       "are kept in v.npy.partial.[)] --resume goes on behind row "
+                                       "[1-9][0-9,]*.\n"));
+    EXPECT_FALSE(fs::exists(path("v.npy")));
+    // Still not whole, now even before what is done.
+    const std::string note = read("v.npy.resume");
+    write("cut", packed.substr(0, 50));
+    const Outcome shorter = embed("-i cut -q --resume -o v.npy");
+    EXPECT_EQ(shorter.exit_status, 1);
+    EXPECT_THAT(shorter.err, HasSubstr("xsr-embed: cut: the "));
+    EXPECT_THAT(shorter.err, HasSubstr(" data ends early, behind byte 50 of 50; "));
+    EXPECT_EQ(read("v.npy.resume"), note);
+    const Outcome resumed = embed("-i " + then + " --resume -o v.npy");
+    EXPECT_EQ(resumed.exit_status, 0) << resumed.err;
+    EXPECT_THAT(resumed.err, HasSubstr("going on behind row "));
+    EXPECT_TRUE(read("v.npy") == whole);
+    EXPECT_FALSE(fs::exists(path("v.npy.resume")));
+    fs::remove(path("v.npy"));
+  }
+}
+
+/// What is wrong with it may show only at its end; rows of such a text are not gone on with.
+TEST_F(EmbedCli, DamagedPackedTextGivesNoOutput) {
+  const std::string text = sentences(30000);
+  write("in.txt", text);
+  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  for (const std::string& packed : {gzip(text), zstd(text)}) {
+    for (const size_t part : {2, 3, 5, 8}) {
+      std::string damaged = packed;
+      damaged[packed.size() / part] ^= 4;
+      write("damaged", damaged);
+      const Outcome outcome = embed("-i damaged -q -o v.npy");
+      EXPECT_EQ(outcome.exit_status, 1);
+      EXPECT_THAT(outcome.err, HasSubstr("xsr-embed: damaged: the "));
+      EXPECT_THAT(outcome.err, HasSubstr(" data is damaged ("));
+      EXPECT_THAT(outcome.err, HasSubstr("; copy it again, or pack the text again"));
+      EXPECT_FALSE(fs::exists(path("v.npy")));
+      const Outcome resumed = embed("-i in.txt -q --resume -o v.npy");
+      if (resumed.exit_status == 0) {
+        EXPECT_TRUE(read("v.npy") == read("whole.npy"));
+      } else {
+        EXPECT_THAT(resumed.err, HasSubstr("in.txt: differs in the first "));
+        EXPECT_THAT(resumed.err, HasSubstr("remove v.npy.resume to begin anew"));
+      }
+      for (const char* name : {"v.npy", "v.npy.resume", "v.npy.partial"}) fs::remove(path(name));
+    }
+  }
+}
+
+/// Stopped and killed while it waits for more of a packed text.
+TEST_F(EmbedCli, ARunOverPackedTextGoesOnToTheSameBytes) {
+  const std::string text = sentences(30000), packed = gzip(text);
+  write("in.txt", text);
+  write("in.txt.gz", packed);
+  write("in.txt.zst", zstd(text));
+  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  size_t part = packed.size() / 3;
+  for (const int signal : {SIGTERM, SIGKILL}) {
+    ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+    const std::string note = fs::exists(path("v.npy.resume")) ? read("v.npy.resume") : "";
+    const pid_t child = start("-m " + kModel + " -i pipe --resume --save-seconds 0 -q -o v.npy");
+    std::ofstream pipe(path("pipe"), std::ios::binary);
+    pipe << packed.substr(0, part) << std::flush;
+    for (int i = 0; i < 2400 && (!fs::exists(path("v.npy.resume")) || read("v.npy.resume") == note);
+         ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(25));
+    kill(child, signal);
+    const Outcome outcome = wait_for(child);
+    EXPECT_EQ(outcome.exit_status, signal == SIGKILL ? 128 + SIGKILL : 1);
+    if (signal == SIGTERM) {
+      EXPECT_THAT(outcome.err, HasSubstr("interrupted after "));
+      EXPECT_THAT(outcome.err, HasSubstr("--resume goes on behind row "));
+    }
+    EXPECT_NE(read("v.npy.resume"), note);
+    EXPECT_FALSE(fs::exists(path("v.npy")));
+    fs::remove(path("pipe"));
+    part *= 2;
+  }
+  write("other.gz", gzip("X" + text.substr(1)));
+  EXPECT_THAT(embed("-i other.gz --resume -q -o v.npy").err,
+              HasSubstr("other.gz: differs in the first "));
+  EXPECT_EQ(embed("--resume -q -o v.npy <in.txt.zst").exit_status, 0);
+  EXPECT_TRUE(read("v.npy") == read("whole.npy"));
 }
 
 /// Pipes of an event loop may be set not to block (node.js, ssh), for reader and writer alike.

@@ -140,7 +140,7 @@ const Activation kActivations[] = {Activation::kNone,     Activation::kSwish, Ac
 double allowed_of_pieces(const KernelRow& row, Activation activation, double x) {
   const bool by_pieces = activation == Activation::kSwish || activation == Activation::kGeluErf ||
                          activation == Activation::kGeluTanh;
-  const bool exact = row.isa == Isa::kRef || row.isa == Isa::kAvx2;
+  const bool exact = row.isa < Isa::kAvx512;
   return by_pieces && !exact ? std::ldexp(std::min(1.0, std::fabs(x)), -16) : 0;
 }
 
@@ -2619,11 +2619,12 @@ TEST(BucketRows, ListsEveryRowOnceInOrder) {
 }
 
 TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
-  for (Isa cap :
-       {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
+  for (Isa cap : {Isa::kRef, Isa::kAvx2, Isa::kAvx2Vnni, Isa::kAvx512, Isa::kAvx512Vnni,
+                  Isa::kAvx512Bf16, Isa::kAmx}) {
     const KernelTable table = resolve_kernels(cap);
     Isa expected = Isa::kRef;  // the fastest of this CPU under the cap
-    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx2Vnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16,
+                    Isa::kAmx}) {
       if (isa <= cap && isa_supported(isa)) expected = isa;
     }
     EXPECT_EQ(expected, table.isa);
@@ -2639,8 +2640,8 @@ TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
 }
 
 TEST(Dispatch, NamesRoundTrip) {
-  for (Isa isa :
-       {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
+  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx2Vnni, Isa::kAvx512, Isa::kAvx512Vnni,
+                  Isa::kAvx512Bf16, Isa::kAmx}) {
     Isa parsed;
     ASSERT_TRUE(parse_isa(isa_name(isa), &parsed));
     EXPECT_EQ(isa, parsed);

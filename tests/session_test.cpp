@@ -53,8 +53,9 @@ TEST(TunedChunkTokens, FillTheSecondLevelCacheWithAmxAlone) {
     return tuned_chunk_tokens(isa, config);
   };
   EXPECT_EQ(tokens(kernels::Isa::kRef, 768, 3072), 32);
-  for (const kernels::Isa isa : {kernels::Isa::kAvx2, kernels::Isa::kAvx512,
-                                 kernels::Isa::kAvx512Vnni, kernels::Isa::kAvx512Bf16}) {
+  for (const kernels::Isa isa :
+       {kernels::Isa::kAvx2, kernels::Isa::kAvx2Vnni, kernels::Isa::kAvx512,
+        kernels::Isa::kAvx512Vnni, kernels::Isa::kAvx512Bf16}) {
     EXPECT_EQ(tokens(isa, 768, 3072), 96);
     EXPECT_EQ(tokens(isa, 64, 64), 96);
   }
@@ -1046,7 +1047,8 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
   EXPECT_STREQ(
-      "XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx512, avx512_vnni, avx512_bf16 or amx",
+      "XSR_FORCE_ISA is \"sse9\"; it can be ref, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 "
+      "or amx",
       detail);
   if (saved.empty()) {
     unsetenv("XSR_FORCE_ISA");

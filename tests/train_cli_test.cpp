@@ -14,6 +14,7 @@
 
 #include "runtime/error.h"
 #include "support/file_size_limit.h"
+#include "support/packing.h"
 #include "support/sanitizers.h"
 #include "support/system_calls.h"
 #include "support/temp_folder.h"
@@ -1321,6 +1322,12 @@ TEST_F(TrainCli, ScoresGoToStandardOutputToo) {
   EXPECT_FALSE(fs::exists(path("-")));
   ASSERT_EQ(run(scored + "s.json").exit_status, 0);
   EXPECT_EQ(read_file(path("s.json")), o.out);
+  write("tatoeba.en-fr.tsv.gz",
+        xsr::test::gzip(read_file(XSR_SOURCE_DIR "/examples/data/tatoeba.en-fr.tsv")));
+  const Outcome packed =
+      run("score " XSR_SOURCE_DIR "/models/xsr-multi.xsr tatoeba.en-fr.tsv.gz --json -");
+  EXPECT_EQ(packed.exit_status, 0) << packed.err;
+  EXPECT_EQ(packed.out, o.out);
 }
 
 TEST(Score, TheTableEndsWithTheMeanOfItsFiles) {

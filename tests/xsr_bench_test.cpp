@@ -21,6 +21,7 @@
 #include "bench/random_model.h"
 #include "runtime/device/machine.h"
 #include "runtime/format/xsr_file.h"
+#include "tests/support/packing.h"
 
 namespace xsr::bench {
 namespace {
@@ -226,6 +227,26 @@ TEST_F(XsrBench, TakesACorpusOfIds) {
   EXPECT_EQ(corpus["input"], "ids");
   EXPECT_EQ(corpus["sentences"], 3);
   EXPECT_EQ(corpus["tokens"], 5);
+}
+
+TEST_F(XsrBench, TakesAPackedCorpus) {
+  const std::string ids = test::gzip("3 4 5\n\n499 0\n");
+  write("ids.gz", ids.data(), ids.size());
+  Result done = run(quick_ + "--json - --corpus-ids '" + path("ids.gz") + "'");
+  ASSERT_EQ(done.status, 0) << done.err;
+  EXPECT_EQ(json::parse(done.out)["corpus"]["tokens"], 5);
+  const std::string text = test::zstd("A black cat.\n\nUn chat noir.\n");
+  write("text.zst", text.data(), text.size());
+  const std::string timed = "-m '" XSR_SOURCE_DIR
+                            "/models/xsr-multi.xsr' --tokens 1 --seconds 0.01 "
+                            "--corpus-seconds 0.01 --yardstick none --json - --corpus ";
+  done = run(timed + "'" + path("text.zst") + "'");
+  ASSERT_EQ(done.status, 0) << done.err;
+  EXPECT_EQ(json::parse(done.out)["corpus"]["sentences"], 3);
+  write("text.zst", text.data(), text.size() - 1);
+  done = run(timed + "'" + path("text.zst") + "'");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("text.zst: the zstd data ends early, behind byte "));
 }
 
 TEST_F(XsrBench, SaysWhatIsWrongWithACorpus) {
@@ -458,7 +479,8 @@ class XsrTokenizerBench : public XsrBench {
 };
 
 TEST_F(XsrTokenizerBench, AFullStandardOutputIsTold) {
-  write("text", "A cat.\n", 7);
+  const std::string text = test::gzip("A cat.\n");
+  write("text", text.data(), text.size());
   const std::string list = model_ + "'" + path("text") + "' --benchmark_list_tests";
   const Result done = run(list);
   EXPECT_EQ(done.status, 0) << done.err;

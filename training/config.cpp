@@ -50,7 +50,8 @@ const std::vector<ConfigKey> kKeys = {
     {"", "threads", "0: the processors this process may use; never changes a bit of the result",
      SLOT(number(c.threads, 0, 1024)), true},
     {"", "isa",
-     "Instruction set: auto, ref, avx2, avx512, avx512_vnni, avx512_bf16, amx; a resumed run keeps "
+     "Instruction set: auto, ref, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, amx; a "
+     "resumed run keeps "
      "the "
      "one it had",
      SLOT(any(c.isa)), true},

@@ -185,8 +185,9 @@ int tool_main(int argc, char** argv) {
   CLI::App* score = app.add_subcommand("score", "P@1 of a model, both ways, on files of pairs");
   score->add_option("MODEL", options.score_model, "Model file (.xsr)")->required();
   score
-      ->add_option("FILES", options.score_files,
-                   "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line")
+      ->add_option(
+          "FILES", options.score_files,
+          "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line; plain, gzip or zstd")
       ->required();
   score->add_option(
       "--json", options.score_json,

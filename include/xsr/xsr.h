@@ -71,10 +71,11 @@ typedef enum xsr_isa XSR_ENUM_TYPE {
       0,           /* the fastest this CPU runs, capped by the environment variable XSR_FORCE_ISA */
   XSR_ISA_REF = 1, /* plain loops */
   XSR_ISA_AVX2 = 2,        /* AVX2 and FMA */
-  XSR_ISA_AVX512 = 3,      /* AVX-512 F, BW, DQ, VL */
-  XSR_ISA_AVX512_VNNI = 4, /* and AVX512_VNNI; matters where the session computes in int8 */
-  XSR_ISA_AVX512_BF16 = 5, /* and AVX512_BF16; matters where the session computes in bf16 */
-  XSR_ISA_AMX = 6          /* and AMX tiles (TILE, BF16, INT8); matters for bf16, bf16x3 and int8 */
+  XSR_ISA_AVX2_VNNI = 3,   /* and AVX-VNNI; matters where the session computes in int8 */
+  XSR_ISA_AVX512 = 4,      /* AVX-512 F, BW, DQ, VL; int8 by AVX-VNNI where there is */
+  XSR_ISA_AVX512_VNNI = 5, /* and AVX512_VNNI; matters where the session computes in int8 */
+  XSR_ISA_AVX512_BF16 = 6, /* and AVX512_BF16; matters where the session computes in bf16 */
+  XSR_ISA_AMX = 7          /* and AMX tiles (TILE, BF16, INT8); matters for bf16, bf16x3 and int8 */
 } xsr_isa;
 
 /* What the matrix products compute with; everything else is f32, but for the attention of

@@ -40,30 +40,40 @@ __device__ __forceinline__ uint16_t* warp_tiles(int32_t tiles) {
 template <int32_t kD, bool kWhole>
 __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, const float* bias,
                                           int32_t first, int32_t end, int32_t D, uint16_t* tile) {
-  constexpr int32_t kLanes = kD / kEight;  // that share a row
+  constexpr int32_t kLanes = kD / kEight, kRows = kWarp / kLanes;  // that share a row; at a time
   const int32_t d = lane_id() % kLanes * kEight;
-  // As it stands: to widen it, add nothing and round it again was a quarter of a kernel's work.
-  if (kWhole && bias == nullptr) {
+  const auto wanted = [&](int32_t row) { return row < end && d < D; };
+  uint4 bits[kTileRows / kRows];
+  if (kWhole) {  // all loads are under way before one is waited for
     XSR_UNROLL
-    for (int32_t r = 0; r < kTileRows; r += kWarp / kLanes) {
-      const int32_t row = r + lane_id() / kLanes;
-      copy_eight(tile + row * TileShape<kD>::kStride + d, x + (first + row) * stride + d,
-                 first + row < end && d < D);
+    for (int32_t i = 0; i < kTileRows / kRows; ++i) {
+      const int32_t row = first + i * kRows + lane_id() / kLanes;
+      bits[i] = make_uint4(0, 0, 0, 0);
+      if (wanted(row)) bits[i] = *reinterpret_cast<const uint4*>(x + row * stride + d);
     }
-    return;
   }
   float shift[kEight] = {};
   if (bias != nullptr && d < D) load_eight(bias + d, kWhole, D - d, shift);
   XSR_UNROLL
-  for (int32_t r = 0; r < kTileRows; r += kWarp / kLanes) {
-    const int32_t row = r + lane_id() / kLanes;
+  for (int32_t i = 0; i < kTileRows / kRows; ++i) {
+    const int32_t row = i * kRows + lane_id() / kLanes;
+    uint16_t* const to = tile + row * TileShape<kD>::kStride + d;
+    // As it stands: to widen it, add nothing and round it again was a quarter of a kernel's work.
+    if (kWhole && bias == nullptr) {
+      *reinterpret_cast<uint4*>(to) = bits[i];
+      continue;
+    }
     float values[kEight] = {};
-    if (first + row < end && d < D) {
-      load_eight(x + (first + row) * stride + d, kWhole, D - d, values);
+    if (wanted(first + row)) {
+      if (kWhole) {
+        widen_eight(bits[i], values);
+      } else {
+        load_eight(x + (first + row) * stride + d, false, D - d, values);
+      }
       XSR_UNROLL
       for (int32_t e = 0; e < kEight; ++e) values[e] += shift[e];
     }
-    store_eight(tile + row * TileShape<kD>::kStride + d, true, kEight, values);
+    store_eight(to, true, kEight, values);
   }
 }
 
@@ -87,14 +97,19 @@ __device__ __forceinline__ void add_dots(const uint16_t* a, const uint16_t* b, f
   }
 }
 
-/// sums [16, kD] += weights · b, weights [16, 16] as two fragments, rounded to bf16.
+/// Two fragments of 8 columns, rounded to bf16, as the `a` of an mma.
+__device__ __forceinline__ void round_fragments(const float (&c)[2][4], uint32_t (&a)[4]) {
+  XSR_UNROLL
+  for (int32_t n = 0; n < 2; ++n) {
+    a[2 * n] = f32_to_bf16_pair(c[n][0], c[n][1]);
+    a[2 * n + 1] = f32_to_bf16_pair(c[n][2], c[n][3]);
+  }
+}
+
+/// sums [16, kD] += a · b, a [16, 16].
 template <int32_t kD>
-__device__ __forceinline__ void add_rows(const float (&weights)[2][4], const uint16_t* b,
+__device__ __forceinline__ void add_rows(const uint32_t (&a)[4], const uint16_t* b,
                                          float (&sums)[kD / 8][4]) {
-  const uint32_t a[4] = {f32_to_bf16_pair(weights[0][0], weights[0][1]),
-                         f32_to_bf16_pair(weights[0][2], weights[0][3]),
-                         f32_to_bf16_pair(weights[1][0], weights[1][1]),
-                         f32_to_bf16_pair(weights[1][2], weights[1][3])};
   XSR_UNROLL
   for (int32_t n = 0; n < kD / 16; ++n) {
     uint32_t columns[4];
@@ -103,6 +118,14 @@ __device__ __forceinline__ void add_rows(const float (&weights)[2][4], const uin
     mma_m16n8k16(sums[2 * n], a, first);
     mma_m16n8k16(sums[2 * n + 1], a, second);
   }
+}
+/// The same of weights as two fragments, which it rounds.
+template <int32_t kD>
+__device__ __forceinline__ void add_rows(const float (&weights)[2][4], const uint16_t* b,
+                                         float (&sums)[kD / 8][4]) {
+  uint32_t a[4];
+  round_fragments(weights, a);
+  add_rows<kD>(a, b, sums);
 }
 
 /// Over the four lanes that share the rows of a fragment.

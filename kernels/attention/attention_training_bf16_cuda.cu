@@ -11,7 +11,8 @@ namespace {
 
 constexpr int32_t kWarps = 4;
 constexpr int32_t kThreads = kWarps * kWarp;
-constexpr int32_t kQueryTiles = 5, kKeyTiles = 4;  // of shared memory a warp
+constexpr int32_t kBackwardTiles = 4;  // of shared memory a warp
+static_assert(kChunkRows == kWarps * kTileRows);
 
 /// This warp's tile: 16 rows of a sentence, or of those that belong to none. Tiles are numbered so
 /// that sentence b's begin at cu_seqlens[b] / 16 + b: those before it never reach as far, whatever
@@ -98,13 +99,55 @@ __device__ __forceinline__ void clear_rows(const AttentionTile& tile, int32_t D,
   }
 }
 
-/// Σ_d tile[row][d] · x[d] of rows g and g + 8.
+/// This warp's 16 rows of its block's chunk; none where the chunk ends before.
+__device__ __forceinline__ AttentionTile warp_tile(const AttentionTile& chunk) {
+  return {chunk.begin, chunk.end, chunk.row + (int32_t)threadIdx.x / kWarp * kTileRows};
+}
+
+/// fill_tile, of whole rows without a bias, by copies that run beside other work.
+template <int32_t kD>
+__device__ __forceinline__ void copy_tile_async(const uint16_t* x, int64_t stride, int32_t first,
+                                                int32_t end, int32_t D, uint16_t* tile) {
+  constexpr int32_t kLanes = kD / kEight;  // that share a row
+  const int32_t d = lane_id() % kLanes * kEight;
+  XSR_UNROLL
+  for (int32_t r = 0; r < kTileRows; r += kWarp / kLanes) {
+    const int32_t row = r + lane_id() / kLanes;
+    const bool wanted = first + row < end && d < D;
+    copy_16_async(tile + row * TileShape<kD>::kStride + d,
+                  wanted ? x + (first + row) * stride + d : x, wanted);
+  }
+}
+
+/// to [16, 16] ← what round_fragments() gave.
+__device__ __forceinline__ void put_fragments(const uint32_t (&a)[4], uint16_t* to,
+                                              int32_t stride) {
+  uint16_t* const mine = to + lane_id() / 4 * stride + 2 * (lane_id() % 4);
+  XSR_UNROLL
+  for (int32_t i = 0; i < 4; ++i)
+    *reinterpret_cast<uint32_t*>(mine + i % 2 * 8 * stride + i / 2 * 8) = a[i];
+}
+/// The transpose of 16×16 elements, rows `stride` apart, as the `a` of an mma.
+__device__ __forceinline__ void load_transposed(const uint16_t* from, int32_t stride,
+                                                uint32_t (&a)[4]) {
+  uint32_t r[4];
+  load_matrix_x4_transposed(r, from + lane_id() % 16 * stride + lane_id() / 16 * 8);
+  a[0] = r[0], a[1] = r[2], a[2] = r[1], a[3] = r[3];
+}
+
+/// Σ_d tile[row][d] · x[d] of rows g and g + 8; x starts at a multiple of 16 bytes.
 template <int32_t kD>
 __device__ __forceinline__ void dot_rows(const uint16_t* tile, const float* x, int32_t D,
                                          float (&dots)[2]) {
   const uint16_t* row = tile + lane_id() % 16 * TileShape<kD>::kStride;
   float sum = 0;
-  for (int32_t d = lane_id() / 16; d < D; d += 2) sum += bf16_to_f32(row[d]) * x[d];
+  for (int32_t d = lane_id() / 16 * kEight; d < D; d += 2 * kEight) {
+    float a[kEight], b[kEight];
+    load_eight(row + d, true, kEight, a);
+    load_eight(x + d, true, kEight, b);
+    XSR_UNROLL
+    for (int32_t e = 0; e < kEight; ++e) sum += a[e] * b[e];
+  }
   sum += __shfl_xor_sync(kAllLanes, sum, 16);
   XSR_UNROLL
   for (int32_t r = 0; r < 2; ++r) dots[r] = __shfl_sync(kAllLanes, sum, lane_id() / 4 + r * 8);
@@ -138,157 +181,333 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       out + h * D, C, lse + h, H);
 }
 
-/// dQ and, for the next kernel, delta and shift, and the factors that make P of E: rows of a
-/// fragment are queries, columns keys.
+/// What 16 queries have to do with 16 keys at a time: rows of a fragment are queries, columns keys.
+///
+/// Σ_j P ∘ dP is taken over the terms that it is taken from later, and not as dO · O: where one key
+/// has all of a row, they cancel to the bit; __fmul_rn, here and where lse is taken from a score,
+/// since a product that is not rounded before its difference would not.
 template <int32_t kD>
-__global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
-    attention_backward_queries_bf16_kernel(const uint16_t* qkv, const float* bias,
-                                           const int32_t* cu_seqlens, int32_t B, int32_t N,
-                                           int32_t H, int32_t D, const float* lse,
-                                           const Dropout* dropout, uint32_t place,
-                                           const uint16_t* dout, uint16_t* dqkv, float2* delta,
-                                           float* factors) {
-  const WarpTile found = find_tile(cu_seqlens, B, N, global_warp_id());
-  const AttentionTile tile = found.rows;
-  if (tile.row >= tile.end) return;  // the whole warp, and only warps meet here
-  const int32_t h = (int32_t)blockIdx.y, C = H * D;
-  const int64_t stride = 3 * (int64_t)C;
-  if (found.padding) {
-    for (int32_t part = 0; part < 3; ++part) clear_rows(tile, D, dqkv + part * C + h * D, stride);
-    return;
-  }
-  const int32_t g = lane_id() / 4, t = lane_id() % 4;
-  const HeadRows head = head_rows(qkv, stride, bias, H, D, h);
-  uint16_t* const q = warp_tiles<kD>(kQueryTiles);
-  uint16_t* const gradient = q + TileShape<kD>::kSize;
-  uint16_t* const k = gradient + TileShape<kD>::kSize;
-  uint16_t* const next_k = k + TileShape<kD>::kSize;
-  uint16_t* const v = next_k + TileShape<kD>::kSize;
-  head.fill<kD, true>(0, tile.row, tile.end, q);
-  fill_tile<kD, true>(dout + h * D, C, nullptr, tile.row, tile.end, D, gradient);
-  const float scale = 1.0f / sqrtf((float)D);
-  const bool drops = dropout->threshold != 0;
-  const float factor = drops ? dropout->scale : 1.0f;
-  const uint32_t stream = dropout->stream + place + (uint32_t)h;
-  float row_lse[2], row_factor[2] = {0, 0}, row_delta[2] = {0, 0};
-  // dO · V's bias, which all dP of a query have, and which cancels in dP - delta if none is
-  // dropped.
-  float shift[2] = {0, 0};
-  if (drops) {
-    __syncwarp();
-    dot_rows<kD>(gradient, head.value_bias(), D, shift);
-  }
-  XSR_UNROLL
-  for (int32_t r = 0; r < 2; ++r) {
-    const int64_t row = tile.row + g + r * 8;
-    row_lse[r] = row < tile.end ? lse[row * H + h] : 0.0f;
-  }
+struct QueryTile {
+  const uint16_t *q, *gradient;
+  float scale, factor;
+  // Of rows g and g + 8. shift is dO · V's bias, which all dP of a query have, and which cancels in
+  // dP - delta if none is dropped.
+  float lse[2] = {0, 0}, shift[2] = {0, 0};
+  float row_factor[2] = {0, 0}, row_delta[2] = {0, 0};  // 1 / Σ_j E and Σ_j P ∘ dP, after divide()
 
-  // Σ_j E and Σ_j P ∘ dP, then dQ. The latter is taken over the terms that it is taken from later,
-  // and not as dO · O: where one key has all of a row, they cancel to the bit; __fmul_rn, here and
-  // where lse is taken from a score, since a product that is not rounded before its difference
-  // would not.
-  float dq[kD / 8][4];
-  // E and dP of 16 keys, which go to `keys`.
-  const auto take = [&](int32_t key, uint16_t* keys, float(&p)[2][4], float(&dp)[2][4]) {
-    __syncwarp();
-    head.fill<kD, true>(1, key, tile.end, keys);
-    head.fill<kD, true>(2, key, tile.end, v);
-    __syncwarp();
+  __device__ __forceinline__ void load_lse(const float* of_head, int32_t H, int32_t row,
+                                           int32_t end) {
+    XSR_UNROLL
+    for (int32_t r = 0; r < 2; ++r) {
+      const int64_t i = row + lane_id() / 4 + r * 8;
+      if (i < end) lse[r] = of_head[i * H];
+    }
+  }
+  /// E and dP of tiles of keys and values, of which the sentence has `count` rows from here on.
+  __device__ __forceinline__ void take(const uint16_t* k, const uint16_t* v, int32_t count,
+                                       uint32_t keep, float (&p)[2][4], float (&dp)[2][4]) {
     clear_sums(p);
     clear_sums(dp);
-    add_dots<kD>(q, keys, p);
+    add_dots<kD>(q, k, p);
     add_dots<kD>(gradient, v, dp);
-    const uint32_t keep =
-        drops ? query_bits(keep_bits(*dropout, stream, tile.row, key - tile.begin)) : kKeepAll;
     XSR_UNROLL
     for (int32_t e = 0; e < 8; ++e) {
       const int32_t n = e / 4, i = e % 4;
-      const bool there = key + n * 8 + 2 * t + i % 2 < tile.end;
-      p[n][i] = there ? expf(__fmul_rn(p[n][i], scale) - row_lse[i / 2]) : 0.0f;
+      const bool there = n * 8 + 2 * (lane_id() % 4) + i % 2 < count;
+      p[n][i] = there ? expf(__fmul_rn(p[n][i], scale) - lse[i / 2]) : 0.0f;
       dp[n][i] = there && (keep >> e & 1u) != 0 ? __fmul_rn(dp[n][i] + shift[i / 2], factor) : 0.0f;
     }
-  };
-  const auto count = [&](const float(&p)[2][4], const float(&dp)[2][4]) {
+  }
+  /// Adds this lane's share to the sums.
+  __device__ __forceinline__ void count(const float (&p)[2][4], const float (&dp)[2][4]) {
     XSR_UNROLL
     for (int32_t e = 0; e < 8; ++e) {
       row_factor[e % 4 / 2] += p[e / 4][e % 4];
       row_delta[e % 4 / 2] += p[e / 4][e % 4] * dp[e / 4][e % 4];
     }
-  };
-  const auto divide = [&] {
+  }
+  __device__ __forceinline__ void divide() {
     XSR_UNROLL
     for (int32_t r = 0; r < 2; ++r) {
       row_factor[r] = 1 / quad_sum(row_factor[r]);
       row_delta[r] = quad_sum(row_delta[r]) * row_factor[r];
     }
-    clear_sums(dq);
-  };
-  const auto add = [&](const float(&p)[2][4], float(&dp)[2][4], const uint16_t* keys) {
+  }
+  /// P of E, and dS of dP.
+  __device__ __forceinline__ void finish(float (&p)[2][4], float (&dp)[2][4]) const {
     XSR_UNROLL
     for (int32_t e = 0; e < 8; ++e) {
       const int32_t n = e / 4, i = e % 4;
-      dp[n][i] = p[n][i] * row_factor[i / 2] * (dp[n][i] - row_delta[i / 2]);
-    }
-    add_rows<kD>(dp, keys, dq);
-  };
-  const int32_t second = tile.begin + kTileRows;
-  if (tile.end - tile.begin <= 2 * kTileRows) {  // most sentences: E and dP stay in registers
-    float p[2][4], dp[2][4], next_p[2][4] = {}, next_dp[2][4] = {};
-    take(tile.begin, k, p, dp);
-    count(p, dp);
-    if (second < tile.end) {
-      take(second, next_k, next_p, next_dp);
-      count(next_p, next_dp);
-    }
-    divide();
-    add(p, dp, k);
-    if (second < tile.end) add(next_p, next_dp, next_k);
-  } else {
-    float p[2][4], dp[2][4];
-    for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
-      take(key, k, p, dp);
-      count(p, dp);
-    }
-    divide();
-    for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
-      take(key, k, p, dp);
-      add(p, dp, k);
+      p[n][i] = p[n][i] * row_factor[i / 2];
+      dp[n][i] = p[n][i] * (dp[n][i] - row_delta[i / 2]);
     }
   }
+};
+
+/// to[row .. end) ← a tile's sums, times factor: columns of this head. Neighbours exchange what
+/// they have, so that a row's four lanes write 32 bytes at once, which are a whole piece of memory.
+template <int32_t kD>
+__device__ __forceinline__ void put_rows(const float (&sums)[kD / 8][4], float factor, int32_t row,
+                                         int32_t end, int32_t D, uint16_t* to, int64_t stride) {
+  const int32_t t = lane_id() % 4;
+  const bool odd = t % 2 != 0;
   XSR_UNROLL
   for (int32_t r = 0; r < 2; ++r) {
-    const int64_t row = tile.row + g + r * 8;
-    if (row >= tile.end) continue;
-    put_row<kD, true>(dq, r, scale, nullptr, 0, D, dqkv + row * stride + h * D);
-    if (t == 0) {
-      delta[row * H + h] = make_float2(row_delta[r], shift[r]);
-      factors[row * H + h] = row_factor[r];
+    const int64_t i = row + lane_id() / 4 + r * 8;
+    uint16_t* const mine = to + i * stride + (odd ? 6 + 2 * t : 2 * t);
+    XSR_UNROLL
+    for (int32_t n = 0; n < kD / 8; n += 2) {
+      uint32_t pair[2];
+      XSR_UNROLL
+      for (int32_t k = 0; k < 2; ++k) {
+        const float* const two = sums[n + k] + 2 * r;
+        pair[k] = f32_to_bf16_pair(two[0] * factor, two[1] * factor);
+      }
+      const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? pair[0] : pair[1], 1);
+      if (i < end && n * 8 < D) {
+        *reinterpret_cast<uint2*>(mine + n * 8) =
+            odd ? make_uint2(other, pair[1]) : make_uint2(pair[0], other);
+      }
     }
   }
 }
 
-/// dK and dV: rows of a fragment are keys, columns queries.
+/// dQ of a warp's rows of a sentence, and for the next kernel delta and shift, and the factors that
+/// make P of E. The keys pass by twice, for the sums and for dQ.
+template <int32_t kD>
+__device__ __forceinline__ void backward_queries(const HeadRows& head, const AttentionTile& tile,
+                                                 int32_t H, int32_t h, const float* lse,
+                                                 const Dropout& dropout, uint32_t stream,
+                                                 const uint16_t* dout, uint16_t* dqkv,
+                                                 float2* delta, float* factors) {
+  const int32_t D = head.D, C = head.C;
+  uint16_t* const q = warp_tiles<kD>(kBackwardTiles);
+  uint16_t* const gradient = q + TileShape<kD>::kSize;
+  uint16_t* const k = gradient + TileShape<kD>::kSize;
+  uint16_t* const v = k + TileShape<kD>::kSize;
+  copy_tile_async<kD>(dout + h * D, C, tile.row, tile.end, D, gradient);
+  copy_commit();
+  head.fill<kD, true>(0, tile.row, tile.end, q);
+  copy_wait<0>();
+  const bool drops = dropout.threshold != 0;
+  QueryTile<kD> queries = {q, gradient, 1.0f / sqrtf((float)D), drops ? dropout.scale : 1.0f};
+  queries.load_lse(lse + h, H, tile.row, tile.end);
+  if (drops) {
+    __syncwarp();
+    dot_rows<kD>(gradient, head.value_bias(), D, queries.shift);
+  }
+  float p[2][4], dp[2][4], dq[kD / 8][4];
+  const auto take = [&](int32_t key) {
+    __syncwarp();
+    copy_tile_async<kD>(head.x + C, head.stride, key, tile.end, D, k);
+    copy_tile_async<kD>(head.x + 2 * C, head.stride, key, tile.end, D, v);
+    copy_commit();
+    const uint32_t keep =
+        drops ? query_bits(keep_bits(dropout, stream, tile.row, key - tile.begin)) : kKeepAll;
+    copy_wait<0>();
+    __syncwarp();
+    queries.take(k, v, tile.end - key, keep, p, dp);
+  };
+  for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
+    take(key);
+    queries.count(p, dp);
+  }
+  queries.divide();
+  clear_sums(dq);
+  for (int32_t key = tile.begin; key < tile.end; key += kTileRows) {
+    take(key);
+    queries.finish(p, dp);
+    add_rows<kD>(dp, k, dq);
+  }
+  put_rows<kD>(dq, queries.scale, tile.row, tile.end, D, dqkv + h * D, head.stride);
+  XSR_UNROLL
+  for (int32_t r = 0; r < 2; ++r) {
+    const int64_t row = tile.row + lane_id() / 4 + r * 8;
+    if (row >= tile.end || lane_id() % 4 != 0) continue;
+    delta[row * H + h] = make_float2(queries.row_delta[r], queries.shift[r]);
+    factors[row * H + h] = queries.row_factor[r];
+  }
+}
+
+/// The shared memory of a block that has Q, K, V and dO of up to kChunkRows rows: a place each, of
+/// which those of V and K are P's and dS's in the end, a row a query.
+template <int32_t kD>
+struct WholeShape {
+  static constexpr int32_t kWeightStride = kChunkRows + 8;
+  static constexpr int32_t kPlace =
+      kChunkRows *
+      (TileShape<kD>::kStride > kWeightStride ? TileShape<kD>::kStride : kWeightStride);
+  static constexpr size_t kBytes = sizeof(uint16_t) * 4 * kPlace;
+  static_assert(kBytes >= tile_bytes<kD>(kWarps, kBackwardTiles));
+};
+
+/// dQ, dK and dV of a sentence of up to kChunkRows tokens, which a block reads once. A warp owns 16
+/// queries, with their probabilities in registers, and then 16 keys; where the sentence has fewer
+/// tiles than the block has warps, the others own the next heads, whose own blocks have nothing to
+/// do. What is added in which order is as in backward_queries() and the kernel behind it: the
+/// results have the same bits.
+template <int32_t kD>
+__device__ __forceinline__ void backward_whole(const uint16_t* qkv, const float* bias,
+                                               int32_t begin, int32_t end, int32_t H, int32_t D,
+                                               int32_t first_head, const float* lse,
+                                               const Dropout& dropout, uint32_t first_stream,
+                                               const uint16_t* dout, uint16_t* dqkv) {
+  constexpr int32_t kStride = TileShape<kD>::kStride, kPlace = WholeShape<kD>::kPlace,
+                    kWeightStride = WholeShape<kD>::kWeightStride;
+  const int32_t tiles = (end - begin + kTileRows - 1) / kTileRows;
+  const int32_t warps = tiles <= 2 ? tiles : kWarps;  // of a head
+  if (first_head % (kWarps / warps) != 0) return;     // the whole block
+  const int32_t warp = (int32_t)threadIdx.x / kWarp, mine = warp % warps;
+  const int32_t h = first_head + warp / warps, C = H * D, row = begin + mine * kTileRows;
+  const bool works = h < H && mine < tiles;
+  const int64_t stride = 3 * (int64_t)C;
+  const HeadRows head = head_rows(qkv, stride, bias, H, D, h);
+  // Of the warps of this head; row 0 is the sentence's first.
+  const int32_t rows = warp / warps * warps * kTileRows;
+  uint16_t* const q = shared_memory<uint16_t>() + rows * kStride;
+  uint16_t* const gradient = q + kPlace;
+  uint16_t* const k = gradient + kPlace;
+  uint16_t* const v = k + kPlace;
+  uint16_t* const scores = shared_memory<uint16_t>() + 2 * kPlace + rows * kWeightStride;
+  uint16_t* const weights = scores + kPlace;
+  const bool drops = dropout.threshold != 0;
+  const uint32_t stream = first_stream + (uint32_t)h;
+  const int32_t own = mine * kTileRows;
+  QueryTile<kD> queries = {q + own * kStride, gradient + own * kStride, 1.0f / sqrtf((float)D),
+                           drops ? dropout.scale : 1.0f};
+  uint32_t kept[kWarps][4], ds[kWarps][4];  // P without what is dropped
+  if (works) {
+    copy_tile_async<kD>(head.x + C, stride, row, end, D, k + own * kStride);
+    copy_tile_async<kD>(head.x + 2 * C, stride, row, end, D, v + own * kStride);
+    copy_tile_async<kD>(dout + h * D, C, row, end, D, gradient + own * kStride);
+    copy_commit();
+    queries.load_lse(lse + h, H, row, end);
+    head.fill<kD, true>(0, row, end, q + own * kStride);
+    copy_wait<0>();
+  }
+  __syncthreads();
+  if (works) {
+    if (drops) dot_rows<kD>(queries.gradient, head.value_bias(), D, queries.shift);
+    float p[kWarps][2][4], dp[kWarps][2][4];
+    uint32_t bits = ~0u;
+    XSR_UNROLL
+    for (int32_t j = 0; j < kWarps; ++j) {
+      if (j >= tiles) break;
+      const int32_t key = j * kTileRows;
+      if (drops) {
+        const uint32_t keep = query_bits(keep_bits(dropout, stream, row, key));
+        bits = (bits & ~(kKeepAll << 8 * j)) | keep << 8 * j;
+      }
+      queries.take(k + key * kStride, v + key * kStride, end - begin - key, bits >> 8 * j, p[j],
+                   dp[j]);
+      queries.count(p[j], dp[j]);
+    }
+    queries.divide();
+    XSR_UNROLL
+    for (int32_t j = 0; j < kWarps; ++j) {
+      if (j >= tiles) break;
+      queries.finish(p[j], dp[j]);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 8; ++e) {
+        if ((bits >> (8 * j + e) & 1u) == 0) p[j][e / 4][e % 4] = 0;
+      }
+      round_fragments(p[j], kept[j]);
+      round_fragments(dp[j], ds[j]);
+    }
+    float dq[kD / 8][4];
+    clear_sums(dq);
+    XSR_UNROLL
+    for (int32_t j = 0; j < kWarps; ++j) {
+      if (j >= tiles) break;
+      add_rows<kD>(ds[j], k + j * kTileRows * kStride, dq);
+    }
+    put_rows<kD>(dq, queries.scale, row, end, D, dqkv + h * D, stride);
+  }
+  __syncthreads();  // K and V have been read
+  if (works) {
+    XSR_UNROLL
+    for (int32_t j = 0; j < kWarps; ++j) {
+      if (j >= tiles) break;
+      put_fragments(kept[j], weights + own * kWeightStride + j * kTileRows, kWeightStride);
+      put_fragments(ds[j], scores + own * kWeightStride + j * kTileRows, kWeightStride);
+    }
+  }
+  __syncthreads();
+  if (!works) return;
+  // The sums over queries for 16 keys, `weights` transposed.
+  const auto add_queries = [&](const uint16_t* of_keys, const uint16_t* of_queries,
+                               float(&sums)[kD / 8][4]) {
+    clear_sums(sums);
+    for (int32_t i = 0; i < tiles; ++i) {
+      uint32_t a[4];
+      load_transposed(of_keys + i * kTileRows * kWeightStride + own, kWeightStride, a);
+      add_rows<kD>(a, of_queries + i * kTileRows * kStride, sums);
+    }
+  };
+  float sums[kD / 8][4];
+  add_queries(scores, q, sums);
+  put_rows<kD>(sums, queries.scale, row, end, D, dqkv + h * D + C, stride);
+  add_queries(weights, gradient, sums);
+  put_rows<kD>(sums, queries.factor, row, end, D, dqkv + h * D + 2 * C, stride);
+}
+
+/// The gradients of a sentence of up to `whole` tokens in a block; dQ of the others by their
+/// chunks, whose blocks are the first, since they take longest.
+template <int32_t kD>
+__global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
+    attention_backward_bf16_kernel(const uint16_t* qkv, const float* bias,
+                                   const int32_t* cu_seqlens, int32_t B, int32_t N, int32_t H,
+                                   int32_t D, const AttentionTile* chunks, int32_t num_chunks,
+                                   int32_t whole, const float* lse, const Dropout* dropout,
+                                   uint32_t place, const uint16_t* dout, uint16_t* dqkv,
+                                   float2* delta, float* factors) {
+  // Heads are next to each other, as their columns are in memory.
+  const int32_t h = (int32_t)blockIdx.x % H, item = (int32_t)blockIdx.x / H, C = H * D;
+  const int64_t stride = 3 * (int64_t)C;
+  const uint32_t stream = dropout->stream + place;
+  if (item < num_chunks) {
+    const AttentionTile tile = warp_tile(chunks[item]);
+    if (tile.row >= tile.end) return;  // the whole warp, and only warps meet here
+    backward_queries<kD>(head_rows(qkv, stride, bias, H, D, h), tile, H, h, lse, *dropout,
+                         stream + (uint32_t)h, dout, dqkv, delta, factors);
+    return;
+  }
+  const int32_t b = item - num_chunks;  // B has no sentence
+  const int32_t first_padding = cu_seqlens[B], begin = cu_seqlens[b],
+                end = b < B ? cu_seqlens[b + 1] : begin;
+  // Zeros into the rows that belong to no sentence, of which every block has its share.
+  for (int32_t row = first_padding + b; row < N; row += B + 1) {
+    const int32_t pieces = D / kEight;
+    for (int32_t i = (int32_t)threadIdx.x; i < 3 * pieces; i += kThreads) {
+      uint16_t* const to = dqkv + row * stride + i / pieces * C + h * D + i % pieces * kEight;
+      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    }
+  }
+  if (begin < end && end - begin <= whole)
+    backward_whole<kD>(qkv, bias, begin, end, H, D, h, lse, *dropout, stream, dout, dqkv);
+}
+
+/// dK and dV of 64 keys, a chunk of a sentence: rows of a fragment are keys, columns queries.
 template <int32_t kD>
 __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     attention_backward_keys_bf16_kernel(const uint16_t* qkv, const float* bias,
-                                        const int32_t* cu_seqlens, int32_t B, int32_t N, int32_t H,
-                                        int32_t D, const float* lse, const Dropout* dropout,
-                                        uint32_t place, const uint16_t* dout, const float2* delta,
+                                        const AttentionTile* chunks, int32_t H, int32_t D,
+                                        const float* lse, const Dropout* dropout, uint32_t place,
+                                        const uint16_t* dout, const float2* delta,
                                         const float* factors, uint16_t* dqkv) {
-  const WarpTile found = find_tile(cu_seqlens, B, N, global_warp_id());
-  const AttentionTile tile = found.rows;
-  if (tile.row >= tile.end || found.padding) return;  // the whole warp, and only warps meet here
+  const AttentionTile tile = warp_tile(chunks[blockIdx.x]);
+  if (tile.row >= tile.end) return;  // the whole warp, and only warps meet here
   const int32_t h = (int32_t)blockIdx.y, C = H * D;
   const int64_t stride = 3 * (int64_t)C;
-  const int32_t g = lane_id() / 4, t = lane_id() % 4;
+  const int32_t t = lane_id() % 4;
   const HeadRows head = head_rows(qkv, stride, bias, H, D, h);
-  uint16_t* const k = warp_tiles<kD>(kKeyTiles);
+  uint16_t* const k = warp_tiles<kD>(kBackwardTiles);
   uint16_t* const v = k + TileShape<kD>::kSize;
   uint16_t* const q = v + TileShape<kD>::kSize;
   uint16_t* const gradient = q + TileShape<kD>::kSize;
-  head.fill<kD, true>(1, tile.row, tile.end, k);
-  head.fill<kD, true>(2, tile.row, tile.end, v);
+  copy_tile_async<kD>(head.x + C, stride, tile.row, tile.end, D, k);
+  copy_tile_async<kD>(head.x + 2 * C, stride, tile.row, tile.end, D, v);
+  copy_commit();
   const float scale = 1.0f / sqrtf((float)D);
   const bool drops = dropout->threshold != 0;
   const float factor = drops ? dropout->scale : 1.0f;
@@ -299,8 +518,10 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   clear_sums(dv);
   for (int32_t query = tile.begin; query < tile.end; query += kTileRows) {
     __syncwarp();
+    copy_tile_async<kD>(dout + h * D, C, query, tile.end, D, gradient);
+    copy_commit();
     head.fill<kD, true>(0, query, tile.end, q);
-    fill_tile<kD, true>(dout + h * D, C, nullptr, query, tile.end, D, gradient);
+    copy_wait<0>();
     __syncwarp();
     float p[2][4], ds[2][4];
     clear_sums(p);
@@ -324,14 +545,8 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     add_rows<kD>(ds, q, dk);
     add_rows<kD>(p, gradient, dv);
   }
-  XSR_UNROLL
-  for (int32_t r = 0; r < 2; ++r) {
-    const int64_t row = tile.row + g + r * 8;
-    if (row >= tile.end) continue;
-    uint16_t* const to = dqkv + row * stride + h * D;
-    put_row<kD, true>(dk, r, scale, nullptr, 0, D, to + C);
-    put_row<kD, true>(dv, r, factor, nullptr, 0, D, to + 2 * C);
-  }
+  put_rows<kD>(dk, scale, tile.row, tile.end, D, dqkv + h * D + C, stride);
+  put_rows<kD>(dv, factor, tile.row, tile.end, D, dqkv + h * D + 2 * C, stride);
 }
 
 /// Blocks of four tiles, those of the rows that belong to no sentence too, by heads.
@@ -357,21 +572,22 @@ Status attention_training_forward_bf16_cuda(const uint16_t* qkv, const float* bi
 
 Status attention_backward_bf16_cuda(const uint16_t* qkv, const float* bias,
                                     const int32_t* cu_seqlens, int32_t B, int32_t N, int32_t H,
-                                    int32_t D, const float* lse, const Dropout* dropout,
-                                    uint32_t place, const uint16_t* dout, uint16_t* dqkv,
-                                    float* delta, Stream stream) {
-  if (!attention_bf16_takes(D)) return 1;
+                                    int32_t D, const AttentionTile* chunks, int32_t num_chunks,
+                                    const float* lse, const Dropout* dropout, uint32_t place,
+                                    const uint16_t* dout, uint16_t* dqkv, float* delta,
+                                    Stream stream, int32_t whole) {
+  if (!attention_bf16_takes(D) || whole > kChunkRows) return 1;
   return with_head_dim(D, [&](auto rounded) {
     constexpr int32_t kD = decltype(rounded)::value;
     float2* const pairs = reinterpret_cast<float2*>(delta);
     float* const factors = delta + 2 * (int64_t)N * H;
-    const Status status =
-        launch(attention_backward_queries_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads),
-               tile_bytes<kD>(kWarps, kQueryTiles), stream, qkv, bias, cu_seqlens, B, N, H, D, lse,
-               dropout, place, dout, dqkv, pairs, factors);
+    const Status status = launch(
+        attention_backward_bf16_kernel<kD>, dim3((unsigned)(num_chunks + B + 1) * (unsigned)H),
+        dim3(kThreads), WholeShape<kD>::kBytes, stream, qkv, bias, cu_seqlens, B, N, H, D, chunks,
+        num_chunks, whole, lse, dropout, place, dout, dqkv, pairs, factors);
     if (status != 0) return status;
-    return launch(attention_backward_keys_bf16_kernel<kD>, grid_of(B, N, H), dim3(kThreads),
-                  tile_bytes<kD>(kWarps, kKeyTiles), stream, qkv, bias, cu_seqlens, B, N, H, D, lse,
+    return launch(attention_backward_keys_bf16_kernel<kD>, dim3(num_chunks, H), dim3(kThreads),
+                  tile_bytes<kD>(kWarps, kBackwardTiles), stream, qkv, bias, chunks, H, D, lse,
                   dropout, place, dout, pairs, factors, dqkv);
   });
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda/stream.h"
 #include "kernels/dropout/dropout.h"
 
@@ -66,13 +67,39 @@ Status attention_training_forward_bf16_cuda(const uint16_t* qkv, const float* bi
                                             uint32_t place, uint16_t* out, float* lse,
                                             Stream stream);
 
-/// dout   [N, H·D]
-/// dqkv   [N, 3, H, D]  =
-/// delta  [N, H, 3]  scratch, 8-byte aligned
+/// The most rows of a chunk, and the longest sentence that the backward pass takes whole.
+static constexpr int32_t kChunkRows = 64;
+
+/// Lists the sentences of more than `whole` tokens in chunks of up to kChunkRows rows, in order;
+/// chunks [attention_chunk_count(N, B)], or null. Returns how many.
+static constexpr int32_t attention_chunk_count(int32_t N, int32_t B) { return N / kChunkRows + B; }
+static inline int32_t attention_chunks(const int32_t* cu_seqlens, int32_t B, int32_t whole,
+                                       AttentionTile* chunks) {
+  int32_t count = 0;
+  for (int32_t b = 0; b < B; ++b) {
+    const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+    for (int32_t row = begin; row < end && end - begin > whole; row += kChunkRows) {
+      if (chunks != nullptr) chunks[count] = {begin, end, row};
+      ++count;
+    }
+  }
+  return count;
+}
+
+/// A sentence of up to `whole` tokens is read once, by one block; the others, which `chunks` lists
+/// for the same `whole`, twice, by a block a chunk and in a second launch, which there is where
+/// num_chunks > 0. Their bits do not depend on `whole`.
+///
+/// chunks  [num_chunks] on the device; chunks with begin = end = row do nothing
+/// dout    [N, H·D]
+/// dqkv    [N, 3, H, D]  =
+/// delta   [N, H, 3]  scratch, 8-byte aligned
+/// whole   ≤ kChunkRows, else status 1
 Status attention_backward_bf16_cuda(const uint16_t* qkv, const float* bias,
                                     const int32_t* cu_seqlens, int32_t B, int32_t N, int32_t H,
-                                    int32_t D, const float* lse, const kernels::Dropout* dropout,
+                                    int32_t D, const AttentionTile* chunks, int32_t num_chunks,
+                                    const float* lse, const kernels::Dropout* dropout,
                                     uint32_t place, const uint16_t* dout, uint16_t* dqkv,
-                                    float* delta, Stream stream);
+                                    float* delta, Stream stream, int32_t whole = kChunkRows);
 
 }  // namespace xsr::cuda

@@ -8,18 +8,22 @@ namespace xsr::cuda {
 
 constexpr int32_t kEight = 8;
 
+/// Eight bf16 of the bits of four pairs.
+__device__ __forceinline__ void widen_eight(const uint4& bits, float (&to)[kEight]) {
+  const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+  XSR_UNROLL
+  for (int32_t i = 0; i < 4; ++i) {
+    to[2 * i] = bits_to_f32(pairs[i] << 16);
+    to[2 * i + 1] = bits_to_f32(pairs[i] & 0xffff0000u);
+  }
+}
+
 /// to ← from[0 .. min(count, 8)), zeros behind. whole: all eight are wanted, and from is 16-byte
 /// aligned; the same for the whole warp where that can be.
 __device__ __forceinline__ void load_eight(const uint16_t* from, bool whole, int32_t count,
                                            float (&to)[kEight]) {
   if (whole) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
-    const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
-    XSR_UNROLL
-    for (int32_t i = 0; i < 4; ++i) {
-      to[2 * i] = bits_to_f32(pairs[i] << 16);
-      to[2 * i + 1] = bits_to_f32(pairs[i] & 0xffff0000u);
-    }
+    widen_eight(*reinterpret_cast<const uint4*>(from), to);
     return;
   }
   XSR_UNROLL
@@ -52,13 +56,6 @@ __device__ __forceinline__ void store_eight(uint16_t* to, bool whole, int32_t co
   for (int32_t e = 0; e < kEight; ++e) {
     if (e < count) to[e] = f32_to_bf16(values[e]);
   }
-}
-
-/// to[0 .. 8) ← from, or zeros where it is not wanted, and then not read; both 16-byte aligned.
-__device__ __forceinline__ void copy_eight(uint16_t* to, const uint16_t* from, bool wanted) {
-  uint4 bits = make_uint4(0, 0, 0, 0);
-  if (wanted) bits = *reinterpret_cast<const uint4*>(from);
-  *reinterpret_cast<uint4*>(to) = bits;
 }
 
 }  // namespace xsr::cuda

@@ -189,8 +189,8 @@ using gemm_forward_i8_t = void(const uint8_t* a, int64_t a_stride, int32_t M,
                                int32_t last_panel, const GemmEpilogue& epilogue, float* out,
                                int64_t out_stride, uint16_t* narrow, int64_t narrow_stride);
 
-gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx512_vnni,
-    gemm_forward_i8_avx512_bf16, gemm_forward_i8_amx;
+gemm_forward_i8_t gemm_forward_i8_ref, gemm_forward_i8_avx2, gemm_forward_i8_avx2_vnni,
+    gemm_forward_i8_avx512_vnni, gemm_forward_i8_avx512_bf16, gemm_forward_i8_amx;
 
 /// The integers of a kI8 matrix for vpmaddubsw, which multiplies u8 by s8 but saturates the sum of
 /// two products at 16 bits. A step is a group of four neighbouring inputs of 16 outputs, in which

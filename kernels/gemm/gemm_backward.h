@@ -89,7 +89,8 @@ using gemm_backward_weight_i8_t = void(const uint32_t* dy, int64_t dy_stride,
                                        float* dw, int64_t dw_stride, float* scratch);
 
 gemm_backward_weight_i8_t gemm_backward_weight_i8_ref, gemm_backward_weight_i8_avx2,
-    gemm_backward_weight_i8_avx512_vnni, gemm_backward_weight_i8_amx;
+    gemm_backward_weight_i8_avx2_vnni, gemm_backward_weight_i8_avx512_vnni,
+    gemm_backward_weight_i8_amx;
 
 /// A block of columns of dy and one panel of x, packed, of the ISA that takes most: 192 rows (or
 /// pairs of bf16 rows) of 384 and 32 lanes.

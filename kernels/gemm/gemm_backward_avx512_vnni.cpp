@@ -1,5 +1,6 @@
 #include "kernels/gemm/gemm_backward.h"
 #include "kernels/gemm/gemm_backward_tile_avx512.h"
+#include "kernels/gemm/gemm_backward_tile_i8.h"
 #include "kernels/gemm/gemm_core_i8_avx512.h"
 
 namespace xsr::kernels {
@@ -9,24 +10,8 @@ namespace {
 constexpr int32_t kRowsOfPanel = 96;
 static_assert(kRowsOfPanel % kWeightRows == 0);
 
-/// Of a tile of kRows rows and up to 32 columns of dw; everything begins at its first.
-struct WeightTile {
-  const uint32_t* dy;
-  int64_t dy_stride;
-  const float* dy_scales;
-  const uint32_t* x;
-  int64_t x_stride;
-  const float* x_scales;
-  const int32_t* x_sums;
-  int32_t steps;
-  int64_t columns;
-  bool store;
-  float* dw;
-  int64_t dw_stride;
-};
-
 template <int kRows>
-void weight_tile_i8(const WeightTile& t) {
+void weight_tile_i8(const WeightTileI8& t) {
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     _mm_prefetch((const char*)(t.dw + r * t.dw_stride), _MM_HINT_T1);
@@ -74,7 +59,7 @@ void weight_tile_i8(const WeightTile& t) {
 }
 
 template <int kRows = kWeightRows>
-void weight_tile_i8(const WeightTile& tile, int32_t rows) {
+void weight_tile_i8(const WeightTileI8& tile, int32_t rows) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return weight_tile_i8<kRows - 1>(tile, rows);
   }

@@ -14,6 +14,7 @@ namespace xsr {
 namespace {
 
 // The kernels know no C API; their numbers are its.
+static_assert(static_cast<int>(kernels::Isa::kAvx2Vnni) == XSR_ISA_AVX2_VNNI);
 static_assert(static_cast<int>(kernels::Isa::kAvx512) == XSR_ISA_AVX512);
 static_assert(static_cast<int>(kernels::Isa::kAvx512Bf16) == XSR_ISA_AVX512_BF16);
 static_assert(static_cast<int>(kernels::Isa::kAmx) == XSR_ISA_AMX);

@@ -71,7 +71,7 @@ void LineReader::consume(size_t bytes) {
 }
 
 void LineReader::skip(uint64_t bytes, uint64_t lines, uint64_t text_hash) {
-  while (consumed_ < bytes && (begin_ < end_ || fill()))
+  while (consumed_ < bytes && (begin_ < end_ || fill(false)))
     consume(static_cast<size_t>(std::min<uint64_t>(end_ - begin_, bytes - consumed_)));
   if (stopped()) return;
   if (consumed_ < bytes || hash_->value() != text_hash) {
@@ -85,16 +85,20 @@ void LineReader::skip(uint64_t bytes, uint64_t lines, uint64_t text_hash) {
   lines_ = lines;
 }
 
-/// Reads the next block; false at the end of the input.
-bool LineReader::fill() {
+/// Reads the next block; false at the end of the input. An error names the last line where lines
+/// are counted.
+bool LineReader::fill(bool counts_lines) {
   begin_ = 0;
   end_ = 0;
+  block_source_bytes_[0] = source_->bytes_read();
   try {
     end_ = source_->read(block_.data(), block_.size());
   } catch (const Error& error) {
+    if (!counts_lines) throw;
     throw Error(error.status(),
                 std::string(error.what()) + " (after line " + std::to_string(lines_) + ")");
   }
+  block_source_bytes_[1] = source_->bytes_read();
   if (consumed_ == 0) {
     for (const OtherData& other : kOtherData) {
       if (!std::string_view(block_.data(), end_).starts_with(other.begin)) continue;
@@ -103,6 +107,13 @@ bool LineReader::fill() {
     }
   }
   return end_ > 0;
+}
+
+uint64_t LineReader::source_bytes() const {
+  const auto [before, behind] = block_source_bytes_;
+  if (begin_ == end_) return behind;
+  return before + static_cast<uint64_t>(static_cast<double>(behind - before) *
+                                        static_cast<double>(begin_) / static_cast<double>(end_));
 }
 
 bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
@@ -130,7 +141,7 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
   };
   while (any ||
          (batch.size() < max_lines && (batch.bytes.size() < max_bytes || batch.size() == 0))) {
-    if (begin_ == end_ && !fill()) {
+    if (begin_ == end_ && !fill(true)) {
       batch.mid_line = any;
       if (any && stopped()) {
         batch.bytes.resize(line_begin);
@@ -154,17 +165,8 @@ bool LineReader::read(size_t max_lines, size_t max_bytes, LineBatch& batch) {
   }
   batch.bytes_consumed = consumed_;
   batch.text_hash = hash_->value();
+  batch.source_bytes = source_bytes();
   return batch.size() > 0;
-}
-
-std::vector<std::string> read_all_lines(const std::string& path) {
-  LineReader reader(path);
-  LineBatch batch;
-  std::vector<std::string> lines;
-  while (reader.read(1 << 16, 16 << 20, batch)) {
-    for (size_t i = 0; i < batch.size(); ++i) lines.emplace_back(batch.line(i));
-  }
-  return lines;
 }
 
 }  // namespace xsr

@@ -1,8 +1,5 @@
 // Any bytes as a file of sentence pairs, as they stand (a damaged .gz or .zst among them) or packed
 // soundly: an Error, or the lines that a plain search for their ends finds.
-#include <zlib.h>
-#include <zstd.h>
-
 #include <string>
 #include <vector>
 
@@ -10,32 +7,15 @@
 #include "runtime/text/line_reader.h"
 #include "runtime/text/utf8.h"
 #include "tests/fuzz/edits.h"
+#include "tests/support/packing.h"
 #include "training/data/parallel_text.h"
 
 namespace {
 
 using namespace xsr::training;
 using xsr::fuzz::require;
-
-std::string gzip(const std::string& text) {
-  z_stream stream{};
-  require(deflateInit2(&stream, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) == Z_OK);
-  std::string out(deflateBound(&stream, text.size()), '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  require(deflate(&stream, Z_FINISH) == Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
-
-std::string zstd(const std::string& text) {
-  std::string out(ZSTD_compressBound(text.size()), '\0');
-  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 3));
-  return out;
-}
+using xsr::test::gzip;
+using xsr::test::zstd;
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;

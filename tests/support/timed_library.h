@@ -115,6 +115,7 @@ XSR_TIMED_LOOP(fma_loop_avx2)
 XSR_TIMED_LOOP(fma_loop_avx512)
 XSR_TIMED_LOOP(dot_loop_avx512_bf16)
 XSR_TIMED_LOOP(dot_loop_avx512_vnni)
+XSR_TIMED_LOOP(dot_loop_avx2_vnni)
 XSR_TIMED_LOOP(madd_loop_avx2)
 #undef XSR_TIMED_LOOP
 uint64_t read_loop_avx2(const void*, int64_t bytes) {

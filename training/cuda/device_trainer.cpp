@@ -174,7 +174,7 @@ bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropo
   if (!taken) {
     PairBatch slice;
     const PairBatch& share = own_share(batch, slice);
-    if (batch_.build(share, tokens_of(batch), batch.num_pairs)) {
+    if (batch_.build(share, filled(batch), batch.num_pairs)) {
       try {
         reserve();
       } catch (...) {
@@ -191,7 +191,7 @@ void DeviceTrainer::prepare(const PairBatch& batch) {
   batch_.forget_prepared();  // also where there is no memory for the share
   PairBatch slice;
   const PairBatch& share = own_share(batch, slice);
-  batch_.prepare(share, tokens_of(batch), batch.num_pairs);
+  batch_.prepare(share, filled(batch), batch.num_pairs);
 }
 
 void DeviceTrainer::step(const std::function<void()>& meanwhile) {
@@ -211,7 +211,8 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
   // a capture, and a shape that comes up once costs no graph. NCCL wants a call captured by all
   // devices or by none.
-  const Shape shape(batch_.total_pairs(), batch_.tokens());
+  const Shape shape{batch_.total_pairs(), batch_.tokens(),
+                    bf16_attention_ ? batch_.attention_chunks() : 0};
   const auto at = graphs_.find(shape);
   if (at == graphs_.end()) {
     enqueue();
@@ -259,18 +260,23 @@ LossParts DeviceTrainer::parts(const StepOutcome& outcome) const {
   return result;
 }
 
-int32_t DeviceTrainer::tokens_of(const PairBatch& batch) const {
+DeviceBatch::Filled DeviceTrainer::filled(const PairBatch& batch) const {
   const int32_t B = batch.num_pairs;
-  int32_t most = 0;
+  DeviceBatch::Filled most;
   for (int32_t r = 0; r < ranks(); ++r) {
-    int32_t tokens = 0;
+    DeviceBatch::Filled own;
     for (const int32_t side : {0, B}) {
-      tokens += batch.cu_seqlens[side + share_of(B, r + 1, ranks())] -
-                batch.cu_seqlens[side + share_of(B, r, ranks())];
+      const int32_t first = side + share_of(B, r, ranks()),
+                    last = side + share_of(B, r + 1, ranks());
+      own.tokens += batch.cu_seqlens[last] - batch.cu_seqlens[first];
+      own.attention_chunks += cuda::attention_chunks(batch.cu_seqlens.data() + first, last - first,
+                                                     cuda::kChunkRows, nullptr);
     }
-    most = std::max(most, tokens);
+    most.tokens = std::max(most.tokens, own.tokens);
+    most.attention_chunks = std::max(most.attention_chunks, own.attention_chunks);
   }
-  return cuda::token_bucket(most, kLeastBucket);
+  return {cuda::token_bucket(most.tokens, kLeastBucket),
+          DeviceBatch::chunk_bucket(most.attention_chunks)};
 }
 
 const PairBatch& DeviceTrainer::own_share(const PairBatch& batch, PairBatch& slice) const {
@@ -815,8 +821,9 @@ void DeviceTrainer::backward() {
       narrow_product(C, C, operand(dbranch_, C), weight(w.attention_output.weight, C, true),
                      dcontext_.narrow);
       check(cuda::attention_backward_bf16_cuda(
-                at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, at.lse, d.dropout,
-                probabilities_stream(i, H), dcontext_.narrow, dwide_.narrow, delta_, stream()),
+                at.qkv.narrow, value(w.qkv.bias), d.cu_seqlens, S, N, H, C / H, d.attention_chunks,
+                batch_.attention_chunks(), at.lse, d.dropout, probabilities_stream(i, H),
+                dcontext_.narrow, dwide_.narrow, delta_, stream()),
             "attention, backward");
     } else {
       input_gradient(dbranch_, w.attention_output, dcontext_.wide, false);

@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -123,7 +124,7 @@ class DeviceTrainer {
   int32_t ranks() const { return static_cast<int32_t>(options_.devices.size()); }
   /// What every rank's share of a batch is filled up to: the same, so that as few shapes come up as
   /// on one device; they wait for the largest share anyway.
-  int32_t tokens_of(const PairBatch& batch) const;
+  DeviceBatch::Filled filled(const PairBatch& batch) const;
   /// This device's share of a batch: all of it, or what is then put into `slice`.
   const PairBatch& own_share(const PairBatch& batch, PairBatch& slice) const;
   size_t bytes() const { return sizeof(float) * static_cast<size_t>(table_.size()); }
@@ -319,8 +320,9 @@ class DeviceTrainer {
   float* similarity_statistics_ = nullptr;
   std::vector<float> embeddings_;
   bool embeddings_current_ = false;
-  int32_t first_ = 0;                         // of the own pairs among all
-  using Shape = std::pair<int32_t, int32_t>;  // total pairs, tokens: the same on every rank
+  int32_t first_ = 0;  // of the own pairs among all
+  // total pairs, tokens, chunks of the attention's long sentences: the same on every rank
+  using Shape = std::array<int32_t, 3>;
   std::map<Shape, cuda::Graph> graphs_;
   bool lost_graphs_ = false;
 };

@@ -2,16 +2,14 @@
 
 #include <fmt/format.h>
 #include <xxhash.h>
-#include <zlib.h>
-#include <zstd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <utility>
 
+#include "input/pair_file.h"
+#include "input/text_file.h"
 #include "runtime/error.h"
-#include "runtime/evaluation/pair_file.h"
 #include "runtime/text/progress.h"
 #include "runtime/text/utf8.h"
 #include "training/data/log.h"
@@ -20,19 +18,15 @@ namespace xsr::training {
 namespace {
 
 constexpr size_t kBlockBytes = 256 << 10;
-constexpr int kZstdWindowLog = 27;  // zstd --long=27
-// Of a frame to be skipped, with which pzstd begins a file; the byte before it is 0x50 to 0x5F.
-constexpr std::string_view kSkippedMagic("\x2A\x4D\x18", 3);
 
 std::string hex(XXH128_hash_t hash) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-/// A regular file in blocks, hashed as it is read.
-class HashedFile {
+/// A regular file, hashed as it is read.
+class HashedFile : public ByteSource {
  public:
-  HashedFile(const std::string& path, const std::atomic<bool>* stop)
-      : stop_(stop), block_(kBlockBytes) {
+  HashedFile(const std::string& path, const std::atomic<bool>* stop) : stop_(stop) {
     namespace fs = std::filesystem;
     std::error_code error;
     const fs::file_type type = fs::status(path, error).type();
@@ -46,69 +40,41 @@ class HashedFile {
     XXH3_128bits_reset(&hash_);
   }
 
-  /// The next block, empty at the end.
-  std::string_view next() {
-    const size_t size = file_->read(block_.data(), block_.size());
-    XXH3_128bits_update(&hash_, block_.data(), size);
-    return {block_.data(), size};
+  size_t read(char* to, size_t size) override {
+    const size_t count = file_->read(to, size);
+    XXH3_128bits_update(&hash_, to, count);
+    return count;
   }
+  const std::string& name() const override { return file_->name(); }
+  uint64_t total_bytes() const override { return file_->total_bytes(); }
+  uint64_t bytes_read() const override { return file_->bytes_read(); }
 
   ContentHash content_hash() const {
     return {hex(XXH3_128bits_digest(&hash_)), file_->bytes_read()};
   }
   bool stopped() const { return stop_ != nullptr && stop_->load(std::memory_order_relaxed); }
-  const FileSource& source() const { return *file_; }
 
  private:
   const std::atomic<bool>* stop_;
   std::unique_ptr<FileSource> file_;
-  std::vector<char> block_;
   XXH3_state_t hash_;
 };
 
-/// The bytes of a file that has to be what `expected` was made of; the plain form, and what the
-/// packed ones read from.
-class InputFile : public ByteSource {
+/// A file that has to be what `expected` was made of.
+class KnownFile : public HashedFile {
  public:
-  InputFile(const std::string& path, const ContentHash& expected, const std::atomic<bool>* stop)
-      : file_(path, stop), expected_(expected) {
-    refill();
-  }
-
-  std::string_view rest() const { return rest_; }
-  void skip(size_t size) {
-    rest_.remove_prefix(size);
-    if (rest_.empty()) refill();
-  }
+  KnownFile(const std::string& path, const ContentHash& expected, const std::atomic<bool>* stop)
+      : HashedFile(path, stop), expected_(expected) {}
 
   size_t read(char* to, size_t size) override {
-    const size_t count = std::min(size, rest_.size());
-    if (count == 0) return 0;
-    std::memcpy(to, rest_.data(), count);
-    skip(count);
-    return count;
-  }
-  const std::string& name() const override { return file_.source().name(); }
-  uint64_t total_bytes() const override { return file_.source().total_bytes(); }
-  uint64_t bytes_read() const override { return file_.source().bytes_read() - rest_.size(); }
-  bool stopped() const { return file_.stopped(); }
-
-  /// An error of what the file holds.
-  [[noreturn]] void bad(const std::string& what) const {
-    throw Error(XSR_STATUS_BAD_FILE, fmt::format("{}: {} (at byte {} of {})", name(), what,
-                                                 bytes_read(), total_bytes()));
-  }
-
- private:
-  void refill() {
-    rest_ = file_.next();
-    const uint64_t got = file_.source().bytes_read();
-    if (file_.stopped() || (!rest_.empty() && got <= expected_.size)) return;
-    const char* what = got < expected_.size                ? "shrank"
-                       : got > expected_.size              ? "grew"
-                       : file_.content_hash() != expected_ ? "changed"
-                                                           : nullptr;
-    if (what == nullptr) return;
+    const size_t count = HashedFile::read(to, size);
+    const uint64_t got = bytes_read();
+    if (stopped() || (count > 0 && got <= expected_.size)) return count;
+    const char* what = got < expected_.size          ? "shrank"
+                       : got > expected_.size        ? "grew"
+                       : content_hash() != expected_ ? "changed"
+                                                     : nullptr;
+    if (what == nullptr) return count;
     throw Error(
         XSR_STATUS_IO,
         fmt::format("{}: the file {} while it was being read: {} bytes at first, now {}{}. "
@@ -116,105 +82,9 @@ class InputFile : public ByteSource {
                     name(), what, expected_.size, got > expected_.size ? "at least " : "", got));
   }
 
-  HashedFile file_;
+ private:
   ContentHash expected_;
-  std::string_view rest_;
 };
-
-class GzipSource : public ByteSource {
- public:
-  explicit GzipSource(std::unique_ptr<InputFile> file) : file_(std::move(file)) {
-    constexpr int kGzipWindow = 15 + 16;
-    if (inflateInit2(&stream_, kGzipWindow) != Z_OK)
-      throw Error(XSR_STATUS_OUT_OF_MEMORY, name() + ": no memory to unpack it");
-  }
-  ~GzipSource() override { inflateEnd(&stream_); }
-  GzipSource(const GzipSource&) = delete;
-  GzipSource& operator=(const GzipSource&) = delete;
-
-  size_t read(char* to, size_t size) override {
-    stream_.next_out = reinterpret_cast<Bytef*>(to);
-    stream_.avail_out = static_cast<uInt>(std::min<size_t>(size, 1 << 30));
-    const uInt wanted = stream_.avail_out;
-    while (stream_.avail_out == wanted) {
-      const std::string_view in = file_->rest();
-      if (in.empty()) {
-        if (in_member_ && !file_->stopped()) file_->bad("the gzip data ends early; is it whole?");
-        return 0;
-      }
-      if (!in_member_) {
-        if (std::exchange(any_, true)) inflateReset(&stream_);
-        in_member_ = true;
-      }
-      stream_.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(in.data()));
-      stream_.avail_in = static_cast<uInt>(in.size());
-      const int result = inflate(&stream_, Z_NO_FLUSH);
-      if (result != Z_OK && result != Z_STREAM_END && result != Z_BUF_ERROR) {
-        file_->bad(fmt::format("the gzip data is damaged: {}",
-                               stream_.msg != nullptr ? stream_.msg : zError(result)));
-      }
-      in_member_ = result != Z_STREAM_END;
-      file_->skip(in.size() - stream_.avail_in);
-    }
-    return wanted - stream_.avail_out;
-  }
-  const std::string& name() const override { return file_->name(); }
-  uint64_t total_bytes() const override { return file_->total_bytes(); }
-  uint64_t bytes_read() const override { return file_->bytes_read(); }
-
- private:
-  std::unique_ptr<InputFile> file_;
-  z_stream stream_{};
-  bool any_ = false, in_member_ = false;
-};
-
-class ZstdSource : public ByteSource {
- public:
-  explicit ZstdSource(std::unique_ptr<InputFile> file)
-      : file_(std::move(file)), stream_(ZSTD_createDCtx(), ZSTD_freeDCtx) {
-    if (stream_ == nullptr ||
-        ZSTD_isError(ZSTD_DCtx_setParameter(stream_.get(), ZSTD_d_windowLogMax, kZstdWindowLog))) {
-      throw Error(XSR_STATUS_OUT_OF_MEMORY, name() + ": no memory to unpack it");
-    }
-  }
-
-  size_t read(char* to, size_t size) override {
-    ZSTD_outBuffer out{to, size, 0};
-    while (out.pos == 0) {
-      const std::string_view in = file_->rest();
-      // What the library still holds comes out without more input.
-      if (in.empty() && !in_frame_) return 0;
-      ZSTD_inBuffer input{in.data(), in.size(), 0};
-      const size_t result = ZSTD_decompressStream(stream_.get(), &out, &input);
-      if (ZSTD_isError(result)) {
-        file_->bad(
-            fmt::format("the zstd data is damaged, or made with a window beyond --long={}: {}",
-                        kZstdWindowLog, ZSTD_getErrorName(result)));
-      }
-      in_frame_ = result != 0;
-      if (!in.empty()) {
-        file_->skip(input.pos);
-      } else if (out.pos == 0) {
-        if (!file_->stopped()) file_->bad("the zstd data ends early; is it whole?");
-        return 0;
-      }
-    }
-    return out.pos;
-  }
-  const std::string& name() const override { return file_->name(); }
-  uint64_t total_bytes() const override { return file_->total_bytes(); }
-  uint64_t bytes_read() const override { return file_->bytes_read(); }
-
- private:
-  std::unique_ptr<InputFile> file_;
-  std::unique_ptr<ZSTD_DCtx, size_t (*)(ZSTD_DCtx*)> stream_;
-  bool in_frame_ = false;
-};
-
-bool is_zstd(std::string_view bytes) {
-  return bytes.starts_with(kZstdMagic) || (!bytes.empty() && (bytes[0] & 0xF0) == 0x50 &&
-                                           bytes.substr(1).starts_with(kSkippedMagic));
-}
 
 bool is_space(char c) { return c == ' ' || c == '\r' || c == '\v' || c == '\f'; }
 
@@ -355,7 +225,8 @@ void throw_no_pair(const std::string& language, const DropReport& report) {
 
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop) {
   HashedFile file(path, stop);
-  while (!file.next().empty()) {
+  std::vector<char> block(kBlockBytes);
+  while (file.read(block.data(), block.size()) > 0) {
   }
   if (file.stopped()) throw Stopped();
   return file.content_hash();
@@ -372,10 +243,7 @@ void hash_texts(std::span<LanguagePair> languages, const std::atomic<bool>* stop
 
 std::unique_ptr<ByteSource> open_text(const std::string& path, const ContentHash& expected,
                                       const std::atomic<bool>* stop) {
-  auto file = std::make_unique<InputFile>(path, expected, stop);
-  if (file->rest().starts_with(kGzipMagic)) return std::make_unique<GzipSource>(std::move(file));
-  if (is_zstd(file->rest())) return std::make_unique<ZstdSource>(std::move(file));
-  return file;
+  return unpack(std::make_unique<KnownFile>(path, expected, stop), stop);
 }
 
 std::vector<LanguagePair> parse_language_pairs(const std::vector<std::string>& files,

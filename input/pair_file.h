@@ -12,13 +12,14 @@ struct NamedFile {
 NamedFile parse_named_file(const std::string& text);
 
 /// Sentence pairs to score a model on: "[NAME=]FILE.tsv" (columns 1 and 2) or "[NAME=]FILE,FILE",
-/// two files in which line n is the same sentence.
+/// two files in which line n is the same sentence. They may be packed, as read_all_lines() takes
+/// them.
 struct PairFile {
   std::string name;
   std::string first, second;  // second empty: one file of two columns
 };
-/// Without NAME: the stem of the files, "en-fr" for en.txt,fr.txt. Throws Error(INVALID_ARGUMENT)
-/// where no file is named.
+/// Without NAME: the stem of the files, "en-fr" for en.txt.gz,fr.txt.gz. Throws
+/// Error(INVALID_ARGUMENT) where no file is named.
 PairFile parse_pair_file(const std::string& text);
 
 struct PairLines {

@@ -1,11 +1,21 @@
-#include "runtime/evaluation/pair_file.h"
+#include "input/pair_file.h"
 
 #include <filesystem>
 
+#include "input/text_file.h"
 #include "runtime/error.h"
-#include "runtime/text/line_reader.h"
 
 namespace xsr {
+namespace {
+
+/// "en-fr" of data/en-fr.tsv.gz.
+std::string stem_of(const std::string& file) {
+  std::filesystem::path name = std::filesystem::path(file).filename();
+  if (name.extension() == ".gz" || name.extension() == ".zst") name = name.stem();
+  return name.stem();
+}
+
+}  // namespace
 
 NamedFile parse_named_file(const std::string& text) {
   const size_t equals = text.find('=');
@@ -25,8 +35,7 @@ PairFile parse_pair_file(const std::string& text) {
                 "\"" + text + "\" names no file; expected [NAME=]FILE.tsv or [NAME=]FILE,FILE");
   }
   if (file.name.empty()) {
-    const std::string a = std::filesystem::path(file.first).stem();
-    const std::string b = std::filesystem::path(file.second).stem();
+    const std::string a = stem_of(file.first), b = stem_of(file.second);
     file.name = b.empty() || a == b ? a : a + "-" + b;
   }
   return file;
