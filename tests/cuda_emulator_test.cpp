@@ -564,6 +564,93 @@ TEST_F(CudaEmulatorDeathTest, WaitingWhileAGraphIsCaptured) {
                "a stream that is being captured is waited for");
 }
 
+/// A number goes to a, and from there, on another stream, to b; then another takes its place in a.
+class CudaEmulatorStreams : public CudaEmulator {
+ protected:
+  enum class Missing { kNothing, kFork, kRead, kJoin };
+
+  void enqueue(Missing missing) {
+    copy_to_device(a_.data(), &host_[0], sizeof(int32_t), stream());
+    forked_.record(stream());
+    if (missing != Missing::kFork) forked_.hold(other_.get());
+    copy_on_device(b_.data(), a_.data(), sizeof(int32_t), other_.get());
+    joined_.record(other_.get());
+    if (missing == Missing::kNothing || missing == Missing::kFork) joined_.hold(stream());
+    copy_to_device(a_.data(), &host_[1], sizeof(int32_t), stream());
+    if (missing == Missing::kRead) joined_.hold(stream());
+    copy_to_host(&found_, b_.data(), sizeof(int32_t), stream());
+  }
+  /// Of orders 0, 1 and 2, those that find another number than the first.
+  template <typename Go>
+  std::set<uint64_t> wrong_orders(Go&& go) {
+    std::set<uint64_t> wrong;
+    for (uint64_t order = 0; order < 3; ++order) {
+      emulated::set_order(order);
+      fill_zero(b_.data(), sizeof(int32_t), stream());
+      Event cleared;
+      cleared.record(stream());
+      cleared.wait();
+      go();
+      Event done;
+      done.record(stream());
+      done.wait();
+      if (found_ != host_[0]) wrong.insert(order);
+      other_.synchronize();
+    }
+    return wrong;
+  }
+
+  StreamOwner other_;
+  const Memory a_{Place::kDevice, sizeof(int32_t)}, b_{Place::kDevice, sizeof(int32_t)};
+  const int32_t host_[2] = {3, 4};
+  int32_t found_ = 0;
+  Event forked_, joined_;
+};
+
+TEST_F(CudaEmulatorStreams, AWaitThatIsMissingChangesResults) {
+  using testing::Contains;
+  using testing::IsEmpty;
+  EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kNothing); }), IsEmpty());
+  EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kFork); }), Contains(1));
+  EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kRead); }), Contains(0));
+  EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kJoin); }), Contains(0));
+}
+
+TEST_F(CudaEmulatorStreams, AGraphHasTheWorkOfStreamsThatWaitForIt) {
+  const auto captured = [&](Missing missing) {
+    return Graph::capture(stream(), [&] { enqueue(missing); });
+  };
+  for (const Missing missing : {Missing::kNothing, Missing::kRead}) {
+    const Graph graph = captured(missing);
+    EXPECT_EQ(0u, other_.get()->given()) << "capturing runs nothing";
+    for (int launch = 0; launch < 2; ++launch) {
+      const std::set<uint64_t> wrong = wrong_orders([&] { graph.launch(stream()); });
+      EXPECT_EQ(missing == Missing::kRead, wrong.count(0) != 0);
+      if (missing == Missing::kNothing) {
+        EXPECT_THAT(wrong, testing::IsEmpty());
+      }
+    }
+  }
+  // An event that the graph does not have; a stream that is not waited for in the end.
+  EXPECT_THROW(captured(Missing::kFork), Error);
+  EXPECT_THROW(captured(Missing::kJoin), Error);
+  // An event of a capture is none outside of it.
+  EXPECT_THROW(joined_.wait(), Error);
+  EXPECT_THROW(joined_.hold(stream()), Error);
+  EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kNothing); }), testing::IsEmpty());
+}
+
+TEST_F(CudaEmulatorStreams, ProductsOfTwoStreamsDoNotShareAWorkspace) {
+  DeviceBuffer<float> a(1), b(1), out(1);
+  upload({&a, &b, &out});
+  Gemm gemm;
+  const Product product{1, 1, 1, {a.device(), 1}, {b.device(), 1}, out.device(), 1};
+  gemm.run(product, stream());
+  gemm.run(product, stream());
+  EXPECT_THROW(gemm.run(product, other_.get()), Error);
+  download({&out});
+}
+
 TEST_F(CudaEmulator, TimingBetweenPointsThatHaveNotPassedIsAnError) {
   Event start, end;
   EXPECT_THROW(end.milliseconds_since(start), Error);

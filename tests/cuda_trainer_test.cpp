@@ -278,18 +278,33 @@ TEST_F(CudaTrainerTest, ACheckpointGoesOnOnTheOtherDevice) {
 }
 
 TEST_F(CudaTrainerTest, TwoRunsHaveTheSameBits) {
-  const ModelConfig config = small_config(32, 2);  // heads of 16, which go to the tensor cores
-  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+  ModelConfig config = small_config(32, 2);  // heads of 16, which go to the tensor cores
+  struct Case {
+    Precision precision;
+    int32_t num_layers;
+    bool has_words;
+    std::vector<int32_t> batches;
+  };
+  // Of four layers the sums of blocks are more than one launch adds: without those of the head they
+  // fill it.
+  for (const Case& c :
+       {Case{Precision::kF32, 2, true, {2, 5, 5, 2, 5}},
+        Case{Precision::kBF16, 4, true, {2, 5, 5, 2}}, Case{Precision::kF32, 4, false, {2}}}) {
+    config.num_layers = c.num_layers;
     StepConfig step = every_objective();
-    step.precision = precision;
+    step.precision = c.precision;
+    if (!c.has_words)
+      step.objectives.xtr_weight = step.objectives.ugt_weight = step.objectives.smlm_weight = 0;
     std::unique_ptr<FlatBuffer> first;
     for (uint64_t run = 0; run < 3; ++run) {
 #ifdef XSR_EMULATED
-      cuda::emulated::set_order(run);  // threads and blocks run in other orders
+      // Threads and blocks run in other orders; gradients of weights as late as they may, as early,
+      // and in between.
+      cuda::emulated::set_order(run);
 #endif
       CudaTrainer trainer(config, step, tiles_of(32));
       initialize(trainer);
-      for (const int32_t pairs : {2, 5, 5, 2, 5}) trainer.step(make_batch(config, pairs), 1e-3);
+      for (const int32_t pairs : c.batches) trainer.step(make_batch(config, pairs), 1e-3);
       if (first == nullptr) {
         first = std::make_unique<FlatBuffer>(trainer.table().size());
         std::copy_n(trainer.values().data(), first->size(), first->data());
@@ -614,6 +629,67 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
 #ifdef XSR_EMULATED
   unsetenv("XSR_EMULATED_DEVICES");
 #endif
+}
+
+/// NCCL's calls are to be captured on every device or on none, also where shares differ in tokens,
+/// and where one device alone has got larger buffers, with which its graphs are gone.
+TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
+  ModelConfig config = small_config(8, 2);
+  config.num_layers = 1;
+  config.num_positions = config.max_seq_len = 80;
+  StepConfig step = every_objective();
+  step.dropout = 0;
+  /// Pairs of so many tokens a sentence; more than 32 are another number for two of them.
+  const auto batch_of = [&](const std::vector<int32_t>& lengths) {
+    const int32_t pairs = static_cast<int32_t>(lengths.size());
+    PairBatch batch = make_batch(config, pairs);
+    batch.token_ids.clear();
+    batch.cu_seqlens = {0};
+    for (int32_t b = 0; b < 2 * pairs; ++b) {
+      for (int32_t i = 0; i < lengths[b % pairs]; ++i)
+        batch.token_ids.push_back(3 + (7 * b + i) % 80);
+      batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_ids.size()));
+    }
+    batch.masked_id.assign(pairs, -1);
+    batch.masked_row.assign(pairs, -1);
+    return batch;
+  };
+  struct Case {
+    size_t devices;
+    Precision precision;
+    std::vector<std::vector<int32_t>> batches;
+  };
+  bool any = false;
+  // Of 3 pairs the third of five devices has none, of 2 it has one; in bf16 attention takes 65
+  // tokens in chunks.
+  for (const Case& c :
+       {Case{2,
+             Precision::kF32,
+             {{33, 33, 9, 9}, {33, 33, 9, 9}, {33, 33, 33, 33}, {9, 9, 33, 33}, {9, 9, 9, 9}}},
+        Case{2, Precision::kBF16, {{65, 9}, {65, 65}, {9, 65}}},
+        Case{5, Precision::kF32, {{9, 9, 9}, {9, 9, 9}, {9, 9}, {9, 9, 9}}}}) {
+    config.hidden_size = c.precision == Precision::kBF16 ? 32 : 8;
+    step.precision = c.precision;
+#ifdef XSR_EMULATED
+    setenv("XSR_EMULATED_DEVICES", "5", 1);
+#endif
+    const auto several = on_devices(c.devices, config, step);
+    if (several == nullptr) break;  // fewer devices, or no NCCL
+    any = true;
+    CudaTrainer one(config, step, tiles_of(32));
+    initialize(one);
+    initialize(*several);
+    for (const std::vector<int32_t>& lengths : c.batches) {
+      const PairBatch batch = batch_of(lengths);
+      const double expected = one.step(batch, 1e-3).loss.total;
+      EXPECT_NEAR(expected, several->step(batch, 1e-3).loss.total, 1e-5 * std::fabs(expected));
+      EXPECT_LT(relative_difference(several->gradients(), one.gradients()), 1e-5);
+    }
+  }
+#ifdef XSR_EMULATED
+  unsetenv("XSR_EMULATED_DEVICES");
+#endif
+  if (!any) GTEST_SKIP() << "one device, or no NCCL";
 }
 
 /// The first batch has fewer pairs than there are devices: one has never had a sentence, and adds

@@ -986,6 +986,13 @@ struct VocabularyReference {
   }
 };
 
+template <typename T>
+std::vector<T> column_sums(const std::vector<T>& rows, int32_t columns) {
+  std::vector<T> sums(columns, T(0));
+  for (size_t i = 0; i < rows.size(); ++i) sums[i % columns] += rows[i];
+  return sums;
+}
+
 TEST_F(CudaTraining, VocabularyLossOverTiles) {
   Random random(10);
   const int32_t S = 6, pairs = 3;
@@ -1066,13 +1073,14 @@ TEST_F(CudaTraining, VocabularyLossOverTiles) {
       }
       EXPECT_TRUE(loss_budget.check("vocabulary loss", "*"));
       Floats dz(S * V);
+      DeviceArray<float> dbias(V), bias_parts(vocabulary_bias_floats_cuda(S, tile));
       for (int32_t k = 0; k < tiles; ++k) {
         const int32_t R = load_tile(k);
         const auto backward = [&](uint16_t* into) {
           run([&] {
-            return vocabulary_tile_backward_f32_cuda(tile_z.data(), tile, S, k * tile, R,
-                                                     device_bias.data(), words, max.data() + k * S,
-                                                     lse.data(), into, tile, stream());
+            return vocabulary_tile_backward_f32_cuda(
+                tile_z.data(), tile, S, k * tile, R, device_bias.data(), words, max.data() + k * S,
+                lse.data(), into, tile, dbias.data(), bias_parts.data(), nullptr, stream());
           });
         };
         narrow.fill();
@@ -1101,6 +1109,86 @@ TEST_F(CudaTraining, VocabularyLossOverTiles) {
         }
       }
       expect_close("vocabulary gradient", kBackward, dz, plain.dz, exact.dz, V);
+      expect_close("vocabulary bias gradient", kBackward, dbias.host(), column_sums(plain.dz, V),
+                   column_sums(exact.dz, V), V);
+    }
+  }
+}
+
+/// Blocks of sentences, whole and not; words that a block's threads share, that are next to each
+/// other, and that no other sentence has.
+TEST_F(CudaTraining, VocabularyGradientOfManySentences) {
+  Random random(14);
+  const int32_t V = 1061, stride = 1072;
+  for (const int32_t S : {1, 16, 19, 70, 530}) {
+    std::vector<int32_t> offsets = {0}, ids;
+    for (int32_t b = 0; b < S; ++b) {
+      const int32_t count = b % 5 == 1 ? 0 : b % 5 == 2 ? 90 : random.range(1, 6);
+      const int32_t from = b % 3 == 0 ? 0 : random.range(0, 530 - count);
+      for (int32_t w = 0; w < count; ++w) ids.push_back(w + 1 == count ? V - 1 - b : from + w);
+      offsets.push_back(static_cast<int32_t>(ids.size()));
+    }
+    const int64_t W = static_cast<int64_t>(ids.size());
+    std::vector<Floats> masses(1);
+    Floats coefficients;
+    Doubles sums(S, 0.0);
+    for (int32_t b = 0; b < S; ++b) {
+      for (int32_t w = offsets[b]; w < offsets[b + 1]; ++w) {
+        masses[0].push_back(static_cast<float>(random.range(1, 9)) / 64);
+        coefficients.push_back(masses[0].back() / static_cast<float>(S));
+        sums[b] += static_cast<double>(masses[0].back()) / S;
+      }
+    }
+    const Floats z = normal(random, S * V, 3), bias = normal(random, V);
+    const VocabularyReference<float> plain(z, bias, S, V, S, offsets, ids, masses, {1});
+    const VocabularyReference<double> exact(wide(z), wide(bias), S, V, S, offsets, ids, masses,
+                                            {1});
+    Floats max;
+    Doubles lse;
+    for (int32_t b = 0; b < S; ++b) {
+      double peak = -INFINITY, sum = 0;
+      const auto logit = [&](int32_t v) { return static_cast<double>(z[b * V + v]) + bias[v]; };
+      for (int32_t v = 0; v < V; ++v) peak = std::max(peak, logit(v));
+      for (int32_t v = 0; v < V; ++v) sum += std::exp(logit(v) - peak);
+      max.push_back(static_cast<float>(peak));
+      lse.push_back(peak + std::log(sum));
+    }
+    DeviceArray<int32_t> device_offsets(offsets), device_ids(ids);
+    DeviceArray<float> device_coefficients(coefficients), device_bias(bias), device_max(max),
+        dbias(V), parts(vocabulary_bias_floats_cuda(S, V));
+    DeviceArray<double> device_sums(sums), device_lse(lse);
+    VocabularyWords words;
+    words.offsets = device_offsets.data();
+    words.token_ids = device_ids.data();
+    words.coefficients = device_coefficients.data();
+    words.mass_stride = W;
+    words.coefficient_sums = device_sums.data();
+    Floats first;
+    for (int call = 0; call < 3; ++call) {  // in three orders of threads and blocks
+      DeviceArray<float> dz(S * stride);
+      DeviceArray<uint16_t> narrow(S * stride);
+      for (int32_t b = 0; b < S; ++b) std::copy_n(&z[b * V], V, dz.begin() + b * stride);
+      upload({&dz});
+      PartSums later;
+      run([&] {
+        const Status status = vocabulary_tile_backward_f32_cuda(
+            dz.data(), stride, S, 0, V, device_bias.data(), words, device_max.data(),
+            device_lse.data(), call == 1 ? narrow.data() : nullptr, stride, dbias.data(),
+            parts.data(), call == 2 ? &later : nullptr, stream());
+        return status != 0 || call != 2 ? status : add_parts_cuda(&later, stream());
+      });
+      const Floats found = dbias.host();
+      if (call == 0) {
+        Floats rows;
+        const Floats all = dz.host();
+        for (int32_t b = 0; b < S; ++b)
+          rows.insert(rows.end(), all.begin() + b * stride, all.begin() + b * stride + V);
+        expect_close("gradient", kBackward, rows, plain.dz, exact.dz, V);
+        expect_close("bias gradient", kBackward, found, column_sums(plain.dz, V),
+                     column_sums(exact.dz, V), V);
+        first = found;
+      }
+      EXPECT_EQ(0, std::memcmp(first.data(), found.data(), sizeof(float) * V)) << S << ' ' << call;
     }
   }
 }

@@ -71,15 +71,17 @@ Status attention_training_forward_bf16_cuda(const uint16_t* qkv, const float* bi
 static constexpr int32_t kChunkRows = 64;
 
 /// Lists the sentences of more than `whole` tokens in chunks of up to kChunkRows rows, in order;
-/// chunks [attention_chunk_count(N, B)]. Returns how many.
+/// chunks [attention_chunk_count(N, B)], or null. Returns how many.
 static constexpr int32_t attention_chunk_count(int32_t N, int32_t B) { return N / kChunkRows + B; }
 static inline int32_t attention_chunks(const int32_t* cu_seqlens, int32_t B, int32_t whole,
                                        AttentionTile* chunks) {
   int32_t count = 0;
   for (int32_t b = 0; b < B; ++b) {
     const int32_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
-    for (int32_t row = begin; row < end && end - begin > whole; row += kChunkRows)
-      chunks[count++] = {begin, end, row};
+    for (int32_t row = begin; row < end && end - begin > whole; row += kChunkRows) {
+      if (chunks != nullptr) chunks[count] = {begin, end, row};
+      ++count;
+    }
   }
   return count;
 }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define XSR_ASAN_FIBERS 1
@@ -254,9 +255,10 @@ struct Followed {
   std::vector<Cell> cells;
 
   void set(const void* data, size_t bytes) {
-    begin = reinterpret_cast<uintptr_t>(data);
-    size = bytes;
-    if (cells.size() < bytes / 2 + 1) cells.resize(bytes / 2 + 1);  // others are of a time before
+    const uintptr_t at = reinterpret_cast<uintptr_t>(data);
+    begin = at - at % 2;  // or neighbours would share a cell: __bss_start may be odd
+    size = at - begin + bytes;
+    if (cells.size() < size / 2 + 1) cells.resize(size / 2 + 1);  // others are of a time before
   }
 };
 Followed dynamic_shared, static_shared;
@@ -379,22 +381,87 @@ void set_order(uint64_t seed) {
 
 uint64_t launches() { return launch_count; }
 
+Status submit(Stream stream, std::function<void()> body) {
+  CUstream_st::Work work{std::move(body), nullptr, 0};
+  if (stream->capture != nullptr) {
+    stream->captured.push_back(std::move(work));
+  } else {
+    stream->pending.push_back(std::move(work));
+  }
+  return 0;
+}
+
+void hold(const std::shared_ptr<CUstream_st>& stream, const std::shared_ptr<CUstream_st>& other,
+          uint64_t position) {
+  stream->pending.push_back({{}, other, position});
+  const auto relate = [](CUstream_st& one, const std::shared_ptr<CUstream_st>& another) {
+    std::erase_if(one.related, [&](const std::weak_ptr<CUstream_st>& known) {
+      return known.expired() || known.lock() == another;
+    });
+    one.related.push_back(another);
+  };
+  relate(*stream, other);
+  relate(*other, stream);
+}
+
+void drop(Stream stream) {
+  stream->done += stream->pending.size();
+  stream->pending.clear();
+}
+
+namespace {
+
+/// The next piece of a stream's work.
+void advance(Stream stream) {
+  const std::shared_ptr<CUstream_st> other = stream->pending.front().other;
+  // It stays in front meanwhile, so that nobody runs what is behind it.
+  if (other != nullptr) wait_for(other.get(), stream->pending.front().position);
+  const CUstream_st::Work work = std::move(stream->pending.front());
+  stream->pending.pop_front();
+  ++stream->done;
+  if (work.run) work.run();
+}
+
+/// What the stream can do without another one's going on, or some of it.
+void run_ahead(Stream stream, uint64_t seed) {
+  try {
+    while (!stream->pending.empty()) {
+      const CUstream_st::Work& next = stream->pending.front();
+      if (next.other != nullptr && next.other->done < next.position) return;
+      const uint64_t chance = (seed + stream->done) * 0x9E3779B97F4A7C15 >> 62;
+      if (seed % 2 == 0 && chance == 0) return;
+      advance(stream);
+    }
+  } catch (...) {
+    drop(stream);
+    throw;
+  }
+}
+
+}  // namespace
+
 void wait_for(Stream stream, uint64_t count) {
-  if (stream->capturing) {
+  if (stream->capture != nullptr) {
     std::fputs("emulated device: a stream that is being captured is waited for\n", stderr);
     std::abort();
   }
-  while (stream->done < count) {
-    const std::function<void()> work = std::move(stream->pending.front());
-    stream->pending.pop_front();
-    ++stream->done;
-    try {
-      work();
-    } catch (...) {
-      stream->done += stream->pending.size();
-      stream->pending.clear();
-      throw;
+  const uint64_t seed = [] {
+    const std::lock_guard<std::mutex> lock(launch_mutex);
+    return order_seed;
+  }();
+  try {
+    while (stream->done < count) {
+      if (seed != 0) {
+        const std::vector<std::weak_ptr<CUstream_st>> related = stream->related;
+        for (const std::weak_ptr<CUstream_st>& one : related) {
+          if (const std::shared_ptr<CUstream_st> other = one.lock()) run_ahead(other.get(), seed);
+        }
+      }
+      advance(stream);
     }
+  } catch (...) {
+    drop(stream);
+    throw;
   }
 }
 

@@ -8,9 +8,11 @@
 // mma or ldmatrix have not waited for what the others wrote). What would be chance there is as bad
 // as it can be here: cp.async copies late, at the wait, and leaves NaN until then; ldmatrix reads a
 // lane's row when that lane comes; dynamic shared memory holds NaN before a block starts, and lies
-// in NaN; a stream does nothing before it is waited for; with a seed, blocks and threads run in a
-// random order, so that a missing barrier changes results. tests/cuda_emulator_test.cpp shows all
-// of it. Kernels are compiled so that products and sums are fused, as nvcc does, where the CPU can.
+// in NaN; a stream does nothing before it is waited for, by the host or by another stream; with a
+// seed, blocks and threads run in a random order, and streams that wait for each other as early as
+// they may, or at random, so that a missing barrier or wait changes results.
+// tests/cuda_emulator_test.cpp shows all of it. Kernels are compiled so that products and sums are
+// fused, as nvcc does, where the CPU can.
 //
 // Not noticed: what is wrong within one allocation (runtime/device/cuda/device.h puts many buffers
 // into one) or far outside, races in global memory but for results that change with the order,
@@ -22,6 +24,7 @@
 
 #include <deque>
 #include <functional>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -63,31 +66,44 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 /// A stream does what it is given when it is waited for, or keeps it for a graph.
 struct CUstream_st {
-  bool capturing = false;
-  std::vector<std::function<void()>> captured;
-  std::deque<std::function<void()>> pending;
-  uint64_t done = 0;  // pieces of work so far
+  /// A kernel or a copy; where `other` is given, waiting until that stream has done so many pieces.
+  struct Work {
+    std::function<void()> run;
+    std::shared_ptr<CUstream_st> other;
+    uint64_t position = 0;
+  };
+  /// What a graph is made of: the stream that is captured, and those that have waited for it.
+  struct Capture {
+    std::vector<std::shared_ptr<CUstream_st>> streams;
+  };
+  std::shared_ptr<CUstream_st> self;  // until it is destroyed
+  std::shared_ptr<Capture> capture;   // while one is under way
+  std::vector<Work> captured;
+  std::deque<Work> pending;
+  uint64_t done = 0;                                // pieces of work so far
+  std::vector<std::weak_ptr<CUstream_st>> related;  // that it waits for, or that wait for it
+
+  uint64_t given() const { return done + pending.size(); }
 };
 
 namespace xsr::cuda::emulated {
 
-/// 0: threads and blocks in their order. Else random orders that follow from the seed.
+/// 0: threads and blocks in their order, and a stream's work when it is waited for. Else random
+/// orders that follow from the seed; what a stream is given runs before the work of others that its
+/// events let it overtake where the seed is odd, and where it is even some of it.
 void set_order(uint64_t seed);
 /// Launches so far: lets tests see that kernels ran here.
 uint64_t launches();
 
-template <typename Body>
-Status submit(Stream stream, Body&& body) {
-  if (stream->capturing) {
-    stream->captured.emplace_back(std::forward<Body>(body));
-  } else {
-    stream->pending.emplace_back(std::forward<Body>(body));
-  }
-  return 0;
-}
+Status submit(Stream stream, std::function<void()> body);
+/// What `stream` is given from now on waits until `other` has done so many pieces of work.
+void hold(const std::shared_ptr<CUstream_st>& stream, const std::shared_ptr<CUstream_st>& other,
+          uint64_t position);
 /// Does what the stream was given, until `count` pieces are done. Throws what a piece throws; those
 /// behind it are dropped.
 void wait_for(Stream stream, uint64_t count);
+/// Drops what a stream has not done yet.
+void drop(Stream stream);
 
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 

@@ -14,17 +14,18 @@ constexpr int32_t kThreads = 256;
 
 // A block a sentence: many threads and four words at once, since batches have few sentences.
 constexpr int32_t kWordThreads = 512;
+constexpr int32_t kGradientThreads = 256, kGradientWords = 4 * kGradientThreads;
 
-/// body(v, logits, n) for the words [v, v + 4) of this thread, of which the first n are there, 4
-/// being all: with several loads under way, and without questions where they are whole.
+/// body(logits, n) for four words of this thread at a time, of which the first n are there, 4 being
+/// all: with several loads under way, and without questions where they are whole.
 template <typename Body>
 __device__ __forceinline__ void for_words(const float* row, const float* bias, int32_t R,
                                           Body&& body) {
   constexpr int32_t kAtOnce = 4, kStep = 4 * kWordThreads;
-  const auto with_bias = [&](int32_t v, Quad& logits, const Quad& shift, int32_t n) {
+  const auto with_bias = [&](Quad& logits, const Quad& shift, int32_t n) {
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) logits.value[e] += shift.value[e];
-    body(v, logits, n);
+    body(logits, n);
   };
   int32_t v = 4 * (int32_t)threadIdx.x;
   for (; v + (kAtOnce - 1) * kStep + 4 <= R; v += kAtOnce * kStep) {
@@ -35,11 +36,11 @@ __device__ __forceinline__ void for_words(const float* row, const float* bias, i
       shift[k] = load_quad(bias + v + k * kStep);
     }
     XSR_UNROLL
-    for (int32_t k = 0; k < kAtOnce; ++k) with_bias(v + k * kStep, logits[k], shift[k], 4);
+    for (int32_t k = 0; k < kAtOnce; ++k) with_bias(logits[k], shift[k], 4);
   }
   for (; v < R; v += kStep) {
     Quad logits = load_quad(row, v, R);
-    with_bias(v, logits, load_quad(bias, v, R), R - v);
+    with_bias(logits, load_quad(bias, v, R), R - v);
   }
 }
 
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kWordThreads)
   // In one pass, since a row of a small batch is more than L1 holds: a thread's sum is of its own
   // largest logit, and turned into one of the row's at the end.
   float own = -INFINITY, total = 0;
-  for_words(row, bias + first, R, [&](int32_t, const Quad& logits, int32_t n) {
+  for_words(row, bias + first, R, [&](const Quad& logits, int32_t n) {
     float largest = own;
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) {
@@ -106,35 +107,67 @@ __global__ void vocabulary_finish_kernel(const float* max, const float* sum, int
   }
 }
 
-__global__ void __launch_bounds__(kWordThreads)
-    vocabulary_tile_backward_kernel(float* z, int64_t z_stride, int32_t first, int32_t R,
-                                    const float* bias, VocabularyWords words, const float* max,
-                                    const double* lse, uint16_t* narrow, int64_t narrow_stride) {
-  const int32_t b = (int32_t)blockIdx.x, t = (int32_t)threadIdx.x;
-  float* row = z + b * z_stride;
-  uint16_t* narrow_row = narrow == nullptr ? nullptr : narrow + b * narrow_stride;
-  const float peak = max[b];
-  const float factor = (float)(words.coefficient_sums[b] * exp((double)peak - lse[b]));
-  // Rounded on its own, so that a word's difference below is that of what stands there in f32.
-  const auto share = [&](float logit) { return __fmul_rn(expf(logit - peak), factor); };
-  for_words(row, bias + first, R, [&](int32_t v, Quad& logits, int32_t) {
+/// A block has 1,024 words of some sentences, a thread four of them, so that it adds up what it
+/// writes; a few sentences at a time, whose logits are under way together.
+__global__ void __launch_bounds__(kGradientThreads)
+    vocabulary_tile_backward_kernel(float* z, int64_t z_stride, int32_t S, int32_t rows,
+                                    int32_t first, int32_t R, const float* bias,
+                                    VocabularyWords words, const float* max, const double* lse,
+                                    uint16_t* narrow, int64_t narrow_stride, float* parts) {
+  constexpr int32_t kRows = 4, kThreadsOfRow = kGradientThreads / kRows;
+  __shared__ float4 coefficients[kRows][kGradientThreads];  // 0 where no target has the word
+  __shared__ float peaks[kRows], factors[kRows];
+  const int32_t t = (int32_t)threadIdx.x, begin = (int32_t)blockIdx.x * kGradientWords;
+  const int32_t v = begin + 4 * t, mine = t / kThreadsOfRow;
+  const int32_t last = ((int32_t)blockIdx.y + 1) * rows < S ? ((int32_t)blockIdx.y + 1) * rows : S;
+  const Quad shift = load_quad(bias + first, v, R);
+  const float4 none = make_float4(0, 0, 0, 0);
+  XSR_UNROLL
+  for (int32_t k = 0; k < kRows; ++k) coefficients[k][t] = none;
+  Quad sums = {};
+  for (int32_t i = (int32_t)blockIdx.y * rows; i < last; i += kRows) {
+    Quad dz[kRows];
     XSR_UNROLL
-    for (int32_t e = 0; e < 4; ++e) logits.value[e] = share(logits.value[e]);
-    if (narrow_row == nullptr) {
-      store_quad(row, v, R, logits);
-    } else {
-      store_quad(narrow_row, v, R, logits);
+    for (int32_t k = 0; k < kRows; ++k)
+      dz[k] = load_quad(z + (i + k < last ? i + k : last - 1) * z_stride, v, R);
+    __syncthreads();  // the sentences before are through
+    if (i + mine < last) {
+      const int32_t b = i + mine;
+      float* const row = reinterpret_cast<float*>(coefficients[mine]);
+      for (int32_t w = words.offsets[b] + t % kThreadsOfRow; w < words.offsets[b + 1];
+           w += kThreadsOfRow) {
+        const int32_t word = words.token_ids[w] - first - begin;
+        if (word >= 0 && word < kGradientWords) row[word] = words.coefficients[w];
+      }
+      if (t % kThreadsOfRow == 0) {
+        peaks[mine] = max[b];
+        factors[mine] = (float)(words.coefficient_sums[b] * exp((double)max[b] - lse[b]));
+      }
     }
-  });
-  __syncthreads();
-  for (int32_t w = words.offsets[b] + t; w < words.offsets[b + 1]; w += kWordThreads) {
-    const int32_t v = words.token_ids[w] - first;
-    if (v < 0 || v >= R) continue;
-    if (narrow_row == nullptr) {
-      row[v] -= words.coefficients[w];
-    } else {
-      narrow_row[v] = f32_to_bf16(share(row[v] + bias[first + v]) - words.coefficients[w]);
+    __syncthreads();
+    XSR_UNROLL
+    for (int32_t k = 0; k < kRows; ++k) {
+      if (i + k >= last) break;
+      const float4 c = coefficients[k][t];
+      coefficients[k][t] = none;
+      const float taken[4] = {c.x, c.y, c.z, c.w};
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) {
+        const float logit = dz[k].value[e] + shift.value[e];
+        // Rounded on its own, as where there is nothing to take off.
+        dz[k].value[e] = __fmul_rn(expf(logit - peaks[k]), factors[k]) - taken[e];
+        sums.value[e] += dz[k].value[e];
+      }
+      if (narrow == nullptr) {
+        store_quad(z + (i + k) * z_stride, v, R, dz[k]);
+      } else {
+        store_quad(narrow + (i + k) * narrow_stride, v, R, dz[k]);
+      }
     }
+  }
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e) {
+    if (v + e < R) parts[(int64_t)blockIdx.y * R + v + e] = sums.value[e];
   }
 }
 
@@ -272,9 +305,14 @@ Status vocabulary_finish_cuda(const float* max, const float* sum, int32_t tiles,
 Status vocabulary_tile_backward_f32_cuda(float* z, int64_t z_stride, int32_t S, int32_t first,
                                          int32_t R, const float* bias, const VocabularyWords& words,
                                          const float* max, const double* lse, uint16_t* narrow,
-                                         int64_t narrow_stride, Stream stream) {
-  return launch(vocabulary_tile_backward_kernel, S, kWordThreads, 0, stream, z, z_stride, first, R,
-                bias, words, max, lse, narrow, narrow_stride);
+                                         int64_t narrow_stride, float* dbias, float* parts,
+                                         PartSums* later, Stream stream) {
+  const int32_t rows = vocabulary_block_rows(S), blocks = blocks_of(S, rows);
+  const Status status =
+      launch(vocabulary_tile_backward_kernel, dim3(blocks_of(R, kGradientWords), blocks),
+             kGradientThreads, 0, stream, z, z_stride, S, rows, first, R, bias, words, max, lse,
+             narrow, narrow_stride, parts);
+  return status != 0 ? status : add_blocks_cuda(parts, blocks, R, dbias + first, later, stream);
 }
 
 Status contrastive_forward_backward_f32_cuda(float* s, int32_t B, float inverse_temperature,

@@ -2,6 +2,7 @@
 #include <stdint.h>
 
 #include "kernels/cuda/stream.h"
+#include "kernels/gemm/column_sum_cuda.h"
 
 namespace xsr::cuda {
 
@@ -38,15 +39,34 @@ Status vocabulary_finish_cuda(const float* max, const float* sum, int32_t tiles,
                               int32_t num_pairs, const VocabularyWords& words, double* lse,
                               double* parts, Stream stream);
 
+/// Sentences that a block of vocabulary_tile_backward_f32_cuda adds up, and floats of its `parts`.
+static constexpr int32_t vocabulary_block_rows(int32_t S) {
+  constexpr int32_t kMostBlocks = 32, kLeast = 16;
+  const int32_t rows = (S + 4 * kMostBlocks - 1) / (4 * kMostBlocks) * 4;
+  return rows > kLeast ? rows : kLeast;
+}
+static constexpr int64_t vocabulary_bias_floats_cuda(int32_t S, int32_t R) {
+  const int32_t rows = vocabulary_block_rows(S);
+  return (int64_t)((S + rows - 1) / rows) * R;
+}
+
 /// dz ← coefficient_sums[b] · softmax − coefficients: over z, or where narrow is given into it,
 /// rounded to bf16, and z stays as it is.
 ///
+///     dbias[first + v] = Σ_b dz[b, v]
+///
+/// of dz before it is rounded, in an order that S alone fixes.
+///
 /// z, max   of the tile
 /// narrow   [S, R]  row stride narrow_stride; null = over z
+/// dbias    [V]  =, of the words of the tile
+/// parts    [vocabulary_bias_floats_cuda(S, R)]
+/// later    as of column_sum_cuda
 Status vocabulary_tile_backward_f32_cuda(float* z, int64_t z_stride, int32_t S, int32_t first,
                                          int32_t R, const float* bias, const VocabularyWords& words,
                                          const float* max, const double* lse, uint16_t* narrow,
-                                         int64_t narrow_stride, Stream stream);
+                                         int64_t narrow_stride, float* dbias, float* parts,
+                                         PartSums* later, Stream stream);
 
 // ---- Losses on similarities s [B, B], row stride B
 

@@ -9,8 +9,9 @@ namespace xsr::training {
 
 /// One device's end of what several devices that train together tell each other. Every rank makes
 /// the same calls in the same order, from a thread of its own; they run on the stream and may be
-/// captured; those graphs must be gone, on every rank, before the first communicator ends. Two
-/// bodies: communicator_nccl.cpp, and communicator_emulated.cpp for the emulated device.
+/// captured, by all ranks or by none, and graphs of the same capture are launched by all; those
+/// graphs must be gone, on every rank, before the first communicator ends. Two bodies:
+/// communicator_nccl.cpp, and communicator_emulated.cpp for the emulated device.
 class Communicator {
  public:
   virtual ~Communicator() = default;

@@ -12,7 +12,7 @@ namespace {
 
 /// What the ranks share: a barrier, and where each has its data.
 struct Meeting {
-  explicit Meeting(size_t ranks) : data(ranks) {}
+  explicit Meeting(size_t ranks) : data(ranks), graphs(ranks) {}
 
   void wait() {
     std::unique_lock<std::mutex> lock(mutex);
@@ -33,6 +33,7 @@ struct Meeting {
   uint64_t generation = 0;
   bool aborted = false;
   std::vector<void*> data;
+  std::vector<uint64_t> graphs;
 };
 
 class EmulatedCommunicator : public Communicator {
@@ -41,9 +42,7 @@ class EmulatedCommunicator : public Communicator {
       : meeting_(std::move(meeting)), rank_(rank) {}
   int32_t rank() const override { return rank_; }
   void gather(float* x, const std::vector<int64_t>& starts, cuda::Stream stream) override {
-    run(stream, [this, x, starts] {
-      meeting_->data[static_cast<size_t>(rank_)] = x;
-      meeting_->wait();
+    run(stream, x, [this, x, starts] {
       for (size_t r = 0; r + 1 < starts.size(); ++r) {
         const float* from = static_cast<const float*>(meeting_->data[r]);
         if (from != x) std::copy(from + starts[r], from + starts[r + 1], x + starts[r]);
@@ -60,15 +59,25 @@ class EmulatedCommunicator : public Communicator {
   }
 
  private:
+  /// body(), when every rank's data is known.
   template <typename Body>
-  static void run(cuda::Stream stream, Body&& body) {
-    cuda::check(cuda::emulated::submit(stream, std::forward<Body>(body)), "talking");
+  void run(cuda::Stream stream, void* x, Body&& body) {
+    const uint64_t graph = stream->capture != nullptr ? ++captured_ : 0;
+    const auto piece = [this, x, graph, body = std::forward<Body>(body)] {
+      meeting_->data[static_cast<size_t>(rank_)] = x;
+      meeting_->graphs[static_cast<size_t>(rank_)] = graph;
+      meeting_->wait();
+      for (const uint64_t other : meeting_->graphs) {
+        if (other != graph)
+          throw Error(XSR_STATUS_INTERNAL, "emulated device: the ranks talk in unlike graphs");
+      }
+      body();
+    };
+    cuda::check(cuda::emulated::submit(stream, piece), "talking");
   }
   template <typename T>
   void add_up(T* x, int64_t count, cuda::Stream stream) {
-    run(stream, [this, x, count] {
-      meeting_->data[static_cast<size_t>(rank_)] = x;
-      meeting_->wait();
+    run(stream, x, [this, x, count] {
       std::vector<T> total(static_cast<size_t>(count), T(0));
       for (const void* part : meeting_->data) {
         for (int64_t i = 0; i < count; ++i)
@@ -81,6 +90,7 @@ class EmulatedCommunicator : public Communicator {
 
   const std::shared_ptr<Meeting> meeting_;
   const int32_t rank_;
+  uint64_t captured_ = 0;  // calls
 };
 
 }  // namespace

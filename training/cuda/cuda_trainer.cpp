@@ -1,5 +1,6 @@
 #include "training/cuda/cuda_trainer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <condition_variable>
 #include <exception>
@@ -129,6 +130,10 @@ class CudaTrainer::Crew {
     const bool is_next = next_ && *next_ == batch;
     took_prepared_ = is_next;
     for (const auto& rank : ranks_) took_prepared_ &= rank->take(batch, is_next, dropout, adam);
+    const auto lost = [](const auto& rank) { return rank->has_lost_graphs(); };
+    if (std::any_of(ranks_.begin(), ranks_.end(), lost)) {
+      for (const auto& rank : ranks_) rank->forget_graphs();
+    }
     if (workers_.empty()) {
       body(first());
       return first().outcome();

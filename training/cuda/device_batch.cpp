@@ -14,15 +14,14 @@ using cuda::Memory;
 using cuda::Place;
 using cuda::Plan;
 
-/// The next power of two, so that few shapes come up.
-int32_t chunk_bucket(int32_t chunks) {
-  constexpr uint32_t kLeast = 32;
+}  // namespace
+
+int32_t DeviceBatch::chunk_bucket(int32_t chunks) {
+  constexpr uint32_t kLeast = 32;  // and powers of two
   return chunks == 0
              ? 0
              : static_cast<int32_t>(std::max(kLeast, std::bit_ceil(static_cast<uint32_t>(chunks))));
 }
-
-}  // namespace
 
 DeviceBatch::DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objectives)
     : config_(config), objectives_(objectives) {
@@ -64,8 +63,10 @@ void DeviceBatch::reserve(int32_t tokens, int32_t sentences) {
     plan.add(&a.token_ids, N);
     plan.add(&a.positions, N);
     plan.add(&a.cu_seqlens, S + 1);
+    // Sentences in chunks have more than kChunkRows tokens, so their chunks half of that at least
+    // in the mean; as many as any device's share may have of so many tokens.
     plan.add(&a.attention_chunks,
-             static_cast<size_t>(chunk_bucket(cuda::attention_chunk_count(tokens, sentences))));
+             static_cast<size_t>(chunk_bucket(tokens / (cuda::kChunkRows / 2))));
     buckets(a.tokens, config_.vocab_size);
     buckets(a.rows_of_positions, config_.num_positions);
     plan.add(&a.word_offsets, S + 1);
@@ -155,23 +156,24 @@ void DeviceBatch::take_words(const PairBatch& batch, Made& to) {
   }
 }
 
-bool DeviceBatch::build(const PairBatch& batch, int32_t tokens, int32_t total_pairs) {
+bool DeviceBatch::build(const PairBatch& batch, const Filled& filled, int32_t total_pairs) {
+  const int32_t tokens = filled.tokens;
   const bool moved = !fits(batch, tokens);
   const bool grown = moved || total_pairs > max_total_pairs_;
   const int32_t most_pairs = std::max(total_pairs, max_total_pairs_);
   if (moved)
     reserve(std::max(tokens, max_tokens_), std::max(batch.num_sentences(), max_sentences_));
   max_total_pairs_ = most_pairs;
-  make(batch, tokens, total_pairs, current_);
+  make(batch, filled, total_pairs, current_);
   is_staged_ = false;
   return grown;
 }
 
-void DeviceBatch::prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs) {
+void DeviceBatch::prepare(const PairBatch& batch, const Filled& filled, int32_t total_pairs) {
   prepared_ = false;
-  if (!fits(batch, tokens) || total_pairs > max_total_pairs_) return;
+  if (!fits(batch, filled.tokens) || total_pairs > max_total_pairs_) return;
   wait_for_copies();  // of what was prepared before
-  make(batch, tokens, total_pairs, next_);
+  make(batch, filled, total_pairs, next_);
   staged_read_->wait();
   cuda::copy_to_device(staged_memory_.data(), next_.memory.data(), next_.memory.size(),
                        copies_->get());
@@ -186,7 +188,9 @@ bool DeviceBatch::take_prepared() {
   return true;
 }
 
-void DeviceBatch::make(const PairBatch& batch, int32_t tokens, int32_t total_pairs, Made& to) {
+void DeviceBatch::make(const PairBatch& batch, const Filled& filled, int32_t total_pairs,
+                       Made& to) {
+  const int32_t tokens = filled.tokens;
   const Arrays& host = to.arrays;
   to.pairs = batch.num_pairs;
   to.total_pairs = total_pairs;
@@ -197,7 +201,7 @@ void DeviceBatch::make(const PairBatch& batch, int32_t tokens, int32_t total_pai
   std::copy(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), host.cu_seqlens);
   const int32_t chunks = cuda::attention_chunks(batch.cu_seqlens.data(), batch.num_sentences(),
                                                 cuda::kChunkRows, host.attention_chunks);
-  to.attention_chunks = chunk_bucket(chunks);
+  to.attention_chunks = filled.attention_chunks;
   std::fill(host.attention_chunks + chunks, host.attention_chunks + to.attention_chunks,
             cuda::AttentionTile{0, 0, 0});
   for (int32_t b = 0; b < batch.num_sentences(); ++b) {

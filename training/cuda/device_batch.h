@@ -36,19 +36,26 @@ class DeviceBatch {
     kernels::AdamStep* adam = nullptr;
   };
 
+  /// What a batch is filled up to, so that few shapes come up.
+  struct Filled {
+    int32_t tokens = 0;            // with some that belong to no sentence
+    int32_t attention_chunks = 0;  // with some that have no rows: chunk_bucket() of a number
+  };
+  static int32_t chunk_bucket(int32_t chunks);
+
   /// Keeps references.
   DeviceBatch(const ModelConfig& config, const ObjectiveConfig& objectives);
   ~DeviceBatch();
 
-  /// Takes a batch over, filled up to `tokens` ≥ its number with tokens that belong to no sentence.
-  /// `total_pairs`, which losses are a mean over, counts other devices' shares too. True when
-  /// something has moved or must grow, for one of the sizes is larger than all before; what was
-  /// prepared is then gone. Where memory does not suffice it throws, and is as at first.
-  bool build(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
+  /// Takes a batch over, filled up to no fewer tokens and chunks than it has. `total_pairs`, which
+  /// losses are a mean over, counts other devices' shares too. True when something has moved or
+  /// must grow, for one of the sizes is larger than all before; what was prepared is then gone.
+  /// Where memory does not suffice it throws, and is as at first.
+  bool build(const PairBatch& batch, const Filled& filled, int32_t total_pairs);
   /// Makes another batch ready beside the one taken over, which the device may be reading, in place
   /// of what was prepared before, and brings it to the device while that works. A batch that is
   /// larger than all before is left to build(). Behind the upload() of the one taken over.
-  void prepare(const PairBatch& batch, int32_t tokens, int32_t total_pairs);
+  void prepare(const PairBatch& batch, const Filled& filled, int32_t total_pairs);
   void forget_prepared() { prepared_ = false; }
   /// Takes over what was prepared; false when there is nothing.
   bool take_prepared();
@@ -63,8 +70,7 @@ class DeviceBatch {
   int32_t total_pairs() const { return current_.total_pairs; }
   int32_t sentences() const { return 2 * current_.pairs; }
   int32_t tokens() const { return current_.tokens; }
-  /// Of sentences that attention's backward pass does not take whole, filled up to few counts with
-  /// chunks that have no rows.
+  /// Of sentences that attention's backward pass does not take whole.
   int32_t attention_chunks() const { return current_.attention_chunks; }
   int32_t max_tokens() const { return max_tokens_; }
   int32_t max_sentences() const { return max_sentences_; }
@@ -87,7 +93,7 @@ class DeviceBatch {
   void wait_for_copies() const {
     if (copies_) copies_->synchronize();
   }
-  void make(const PairBatch& batch, int32_t tokens, int32_t total_pairs, Made& to);
+  void make(const PairBatch& batch, const Filled& filled, int32_t total_pairs, Made& to);
   void take_words(const PairBatch& batch, Made& to);
   void take_buckets(const int32_t* ids, int32_t N, int32_t num_ids, int32_t skipped,
                     const Buckets& out);

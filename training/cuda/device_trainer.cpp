@@ -89,8 +89,12 @@ DeviceTrainer::DeviceTrainer(const ModelConfig& config, const StepConfig& step,
       encoder_(table, config.num_layers),
       batch_(config, step.objectives) {
   select_device();
-  stream_.emplace();
-  gemm_.emplace(options.tf32);
+  stream_.emplace(true);
+  beside_.emplace();
+  for (std::optional<cuda::Gemm>* gemm : {&gemm_, &gemm_beside_}) gemm->emplace(options.tf32);
+  for (std::optional<cuda::Event>* event : {&forked_, &joined_, &tile_read_, &dbranch_.read[0],
+                                            &dbranch_.read[1], &dwide_.read[0], &dwide_.read[1]})
+    event->emplace();
   if (step.optimizer.amsgrad) max_second_moment_.emplace(table.size());
   const size_t size = static_cast<size_t>(table.size());
   Plan plan;
@@ -110,9 +114,11 @@ DeviceTrainer::DeviceTrainer(const ModelConfig& config, const StepConfig& step,
 
 DeviceTrainer::~DeviceTrainer() {
   // Graphs and copies under way read the memory below.
-  try {
-    stream_->synchronize();
-  } catch (const Error&) {  // said when it happened
+  for (const std::optional<cuda::StreamOwner>* stream : {&stream_, &beside_}) {
+    try {
+      if (*stream) (*stream)->synchronize();
+    } catch (const Error&) {  // said when it happened
+    }
   }
 }
 
@@ -157,6 +163,10 @@ void DeviceTrainer::upload(State state, const FlatBuffer& host) {
 bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropout,
                          const kernels::AdamStep& adam) {
   select_device();
+  if (is_forked_) {  // an error came before join()
+    beside_->synchronize();
+    is_forked_ = false;
+  }
   first_ = share_of(batch.num_pairs, rank(), ranks());
   // No two devices share a mask; a model has far fewer streams.
   dropout.stream += static_cast<uint32_t>(rank()) << 20;
@@ -164,7 +174,7 @@ bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropo
   if (!taken) {
     PairBatch slice;
     const PairBatch& share = own_share(batch, slice);
-    if (batch_.build(share, tokens_of(share), batch.num_pairs)) {
+    if (batch_.build(share, filled(batch), batch.num_pairs)) {
       try {
         reserve();
       } catch (...) {
@@ -181,7 +191,7 @@ void DeviceTrainer::prepare(const PairBatch& batch) {
   batch_.forget_prepared();  // also where there is no memory for the share
   PairBatch slice;
   const PairBatch& share = own_share(batch, slice);
-  batch_.prepare(share, tokens_of(share), batch.num_pairs);
+  batch_.prepare(share, filled(batch), batch.num_pairs);
 }
 
 void DeviceTrainer::step(const std::function<void()>& meanwhile) {
@@ -191,6 +201,7 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   const auto enqueue = [&] {
     sums_.count = 0;
     parts_taken_ = 0;
+    for (Turns* rows : {&dbranch_, &dwide_}) rows->is_read[0] = rows->is_read[1] = false;
     forward();
     losses(true);
     backward();
@@ -198,8 +209,9 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
     cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
   };
   // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
-  // a capture, and a shape that comes up once costs no graph.
-  const Shape shape{batch_.pairs(), batch_.tokens(), first_, batch_.total_pairs(),
+  // a capture, and a shape that comes up once costs no graph. NCCL wants a call captured by all
+  // devices or by none.
+  const Shape shape{batch_.total_pairs(), batch_.tokens(),
                     bf16_attention_ ? batch_.attention_chunks() : 0};
   const auto at = graphs_.find(shape);
   if (at == graphs_.end()) {
@@ -248,8 +260,23 @@ LossParts DeviceTrainer::parts(const StepOutcome& outcome) const {
   return result;
 }
 
-int32_t DeviceTrainer::tokens_of(const PairBatch& share) {
-  return cuda::token_bucket(share.num_tokens(), kLeastBucket);
+DeviceBatch::Filled DeviceTrainer::filled(const PairBatch& batch) const {
+  const int32_t B = batch.num_pairs;
+  DeviceBatch::Filled most;
+  for (int32_t r = 0; r < ranks(); ++r) {
+    DeviceBatch::Filled own;
+    for (const int32_t side : {0, B}) {
+      const int32_t first = side + share_of(B, r, ranks()),
+                    last = side + share_of(B, r + 1, ranks());
+      own.tokens += batch.cu_seqlens[last] - batch.cu_seqlens[first];
+      own.attention_chunks += cuda::attention_chunks(batch.cu_seqlens.data() + first, last - first,
+                                                     cuda::kChunkRows, nullptr);
+    }
+    most.tokens = std::max(most.tokens, own.tokens);
+    most.attention_chunks = std::max(most.attention_chunks, own.attention_chunks);
+  }
+  return {cuda::token_bucket(most.tokens, kLeastBucket),
+          DeviceBatch::chunk_bucket(most.attention_chunks)};
 }
 
 const PairBatch& DeviceTrainer::own_share(const PairBatch& batch, PairBatch& slice) const {
@@ -319,22 +346,21 @@ void DeviceTrainer::reserve() {
   plan.add(&dx_, N * c);
   either(&dcontext_, c, bf16_attention_);
   plan.add(&delta_, 3 * N * static_cast<size_t>(H));
-  either(&dbranch_, c, bf16_);
-  either(&dwide_, std::max(3 * c, f), bf16_);
+  for (Rows& one : dbranch_.both) either(&one, c, bf16_);
+  for (Rows& one : dwide_.both) either(&one, std::max(3 * c, f), bf16_);
   const int32_t most = static_cast<int32_t>(std::max(N, S));
   const int32_t most_sentences = batch_.max_sentences();
   const int64_t logits = most_logits(options_.vocabulary_tile, most_sentences, V);
-  // Sums by blocks of 128 rows, the last of which may be short.
-  const int64_t sums_of_logits = logits / 128 + tile(1);
+  // Of vocabulary_bias_floats_cuda() for any number of sentences: blocks of 16 rows at least, the
+  // last of which may be short, and 32 at most.
+  const int64_t of_vocabulary = std::min(logits / 16 + tile(1), int64_t{32} * tile(1));
   const int64_t of_norm = cuda::layernorm_backward_floats_cuda(most, C);
   const int64_t of_layer = 2 * of_norm + cuda::column_sum_floats_cuda(most, 3 * C) +
                            std::max(cuda::column_sum_floats_cuda(most, F),
                                     cuda::activation_backward_floats_cuda(most, F));
-  const int64_t of_head = of_norm + cuda::column_sum_floats_cuda(most, C);
-  plan.add(&parts_,
-           static_cast<size_t>(std::max(
-               sums_of_logits,
-               of_head + of_norm + std::min(config_.num_layers, kLayersOfSums) * of_layer)));
+  const int64_t of_head = of_vocabulary + of_norm + cuda::column_sum_floats_cuda(most, C);
+  plan.add(&parts_, static_cast<size_t>(of_head + of_norm +
+                                        std::min(config_.num_layers, kLayersOfSums) * of_layer));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -351,12 +377,45 @@ void DeviceTrainer::reserve() {
   for (float** similarities : {&s_[0], &s_[1]}) plan.add(similarities, B * B);
   plan.add(&similarity_statistics_, 4 * B);
   graphs_.clear();  // they read and write what is freed here
+  lost_graphs_ = true;
   memory_ = Memory();
   memory_ = plan.allocate(Place::kDevice);
   if (communicator_ == nullptr) {
     u_ = u_all_;
     du_ = du_all_;
   }
+}
+
+// ---- what runs beside the stream ----
+
+void DeviceTrainer::fork() {
+  forked_->record(stream());
+  is_forked_ = true;
+  forked_->hold(beside());
+}
+
+void DeviceTrainer::join() {
+  if (!is_forked_) return;
+  joined_->record(beside());
+  joined_->hold(stream());
+  is_forked_ = false;
+}
+
+void DeviceTrainer::turn(Turns& rows) {
+  rows.now = 1 - rows.now;
+  if (std::exchange(rows.is_read[rows.now], false)) rows.read[rows.now]->hold(stream());
+  static_cast<Rows&>(rows) = rows.both[rows.now];
+}
+
+void DeviceTrainer::reads(Turns& rows) {
+  rows.read[rows.now]->record(beside());
+  rows.is_read[rows.now] = true;
+}
+
+void DeviceTrainer::product_beside(int32_t M, int32_t N, int32_t K, const Matrix& a,
+                                   const Matrix& b, float* out) {
+  fork();
+  run({M, N, K, a, b, out, N}, true);
 }
 
 // ---- forward ----
@@ -371,9 +430,13 @@ Matrix DeviceTrainer::weight(int64_t offset, int32_t columns, bool transposed) c
                : f32(value(offset), columns, transposed);
 }
 
-void DeviceTrainer::run(cuda::Product p) {
+void DeviceTrainer::run(cuda::Product p, bool is_beside) {
   p.split_k = true;
-  gemm_->run(p, stream());
+  if (is_beside) {
+    gemm_beside_->run(p, beside());
+  } else {
+    gemm_->run(p, stream());
+  }
 }
 
 void DeviceTrainer::product(int32_t M, int32_t N, int32_t K, const Matrix& a, const Matrix& b,
@@ -564,22 +627,21 @@ void DeviceTrainer::head(bool learn) {
 void DeviceTrainer::unhead() {
   const int32_t S = batch_.sentences();
   const cuda::VocabularyWords& words = batch_.words();
+  float* const parts = take_parts(cuda::vocabulary_bias_floats_cuda(S, tile()));
   for (int32_t k = 0; k < tiles(); ++k) {
     const int32_t first = k * tile(), R = std::min(tile(), V - first);
-    if (tiles() > 1) logits(first, R);  // else they are there still
+    if (k > 0) tile_read_->hold(stream());  // by the gradient of the words before
+    if (tiles() > 1) logits(first, R);      // else they are there still
     check(cuda::vocabulary_tile_backward_f32_cuda(z_, tile(), S, first, R, value(output_bias_),
                                                   words, tile_max_ + int64_t{k} * S, lse_,
-                                                  z_narrow_, tile(), stream()),
+                                                  z_narrow_, tile(), gradient(output_bias_), parts,
+                                                  tiles() == 1 ? &sums_ : nullptr, stream()),
           "the vocabulary's gradient");
     const Rows dz = {z_, z_narrow_};  // one of them
-    float* const dbias = gradient(output_bias_) + first;
-    check(bf16_ ? cuda::column_sum_bf16_cuda(dz.narrow, tile(), S, R, dbias, parts_, nullptr,
-                                             stream())
-                : cuda::column_sum_cuda(dz.wide, tile(), S, R, dbias, parts_, nullptr, stream()),
-          "the vocabulary's bias gradient");
     // dE = dzᵀ t      dt (+)= dz E
-    product(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
-            gradient(encoder_.token + int64_t{first} * C));
+    product_beside(R, C, S, operand(dz, tile(), true), operand(t_, C, true),
+                   gradient(encoder_.token + int64_t{first} * C));
+    tile_read_->record(beside());
     product(S, C, R, operand(dz, tile()), weight(encoder_.token + int64_t{first} * C, C, true), dt_,
             nullptr, k > 0);
   }
@@ -591,7 +653,7 @@ void DeviceTrainer::unhead() {
   check(cuda::activation_backward_f32_cuda(pre_, int64_t{S} * C, kernels::Activation::kSwish, dt_,
                                            stream()),
         "the head's activation, backward");
-  product(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight));
+  product_beside(C, C, S, f32(dt_, C, true), f32(u_, C, true), gradient(transform_.weight));
   check(cuda::column_sum_cuda(dt_, C, S, C, gradient(transform_.bias),
                               take_parts(cuda::column_sum_floats_cuda(S, C)), &sums_, stream()),
         "the head's bias gradient");
@@ -661,21 +723,24 @@ void DeviceTrainer::sim(int32_t loss, bool learn) {
 
 // ---- backward; each names the line it undoes ----
 
-void DeviceTrainer::weight_gradient(const Rows& dout, const Rows& x, const LinearParameters& l) {
+void DeviceTrainer::weight_gradient(Turns& dout, const Rows& x, const LinearParameters& l) {
   const int32_t N = batch_.tokens();
-  product(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
-          gradient(l.weight));
+  product_beside(l.outputs, l.inputs, N, operand(dout, l.outputs, true), operand(x, l.inputs, true),
+                 gradient(l.weight));
+  reads(dout);
 }
 
-void DeviceTrainer::bias_gradient(const Rows& dout, const LinearParameters& l) {
+void DeviceTrainer::bias_gradient(Turns& dout, const LinearParameters& l) {
+  fork();
   const int32_t N = batch_.tokens();
   float* const dbias = gradient(l.bias);
   float* const parts = take_parts(cuda::column_sum_floats_cuda(N, l.outputs));
   check(bf16_ ? cuda::column_sum_bf16_cuda(dout.narrow, l.outputs, N, l.outputs, dbias, parts,
-                                           &sums_, stream())
+                                           &sums_, beside())
               : cuda::column_sum_cuda(dout.wide, l.outputs, N, l.outputs, dbias, parts, &sums_,
-                                      stream()),
+                                      beside()),
         "a bias gradient");
+  reads(dout);
 }
 
 void DeviceTrainer::input_gradient(const Rows& dout, const LinearParameters& l, float* dx,
@@ -696,6 +761,7 @@ void DeviceTrainer::add_input_gradient(const Rows& dout, const LinearParameters&
 void DeviceTrainer::unbranch(const cuda::NormGradient& of_out, const float* sum,
                              const float* statistics, const NormParameters& norm, uint32_t place,
                              const LinearParameters& l) {
+  turn(dbranch_);
   check(cuda::layernorm_backward_cuda(
             sum, statistics, of_out, batch_.tokens(), C, value(norm.gamma), dropout(), place, false,
             dbranch_.wide, dbranch_.narrow, gradient(norm.gamma), gradient(norm.beta),
@@ -721,12 +787,13 @@ void DeviceTrainer::backward() {
   for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
     const EncoderParameters::Layer& w = encoder_.layers[i];
     const LayerRows& at = rows_[i];
-    if (sums_.count + kSumsOfLayer > cuda::PartSums::kMost) add_sums();
+    make_room_for_sums(kSumsOfLayer);
     // branch(at.hidden, w.down, …)
     unbranch(of_out, at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H),
              w.down);
     of_out = of_rows();
     weight_gradient(dbranch_, at.hidden, w.down);
+    turn(dwide_);
     if (bf16_) {
       narrow_product(F, C, operand(dbranch_, C), weight(w.down.weight, F, true), dwide_.narrow);
     } else {
@@ -749,6 +816,7 @@ void DeviceTrainer::backward() {
              attention_output_stream(i, H), w.attention_output);
     weight_gradient(dbranch_, at.context, w.attention_output);
     // attention_forward
+    turn(dwide_);
     if (bf16_attention_) {
       narrow_product(C, C, operand(dbranch_, C), weight(w.attention_output.weight, C, true),
                      dcontext_.narrow);
@@ -770,6 +838,7 @@ void DeviceTrainer::backward() {
     add_input_gradient(dwide_, w.qkv);
   }
   // embedding_layernorm_dropout_forward
+  make_room_for_sums(2);
   check(
       cuda::layernorm_backward_cuda(
           embedding_sum_, embedding_statistics_, of_out, N, C, value(encoder_.embedding_norm.gamma),
@@ -782,7 +851,12 @@ void DeviceTrainer::backward() {
   scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));
 }
 
+void DeviceTrainer::make_room_for_sums(int32_t count) {
+  if (sums_.count + count > cuda::PartSums::kMost) add_sums();
+}
+
 void DeviceTrainer::add_sums() {
+  join();  // some of them are made beside
   check(cuda::add_parts_cuda(&sums_, stream()), "adding up sums of blocks");
   parts_taken_ = 0;
 }

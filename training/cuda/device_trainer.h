@@ -68,7 +68,13 @@ class DeviceTrainer {
   /// The embeddings, and with_losses the losses, of what take() took.
   void evaluate(bool with_losses);
 
-  void forget_graphs() { graphs_.clear(); }
+  /// A graph that talks to other devices is launched by all of them: where one has lost its graphs,
+  /// the others are to forget theirs.
+  bool has_lost_graphs() const { return lost_graphs_; }
+  void forget_graphs() {
+    graphs_.clear();
+    lost_graphs_ = false;
+  }
   void abort() noexcept {
     if (communicator_ != nullptr) communicator_->abort();
   }
@@ -88,6 +94,15 @@ class DeviceTrainer {
     uint16_t* narrow = nullptr;
   };
 
+  /// Two buffers that are filled in turn, for beside the stream the one before may still be read;
+  /// itself the one that was filled last.
+  struct Turns : Rows {
+    Rows both[2];
+    std::optional<cuda::Event> read[2];
+    bool is_read[2] = {};  // by what is beside, until the event
+    int now = 0;
+  };
+
   /// What the backward pass needs of one layer.
   struct LayerRows {
     Rows x;    // [N, C]
@@ -102,9 +117,14 @@ class DeviceTrainer {
   };
 
   cuda::Stream stream() const { return stream_->get(); }
+  /// For gradients of weights, which nothing but the update waits for: they fill the
+  /// multiprocessors that small kernels leave free.
+  cuda::Stream beside() const { return beside_->get(); }
   int32_t rank() const { return communicator_ == nullptr ? 0 : communicator_->rank(); }
   int32_t ranks() const { return static_cast<int32_t>(options_.devices.size()); }
-  static int32_t tokens_of(const PairBatch& share);
+  /// What every rank's share of a batch is filled up to: the same, so that as few shapes come up as
+  /// on one device; they wait for the largest share anyway.
+  DeviceBatch::Filled filled(const PairBatch& batch) const;
   /// This device's share of a batch: all of it, or what is then put into `slice`.
   const PairBatch& own_share(const PairBatch& batch, PairBatch& slice) const;
   size_t bytes() const { return sizeof(float) * static_cast<size_t>(table_.size()); }
@@ -115,6 +135,20 @@ class DeviceTrainer {
 
   /// Every buffer of a batch, for the largest so far.
   void reserve();
+
+  // ---- what runs beside the stream ----
+
+  /// Behind what the stream was given so far.
+  void fork();
+  /// The stream waits for all of it.
+  void join();
+  /// The buffer of the two that is to be filled next, when nothing reads it any more.
+  void turn(Turns& rows);
+  /// What was given beside reads the rows.
+  void reads(Turns& rows);
+  /// out [M, N] ← a · bᵀ
+  void product_beside(int32_t M, int32_t N, int32_t K, const cuda::Matrix& a, const cuda::Matrix& b,
+                      float* out);
 
   // ---- forward ----
 
@@ -130,7 +164,7 @@ class DeviceTrainer {
   /// Products of few rows, or with few outputs, leave most of a device without work if their
   /// algorithm is the one for thousands of rows; training promises the same bits to the same batch
   /// alone, so each has its own.
-  void run(cuda::Product p);
+  void run(cuda::Product p, bool is_beside = false);
 
   /// out [M, N] ← a · bᵀ (+ bias, + out)
   void product(int32_t M, int32_t N, int32_t K, const cuda::Matrix& a, const cuda::Matrix& b,
@@ -202,10 +236,10 @@ class DeviceTrainer {
 
   // ---- backward; each names the line it undoes ----
 
-  /// linear: the gradient of the weight
-  void weight_gradient(const Rows& dout, const Rows& x, const LinearParameters& l);
-  /// linear: that of the bias
-  void bias_gradient(const Rows& dout, const LinearParameters& l);
+  /// linear: the gradient of the weight, beside
+  void weight_gradient(Turns& dout, const Rows& x, const LinearParameters& l);
+  /// linear: that of the bias, beside
+  void bias_gradient(Turns& dout, const LinearParameters& l);
   /// linear: dx (+)= dout · W
   void input_gradient(const Rows& dout, const LinearParameters& l, float* dx, bool accumulate);
   /// linear, of rows that are also a residual, whose gradient dx_ has: of_rows() is then both
@@ -225,6 +259,8 @@ class DeviceTrainer {
     return parts;
   }
   void add_sums();
+  /// Adds those there are when there would not be room for so many more.
+  void make_room_for_sums(int32_t count);
 
   void scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable);
 
@@ -241,8 +277,10 @@ class DeviceTrainer {
   const bool bf16_attention_;  // on the tensor cores
   const bool pooled_norm_;     // pooling and the last LayerNorm's backward pass are without output_
   const float eps_;
-  std::optional<cuda::StreamOwner> stream_;
-  std::optional<cuda::Gemm> gemm_;
+  std::optional<cuda::StreamOwner> stream_, beside_;
+  std::optional<cuda::Gemm> gemm_, gemm_beside_;
+  std::optional<cuda::Event> forked_, joined_, tile_read_;
+  bool is_forked_ = false;  // beside_ has what the stream does not wait for
 
   // The model
   Mirror values_, gradients_, first_moment_, second_moment_;
@@ -266,7 +304,7 @@ class DeviceTrainer {
   uint16_t* branch_ = nullptr;  // [N, C], and in the backward pass what a branch gives its rows
   int32_t* sentence_of_ = nullptr;
   Rows dcontext_;
-  Rows dbranch_, dwide_;
+  Turns dbranch_, dwide_;
   float* parts_ = nullptr;
   int64_t parts_taken_ = 0;
   cuda::PartSums sums_;                         // of what is taken of parts_
@@ -283,9 +321,10 @@ class DeviceTrainer {
   std::vector<float> embeddings_;
   bool embeddings_current_ = false;
   int32_t first_ = 0;  // of the own pairs among all
-  // pairs, tokens, first pair, total pairs, chunks of the attention's long sentences
-  using Shape = std::array<int32_t, 5>;
+  // total pairs, tokens, chunks of the attention's long sentences: the same on every rank
+  using Shape = std::array<int32_t, 3>;
   std::map<Shape, cuda::Graph> graphs_;
+  bool lost_graphs_ = false;
 };
 
 /// The pairs [first, last) of a batch.

@@ -47,7 +47,8 @@ class SelectedDevice {
 
 class StreamOwner {
  public:
-  StreamOwner();
+  /// first: where multiprocessors are free, its kernels get them before those of other streams.
+  explicit StreamOwner(bool first = false);
   ~StreamOwner();
   StreamOwner(const StreamOwner&) = delete;
   StreamOwner& operator=(const StreamOwner&) = delete;
@@ -123,6 +124,11 @@ class Event {
   void record(Stream stream);
   /// Waits until the stream has come to the last record(); at once without one.
   void wait() const;
+  /// What the stream is given from now on waits until the last record() is passed; for nothing
+  /// without one. Where that record() is captured, so is what the stream is given from now on,
+  /// until the stream that the capture began with has waited for it; other captures' events are an
+  /// error.
+  void hold(Stream stream) const;
   /// Between two recorded and passed points; wall time on the emulated device.
   double milliseconds_since(const Event& start) const;
 
@@ -134,7 +140,8 @@ class Event {
 /// Work recorded once and launched as a whole: same kernels, pointers and sizes every time.
 class Graph {
  public:
-  /// Records what body() gives to the stream, which does not run; throws what body throws.
+  /// Records what body() gives to the stream, and to others behind an event of it, which the stream
+  /// must wait for in the end. Nothing runs; throws what body throws.
   template <typename Body>
   static Graph capture(Stream stream, Body&& body) {
     begin(stream);

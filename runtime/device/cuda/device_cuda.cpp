@@ -93,8 +93,11 @@ SelectedDevice::~SelectedDevice() {
   if (const auto set = Contexts::driver().set) set(before_);
 }
 
-StreamOwner::StreamOwner() {
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+StreamOwner::StreamOwner(bool first) {
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "creating a stream");
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, first ? greatest : least),
+        "creating a stream");
 }
 StreamOwner::~StreamOwner() { cudaStreamDestroy(stream_); }
 void StreamOwner::synchronize() const {
@@ -162,6 +165,9 @@ void Event::record(Stream stream) {
   check(cudaEventRecord(impl_->event, stream), "recording an event");
 }
 void Event::wait() const { check(cudaEventSynchronize(impl_->event), "waiting for an event"); }
+void Event::hold(Stream stream) const {
+  check(cudaStreamWaitEvent(stream, impl_->event, 0), "making a stream wait");
+}
 double Event::milliseconds_since(const Event& start) const {
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, start.impl_->event, impl_->event), "timing");
@@ -188,7 +194,9 @@ Graph Graph::end(Stream stream) {
   check(cudaStreamEndCapture(stream, &graph), "capturing a graph");
   Graph result;
   result.impl_ = new Impl;
-  const cudaError_t error = cudaGraphInstantiate(&result.impl_->executable, graph, 0);
+  // Kernels keep the priority of the stream that they were given to.
+  const cudaError_t error = cudaGraphInstantiate(&result.impl_->executable, graph,
+                                                 cudaGraphInstantiateFlagUseNodePriority);
   cudaGraphDestroy(graph);
   check(error, "instantiating a graph");
   return result;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -5,6 +6,8 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <optional>
+#include <vector>
 
 #include "kernels/cuda/emulated.h"
 #include "runtime/device/cuda/device.h"
@@ -18,6 +21,8 @@ constexpr size_t kGuardBytes = 4096;  // a row that is one too many
 constexpr uint16_t kGuard = 0xffde;
 constexpr size_t kAlignment = 256;
 constexpr int kNanByte = 0xff;
+// As CUDA numbers them.
+constexpr Status kNotReady = 600, kUnjoined = 904, kIsolation = 905, kCapturedEvent = 907;
 
 size_t guarded(size_t bytes) {
   return kGuardBytes + (bytes + kAlignment - 1) / kAlignment * kAlignment + kGuardBytes;
@@ -44,11 +49,16 @@ void select_device(int32_t) {}
 SelectedDevice::SelectedDevice(int32_t) {}
 SelectedDevice::~SelectedDevice() = default;
 
-StreamOwner::StreamOwner() : stream_(new CUstream_st) {}
-StreamOwner::~StreamOwner() { delete stream_; }
-void StreamOwner::synchronize() const {
-  emulated::wait_for(stream_, stream_->done + stream_->pending.size());
+StreamOwner::StreamOwner(bool) {
+  const auto stream = std::make_shared<CUstream_st>();
+  stream->self = stream;
+  stream_ = stream.get();
 }
+StreamOwner::~StreamOwner() {
+  const std::shared_ptr<CUstream_st> last = std::move(stream_->self);
+  emulated::drop(stream_);
+}
+void StreamOwner::synchronize() const { emulated::wait_for(stream_, stream_->given()); }
 
 Memory::Memory(Place place, size_t bytes) : place_(place), bytes_(bytes) {
   if (bytes == 0) return;
@@ -106,46 +116,124 @@ void fill_zero(void* device, size_t bytes, Stream stream) {
 
 struct Event::Impl {
   using Time = std::chrono::steady_clock::time_point;
-  Stream stream = nullptr;
+  std::shared_ptr<CUstream_st> stream;
+  std::weak_ptr<CUstream_st::Capture> capture;            // that the record() is of
+  bool captured = false;                                  // whether it is
   uint64_t position = 0;                                  // of the record() among the stream's work
   std::shared_ptr<Time> time = std::make_shared<Time>();  // the stream's work may outlive the event
 };
 Event::Event() : impl_(new Impl) {}
 Event::~Event() { delete impl_; }
 void Event::record(Stream stream) {
-  impl_->stream = stream;
+  impl_->stream = stream->self;
+  impl_->capture = stream->capture;
+  impl_->captured = stream->capture != nullptr;
   check(emulated::submit(stream, [to = impl_->time] { *to = std::chrono::steady_clock::now(); }),
         "recording an event");
-  impl_->position = stream->done + stream->pending.size();
+  impl_->position = impl_->captured ? stream->captured.size() : stream->given();
 }
 void Event::wait() const {
-  if (impl_->stream != nullptr) emulated::wait_for(impl_->stream, impl_->position);
+  if (impl_->captured) check(kCapturedEvent, "waiting for an event");
+  if (impl_->stream != nullptr) emulated::wait_for(impl_->stream.get(), impl_->position);
+}
+void Event::hold(Stream stream) const {
+  if (impl_->stream == nullptr) return;
+  const std::shared_ptr<CUstream_st::Capture> capture = impl_->capture.lock();
+  if (impl_->captured != (capture != nullptr) ||  // of a capture that has ended
+      (stream->capture != nullptr && stream->capture != capture))
+    check(kIsolation, "making a stream wait");
+  if (capture == nullptr) {
+    emulated::hold(stream->self, impl_->stream, impl_->position);
+    return;
+  }
+  if (stream->capture == nullptr) {
+    stream->capture = capture;
+    capture->streams.push_back(stream->self);
+  }
+  stream->captured.push_back({{}, impl_->stream, impl_->position});
 }
 double Event::milliseconds_since(const Event& start) const {
-  constexpr Status kNotReady = 600;  // as CUDA numbers it
   for (const Impl* impl : {impl_, start.impl_}) {
-    if (impl->stream == nullptr || impl->stream->done < impl->position) check(kNotReady, "timing");
+    if (impl->captured || impl->stream == nullptr || impl->stream->done < impl->position)
+      check(kNotReady, "timing");
   }
   return std::chrono::duration<double, std::milli>(*impl_->time - *start.impl_->time).count();
 }
 
 struct Graph::Impl {
-  std::vector<std::function<void()>> work;
+  struct Work {
+    std::function<void()> run;
+    std::optional<size_t> other;  // a branch, of which so many pieces are to be done first
+    uint64_t position = 0;
+  };
+  std::vector<std::vector<Work>> branches;  // of the stream that was captured, and of others
+
+  /// Whether all of it is done when the first branch is.
+  bool joined() const {
+    std::vector<uint64_t> reached(branches.size()), looked_at(branches.size());
+    reached[0] = branches[0].size();
+    for (bool more = true; more;) {
+      more = false;
+      for (size_t k = 0; k < branches.size(); ++k) {
+        for (; looked_at[k] < reached[k]; ++looked_at[k]) {
+          const Work& work = branches[k][looked_at[k]];
+          if (work.other) reached[*work.other] = std::max(reached[*work.other], work.position);
+          more = true;
+        }
+      }
+    }
+    for (size_t k = 0; k < branches.size(); ++k) {
+      if (reached[k] != branches[k].size()) return false;
+    }
+    return true;
+  }
 };
 void Graph::begin(Stream stream) {
-  stream->capturing = true;
-  stream->captured.clear();
+  stream->capture = std::make_shared<CUstream_st::Capture>();
+  stream->capture->streams.push_back(stream->self);
 }
-void Graph::abandon(Stream stream) { stream->capturing = false; }
+void Graph::abandon(Stream stream) {
+  const std::shared_ptr<CUstream_st::Capture> capture = stream->capture;
+  for (const std::shared_ptr<CUstream_st>& one : capture->streams) {
+    one->capture = nullptr;
+    one->captured.clear();
+  }
+}
 Graph Graph::end(Stream stream) {
-  stream->capturing = false;
+  const std::vector<std::shared_ptr<CUstream_st>>& streams = stream->capture->streams;
   Graph result;
-  result.impl_ = new Impl{std::move(stream->captured)};
+  result.impl_ = new Impl;
+  for (const std::shared_ptr<CUstream_st>& one : streams) {
+    std::vector<Impl::Work>& branch = result.impl_->branches.emplace_back();
+    for (CUstream_st::Work& work : one->captured) {
+      std::optional<size_t> other;
+      if (work.other != nullptr)
+        other = static_cast<size_t>(std::find(streams.begin(), streams.end(), work.other) -
+                                    streams.begin());
+      branch.push_back({std::move(work.run), other, work.position});
+    }
+  }
+  abandon(stream);
+  if (!result.impl_->joined()) check(kUnjoined, "capturing a graph");
   return result;
 }
 Graph::~Graph() { delete impl_; }
 void Graph::launch(Stream stream) const {
-  for (const auto& step : impl_->work) check(emulated::submit(stream, step), "launching a graph");
+  std::vector<std::shared_ptr<CUstream_st>> streams = {stream->self};
+  std::vector<uint64_t> given = {stream->given()};
+  while (streams.size() < impl_->branches.size()) {
+    streams.push_back(std::make_shared<CUstream_st>());
+    given.push_back(0);
+  }
+  for (size_t k = 0; k < streams.size(); ++k) {
+    for (const Impl::Work& work : impl_->branches[k]) {
+      if (work.other) {
+        emulated::hold(streams[k], streams[*work.other], given[*work.other] + work.position);
+      } else {
+        check(emulated::submit(streams[k].get(), work.run), "launching a graph");
+      }
+    }
+  }
 }
 
 }  // namespace xsr::cuda

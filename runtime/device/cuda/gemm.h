@@ -58,6 +58,7 @@ constexpr int32_t rows_to_choose_by(const Product& p) {
   return kManyRows;
 }
 
+/// The products of one stream, which share a workspace.
 class Gemm {
  public:
   /// On the device of this thread. tf32: f32 products may round their operands to TF32. Throws
@@ -72,7 +73,7 @@ class Gemm {
   /// device it sums in the same order, which is tried (summation_probe.h). So a row's bits do not
   /// depend on the other rows, nor on how many they are. With split_k, or a transposed, one for
   /// each M: two runs give the same bits, no more. The first product of a kind and size is not to
-  /// be captured. Throws Error(CUDA, OUT_OF_MEMORY).
+  /// be captured. All products of a Gemm are on the same stream. Throws Error(CUDA, OUT_OF_MEMORY).
   void run(const Product& product, Stream stream);
 
   /// Kinds and sizes of products of up to 512 rows so far, and those among them that have an

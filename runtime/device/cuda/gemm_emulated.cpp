@@ -64,6 +64,7 @@ void require_layouts(const Product& p) {
 }  // namespace
 
 struct Gemm::Impl {
+  Stream stream = nullptr;  // of its products
   // Kinds whose algorithm would be chosen by now.
   std::set<std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, Dtype, Dtype,
                       bool, bool, bool, bool, bool>>
@@ -79,6 +80,9 @@ void Gemm::run(const Product& product, Stream stream) {
   }
   if (product.M == 0 || product.N == 0) return;
   require_layouts(product);
+  if (impl_->stream == nullptr) impl_->stream = stream;
+  if (impl_->stream != stream)
+    throw Error(XSR_STATUS_INTERNAL, "products of two streams, which would share a workspace");
   const bool is_first =
       impl_->chosen
           .insert({rows_to_choose_by(product), product.N, product.K, product.a.stride,
@@ -86,7 +90,7 @@ void Gemm::run(const Product& product, Stream stream) {
                    product.out_dtype, product.a.transposed, product.b.transposed,
                    product.bias != nullptr, product.c != nullptr, product.split_k})
           .second;
-  if (is_first && stream->capturing)
+  if (is_first && stream->capture != nullptr)
     throw Error(XSR_STATUS_INTERNAL, "a product whose algorithm would be chosen within a capture");
   check(emulated::submit(stream, [product] { multiply(product); }), "multiplying");
 }
