@@ -24,7 +24,9 @@
 #include "corpus/vector_memo.h"
 #include "corpus/vector_writer.h"
 #include "input/text_file.h"
+#include "kernels/dispatch.h"
 #include "runtime/device/cuda_library.h"
+#include "runtime/device/isa_choice.h"
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
 #include "runtime/format/xsr_file.h"
@@ -135,12 +137,21 @@ class Embedder {
   size_t columns() const { return static_cast<size_t>(info_.embedding_size); }
 
   /// What a row's bits depend on beside its line. Several devices are of one kind, and of the
-  /// processor's instruction set there is only the table.
+  /// processor's instruction set there is only the table. Where products have no kernel of it,
+  /// they are another's than the rest.
   std::string run() const {
+    namespace kernels = xsr::kernels;
     std::string device = xsr_session_get_device_name(session_.get());
     device.resize(std::min(device.size(), device.find(", ")));
-    if (device == "cpu" || options_.qkv_table)
-      device += fmt::format(" {}", xsr_isa_string(xsr_session_get_isa(session_.get())));
+    const bool on_cpu = device == "cpu";
+    if (on_cpu || options_.qkv_table) {
+      const kernels::Isa isa =
+          kernels::resolve_kernels(xsr::choose_isa(options_.isa)).gemm_forward_f32_isa;
+      device += fmt::format(" {}", kernels::isa_name(isa));
+      const kernels::Isa products =
+          kernels::isa_of_bits(static_cast<kernels::Isa>(xsr_session_get_isa(session_.get())));
+      if (on_cpu && products != isa) device += fmt::format(" and {}", kernels::isa_name(products));
+    }
     return fmt::format("xsr {}, model {:016x}, {}, {}{}{}", xsr_version_string(),
                        xsr::XsrFile::open(options_.model)->header_checksum(), device,
                        options_.compute, options_.qkv_table ? ", QKV table" : "",

@@ -34,14 +34,14 @@ class PackedInput {
 
   /// What was read and not skipped: at least a byte where the input has not ended.
   std::string_view rest() {
-    if (rest_.empty()) rest_ = {block_.data(), source_->read(block_.data(), block_.size())};
+    if (rest_.empty()) rest_ = {block_.data(), fetch(block_.data(), block_.size())};
     return rest_;
   }
   void skip(size_t size) { rest_.remove_prefix(size); }
   /// Before any skip(): reads more behind rest(). False where there is none.
   bool extend() {
     const size_t size = rest_.size();
-    const size_t more = source_->read(block_.data() + size, block_.size() - size);
+    const size_t more = fetch(block_.data() + size, block_.size() - size);
     rest_ = {block_.data(), size + more};
     return more > 0;
   }
@@ -49,7 +49,7 @@ class PackedInput {
   size_t read(char* to, size_t size) {
     if (rest_.empty()) {
       std::vector<char>().swap(block_);
-      return source_->read(to, size);
+      return fetch(to, size);
     }
     const size_t count = std::min(size, rest_.size());
     std::memcpy(to, rest_.data(), count);
@@ -66,8 +66,16 @@ class PackedInput {
   }
 
  private:
+  /// The end is asked for once: a terminal would have to be told of it again.
+  size_t fetch(char* to, size_t size) {
+    const size_t count = ended_ ? 0 : source_->read(to, size);
+    ended_ = count == 0;
+    return count;
+  }
+
   std::unique_ptr<ByteSource> source_;
   const std::atomic<bool>* stop_;
+  bool ended_ = false;
   std::vector<char> block_;
   std::string_view rest_;  // of block_
 };
@@ -219,10 +227,9 @@ class TextSource : public ByteSource {
 
  private:
   void begin() {
+    std::string_view text = in_.rest();
     // A pipe may give a byte at a time.
-    while (!in_.rest().empty() && may_become_packed(in_.rest()) && in_.extend()) {
-    }
-    const std::string_view text = in_.rest();
+    while (!text.empty() && may_become_packed(text) && in_.extend()) text = in_.rest();
     for (const auto& [ending, magic] : {std::pair{".gz", kGzipMagic}, {".zst", kZstdMagic}}) {
       if (!name().ends_with(ending) || !is_part_of(magic, text) || in_.stopped()) continue;
       in_.skip(text.size());

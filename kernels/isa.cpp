@@ -126,4 +126,6 @@ Isa best_isa() {
   return Isa::kRef;
 }
 
+Isa isa_of_bits(Isa isa) { return isa == Isa::kAvx2Vnni ? Isa::kAvx2 : isa; }
+
 }  // namespace xsr::kernels

@@ -32,5 +32,7 @@ bool parse_isa(const char* text, Isa* isa);
 bool isa_supported(Isa isa);
 /// The fastest supported ISA.
 Isa best_isa();
+/// kAvx2 for kAvx2Vnni, whose results are the same bits; all others are themselves.
+Isa isa_of_bits(Isa isa);
 
 }  // namespace xsr::kernels

@@ -37,7 +37,7 @@ check() { xargs -P "$(nproc)" -n 1 scripts/check-headers.sh --one "$1" "$flags";
 for cc in "${cxx[@]}"; do
   printf '%s\n' include/xsr/xsr.h include/xsr/xsr.hpp | check "$cc" || failed=1
 done
-folders=(kernels runtime converter corpus training bench)
+folders=(kernels runtime input converter corpus training bench)
 headers=$(comm -23 <(find "${folders[@]}" -name '*.h' | sort) \
   <(find "${folders[@]}" -name '*.cpp' -not -path '*/fuzz/*' -exec grep -hm1 '^#include' {} + | cut -d'"' -f2 | sort -u))
 check "${cxx[-1]}" <<<"$headers" || failed=1

@@ -13,6 +13,7 @@
 #include <sstream>
 #include <thread>
 
+#include "runtime/device/isa_choice.h"
 #include "runtime/text/progress.h"
 #include "tests/support/packing.h"
 #include "tests/support/sanitizers.h"
@@ -475,6 +476,25 @@ TEST_F(EmbedCli, PackedTextThatEndsEarlyKeepsItsRows) {
     EXPECT_TRUE(read("v.npy") == whole);
     EXPECT_FALSE(fs::exists(path("v.npy.resume")));
     fs::remove(path("v.npy"));
+  }
+}
+
+/// What is beside the products has bits of its own where they fall back to another set's kernels.
+TEST_F(EmbedCli, RowsOfAnotherInstructionSetAreNotGoneOnWith) {
+  using xsr::kernels::Isa;
+  if (!xsr::kernels::isa_supported(Isa::kAvx512) || xsr::choose_isa("avx512") != Isa::kAvx512)
+    GTEST_SKIP() << "avx512 is not available here";
+  const std::string text = sentences(30000), packed = gzip(text);
+  write("in.txt", text);
+  write("cut.gz", packed.substr(0, packed.size() - 3));
+  for (const std::string compute : {"bf16x3", "int8"}) {
+    const std::string options = " --compute " + compute + " --resume -q -o v.f32";
+    ASSERT_EQ(embed("-i cut.gz --isa avx512" + options).exit_status, 1);
+    EXPECT_THAT(embed("-i in.txt --isa avx2" + options).err,
+                HasSubstr("its rows would have other bits"));
+    EXPECT_EQ(embed("-i in.txt --isa avx512" + options).exit_status, 0);
+    ASSERT_EQ(embed("-i in.txt -q -o whole.f32 --isa avx512 --compute " + compute).exit_status, 0);
+    EXPECT_TRUE(read("v.f32") == read("whole.f32"));
   }
 }
 

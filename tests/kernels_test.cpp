@@ -2633,6 +2633,8 @@ TEST(Dispatch, TakesTheFastestKernelUnderTheCap) {
   EXPECT_LE(table.op##_isa, cap) << #op;
 #include "kernels/kernels.inc"
   }
+  EXPECT_EQ(isa_of_bits(Isa::kAvx2Vnni), Isa::kAvx2);
+  EXPECT_EQ(isa_of_bits(Isa::kAvx512Vnni), Isa::kAvx512Vnni);
   EXPECT_EQ(&gemm_forward_f32_ref, resolve_kernels(Isa::kRef).gemm_forward_f32);
   if (isa_supported(Isa::kAvx512)) {
     EXPECT_EQ(&gemm_forward_f32_avx512, resolve_kernels(Isa::kAvx512).gemm_forward_f32);

@@ -304,7 +304,8 @@ TEST_P(InvarianceAt, SameTextSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
-                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512, XSR_ISA_AMX),
+                         ::testing::Values(XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX2_VNNI,
+                                           XSR_ISA_AVX512, XSR_ISA_AMX),
                          [](const auto& info) { return xsr_isa_string(info.param); });
 
 class SmallModel : public ::testing::Test {

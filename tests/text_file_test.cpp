@@ -39,17 +39,23 @@ class MemorySource : public ByteSource {
   size_t read(char* to, size_t size) override {
     const size_t count = bytes_.copy(to, std::min(size, most_), at_);
     at_ += count;
+    ends_ += count == 0;
+    if (stop_ != nullptr && at_ == bytes_.size()) *stop_ = true;
     return count;
   }
   const std::string& name() const override { return name_; }
   uint64_t total_bytes() const override { return bytes_.size(); }
   uint64_t bytes_read() const override { return at_; }
+  int ends() const { return ends_; }
+  void stop_at_the_end(std::atomic<bool>* stop) { stop_ = stop; }
 
  private:
   const std::string bytes_;
   const size_t most_;
   const std::string name_;
   size_t at_ = 0;
+  int ends_ = 0;
+  std::atomic<bool>* stop_ = nullptr;
 };
 
 std::string unpacked(const std::string& bytes, size_t most = 1 << 20, size_t block = 1 << 16,
@@ -90,6 +96,31 @@ TEST(TextFile, TheTextIsTheSameHoweverItIsPacked) {
   }
   for (const std::string& nothing : {""s, gzip(""), zstd(""), kSkippedFrame})
     EXPECT_EQ(unpacked(nothing, 1), "");
+}
+
+/// A terminal would have to be told of it as often.
+TEST(TextFile, TheEndIsAskedForOnce) {
+  for (const std::string& bytes : {""s, "hello"s, "P"s, gzip(""), gzip("hello"), zstd("hello")}) {
+    auto memory = std::make_unique<MemorySource>(bytes, 100, "text");
+    const MemorySource& source = *memory;
+    LineReader reader(unpack(std::move(memory)));
+    LineBatch batch;
+    while (reader.read(10, 100, batch)) {
+    }
+    EXPECT_EQ(source.ends(), 1) << bytes.size();
+  }
+}
+
+/// Else rows of one text would be gone on with from another.
+TEST(TextFile, AStopAtTheEndOfWhatIsDoneHidesNoOtherText) {
+  const std::string text = numbered_lines(100);
+  std::atomic<bool> stop = false;
+  auto memory = std::make_unique<MemorySource>(text, 1 << 20, "text");
+  memory->stop_at_the_end(&stop);
+  LineReader reader(std::move(memory), 1000, &stop);
+  EXPECT_THAT(error_of([&] { reader.skip(text.size() / 2, 50, 1); }),
+              HasSubstr("text: differs in the first "));
+  EXPECT_TRUE(stop);
 }
 
 /// Text that begins as packed data does, for a while.

@@ -547,9 +547,10 @@ class Run {
       throw Error(XSR_STATUS_BAD_FILE,
                   checkpoint_->path() + ": field \"isa\" is \"" + name + "\", which is none");
     }
+    if (!kernels::isa_supported(then)) then = kernels::isa_of_bits(then);
     const bool supported = kernels::isa_supported(then);
     const kernels::Isa now = supported ? choose_isa(then) : choose_isa(std::nullopt);
-    if (now != then) {
+    if (kernels::isa_of_bits(now) != kernels::isa_of_bits(then)) {
       tell(fmt::format(
           "xsr-train: warning: the run was computed with {}, which {}; it goes on with {}, and its "
           "bits will not be those of an uninterrupted run\n",

@@ -76,7 +76,7 @@ void LineReader::skip(uint64_t bytes, uint64_t lines, uint64_t text_hash,
     consume(static_cast<size_t>(std::min<uint64_t>(end_ - begin_, bytes - consumed_)));
     if (progress) progress(consumed_);
   }
-  if (stopped()) return;
+  if (consumed_ < bytes && stopped()) return;
   if (consumed_ < bytes || hash_->value() != text_hash) {
     throw Error(
         XSR_STATUS_INVALID_ARGUMENT,
