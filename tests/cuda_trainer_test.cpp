@@ -317,6 +317,18 @@ TEST_F(CudaTrainerTest, TwoRunsHaveTheSameBits) {
   }
 }
 
+/// Rows of more than 1,024 columns leave fewer sums of more parts.
+TEST_F(CudaTrainerTest, ManyWideLayersHaveRoomForTheirSums) {
+  ModelConfig config = small_config(1040, 13);
+  config.num_layers = 5;
+  config.intermediate_size = 16;
+  StepConfig step = every_objective();
+  step.precision = Precision::kBF16;
+  CudaTrainer trainer(config, step, tiles_of(32));
+  initialize(trainer);
+  EXPECT_NO_THROW(trainer.step(make_batch(config, 1), 1e-3));
+}
+
 /// On the first `count` devices; null where there are not so many, or NCCL is not installed.
 std::unique_ptr<CudaTrainer> on_devices(size_t count, const ModelConfig& config,
                                         const StepConfig& step) {

@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kColumns* kManyLanes) add_parts_kernel(PartSum
 }  // namespace
 
 Status add_parts_cuda(PartSums* sums, Stream stream) {
+  if (sums->count == 0) return 0;
   int32_t blocks = 0;
   for (int32_t k = 0; k < sums->count; ++k) {
     sums->sums[k].first_block = blocks;

@@ -355,12 +355,10 @@ void DeviceTrainer::reserve() {
   // last of which may be short, and 32 at most.
   const int64_t of_vocabulary = std::min(logits / 16 + tile(1), int64_t{32} * tile(1));
   const int64_t of_norm = cuda::layernorm_backward_floats_cuda(most, C);
-  const int64_t of_layer = 2 * of_norm + cuda::column_sum_floats_cuda(most, 3 * C) +
-                           std::max(cuda::column_sum_floats_cuda(most, F),
-                                    cuda::activation_backward_floats_cuda(most, F));
   const int64_t of_head = of_vocabulary + of_norm + cuda::column_sum_floats_cuda(most, C);
-  plan.add(&parts_, static_cast<size_t>(of_head + of_norm +
-                                        std::min(config_.num_layers, kLayersOfSums) * of_layer));
+  parts_size_ =
+      of_head + of_norm + std::min(config_.num_layers, kLayersOfSums) * parts_of_layer(most);
+  plan.add(&parts_, static_cast<size_t>(parts_size_));
   // sentences
   for (float** own : {&pre_, &activated_, &dt_}) plan.add(own, S * c);
   for (float** own : {&u_, &du_}) plan.add(own, communicator_ != nullptr ? S * c : 0);
@@ -630,8 +628,12 @@ void DeviceTrainer::unhead() {
   float* const parts = take_parts(cuda::vocabulary_bias_floats_cuda(S, tile()));
   for (int32_t k = 0; k < tiles(); ++k) {
     const int32_t first = k * tile(), R = std::min(tile(), V - first);
-    if (k > 0) tile_read_->hold(stream());  // by the gradient of the words before
-    if (tiles() > 1) logits(first, R);      // else they are there still
+    const auto wait = [&] {  // for the gradient of the words before, which reads their dz
+      if (k > 0) tile_read_->hold(stream());
+    };
+    if (!bf16_) wait();
+    if (tiles() > 1) logits(first, R);  // else they are there still
+    if (bf16_) wait();                  // dz is not where the logits are
     check(cuda::vocabulary_tile_backward_f32_cuda(z_, tile(), S, first, R, value(output_bias_),
                                                   words, tile_max_ + int64_t{k} * S, lse_,
                                                   z_narrow_, tile(), gradient(output_bias_), parts,
@@ -787,7 +789,7 @@ void DeviceTrainer::backward() {
   for (int32_t i = config_.num_layers - 1; i >= 0; --i) {
     const EncoderParameters::Layer& w = encoder_.layers[i];
     const LayerRows& at = rows_[i];
-    make_room_for_sums(kSumsOfLayer);
+    make_room_for_sums(kSumsOfLayer, parts_of_layer(N));
     // branch(at.hidden, w.down, …)
     unbranch(of_out, at.output_sum, at.output_statistics, w.output_norm, output_stream(i, H),
              w.down);
@@ -838,7 +840,7 @@ void DeviceTrainer::backward() {
     add_input_gradient(dwide_, w.qkv);
   }
   // embedding_layernorm_dropout_forward
-  make_room_for_sums(2);
+  make_room_for_sums(2, cuda::layernorm_backward_floats_cuda(N, C));
   check(
       cuda::layernorm_backward_cuda(
           embedding_sum_, embedding_statistics_, of_out, N, C, value(encoder_.embedding_norm.gamma),
@@ -851,8 +853,23 @@ void DeviceTrainer::backward() {
   scatter(d.rows_of_positions, config_.num_positions, gradient(encoder_.position));
 }
 
-void DeviceTrainer::make_room_for_sums(int32_t count) {
-  if (sums_.count + count > cuda::PartSums::kMost) add_sums();
+int64_t DeviceTrainer::parts_of_layer(int32_t rows) const {
+  return 2 * cuda::layernorm_backward_floats_cuda(rows, C) +
+         cuda::column_sum_floats_cuda(rows, 3 * C) +
+         std::max(cuda::column_sum_floats_cuda(rows, F),
+                  cuda::activation_backward_floats_cuda(rows, F));
+}
+
+void DeviceTrainer::make_room_for_sums(int32_t count, int64_t parts) {
+  if (sums_.count + count > cuda::PartSums::kMost || parts_taken_ + parts > parts_size_) add_sums();
+}
+
+float* DeviceTrainer::take_parts(int64_t floats) {
+  float* const parts = parts_ + parts_taken_;
+  parts_taken_ += floats;
+  if (parts_taken_ > parts_size_)
+    throw Error(XSR_STATUS_INTERNAL, "the sums of blocks have more parts than there is room for");
+  return parts;
 }
 
 void DeviceTrainer::add_sums() {

@@ -252,15 +252,14 @@ class DeviceTrainer {
 
   void backward();
 
-  /// Room for a kernel's sums of blocks, which add_sums() adds.
-  float* take_parts(int64_t floats) {
-    float* const parts = parts_ + parts_taken_;
-    parts_taken_ += floats;
-    return parts;
-  }
+  /// Room for a kernel's sums of blocks, which add_sums() adds. Throws Error(INTERNAL) where there
+  /// is none.
+  float* take_parts(int64_t floats);
   void add_sums();
-  /// Adds those there are when there would not be room for so many more.
-  void make_room_for_sums(int32_t count);
+  /// Adds those there are when there would not be room for so many more, of so many parts.
+  void make_room_for_sums(int32_t count, int64_t parts);
+  /// What a layer's backward pass takes.
+  int64_t parts_of_layer(int32_t rows) const;
 
   void scatter(const DeviceBatch::Buckets& buckets, int32_t ids, float* dtable);
 
@@ -306,7 +305,7 @@ class DeviceTrainer {
   Rows dcontext_;
   Turns dbranch_, dwide_;
   float* parts_ = nullptr;
-  int64_t parts_taken_ = 0;
+  int64_t parts_size_ = 0, parts_taken_ = 0;
   cuda::PartSums sums_;                         // of what is taken of parts_
   float *u_ = nullptr, *du_ = nullptr;          // of the own sentences
   float *u_all_ = nullptr, *du_all_ = nullptr;  // of all devices'
