@@ -1,6 +1,5 @@
-#include <immintrin.h>
-
 #include "bench/roofline_loops.h"
+#include "kernels/gemm/dot_avx2_vnni.h"
 
 namespace xsr::bench {
 
@@ -12,8 +11,7 @@ double dot_loop_avx2_vnni(int64_t iterations, const float* seed, float* sink) {
   for (int i = 0; i < 12; ++i) acc[i] = _mm256_loadu_si256((const __m256i*)(seed + 8 * (4 + i)));
   for (int64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i)  // as in gemm_core_i8_avx512.h, where the assembly is explained
-      __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc[i]) : "x"(x[i % 4]), "x"(x[(i + 1) % 4]));
+    for (int i = 0; i < 12; ++i) kernels::dot(acc[i], x[i % 4], x[(i + 1) % 4]);
   }
   __m256i sum = acc[0];
 #pragma GCC unroll 12

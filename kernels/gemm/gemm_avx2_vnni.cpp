@@ -33,8 +33,8 @@ struct PanelsCore {
     const char* w = (const char*)tile.panel;
     const uint8_t* const end = a + 4 * (int64_t)steps(tile.K);
     for (; a < end; a += 4, w += kStepBytes) {
-      if (V == 2) _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T1);
       if constexpr (V == 2) {
+        _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T1);
         const __m256i w0 = _mm256_load_si256((const __m256i*)w),
                       w1 = _mm256_load_si256((const __m256i*)w + 1);
 #pragma GCC unroll 6

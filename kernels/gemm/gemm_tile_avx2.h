@@ -216,10 +216,11 @@ static inline void store_split(uint16_t* hi, uint16_t* lo, __m256 value) {
 }
 
 /// Of an even number of vectors in memory.
-template <typename F>
-inline void activate_pairs(__m256* values, int32_t count, F activate) {
+template <Activation kActivation>
+inline void activate_pairs(__m256* values, int32_t count) {
   for (int32_t i = 0; i < count; i += 2) {
-    const __m256 first = activate(values[i]), second = activate(values[i + 1]);
+    const __m256 first = activate_f32(values[i], kActivation),
+                 second = activate_f32(values[i + 1], kActivation);
     values[i] = first;
     values[i + 1] = second;
   }
@@ -232,15 +233,15 @@ __attribute__((noinline)) void activate_values(__m256* values, int32_t count,
     case Activation::kNone:
       return;
     case Activation::kSwish:
-      return activate_pairs(values, count, [](__m256 x) { return times_sigmoid_f32(x, x); });
+      return activate_pairs<Activation::kSwish>(values, count);
     case Activation::kGeluErf:
-      return activate_pairs(values, count, [](__m256 x) { return gelu_erf_f32(x); });
+      return activate_pairs<Activation::kGeluErf>(values, count);
     case Activation::kGeluTanh:
-      return activate_pairs(values, count, [](__m256 x) { return gelu_tanh_f32(x); });
+      return activate_pairs<Activation::kGeluTanh>(values, count);
     case Activation::kRelu:
-      return activate_pairs(values, count, [](__m256 x) { return relu_f32(x); });
+      return activate_pairs<Activation::kRelu>(values, count);
     case Activation::kTanh:
-      return activate_pairs(values, count, [](__m256 x) { return tanh_f32(x); });
+      return activate_pairs<Activation::kTanh>(values, count);
   }
 }
 
