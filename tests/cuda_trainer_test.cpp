@@ -329,6 +329,23 @@ TEST_F(CudaTrainerTest, ManyWideLayersHaveRoomForTheirSums) {
   EXPECT_NO_THROW(trainer.step(make_batch(config, 1), 1e-3));
 }
 
+/// So many devices while it lives, where they are emulated.
+class EmulatedDevices {
+ public:
+  explicit EmulatedDevices([[maybe_unused]] const char* count) {
+#ifdef XSR_EMULATED
+    setenv("XSR_EMULATED_DEVICES", count, 1);
+#endif
+  }
+  ~EmulatedDevices() {
+#ifdef XSR_EMULATED
+    unsetenv("XSR_EMULATED_DEVICES");
+#endif
+  }
+  EmulatedDevices(const EmulatedDevices&) = delete;
+  EmulatedDevices& operator=(const EmulatedDevices&) = delete;
+};
+
 /// On the first `count` devices; null where there are not so many, or NCCL is not installed.
 std::unique_ptr<CudaTrainer> on_devices(size_t count, const ModelConfig& config,
                                         const StepConfig& step) {
@@ -364,9 +381,7 @@ TEST_F(CudaTrainerTest, MakingTheNextBatchReadyChangesNothing) {
       {3, 0, true, false},  {2, -1, false, false},  // comes instead of 0, which stays ready
       {0, -1, true, false},
   };
-#ifdef XSR_EMULATED
-  setenv("XSR_EMULATED_DEVICES", "2", 1);
-#endif
+  const EmulatedDevices devices("2");
   const size_t most = on_devices(2, config, step) != nullptr ? 2 : 1;
   for (size_t count = test::kSlow ? most : 1; count <= most; ++count) {
     const auto plain_trainer = on_devices(count, config, step),
@@ -392,9 +407,6 @@ TEST_F(CudaTrainerTest, MakingTheNextBatchReadyChangesNothing) {
     }
     EXPECT_TRUE(same_bits(plain.values(), told.values()));
   }
-#ifdef XSR_EMULATED
-  unsetenv("XSR_EMULATED_DEVICES");
-#endif
 }
 
 TEST_F(CudaTrainerTest, GradientsInBf16AreCloseToThoseInF32) {
@@ -593,9 +605,7 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
   const ModelConfig config = small_config();
   StepConfig step = every_objective();
   step.dropout = 0;
-#ifdef XSR_EMULATED
-  setenv("XSR_EMULATED_DEVICES", "3", 1);
-#endif
+  const EmulatedDevices devices("3");
   std::string why;
   const int32_t most = static_cast<int32_t>(cuda::devices(&why).size());
   for (int32_t count = test::kSlow ? std::min(most, 3) : 1; count <= std::min(most, 3); ++count) {
@@ -638,9 +648,6 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
     expect_masks_of_their_own(config, options);
     std::printf("  %d device%s\n", count, count == 1 ? "" : "s");
   }
-#ifdef XSR_EMULATED
-  unsetenv("XSR_EMULATED_DEVICES");
-#endif
 }
 
 /// NCCL's calls are to be captured on every device or on none, also where shares differ in tokens,
@@ -671,6 +678,7 @@ TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
     Precision precision;
     std::vector<std::vector<int32_t>> batches;
   };
+  const EmulatedDevices devices("5");
   bool any = false;
   // Of 3 pairs the third of five devices has none, of 2 it has one; in bf16 attention takes 65
   // tokens in chunks.
@@ -682,9 +690,6 @@ TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
         Case{5, Precision::kF32, {{9, 9, 9}, {9, 9, 9}, {9, 9}, {9, 9, 9}}}}) {
     config.hidden_size = c.precision == Precision::kBF16 ? 32 : 8;
     step.precision = c.precision;
-#ifdef XSR_EMULATED
-    setenv("XSR_EMULATED_DEVICES", "5", 1);
-#endif
     const auto several = on_devices(c.devices, config, step);
     if (several == nullptr) break;  // fewer devices, or no NCCL
     any = true;
@@ -698,18 +703,13 @@ TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
       EXPECT_LT(relative_difference(several->gradients(), one.gradients()), 1e-5);
     }
   }
-#ifdef XSR_EMULATED
-  unsetenv("XSR_EMULATED_DEVICES");
-#endif
   if (!any) GTEST_SKIP() << "one device, or no NCCL";
 }
 
 /// The first batch has fewer pairs than there are devices: one has never had a sentence, and adds
 /// nothing.
 TEST_F(CudaTrainerTest, ADeviceMayHaveNoPairFromTheStart) {
-#ifdef XSR_EMULATED
-  setenv("XSR_EMULATED_DEVICES", "2", 1);
-#endif
+  const EmulatedDevices devices("2");
   ModelConfig config = small_config(32, 2);
   config.num_layers = 1;
   const PairBatch batch = make_batch(config, 1);
@@ -728,9 +728,6 @@ TEST_F(CudaTrainerTest, ADeviceMayHaveNoPairFromTheStart) {
       EXPECT_LT(relative_difference(two->gradients(), one.gradients()), 1e-5);
     }
   }
-#ifdef XSR_EMULATED
-  unsetenv("XSR_EMULATED_DEVICES");
-#endif
 }
 
 /// As xsr-train gets it.
