@@ -155,5 +155,38 @@ TEST(Plot, OnePointIsADot) {
   EXPECT_THROW(drawn(0, [](int) { return 5.0; }), Error);
 }
 
+/// The dev panel of P@1 with these language pairs, each 0.5 one way and 0.75 the other.
+std::string dev_picture(const std::vector<std::string>& pairs) {
+  const test::TempFolder run;
+  std::ofstream metrics(run / "metrics.jsonl");
+  for (int step = 1; step <= 2; ++step) {
+    metrics << "{\"kind\": \"dev\", \"step\": " << step << ", \"time\": 1, \"p1\": {";
+    for (const std::string& pair : pairs)
+      metrics << '"' << pair << "\": {\"forward\": 0.5, \"backward\": 0.75}, ";
+    metrics << "\"mean\": 0.625}}\n";
+  }
+  metrics.close();
+  plot_run(run / "", run / "plot.svg");
+  return test::read_file(run / "plot.svg");
+}
+
+TEST(Plot, ManyLanguagePairsAreTheMeansOfBothDirections) {
+  const std::string two = dev_picture({"en-fr", "en-de"}),
+                    three = dev_picture({"en-fr", "en-de", "en-it"});
+  EXPECT_EQ(all(two, "(<polyline)").size(), 5u) << "the mean, and either pair both ways";
+  EXPECT_THAT(two, testing::HasSubstr("en-fr →"));
+  EXPECT_THAT(three, testing::Not(testing::HasSubstr("→")));
+  // Every pair's mean is the mean of all: four curves upon each other.
+  const std::vector<std::string> lines = all(three, "<polyline[^>]*points=\"([^\"]*)\"");
+  ASSERT_EQ(lines.size(), 4u);
+  for (const std::string& line : lines) EXPECT_EQ(line, lines[0]);
+}
+
+TEST(Plot, ANameIsTextWhateverItsCharacters) {
+  const std::string svg = dev_picture({"<a>&b"});
+  EXPECT_THAT(svg, testing::HasSubstr("&lt;a&gt;&amp;b →"));
+  EXPECT_THAT(svg, testing::Not(testing::HasSubstr("<a>")));
+}
+
 }  // namespace
 }  // namespace xsr::training

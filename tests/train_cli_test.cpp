@@ -98,6 +98,7 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--data.max_ratio 0.5", "max_ratio 0.5"},
       {"--data.max_tokens 41", "max_tokens 41"},
       {"--data.num_columns 1", "data.num_columns is 1, fewer than data.columns"},
+      {"--data.columns 2 2", "data.columns must name two different columns"},
       {"--data.weights 1 2", "data.weights has 2 shares for 1 language pair "},
       {"--data.weights 0", "data.weights are all 0"},
       {"--data.train \"$(printf 'caf\\351.tsv')\"", "expected UTF-8"},
@@ -110,6 +111,11 @@ TEST_F(TrainCli, WhatCannotWorkIsRefusedBeforeAnythingIsDone) {
       {"--data.dev_pairs 0 --train.average 2", "data.dev_pairs"},
       {"--data.batch_pairs 1 --objective.ugt_weight 0", "data.batch_pairs is 1"},
       {"--model.num_layers 0 --model.pooling cls", "model.pooling = \"cls\""},
+      {"--model.hidden_size 60 --model.num_heads 8",
+       "model.hidden_size 60 is not a multiple of model.num_heads 8"},
+      {"--objective.mask false", "need objective.mask = true"},
+      {"--train.checkpoint_every 0 --train.checkpoint_minutes 0", "are both 0: no checkpoints"},
+      {"--schedule.warmup linear", "schedule.warmup = \"linear\" needs schedule.warmup_steps"},
   };
   for (const auto& [flags, message] : cases) {
     const Outcome o = train(std::string("--run r ") + flags);

@@ -986,6 +986,8 @@ TEST(Trainer, StopsBeforeWhatIsNotFinite) {
     initialize_parameters(config, trainer.table(), 3, trainer.mutable_values());
     trainer.step(batch, 1e-3);
     test::expect_stops_before_a_nan(trainer, batch, 1);
+    trainer.mutable_values().at(trainer.table().at("layer.1.up.bias"))[0] = 0;
+    test::expect_stops_before_an_infinite_gradient(trainer, batch);
   }
   EXPECT_THROW(CpuTrainer(
                    config,

@@ -61,4 +61,28 @@ inline void expect_stops_before_a_nan(training::Trainer& trainer, const training
   }
 }
 
+/// The same where every loss is finite and a gradient is not: embeddings that are all alike have a
+/// deviation of √eps, and through weights so large the gradient leaves f32's range.
+inline void expect_stops_before_an_infinite_gradient(training::Trainer& trainer,
+                                                     const training::PairBatch& batch) {
+  const auto fill = [&](const char* name, float value) {
+    const training::Parameter& p = trainer.table().at(name);
+    std::fill_n(trainer.mutable_values().at(p), p.size, value);
+  };
+  fill("embedding.token", 0);
+  fill("embedding.position", 0);
+  fill("embedding.norm.weight", 3e38f);
+  training::FlatBuffer before(trainer.table().size());
+  std::copy_n(trainer.values().data(), before.size(), before.data());
+  const int64_t steps = trainer.steps();
+  try {
+    trainer.step(batch, 1e-3);
+    ADD_FAILURE() << "went on with an infinite gradient";
+  } catch (const training::NonFiniteError& error) {
+    EXPECT_EQ("gradient embedding.token", error.where());
+  }
+  EXPECT_TRUE(same_bits(before, trainer.values()));
+  EXPECT_EQ(steps, trainer.steps());
+}
+
 }  // namespace xsr::test
