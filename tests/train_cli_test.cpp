@@ -330,6 +330,10 @@ TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   EXPECT_THAT(printed("--preset paper"), HasSubstr("\ndev_dropout = false\n"));
   EXPECT_THAT(printed(""), HasSubstr("\nselect = \"retrieval\"\n"));
   EXPECT_THAT(printed("--preset release"), HasSubstr("\nselect = \"loss\"\n"));
+  // Wherever it stands.
+  EXPECT_THAT(
+      printed("--objective.add_masses false --preset paper"),
+      testing::AllOf(HasSubstr("\ncount_weighted = true\n"), HasSubstr("\nadd_masses = false\n")));
   EXPECT_THAT(printed("--preset paper --objective.count_weighted false"),
               HasSubstr("\ncount_weighted = false\n"));
   EXPECT_EQ(run("--config " XSR_SOURCE_DIR "/presets/xsr-2layer.toml --print-config").exit_status,
@@ -388,6 +392,11 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
     EXPECT_FALSE(fs::exists(path("u.html")));
     fs::remove_all(path("unreadable"));
   }
+
+  // The terms stay with a model that is written again.
+  fs::remove(path("r/model.xsr"));
+  ASSERT_EQ(run("--resume r").exit_status, 0);
+  EXPECT_THAT(read_file(path("r/model.xsr")), HasSubstr("Anybody may use them."));
 
   const Outcome again = train("--run r");
   EXPECT_EQ(again.exit_status, 1);
@@ -997,9 +1006,12 @@ TEST_F(TrainCli, ARunWhoseFolderIsRemovedWritesNothingIntoTheNextOnes) {
 }
 
 TEST_F(TrainCli, AFoldersNameMayNeedQuotes) {
-  ASSERT_EQ(train(R"(--train.steps 1 --run 'we"ird\q')").exit_status, 0);
-  const Outcome o = run(R"(--resume 'we"ird\q')");
-  EXPECT_EQ(o.exit_status, 0) << o.err;
+  // A line end in it must not end a line of config.toml.
+  for (const std::string name : {R"('we"ird\q')", "'two\nlines\t'"}) {
+    ASSERT_EQ(train("--train.steps 1 --run " + name).exit_status, 0);
+    const Outcome o = run("--resume " + name);
+    EXPECT_EQ(o.exit_status, 0) << o.err;
+  }
 }
 
 /// A crash behind a new best leaves a later one than the checkpoint knows; elsewhere the same steps
@@ -1372,6 +1384,11 @@ TEST_F(TrainCli, WhatIsNotFiniteStopsWithStepTensorAndLines) {
   EXPECT_THAT(train("--run s --schedule.learning_rate 1e30 --train.checkpoint_every 1000").err,
               HasSubstr("There is no checkpoint yet."));
   EXPECT_FALSE(fs::exists(path("r/model.xsr")));
+  write("few.tsv", "\tan empty side\n" + toy_corpus(5));
+  EXPECT_THAT(train("--run t --schedule.learning_rate 1e30 --data.train few.tsv --data.dev_pairs 0 "
+                    "--data.batch_pairs 5 --tokenizer.model r/tokenizer.model")
+                  .err,
+              HasSubstr("The batch is few.tsv: lines 2, 3, 4, 5, 6. "));
 }
 
 TEST_F(TrainCli, WeightsThatDoNotFitTheModelsTypeAreNotLost) {
@@ -1447,6 +1464,9 @@ TEST(Score, TheTableEndsWithTheMeanOfItsFiles) {
             "| a | 100 | 80.0 | 60.0 | 70.00 |\n"
             "| b | 10 | 10.0 | 20.0 | 15.00 |\n"
             "| mean | 110 | 45.0 | 40.0 | 42.50 |\n");
+  const auto json = nlohmann::json::parse(xsr::training::scores_as_json({{"a", {100, 80, 60}}}));
+  EXPECT_EQ(json, nlohmann::json::parse(R"([{"name": "a", "pairs": 100, "forward": 80,
+            "backward": 60, "p1_forward": 0.8, "p1_backward": 0.6}])"));
 }
 
 // ---- event files ----
