@@ -1148,7 +1148,7 @@ TEST_F(TrainCli, ARunGoesOnWithOtherInstructionsOfTheSameBits) {
   }
   for (size_t i = 0; i < named.size(); ++i) named[i].buffer = &buffers[i];
   for (const char* own : {"checksum", "format"}) fields.erase(own);
-  ASSERT_EQ(fields.at("isa"), "avx2");
+  if (fields.at("isa") != "avx2") GTEST_SKIP() << "XSR_FORCE_ISA forbids AVX2";
   fields["isa"] = "avx2_vnni";
   write_checkpoint(file, table, named, fields);
   const Outcome o = run("--resume r");
