@@ -989,7 +989,8 @@ TEST(Objectives, SumTheirParts) {
     ASSERT_EQ(1u, alone.parts.size());
     EXPECT_EQ(parts.parts[k].name, alone.parts[0].name);
     EXPECT_EQ(parts.parts[k].value, alone.parts[0].value);
-    EXPECT_EQ(parts.parts[k].weight, alone.parts[0].weight);
+    EXPECT_EQ(parts.parts[k].weight, *weights[k]);
+    EXPECT_EQ(alone.parts[0].weight, *weights[k]);
     EXPECT_EQ(alone.total, alone.parts[0].weight * alone.parts[0].value);
     total += alone.total;
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += part_du[i];

@@ -1139,7 +1139,7 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
 
   // A pair's mask is the same in any batch, and another at another visit or seed.
   int differ_visit = 0, differ_seed = 0;
-  const BatchBuilder reseeded = builder(made, 8);
+  const BatchBuilder reseeded = builder(made, 7 + (uint64_t{1} << 32));  // all 64 bits count
   for (size_t i = 0; i < 200; ++i) {
     PairBatch alone;
     const auto column = [](const PairBatch& b, size_t k) {
