@@ -111,6 +111,9 @@ TEST(Targets, FollowEverySwitch) {
   EXPECT_EQ((Bag{{2, .25f}, {3, .25f}, {5, .25f}, {9, .25f}}), bag(xtr_target(batch, release), 1));
   EXPECT_EQ((Bag{{3, .25f}, {5, .25f}, {9, .25f}}), bag(xtr_target(batch, clean), 1));
   EXPECT_EQ((Bag{{3, .25f}, {5, .25f}, {9, .5f}}), bag(xtr_target(batch, {true, true, false}), 1));
+  const PairBatch last = batch_of({{{{3, 4, 5}, 2}, {{6}}}, {{{7}}, {{8, 9}, 1}}});
+  EXPECT_EQ((Bag{{3, third}, {4, third}, {5, third}}), bag(xtr_target(last, clean), 2));
+  EXPECT_EQ((Bag{{8, .5f}, {9, .5f}}), bag(xtr_target(last, clean), 1));
 
   EXPECT_EQ((Bag{{4, .5f}, {6, sixth}, {7, sixth}}), bag(ugt_target(batch, release), 0));
   EXPECT_EQ((Bag{{2, third}, {3, third}, {5, third}}), bag(ugt_target(batch, release), 2));
@@ -986,7 +989,8 @@ TEST(Objectives, SumTheirParts) {
     ASSERT_EQ(1u, alone.parts.size());
     EXPECT_EQ(parts.parts[k].name, alone.parts[0].name);
     EXPECT_EQ(parts.parts[k].value, alone.parts[0].value);
-    EXPECT_EQ(parts.parts[k].weight, alone.parts[0].weight);
+    EXPECT_EQ(parts.parts[k].weight, *weights[k]);
+    EXPECT_EQ(alone.parts[0].weight, *weights[k]);
     EXPECT_EQ(alone.total, alone.parts[0].weight * alone.parts[0].value);
     total += alone.total;
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += part_du[i];

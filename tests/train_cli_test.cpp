@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <cstring>
+#include <deque>
 #include <random>
 #include <regex>
 
@@ -12,6 +13,7 @@
 #include <csignal>
 #include <thread>
 
+#include "kernels/dispatch.h"
 #include "runtime/error.h"
 #include "support/file_size_limit.h"
 #include "support/packing.h"
@@ -162,6 +164,11 @@ TEST_F(TrainCli, WhatHasNoEffectIsTold) {
                           file + "\"), tokenizer.character_coverage ("));
     fs::remove_all(path("t"));
   }
+  // Beside model.init it is what the text is read with.
+  EXPECT_THAT(train("--run t --train.steps 1 --tokenizer.model r/tokenizer.model "
+                    "--model.init r/model.xsr")
+                  .err,
+              HasSubstr("without effect: tokenizer.vocab_size (tokenizer.model is "));
 }
 
 TEST_F(TrainCli, WhatIsNoConfigFileIsAnError) {
@@ -184,6 +191,7 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
   EXPECT_THAT(o.out, HasSubstr("\nbeta1 = 0.5\n"));
   EXPECT_THAT(o.out, HasSubstr("train = [\"a.tsv\", \"b.tsv\"]"));
   EXPECT_THAT(o.out, HasSubstr("\nhidden_size = 32\n"));
+  EXPECT_THAT(train("--print-config --data.train ''").out, HasSubstr("\ntrain = []\n"));
   // What it prints reads back to the same.
   write("again.toml", o.out);
   EXPECT_EQ(run("--config again.toml --print-config").out, o.out);
@@ -328,6 +336,10 @@ TEST_F(TrainCli, PresetsSetWhatTheKeysStartFrom) {
   EXPECT_THAT(printed("--preset paper"), HasSubstr("\ndev_dropout = false\n"));
   EXPECT_THAT(printed(""), HasSubstr("\nselect = \"retrieval\"\n"));
   EXPECT_THAT(printed("--preset release"), HasSubstr("\nselect = \"loss\"\n"));
+  // Wherever it stands.
+  EXPECT_THAT(
+      printed("--objective.add_masses false --preset paper"),
+      testing::AllOf(HasSubstr("\ncount_weighted = true\n"), HasSubstr("\nadd_masses = false\n")));
   EXPECT_THAT(printed("--preset paper --objective.count_weighted false"),
               HasSubstr("\ncount_weighted = false\n"));
   EXPECT_EQ(run("--config " XSR_SOURCE_DIR "/presets/xsr-2layer.toml --print-config").exit_status,
@@ -387,6 +399,11 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
     fs::remove_all(path("unreadable"));
   }
 
+  // The terms stay with a model that is written again.
+  fs::remove(path("r/model.xsr"));
+  ASSERT_EQ(run("--resume r").exit_status, 0);
+  EXPECT_THAT(read_file(path("r/model.xsr")), HasSubstr("Anybody may use them."));
+
   const Outcome again = train("--run r");
   EXPECT_EQ(again.exit_status, 1);
   EXPECT_THAT(again.err, HasSubstr("holds a run already"));
@@ -398,7 +415,10 @@ TEST_F(TrainCli, AnEpochEndsWithAnEvaluationWhereNoStepsAreNamed) {
   const int batches = (700 - manifest["held_out_pairs"].get<int>()) / 32;
   std::vector<int> steps, wanted = {batches, 2 * batches, 3 * batches, 60};
   ASSERT_LT(wanted[2], 60);
-  for (const auto& record : metrics_of(path("r"), "dev")) steps.push_back(record["step"]);
+  for (const auto& record : metrics_of(path("r"), "dev")) {
+    EXPECT_EQ(record["epoch"], steps.size()) << "the one that has ended";
+    steps.push_back(record["step"]);
+  }
   EXPECT_EQ(steps, wanted);
 }
 
@@ -452,6 +472,17 @@ TEST_F(TrainCli, WhatIsLoggedIsWhatWasComputed) {
   ASSERT_EQ(lines.size(), 10u);
   EXPECT_LT(lines[9]["gradient_norm"], 2 * lines[0]["gradient_norm"].get<double>())
       << "of the step, not of all so far";
+  // A line of several steps is their mean.
+  dev_loss("e", "--train.dtype f32 --train.log_every 5 --objective.smlm_weight 0.5");
+  const auto means = metrics_of(path("e"), "train");
+  ASSERT_EQ(means.size(), 2u);
+  double norm = 0, total = 0;
+  for (size_t i = 5; i < 10; ++i) {
+    norm += lines[i]["gradient_norm"].get<double>() / 5;
+    total += lines[i]["loss"]["total"].get<double>() / 5;
+  }
+  EXPECT_NEAR(means[1]["gradient_norm"], norm, 1e-6 * norm);
+  EXPECT_NEAR(means[1]["loss"]["total"], total, 1e-6 * total);
 }
 
 TEST_F(TrainCli, ARateIsThatOfItsStepAndEpoch) {
@@ -463,6 +494,16 @@ TEST_F(TrainCli, ARateIsThatOfItsStepAndEpoch) {
   for (const auto& line : metrics_of(path("r"), "train")) {
     const double warmup = std::min(1.0, line["step"].get<double>() / 10);
     EXPECT_NEAR(line["learning_rate"], 5e-3 * warmup * (line["epoch"] == 0 ? 1 : 0.1), 1e-9)
+        << line["step"];
+  }
+  // The cosine ends with train.steps, whatever the epochs.
+  ASSERT_EQ(train("--run t --train.log_every 1 --train.steps 15 --schedule.decay cosine "
+                  "--schedule.final_fraction 0.2")
+                .exit_status,
+            0);
+  for (const auto& line : metrics_of(path("t"), "train")) {
+    const double done = (line["step"].get<double>() - 1) / 15;
+    EXPECT_NEAR(line["learning_rate"], 5e-3 * (0.2 + 0.8 * (1 + std::cos(M_PI * done)) / 2), 1e-9)
         << line["step"];
   }
   // The untuned warm-up takes 2 / (1 − β2) steps, of the optimiser's β2.
@@ -560,6 +601,8 @@ TEST_F(TrainCli, TheSeedIsThatOfAllThatIsRandom) {
   EXPECT_TRUE(differs("train", init + whole + alike + "--objective.smlm_weight 1 ")) << "masks";
   EXPECT_TRUE(differs("dev", init + whole + alike + "--objective.smlm_weight 1 "))
       << "masks of dev";
+  EXPECT_TRUE(differs("train", "--model.init a/model.xsr " + whole + unmasked + alike))
+      << "the head, which a model has none of";
   EXPECT_TRUE(differs("train", init + whole + unmasked + dev)) << "order";
   EXPECT_TRUE(differs("dev", init + whole + unmasked)) << "held-out pairs";
   EXPECT_TRUE(differs("dev", "--tokenizer.model a/tokenizer.model " + whole + unmasked + alike))
@@ -881,6 +924,12 @@ TEST_F(TrainCli, AResumedRunKnowsTheBestSoFar) {
   const std::string flags =
       "--config toy.toml --train.select loss --train.eval_every 5 --train.steps 200 --run ";
   ASSERT_EQ(run(flags + "whole").exit_status, 0);
+  // To the last bit: a tie is no new best.
+  double least = HUGE_VAL;
+  for (const auto& record : metrics_of(path("whole"), "dev"))
+    least = std::min(least, record["loss"]["total"].get<double>());
+  const xsr::training::TrainingCheckpoint last(path("whole/checkpoint.safetensors"));
+  EXPECT_EQ(std::strtod(last.field("best_score").c_str(), nullptr), -least);
   const pid_t child = start(flags + "cut");
   while (!fs::exists(path("cut/best.safetensors")))
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -888,6 +937,37 @@ TEST_F(TrainCli, AResumedRunKnowsTheBestSoFar) {
   ASSERT_EQ(wait_for(child).exit_status, 3);
   ASSERT_EQ(run("--resume cut").exit_status, 0);
   expect_same_results("whole", "cut");
+}
+
+/// The decay takes the weights to nothing, where the loss of sentences that are all alike is 0.
+TEST_F(TrainCli, ALossThatIsNoNumberIsNotTheBest) {
+  const std::string pair = toy_corpus(1);
+  std::string same;
+  for (int i = 0; i < 64; ++i) same += pair;
+  write("same.tsv", same);
+  // Side 1 differs, side 2 does not: a cosine of more than half a turn.
+  write("dev.tsv", std::regex_replace(toy_corpus(750).substr(toy_corpus(700).size()),
+                                      std::regex("\t.*"), "\tmumyma"));
+  ASSERT_EQ(train("--run a --train.steps 1").exit_status, 0);
+  const Outcome o = train(
+      "--run r --tokenizer.model a/tokenizer.model --model.hidden_size 128 "
+      "--data.train same.tsv --data.dev dev.tsv --train.steps 20 --train.eval_every 1 "
+      "--train.select loss --objective.ugt_weight 0 --objective.info_nce_weight 0 "
+      "--objective.sim_weight 1 --objective.sim_argument 3.14159 --objective.sim_min_cosine 0 "
+      "--optimizer.decoupled_decay true --optimizer.weight_decay 100");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  const auto dev = metrics_of(path("r"), "dev");
+  ASSERT_EQ(dev.size(), 20u);
+  EXPECT_TRUE(dev.front()["loss"]["sim"].is_null()) << dev.front();
+  ASSERT_TRUE(dev.back()["loss"]["sim"].is_number()) << dev.back();
+  double least = HUGE_VAL;
+  int best_step = 0;
+  for (const auto& record : dev) {
+    if (!record["loss"]["total"].is_number() || record["loss"]["total"] >= least) continue;
+    least = record["loss"]["total"];
+    best_step = record["step"];
+  }
+  EXPECT_EQ(nlohmann::json::parse(read_file(path("r/manifest.json")))["best_step"], best_step);
 }
 
 TEST_F(TrainCli, AFolderIsOneRunsAtATime) {
@@ -932,9 +1012,12 @@ TEST_F(TrainCli, ARunWhoseFolderIsRemovedWritesNothingIntoTheNextOnes) {
 }
 
 TEST_F(TrainCli, AFoldersNameMayNeedQuotes) {
-  ASSERT_EQ(train(R"(--train.steps 1 --run 'we"ird\q')").exit_status, 0);
-  const Outcome o = run(R"(--resume 'we"ird\q')");
-  EXPECT_EQ(o.exit_status, 0) << o.err;
+  // A line end in it must not end a line of config.toml.
+  for (const std::string name : {R"('we"ird\q')", "'two\nlines\t'"}) {
+    ASSERT_EQ(train("--train.steps 1 --run " + name).exit_status, 0);
+    const Outcome o = run("--resume " + name);
+    EXPECT_EQ(o.exit_status, 0) << o.err;
+  }
 }
 
 /// A crash behind a new best leaves a later one than the checkpoint knows; elsewhere the same steps
@@ -976,7 +1059,8 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
   for (const char* init : {"a/model.xsr", "a/checkpoint.safetensors", "a/best.safetensors"}) {
     const Outcome o = train(std::string("--run b --model.hidden_size 64 --model.num_layers 0 ") +
                             "--model.num_heads 4 --model.activation gelu --model.pooling max "
-                            "--model.layer_norm_eps 1e-5 --model.max_seq_len 41 --model.init " +
+                            "--model.layer_norm_eps 1e-5 --model.max_seq_len 41 "
+                            "--model.intermediate_size 50 --model.lowercase false --model.init " +
                             init);
     EXPECT_EQ(o.exit_status, 1);
     EXPECT_THAT(o.err, HasSubstr(std::string(init) +
@@ -984,9 +1068,11 @@ TEST_F(TrainCli, StartsFromAModelOrACheckpoint) {
                                  "  model.num_layers is 0, the file has 1\n"
                                  "  model.hidden_size is 64, the file has 32\n"
                                  "  model.num_heads is 4, the file has 2\n"
+                                 "  model.intermediate_size is 50, the file has 48\n"
                                  "  model.max_seq_len is 41, the file has 40\n"
                                  "  model.activation is \"gelu\", the file has \"swish\"\n"
                                  "  model.pooling is \"max\", the file has \"mean\"\n"
+                                 "  model.lowercase is false, the file has true\n"
                                  "  model.layer_norm_eps is 1e-05, the file has 1e-12\n"
                                  "Set these keys as the file has them"));
   }
@@ -1048,6 +1134,36 @@ TEST_F(TrainCli, ARunThatGoesOnWithOtherInstructionsSaysSo) {
                                    ", which XSR_FORCE_ISA forbids; it goes on with ref"));
 }
 
+/// A run that was begun with avx2_vnni has the bits of avx2, and goes on so without the former.
+TEST_F(TrainCli, ARunGoesOnWithOtherInstructionsOfTheSameBits) {
+  using namespace xsr::training;
+  if (!xsr::kernels::isa_supported(xsr::kernels::Isa::kAvx2)) GTEST_SKIP() << "no AVX2";
+  ASSERT_EQ(train("--run r --isa avx2 --train.steps 10").exit_status, 0);
+  const std::string file = path("r/checkpoint.safetensors");
+  const ParameterTable table(read_initial_model(path("r/model.xsr"), {}, 1).config);
+  std::deque<FlatBuffer> buffers;
+  std::vector<CheckpointBuffer> named;
+  CheckpointFields fields;
+  {
+    const TrainingCheckpoint checkpoint(file);
+    fields = checkpoint.fields();
+    for (const char* prefix : {"value.", "moment1.", "moment2.", "max_moment2."}) {
+      checkpoint.read(table, prefix, buffers.emplace_back(table.size()));
+      named.push_back({prefix, nullptr});
+    }
+  }
+  for (size_t i = 0; i < named.size(); ++i) named[i].buffer = &buffers[i];
+  for (const char* own : {"checksum", "format"}) fields.erase(own);
+  if (fields.at("isa") != "avx2") GTEST_SKIP() << "XSR_FORCE_ISA forbids AVX2";
+  fields["isa"] = "avx2_vnni";
+  write_checkpoint(file, table, named, fields);
+  const Outcome o = run("--resume r");
+  ASSERT_EQ(o.exit_status, 0) << o.err;
+  EXPECT_THAT(o.err, testing::Not(HasSubstr("warning")));
+  const auto isa = nlohmann::json::parse(read_file(path("r/manifest.json")))["environment"]["isa"];
+  EXPECT_THAT(isa.get<std::string>(), testing::StartsWith("avx2"));
+}
+
 TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   ASSERT_EQ(train("--run r --train.steps 10").exit_status, 0);
   Outcome o = run("--resume r --optimizer.beta1 0.5");
@@ -1071,6 +1187,13 @@ TEST_F(TrainCli, ResumeRefusesAnotherConfigAndOtherData) {
   EXPECT_THAT(o.err,
               HasSubstr("toy.tsv: is data.train other now, the run has read it as data.train "
                         "toy"));
+  ASSERT_EQ(train("--run s --train.steps 1 --tokenizer.max_sentences 400").exit_status, 0);
+  const std::string own = read_file(path("r/tokenizer.model"));
+  write("r/tokenizer.model", read_file(path("s/tokenizer.model")));
+  o = run("--resume r");
+  EXPECT_EQ(o.exit_status, 1);
+  EXPECT_THAT(o.err, HasSubstr("r/tokenizer.model (tokenizer): its content is not what the run"));
+  write("r/tokenizer.model", own);
   write("more.tsv", toy_corpus(10));
   o = run("--resume r --data.train toy.tsv more.tsv");
   EXPECT_EQ(o.exit_status, 1);
@@ -1267,6 +1390,11 @@ TEST_F(TrainCli, WhatIsNotFiniteStopsWithStepTensorAndLines) {
   EXPECT_THAT(train("--run s --schedule.learning_rate 1e30 --train.checkpoint_every 1000").err,
               HasSubstr("There is no checkpoint yet."));
   EXPECT_FALSE(fs::exists(path("r/model.xsr")));
+  write("few.tsv", "\tan empty side\n" + toy_corpus(5));
+  EXPECT_THAT(train("--run t --schedule.learning_rate 1e30 --data.train few.tsv --data.dev_pairs 0 "
+                    "--data.batch_pairs 5 --tokenizer.model r/tokenizer.model")
+                  .err,
+              HasSubstr("The batch is few.tsv: lines 2, 3, 4, 5, 6. "));
 }
 
 TEST_F(TrainCli, WeightsThatDoNotFitTheModelsTypeAreNotLost) {
@@ -1342,6 +1470,9 @@ TEST(Score, TheTableEndsWithTheMeanOfItsFiles) {
             "| a | 100 | 80.0 | 60.0 | 70.00 |\n"
             "| b | 10 | 10.0 | 20.0 | 15.00 |\n"
             "| mean | 110 | 45.0 | 40.0 | 42.50 |\n");
+  const auto json = nlohmann::json::parse(xsr::training::scores_as_json({{"a", {100, 80, 60}}}));
+  EXPECT_EQ(json, nlohmann::json::parse(R"([{"name": "a", "pairs": 100, "forward": 80,
+            "backward": 60, "p1_forward": 0.8, "p1_backward": 0.6}])"));
 }
 
 // ---- event files ----

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <regex>
 #include <set>
 #include <string>
 #include <thread>
@@ -346,6 +347,9 @@ TEST_F(TrainingData, FiltersByLengthAndRatioSayWhatTheyDropped) {
   EXPECT_EQ(all->length(2, 0), 40);  // cut
   EXPECT_EQ(all->parts()[0].drops.truncated, 1u);
   EXPECT_THAT(said_, HasSubstr("1 sentences cut to 40 tokens"));
+  const std::string fifty = ten + " " + ten + " " + ten + " " + ten + " " + ten;
+  const auto both = corpus({{"a-b", {{write("both.tsv", fifty + "\t" + fifty + "\n")}}}});
+  EXPECT_EQ(both->parts()[0].drops.truncated, 2u);
   const int32_t one = all->length(0, 0), many = all->length(3, 0);
   ASSERT_LT(one, many);
 
@@ -424,6 +428,40 @@ TEST_F(TrainingData, ATokenizerIsTrainedAndIsTheSameEveryTime) {
   EXPECT_THAT(error_of([&] { train_tokenizer(languages, options); }), HasSubstr("10 pieces"));
 }
 
+TEST_F(TrainingData, TheTokenizersSampleHasAsManySentencesAsItSaysFromAllOfTheText) {
+  // Each sentence has a letter of its own, which is a piece where the sentence is in the sample.
+  constexpr int kPairs = 400, kWanted = 100;
+  std::string text;
+  for (int i = 0; i < 2 * kPairs; ++i) {
+    const int letter = 0x4E00 + i;
+    text += "kamo rite ";
+    text += {static_cast<char>(0xE0 | letter >> 12), static_cast<char>(0x80 | (letter >> 6 & 0x3F)),
+             static_cast<char>(0x80 | (letter & 0x3F))};
+    text += i % 2 == 0 ? '\t' : '\n';
+  }
+  LanguagePair languages[] = {{"a-b", {{write("letters.tsv", text)}}}};
+  TokenizerOptions options;
+  options.vocab_size = 240;
+  options.character_coverage = 1;
+  options.max_sentences = 2 * kWanted;
+  const std::string bytes = train_tokenizer(languages, options);
+  const SentencePieceModel model = parse_sentencepiece_model(bytes);
+  std::set<std::string_view> pieces;
+  for (const auto& piece : model.pieces) pieces.insert(model.text(piece));
+  int quarters[4] = {};
+  for (int i = 0; i < kPairs; ++i) {
+    int sides = 0;
+    for (int side : {0, 1}) {
+      const size_t at = text.find(side == 0 ? '\t' : '\n', 1 + static_cast<size_t>(i) * 28) - 3;
+      sides += pieces.contains(std::string_view(text).substr(at, 3));
+    }
+    EXPECT_NE(sides, 1) << i;
+    quarters[i * 4 / kPairs] += sides == 2;
+  }
+  EXPECT_EQ(quarters[0] + quarters[1] + quarters[2] + quarters[3], kWanted);
+  for (const int count : quarters) EXPECT_NEAR(count, kWanted / 4, 16);  // four deviations
+}
+
 TEST_F(TrainingData, ALineThatIsTooLongIsNotInTheTokenizersSample) {
   const std::string text = made_up_text(500, 0, 1);
   std::string wide = "\xCE\xB1\xCE\xB2\xCE\xB3";  // letters of no other line
@@ -477,6 +515,12 @@ TEST_F(TrainingData, TheCacheHoldsTheTokenizersIds) {
     }
     EXPECT_EQ(made->num_tokens(), tokens);
     bytes[vocab_size] = fs::file_size(path("cache"));
+    // A hash is of the whole sentence.
+    const std::string begin = "kamo rite sune lopi davu kamo rite ";
+    const auto two =
+        corpus({{"a-b", {{write("two.tsv", begin + "1\tkamo\n" + begin + "2\tkamo\n")}}}});
+    EXPECT_NE(two->sentence_hash(0, 0), two->sentence_hash(1, 0));
+    EXPECT_EQ(two->sentence_hash(0, 1), two->sentence_hash(1, 1));
   }
   EXPECT_EQ(bytes[400], bytes[65536]);
   EXPECT_GE(bytes[65537], bytes[400] + 2 * corpus(languages)->num_tokens() - 64);
@@ -505,6 +549,13 @@ TEST_F(TrainingData, TheCacheIsOpenedAgainAndMadeAgainWhenItsInputsChange) {
   EXPECT_THAT(said_, HasSubstr("have changed"));
   languages[0].files[0].first_column = 2;
   languages[0].files[0].second_column = 1;
+  EXPECT_TRUE(corpus(languages)->was_built());
+  write("bc.tsv", std::regex_replace(made_up_text(50, 1, 5), std::regex("\n"), "\tthree\n"));
+  languages[2].files[0].num_columns = 3;
+  EXPECT_TRUE(corpus(languages)->was_built());
+  languages[2].files[0].second_column = 3;
+  EXPECT_TRUE(corpus(languages)->was_built());
+  languages[2].files[0].first_column = 2;
   EXPECT_TRUE(corpus(languages)->was_built());
   config_.max_seq_len = 30;
   EXPECT_TRUE(corpus(languages)->was_built());
@@ -608,6 +659,11 @@ TEST_F(TrainingData, AStopLeavesTheOldCache) {
   log_.progress = [&](uint64_t, uint64_t, uint64_t lines) { stop = lines > 10000; };
   EXPECT_THROW(corpus({big}), Stopped);
   EXPECT_FALSE(fs::exists(path("cache.partial")));
+  // At the end of a file the next must not be taken for an empty one.
+  stop = false;
+  const LanguagePair two{"a-b", {old.files[0], {write("two.tsv", made_up_text(100, 0, 11))}}};
+  log_.progress = [&](uint64_t, uint64_t, uint64_t lines) { stop = lines == 100; };
+  EXPECT_THROW(corpus({two}), Stopped);
   stop = false;
   EXPECT_FALSE(corpus({old})->was_built());
 }
@@ -689,7 +745,11 @@ TEST_F(TrainingData, HeldOutPairsShareNoSentenceWithTheOthers) {
   for (uint64_t pair : held.dev) {
     EXPECT_TRUE(excluded.contains(pair));
     for (int s : {0, 1}) EXPECT_TRUE(side[s].insert(made->sentence_hash(pair, s)).second);
+    if (pair < 600) {
+      EXPECT_EQ(pair % 3, 0u) << "of the three pairs of its sentence the first";
+    }
   }
+  EXPECT_TRUE(std::is_sorted(held.dev.begin(), held.dev.end()));
   EXPECT_GE(excluded.size(), 20u * 3 + 20);
   for (uint64_t pair = 0; pair < made->num_pairs(); ++pair) {
     EXPECT_EQ(excluded.contains(pair), side[0].contains(made->sentence_hash(pair, 0)) ||
@@ -887,6 +947,20 @@ TEST_F(TrainingData, BatchesArePackedAndSortedWithinTheirPool) {
     plain_spread += spread(batch);
   }
   EXPECT_LT(3 * sorted_spread, plain_spread);
+
+  // The shortest of a pool comes anywhere in it, and elsewhere in the next epoch.
+  std::set<uint64_t> places[2];  // of pool 0's, and of pool 1's
+  while (position.epoch < 21) {
+    std::map<int32_t, uint64_t> by_length;  // place of a batch
+    const uint64_t pool = position.pool;
+    for (const uint64_t epoch = position.epoch; position.epoch == epoch && position.pool == pool;) {
+      const uint64_t place = position.batch;
+      sampler.next(position, batch);
+      by_length.emplace(batch.num_tokens(), place);
+    }
+    if (pool < 2) places[pool].insert(by_length.begin()->second);
+  }
+  for (const auto& found : places) EXPECT_GE(found.size(), 5u) << "of 8, in 20 epochs";
 }
 
 TEST_F(TrainingData, ARunResumesAtAnyBatch) {
@@ -973,6 +1047,13 @@ TEST_F(TrainingData, LanguagesAreMixedByWeightAndTemperature) {
   options.weights.clear();
   options.temperature = 2;  // √300 : √100 : √50 of 450
   EXPECT_THAT(draws(options), ElementsAre(4 * 227, 4 * 131, 4 * 93));
+  // Pairs that are held out count for nothing: 16, 100 and 4 are left, √ of them of 120.
+  std::vector<uint64_t> excluded;
+  for (uint64_t pair = 16; pair < 446; ++pair)
+    if (pair < 300 || pair >= 400) excluded.push_back(pair);
+  const PairSampler fewer(builder(made), excluded, options);
+  for (const auto& [l, count] : {std::pair(0, 30u), {1, 75u}, {2, 15u}})
+    EXPECT_EQ(fewer.draws_of_part(static_cast<size_t>(l)), count) << l;
   options.temperature = 0;
   EXPECT_THAT(error_of([&] { PairSampler(builder(made), {}, options); }), HasSubstr("temperature"));
   options.temperature = 1;
@@ -1018,6 +1099,9 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
   PairBatch batch;
   build.build(draws, batch);
   int side_one = 0, first_half[2] = {}, masks[2] = {};  // of masks on a side
+  // Masks on the first and the last that may have one, and how many are to be expected.
+  int at_ends[2] = {};
+  double expected = 0, variance = 0;
   for (size_t i = 0; i < draws.size(); ++i) {
     ASSERT_GE(batch.masked_row[i], 0);
     EXPECT_TRUE(maskable[static_cast<size_t>(batch.masked_id[i])]);
@@ -1035,6 +1119,10 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
       all += may;
       before += may && row < batch.masked_row[i];
     }
+    at_ends[0] += before == 0;
+    at_ends[1] += before == all - 1;
+    expected += 1.0 / all;
+    variance += (1 - 1.0 / all) / all;
     if (all % 2 == 0) {
       ++masks[batch.masked_side[i]];
       first_half[batch.masked_side[i]] += before < all / 2;
@@ -1043,6 +1131,7 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
   // One token a pair, no more.
   EXPECT_EQ(std::count(batch.token_ids.begin(), batch.token_ids.end(), config_.mask_id), 4000);
   EXPECT_NEAR(side_one, 2000, 4 * 32);  // four standard deviations
+  for (const int count : at_ends) EXPECT_NEAR(count, expected, 4 * std::sqrt(variance));
   for (int side : {0, 1}) {
     EXPECT_GT(masks[side], 500);
     EXPECT_NEAR(first_half[side], masks[side] / 2.0, 4 * std::sqrt(masks[side] / 4.0));
@@ -1050,7 +1139,7 @@ TEST_F(TrainingData, MasksFollowThePaperAndOnlySeedVisitAndPair) {
 
   // A pair's mask is the same in any batch, and another at another visit or seed.
   int differ_visit = 0, differ_seed = 0;
-  const BatchBuilder reseeded = builder(made, 8);
+  const BatchBuilder reseeded = builder(made, 7 + (uint64_t{1} << 32));  // all 64 bits count
   for (size_t i = 0; i < 200; ++i) {
     PairBatch alone;
     const auto column = [](const PairBatch& b, size_t k) {

@@ -659,7 +659,7 @@ std::vector<std::string> idle_keys(const TrainConfig& config) {
       {"data.temperature", config.sampler.weights.empty(), "data.weights"},
       {"data.drop_last", config.sampler.batch_tokens == 0, "data.batch_tokens"},
       {"tokenizer.", config.tokenizer.empty(), "tokenizer.model"},
-      {"tokenizer.", config.init.empty(), "model.init"},
+      {"tokenizer.", config.init.empty() || !config.tokenizer.empty(), "model.init"},
       {"train.epochs", config.steps == 0, "train.steps"},
       {"train.eval_every", dev, "data.dev_pairs"},
       {"train.select", dev, "data.dev_pairs"},
