@@ -776,6 +776,12 @@ TEST(Convert, tied_tensors_must_agree_bit_for_bit) {
   named(tensors, "model.target_embedding.weight").shape = {24, 40};
   EXPECT_THAT(refused(tensors),
               HasSubstr("model.target_embedding.weight is F32 [24, 40], but it is tied to"));
+  tensors = xsr_tensors();
+  NamedTensor& copy = named(tensors, "model.target_embedding.weight");
+  copy.data += copy.data;
+  copy.dtype = "F64";
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("model.target_embedding.weight is F64 [40, 24], but it is tied to"));
   // A checkpoint of the encoder alone has no copies to compare.
   tensors = xsr_tensors();
   tensors.resize(tensors.size() - 7);
@@ -843,6 +849,20 @@ TEST(Convert, a_tokenizer_is_checked) {
   EXPECT_EQ(model.config.unk_id, 1);
   EXPECT_EQ(model.config.mask_id, 2);
   EXPECT_EQ(model.tokenizer, o.sentencepiece);
+}
+
+TEST(Convert, ids_that_a_tokenizer_does_not_have_are_none) {
+  const auto field = [](const std::string& bytes) {
+    return std::string{'\n', static_cast<char>(bytes.size())} + bytes;
+  };
+  ConvertOptions o = options_for_test();
+  for (const std::string piece : {"a", "<MASK>"}) {
+    o.sentencepiece = field(field("<unk>") + "\x18\x02") + field(field(piece) + "\x18\x04");
+    const ModelConfig config = convert(xsr_tensors(), o).config;
+    EXPECT_EQ(config.unk_id, 0);
+    EXPECT_EQ(config.pad_id, -1);
+    EXPECT_EQ(config.mask_id, piece == "a" ? -1 : 1);
+  }
 }
 
 TEST(Convert, families_that_are_not_there_yet) {
@@ -1136,6 +1156,26 @@ TEST(Quality, of_f16_that_lost_nothing_is_1) {
   EXPECT_EQ(quality.before.backward, quality.after.backward);
 }
 
+TEST(Quality, rows_that_became_zero_count_as_lost) {
+  const Folder folder;
+  TextModel text;
+  std::string fifty;
+  for (size_t i = 0; i < 50; ++i) fifty += text.first[i] + "\t" + text.second[i] + "\n";
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", fifty));
+  const ConvertedModel wide = text.converted(DType::kF32);
+  const Quality some = measure_quality(wide, text.converted(DType::kI8), DType::kI8, corpus);
+  ASSERT_EQ(some.sentences, 100);
+  EXPECT_EQ(some.cosine_quantile, some.cosine_min) << "1 % of 100 is one";
+  ConvertedModel zero = wide;
+  for (ConvertedModel::Tensor& t : zero.tensors) {
+    if (t.name.find("output_norm") != std::string::npos) std::fill(t.data.begin(), t.data.end(), 0);
+  }
+  const Quality none = measure_quality(wide, zero, DType::kF16, corpus);
+  EXPECT_EQ(none.sentences, 100);
+  EXPECT_EQ(none.cosine_mean, 0);
+  EXPECT_EQ(none.cosine_min, 0);
+}
+
 TEST(Quality, wants_text_pairs_and_tokens) {
   const Folder folder;
   TextModel text;
@@ -1296,6 +1336,9 @@ TEST(Calibrate, a_range_that_is_none_is_refused) {
       EXPECT_THAT(e.what(), HasSubstr("layer.1.up.input_range"));
     }
   }
+  const PairFile blank = parse_pair_file(folder.write("blank.tsv", "\t\n \t\n"));
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { calibrate(wide, blank, model); }),
+              HasSubstr("blank.tsv: no sentence has tokens"));
   ConvertedModel ids_only = convert(xsr_tensors());
   EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT,
                          [&] {
@@ -1487,6 +1530,16 @@ TEST(Retype, i8_damage_and_what_does_not_fit_are_refused) {
   write_xsr_file(path, incomplete.config, incomplete.sources(), "", incomplete.provenance);
   EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel source(path); }),
               HasSubstr("layer.1.up.bias"));
+  // What is not copied is not left out either.
+  ConvertedModel more = convert(xsr_tensors());
+  ConvertedModel::Tensor range = more.tensors[2];
+  range.name = "layer.1.up.input_range";
+  range.dims = {2};
+  range.data = {0, 0, 0x80, 0xbf, 0, 0, 0x80, 0x3f};  // -1, 1
+  more.tensors.push_back(range);
+  write_xsr_file(path, more.config, more.sources(), "", more.provenance);
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel(path).retyped(DType::kBF16); }),
+              HasSubstr("tensor layer.1.up.input_range is unexpected in family xsr"));
   for (const float value : {1e6f, std::numeric_limits<float>::quiet_NaN()}) {
     ConvertedModel model = convert(xsr_tensors());
     std::memcpy(model.tensors[0].data.data() + 4, &value, sizeof value);
@@ -1640,6 +1693,8 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_EQ(run(input_ + " --heads 3 -o " + input_), 1);
   EXPECT_THAT(err_, HasSubstr("is an input too"));
   EXPECT_EQ(run(input_ + " --heads 3 --spm " + kept + " -o " + kept), 1);
+  EXPECT_THAT(err_, HasSubstr("kept.xsr: is an input too"));
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + kept + " -o " + kept), 1);
   EXPECT_THAT(err_, HasSubstr("kept.xsr: is an input too"));
   fs::create_symlink("loop", folder_ / "loop");
   EXPECT_EQ(run(input_ + " --heads 3 --license " + (folder_ / "loop") + " -o " + kept), 1);
