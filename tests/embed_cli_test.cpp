@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "runtime/device/isa_choice.h"
+#include "runtime/format/xsr_file.h"
 #include "runtime/text/progress.h"
 #include "tests/support/packing.h"
 #include "tests/support/sanitizers.h"
@@ -729,6 +730,58 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
     EXPECT_EQ(read(name), read("whole" + name.substr(1)));
     EXPECT_FALSE(fs::exists(path(name + ".resume")));
     EXPECT_FALSE(fs::exists(path(name + ".partial")));
+  }
+}
+
+/// What the disk did not take is not noted as done: not as rows are written, nor as a run ends.
+TEST_F(EmbedCli, RowsAreNotedBehindTheirFlush) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text + "x\n");
+  fs::create_symlink("/dev/null", path("v.f32.partial"));  // which cannot be flushed
+  for (const std::string save : {"0", "86400"}) {
+    const Outcome outcome = embed("--ids -i in.txt -q -o v.f32 --save-seconds " + save);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(save == "0" ? "v.f32: cannot flush: invalid argument after "
+                                                   : "in.txt:601: \"x\" is no token id"));
+    EXPECT_THAT(outcome.err, Not(HasSubstr("--resume goes on")));
+    EXPECT_FALSE(fs::exists(path("v.f32.resume")));
+  }
+}
+
+/// A row's bits depend on the model, on the table and on what its line is taken for.
+TEST_F(EmbedCli, RowsOfAnotherKindAreNotGoneOnWith) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text);
+  write("cut.gz", gzip(text).substr(0, gzip(text).size() - 3));
+  const auto file = xsr::XsrFile::open(kModel);
+  std::vector<xsr::TensorSource> tensors;
+  for (const xsr::TensorView& t : file->tensors())
+    tensors.push_back({std::string(t.name), t.dtype, t.layout, t.dims, t.data, t.scales});
+  std::vector<float> changed;
+  for (xsr::TensorSource& t : tensors) {
+    if (t.name != "layer.0.up.bias") continue;
+    const auto* values = static_cast<const float*>(t.data);
+    changed.assign(values, values + t.dims[0]);
+    changed[0] += 1;
+    t.data = changed.data();
+  }
+  xsr::write_xsr_file(path("other.xsr"), file->config(), tensors, file->tokenizer(),
+                      file->provenance(), file->tokenizer_tables());
+  const std::string model = "-m " + kModel, other = "-m other.xsr";
+  std::vector<std::pair<std::string, std::string>> kinds = {
+      {model, other}, {model, model + " --qkv-table"}, {model, model + " --ids"}};
+  if (xsr::choose_isa("auto") != xsr::kernels::Isa::kRef)
+    kinds.emplace_back(model, model + " --isa ref");
+  for (const auto& [before, then] : kinds) {
+    ASSERT_EQ(run(before + " -i cut.gz -q -o v.f32").exit_status, 1);
+    ASSERT_TRUE(fs::exists(path("v.f32.resume")));
+    const Outcome outcome = run(then + " -i in.txt -q --resume -o v.f32");
+    EXPECT_EQ(outcome.exit_status, 1) << then;
+    EXPECT_THAT(outcome.err, HasSubstr("its rows would have other bits")) << then;
+    EXPECT_EQ(run(before + " -i in.txt -q --resume -o v.f32").exit_status, 0);
+    fs::remove(path("v.f32"));
   }
 }
 
