@@ -463,8 +463,15 @@ TEST_F(EmbedCli, PackedTextThatEndsEarlyKeepsItsRows) {
                                        "are kept in v.npy.partial.[)] --resume goes on behind row "
                                        "[1-9][0-9,]*.\n"));
     EXPECT_FALSE(fs::exists(path("v.npy")));
-    // Still not whole, now even before what is done.
-    const std::string note = read("v.npy.resume");
+    // Still not whole, until nothing is left to be done before the place where it ends.
+    std::string note, before;
+    do {
+      before = read("v.npy.resume");
+      const Outcome again = embed("-i cut -q --resume -o v.npy");
+      EXPECT_THAT(again.err, HasSubstr(" --resume goes on behind row "));
+      note = read("v.npy.resume");
+    } while (then == "in.txt" && note != before);
+    // Now even before what is done.
     write("cut", packed.substr(0, 50));
     const Outcome shorter = embed("-i cut -q --resume -o v.npy");
     EXPECT_EQ(shorter.exit_status, 1);
@@ -860,24 +867,42 @@ TEST_F(EmbedCli, ASignalDoesNotWaitForThousandsOfLongLines) {
 /// The last step of hours of work: it is lost no more than any other.
 TEST_F(EmbedCli, ARunThatCannotNameItsOutputSaysHowItGoesOn) {
   write("in.txt", "one\ntwo\nthree\n");
-  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  const Outcome undisturbed = embed("-i in.txt -o whole.npy");
+  ASSERT_EQ(undisturbed.exit_status, 0);
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
-  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
-  std::ofstream pipe(path("pipe"), std::ios::binary);
-  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  fs::create_directories(path("v.npy/in the way"));
-  pipe << "one\ntwo\nthree\n";
-  pipe.close();
-  const Outcome outcome = wait_for(child);
-  EXPECT_EQ(outcome.exit_status, 1);
+  const auto embed_without_a_name = [&](const std::string& text) {
+    const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+    std::ofstream pipe(path("pipe"), std::ios::binary);
+    for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    fs::create_directories(path("v.npy/in the way"));
+    pipe << text;
+    pipe.close();
+    Outcome ended = wait_for(child);
+    fs::remove_all(path("v.npy"));
+    EXPECT_EQ(ended.exit_status, 1);
+    return ended;
+  };
+  const Outcome outcome = embed_without_a_name("one\ntwo\nthree\n");
   EXPECT_THAT(outcome.err, HasSubstr("v.npy: cannot rename its partial file: "));
   EXPECT_THAT(outcome.err, HasSubstr(" after 3 rows. The rows written are kept in v.npy.partial. "
                                      "--resume goes on behind row 3.\n"));
-  fs::remove_all(path("v.npy"));
-  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  const Outcome resumed = embed("-i in.txt --resume -o v.npy");
+  EXPECT_EQ(resumed.exit_status, 0);
   EXPECT_EQ(read("v.npy"), read("whole.npy"));
   EXPECT_FALSE(fs::exists(path("v.npy.resume")));
+  // Words count the whole text, whoever embedded it.
+  const size_t begin = undisturbed.err.find("3 lines, ") + 9,
+               end = undisturbed.err.find(" replaced bytes");
+  ASSERT_LT(begin, end);
+  EXPECT_THAT(resumed.err, HasSubstr("3 lines (3 of them by an earlier run), " +
+                                     undisturbed.err.substr(begin, end - begin)));
+
+  // A last line that may have grown meanwhile is not done.
+  fs::remove(path("v.npy"));
+  EXPECT_THAT(embed_without_a_name("one\ntwo\nthr").err, HasSubstr("cannot rename its partial"));
+  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  EXPECT_TRUE(read("v.npy") == read("whole.npy"));
 }
 
 TEST_F(EmbedCli, AHangUpThatIsIgnoredStaysIgnored) {

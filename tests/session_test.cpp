@@ -583,6 +583,24 @@ TEST(Heads, TwoAtATimeGiveTheBitsOfAllAtOnce) {
   }
 }
 
+TEST(Model, WhatIsMadeOfItIsSharedByThoseWhoLive) {
+  const bench::RandomModel random({1, 32, 2, 48, 50}, DType::kF32, 3);
+  const Model model(XsrFile::open_memory(random.data(), random.size()));
+  ThreadPool pool(1);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(kernels::best_isa());
+  std::shared_ptr<const DerivedWeights> derived = model.derived_weights(Compute::kInt8);
+  std::shared_ptr<const QkvTable> table = model.qkv_table(kernels, pool);
+  EXPECT_EQ(derived, model.derived_weights(Compute::kInt8));
+  EXPECT_NE(derived, model.derived_weights(Compute::kBf16x3));
+  EXPECT_EQ(table, model.qkv_table(kernels, pool));
+  const std::weak_ptr<const DerivedWeights> last_derived = derived;
+  const std::weak_ptr<const QkvTable> last_table = table;
+  derived.reset();
+  table.reset();
+  EXPECT_TRUE(last_derived.expired()) << "and released with the last of them";
+  EXPECT_TRUE(last_table.expired());
+}
+
 TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
   const bench::RandomShape shape = {2, 256, 4, 512, 500};
   const bench::RandomModel narrow(shape, DType::kBF16, 3), wide(shape, DType::kF32, 3);
@@ -694,10 +712,12 @@ TEST(FirstToken, IsWhatPlainLoopsOverAllTokensGive) {
 TEST(DenseLayer, BehindPoolingIsWhatPlainLoopsGive) {
   Sentences sentences(8, 16, 301);
   sentences.all[2].clear();
-  for (const auto& [storage, pooling] : {std::pair(DType::kF32, Pooling::kMean),
-                                         {DType::kBF16, Pooling::kMax},
-                                         {DType::kI8, Pooling::kCls}}) {
-    const test::DenseLayer dense(48, 40, storage);
+  for (const auto& [storage, dense_storage, pooling] :
+       {std::tuple(DType::kF32, DType::kF32, Pooling::kMean),
+        {DType::kBF16, DType::kBF16, Pooling::kMax},
+        {DType::kF32, DType::kI8, Pooling::kMean},
+        {DType::kI8, DType::kI8, Pooling::kCls}}) {
+    const test::DenseLayer dense(48, 40, dense_storage);
     const test::TestModel model({2, 48, 3, 66, 301, Activation::kGeluErf, pooling}, storage, dense);
     const size_t E = model.columns();
     ASSERT_EQ(40u, E);
@@ -1043,7 +1063,7 @@ TEST(Shipped, ResultsOfTextsSayTruncatedAndEmpty) {
       EXPECT_EQ(words == text, result.truncated);
       EXPECT_EQ(words == " ", result.empty);
       EXPECT_EQ(static_cast<int32_t>(count), result.num_tokens);
-      if (words == text) EXPECT_EQ(config.max_seq_len, result.num_tokens);
+      EXPECT_EQ(words == text, config.max_seq_len == result.num_tokens);
     }
   }
 }
