@@ -819,9 +819,11 @@ TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   EXPECT_EQ(embed("-i in.txt --resume -o -").exit_status, 2);
   // A crash between the last two steps of a run leaves a note without rows.
   write("v.npy.resume", note);
+  write("v.npy.resume.partial", "begun");
   EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
   EXPECT_EQ(read("v.npy"), read("w.npy"));
   EXPECT_FALSE(fs::exists(path("v.npy.resume")));
+  EXPECT_FALSE(fs::exists(path("v.npy.resume.partial")));
   // Where no note can be made the rows are written all the same.
   fs::create_directories(path("n.npy.resume.partial/x"));
   const Outcome unnoted = embed("-i in.txt -q --save-seconds 0 -o n.npy");
