@@ -808,7 +808,14 @@ TEST(Convert, weights_that_are_not_finite_are_named_with_their_index) {
               HasSubstr(key + " has 70000 at [0, 1], which is beyond the range of f16"));
   EXPECT_THAT(with(3.4e38f, key, 1, DType::kBF16),
               HasSubstr("has 3.4e+38 at [0, 1], which is beyond the range of bf16"));
-  auto tensors = xsr_tensors({}, "F64");
+  // Vectors stay in f32, where there is room for it.
+  auto tensors = xsr_tensors();
+  const float wide = 70000;
+  std::memcpy(named(tensors, bias).data.data(), &wide, sizeof wide);
+  ConvertOptions f16 = options_for_test();
+  f16.dtype = DType::kF16;
+  EXPECT_FALSE(convert(tensors, f16).tensors.empty());
+  tensors = xsr_tensors({}, "F64");
   const double large = 1e300;
   std::memcpy(named(tensors, key).data.data(), &large, 8);
   EXPECT_THAT(refused(tensors),
@@ -1129,6 +1136,7 @@ TEST(PairFile, names_and_columns) {
   EXPECT_EQ(parse_pair_file("a/en.txt,b/fr.txt").name, "en-fr");
   EXPECT_EQ(parse_pair_file("en/dev.txt,fr/dev.txt").name, "dev");
   EXPECT_EQ(parse_pair_file("x=a.txt,b.txt").second, "b.txt");
+  EXPECT_EQ(parse_pair_file("a/b=c.tsv").first, "a/b=c.tsv");
   EXPECT_EQ(parse_pair_file("a/en-fr.tsv.gz").name, "en-fr");
   EXPECT_EQ(parse_pair_file("a/en.txt.zst,b/fr.txt.gz").name, "en-fr");
   const std::string text = "a\tb\nc d\te f\tsource\tmore\n";
@@ -1154,6 +1162,16 @@ TEST(Quality, of_f16_that_lost_nothing_is_1) {
   EXPECT_NEAR(quality.cosine_min, 1, 1e-12);
   EXPECT_EQ(quality.before.forward, quality.after.forward);
   EXPECT_EQ(quality.before.backward, quality.after.backward);
+}
+
+TEST(Quality, of_bf16_is_computed_in_bf16) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel narrow = text.converted(DType::kBF16);
+  const Quality quality = measure_quality(narrow, narrow, DType::kBF16, corpus);
+  EXPECT_EQ(quality.compute, "bf16");
+  EXPECT_LT(quality.cosine_min, 1 - 1e-9) << "activations are rounded, too";
 }
 
 TEST(Quality, rows_that_became_zero_count_as_lost) {
@@ -1540,6 +1558,14 @@ TEST(Retype, i8_damage_and_what_does_not_fit_are_refused) {
   write_xsr_file(path, more.config, more.sources(), "", more.provenance);
   EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel(path).retyped(DType::kBF16); }),
               HasSubstr("tensor layer.1.up.input_range is unexpected in family xsr"));
+  const float wide = 70000;
+  ConvertedModel with_wide_bias = convert(xsr_tensors());
+  for (ConvertedModel::Tensor& t : with_wide_bias.tensors) {
+    if (t.name == "layer.1.up.bias") std::memcpy(t.data.data(), &wide, sizeof wide);
+  }
+  write_xsr_file(path, with_wide_bias.config, with_wide_bias.sources(), "",
+                 with_wide_bias.provenance);
+  EXPECT_FALSE(FinishedModel(path).retyped(DType::kF16).tensors.empty()) << "it stays in f32";
   for (const float value : {1e6f, std::numeric_limits<float>::quiet_NaN()}) {
     ConvertedModel model = convert(xsr_tensors());
     std::memcpy(model.tensors[0].data.data() + 4, &value, sizeof value);

@@ -379,7 +379,8 @@ TEST_F(EmbedCli, ABadLineEndsTheRunWhileThePipeIsOpen) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   const pid_t child = start("-m " + kModel + " --ids -i pipe -o v.npy");
   std::ofstream pipe(path("pipe"), std::ios::binary);
-  pipe << "x" << std::string(9000, '\n') << std::flush;  // more than a batch
+  // More than the first batch, which has 256 lines, and not all of the second.
+  pipe << "x" << std::string(300, '\n') << std::flush;
   const Outcome outcome = wait_for(child);
   EXPECT_EQ(outcome.exit_status, 1);
   EXPECT_THAT(outcome.err, HasSubstr("pipe:1: \"x\" is no token id"));
@@ -753,6 +754,18 @@ TEST_F(EmbedCli, RowsAreNotedBehindTheirFlush) {
                                                    : "in.txt:601: \"x\" is no token id"));
     EXPECT_THAT(outcome.err, Not(HasSubstr("--resume goes on")));
     EXPECT_FALSE(fs::exists(path("v.f32.resume")));
+  }
+}
+
+TEST_F(EmbedCli, AResumedRunNamesTheLineOfTheWholeText) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text + "x\n");
+  for (const std::string resume : {"", " --resume"}) {
+    const Outcome outcome = embed("--ids -i in.txt -q -o v.f32" + resume);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr("in.txt:601: \"x\" is no token id"));
+    EXPECT_THAT(outcome.err, HasSubstr(" --resume goes on behind row "));
   }
 }
 

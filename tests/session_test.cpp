@@ -1255,6 +1255,13 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
     const SessionPointer below = make_session(model_, options_for(XSR_ISA_REF, 1));
     EXPECT_NE(nullptr, below) << "a cap, or none, leaves what is asked for below it";
   }
+  for (int isa = XSR_ISA_REF; isa <= XSR_ISA_AMX; ++isa) {
+    if (kernels::isa_supported(static_cast<kernels::Isa>(isa))) continue;
+    setenv("XSR_FORCE_ISA", xsr_isa_string(static_cast<xsr_isa>(isa)), 1);
+    EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+              xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
+    EXPECT_NE(nullptr, std::strstr(detail, "XSR_FORCE_ISA asks for ")) << detail;
+  }
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
