@@ -144,7 +144,7 @@ struct ZipEntry {
   bool zip64 = false;
   // What the archive says where it lies; nothing = the truth.
   std::map<std::string, uint64_t>
-      say;  // "crc", "size", "compressed", "method", "flags", "offset", "local_method"
+      say;  // "crc", "size", "compressed", "method", "flags", "comment", "offset", "local_method"
   std::string local_name;  // empty = name
 };
 
