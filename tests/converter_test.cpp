@@ -951,6 +951,14 @@ TEST(Retrieval, counts_translations_that_are_nearest) {
   EXPECT_EQ(score.forward, 1) << "nearer ones are not there";
 }
 
+TEST(Retrieval, zeros_have_cosine_0_with_everything) {
+  ThreadPool threads(1);
+  const float a[] = {0, 0, 1, 0}, b[] = {-1, 0, 0, 0};
+  const RetrievalScore score = score_retrieval(a, b, 2, 2, threads);
+  EXPECT_EQ(score.forward, 2) << "of equals the lower index, and 0 is above -1";
+  EXPECT_EQ(score.backward, 1);
+}
+
 TEST(Retrieval, counts_as_a_plain_search_does) {
   ThreadPool threads(3);
   std::mt19937 random(7);
