@@ -776,6 +776,12 @@ TEST(Convert, tied_tensors_must_agree_bit_for_bit) {
   named(tensors, "model.target_embedding.weight").shape = {24, 40};
   EXPECT_THAT(refused(tensors),
               HasSubstr("model.target_embedding.weight is F32 [24, 40], but it is tied to"));
+  tensors = xsr_tensors();
+  NamedTensor& copy = named(tensors, "model.target_embedding.weight");
+  copy.data += copy.data;
+  copy.dtype = "F64";
+  EXPECT_THAT(refused(tensors),
+              HasSubstr("model.target_embedding.weight is F64 [40, 24], but it is tied to"));
   // A checkpoint of the encoder alone has no copies to compare.
   tensors = xsr_tensors();
   tensors.resize(tensors.size() - 7);
@@ -802,7 +808,14 @@ TEST(Convert, weights_that_are_not_finite_are_named_with_their_index) {
               HasSubstr(key + " has 70000 at [0, 1], which is beyond the range of f16"));
   EXPECT_THAT(with(3.4e38f, key, 1, DType::kBF16),
               HasSubstr("has 3.4e+38 at [0, 1], which is beyond the range of bf16"));
-  auto tensors = xsr_tensors({}, "F64");
+  // Vectors stay in f32, where there is room for it.
+  auto tensors = xsr_tensors();
+  const float wide = 70000;
+  std::memcpy(named(tensors, bias).data.data(), &wide, sizeof wide);
+  ConvertOptions f16 = options_for_test();
+  f16.dtype = DType::kF16;
+  EXPECT_FALSE(convert(tensors, f16).tensors.empty());
+  tensors = xsr_tensors({}, "F64");
   const double large = 1e300;
   std::memcpy(named(tensors, key).data.data(), &large, 8);
   EXPECT_THAT(refused(tensors),
@@ -843,6 +856,20 @@ TEST(Convert, a_tokenizer_is_checked) {
   EXPECT_EQ(model.config.unk_id, 1);
   EXPECT_EQ(model.config.mask_id, 2);
   EXPECT_EQ(model.tokenizer, o.sentencepiece);
+}
+
+TEST(Convert, ids_that_a_tokenizer_does_not_have_are_none) {
+  const auto field = [](const std::string& bytes) {
+    return std::string{'\n', static_cast<char>(bytes.size())} + bytes;
+  };
+  ConvertOptions o = options_for_test();
+  for (const std::string piece : {"a", "<MASK>"}) {
+    o.sentencepiece = field(field("<unk>") + "\x18\x02") + field(field(piece) + "\x18\x04");
+    const ModelConfig config = convert(xsr_tensors(), o).config;
+    EXPECT_EQ(config.unk_id, 0);
+    EXPECT_EQ(config.pad_id, -1);
+    EXPECT_EQ(config.mask_id, piece == "a" ? -1 : 1);
+  }
 }
 
 TEST(Convert, families_that_are_not_there_yet) {
@@ -922,6 +949,14 @@ TEST(Retrieval, counts_translations_that_are_nearest) {
   const float there[] = {1, 2}, opposite[] = {-1, -2};
   score = score_retrieval(there, opposite, 1, 2, threads);
   EXPECT_EQ(score.forward, 1) << "nearer ones are not there";
+}
+
+TEST(Retrieval, zeros_have_cosine_0_with_everything) {
+  ThreadPool threads(1);
+  const float a[] = {0, 0, 1, 0}, b[] = {-1, 0, 0, 0};
+  const RetrievalScore score = score_retrieval(a, b, 2, 2, threads);
+  EXPECT_EQ(score.forward, 2) << "of equals the lower index, and 0 is above -1";
+  EXPECT_EQ(score.backward, 1);
 }
 
 TEST(Retrieval, counts_as_a_plain_search_does) {
@@ -1109,6 +1144,7 @@ TEST(PairFile, names_and_columns) {
   EXPECT_EQ(parse_pair_file("a/en.txt,b/fr.txt").name, "en-fr");
   EXPECT_EQ(parse_pair_file("en/dev.txt,fr/dev.txt").name, "dev");
   EXPECT_EQ(parse_pair_file("x=a.txt,b.txt").second, "b.txt");
+  EXPECT_EQ(parse_pair_file("a/b=c.tsv").first, "a/b=c.tsv");
   EXPECT_EQ(parse_pair_file("a/en-fr.tsv.gz").name, "en-fr");
   EXPECT_EQ(parse_pair_file("a/en.txt.zst,b/fr.txt.gz").name, "en-fr");
   const std::string text = "a\tb\nc d\te f\tsource\tmore\n";
@@ -1134,6 +1170,36 @@ TEST(Quality, of_f16_that_lost_nothing_is_1) {
   EXPECT_NEAR(quality.cosine_min, 1, 1e-12);
   EXPECT_EQ(quality.before.forward, quality.after.forward);
   EXPECT_EQ(quality.before.backward, quality.after.backward);
+}
+
+TEST(Quality, of_bf16_is_computed_in_bf16) {
+  const Folder folder;
+  TextModel text;
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", text.corpus));
+  const ConvertedModel narrow = text.converted(DType::kBF16);
+  const Quality quality = measure_quality(narrow, narrow, DType::kBF16, corpus);
+  EXPECT_EQ(quality.compute, "bf16");
+  EXPECT_LT(quality.cosine_min, 1 - 1e-9) << "activations are rounded, too";
+}
+
+TEST(Quality, rows_that_became_zero_count_as_lost) {
+  const Folder folder;
+  TextModel text;
+  std::string fifty;
+  for (size_t i = 0; i < 50; ++i) fifty += text.first[i] + "\t" + text.second[i] + "\n";
+  const PairFile corpus = parse_pair_file(folder.write("pairs.tsv", fifty));
+  const ConvertedModel wide = text.converted(DType::kF32);
+  const Quality some = measure_quality(wide, text.converted(DType::kI8), DType::kI8, corpus);
+  ASSERT_EQ(some.sentences, 100);
+  EXPECT_EQ(some.cosine_quantile, some.cosine_min) << "1 % of 100 is one";
+  ConvertedModel zero = wide;
+  for (ConvertedModel::Tensor& t : zero.tensors) {
+    if (t.name.find("output_norm") != std::string::npos) std::fill(t.data.begin(), t.data.end(), 0);
+  }
+  const Quality none = measure_quality(wide, zero, DType::kF16, corpus);
+  EXPECT_EQ(none.sentences, 100);
+  EXPECT_EQ(none.cosine_mean, 0);
+  EXPECT_EQ(none.cosine_min, 0);
 }
 
 TEST(Quality, wants_text_pairs_and_tokens) {
@@ -1296,6 +1362,9 @@ TEST(Calibrate, a_range_that_is_none_is_refused) {
       EXPECT_THAT(e.what(), HasSubstr("layer.1.up.input_range"));
     }
   }
+  const PairFile blank = parse_pair_file(folder.write("blank.tsv", "\t\n \t\n"));
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { calibrate(wide, blank, model); }),
+              HasSubstr("blank.tsv: no sentence has tokens"));
   ConvertedModel ids_only = convert(xsr_tensors());
   EXPECT_THAT(message_of(XSR_STATUS_INVALID_ARGUMENT,
                          [&] {
@@ -1487,6 +1556,24 @@ TEST(Retype, i8_damage_and_what_does_not_fit_are_refused) {
   write_xsr_file(path, incomplete.config, incomplete.sources(), "", incomplete.provenance);
   EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel source(path); }),
               HasSubstr("layer.1.up.bias"));
+  // What is not copied is not left out either.
+  ConvertedModel more = convert(xsr_tensors());
+  ConvertedModel::Tensor range = more.tensors[2];
+  range.name = "layer.1.up.input_range";
+  range.dims = {2};
+  range.data = {0, 0, 0x80, 0xbf, 0, 0, 0x80, 0x3f};  // -1, 1
+  more.tensors.push_back(range);
+  write_xsr_file(path, more.config, more.sources(), "", more.provenance);
+  EXPECT_THAT(message_of(XSR_STATUS_BAD_FILE, [&] { FinishedModel(path).retyped(DType::kBF16); }),
+              HasSubstr("tensor layer.1.up.input_range is unexpected in family xsr"));
+  const float wide = 70000;
+  ConvertedModel with_wide_bias = convert(xsr_tensors());
+  for (ConvertedModel::Tensor& t : with_wide_bias.tensors) {
+    if (t.name == "layer.1.up.bias") std::memcpy(t.data.data(), &wide, sizeof wide);
+  }
+  write_xsr_file(path, with_wide_bias.config, with_wide_bias.sources(), "",
+                 with_wide_bias.provenance);
+  EXPECT_FALSE(FinishedModel(path).retyped(DType::kF16).tensors.empty()) << "it stays in f32";
   for (const float value : {1e6f, std::numeric_limits<float>::quiet_NaN()}) {
     ConvertedModel model = convert(xsr_tensors());
     std::memcpy(model.tensors[0].data.data() + 4, &value, sizeof value);
@@ -1640,6 +1727,8 @@ TEST_F(CommandLine, failures_exit_with_1_and_leave_the_output_alone) {
   EXPECT_EQ(run(input_ + " --heads 3 -o " + input_), 1);
   EXPECT_THAT(err_, HasSubstr("is an input too"));
   EXPECT_EQ(run(input_ + " --heads 3 --spm " + kept + " -o " + kept), 1);
+  EXPECT_THAT(err_, HasSubstr("kept.xsr: is an input too"));
+  EXPECT_EQ(run(input_ + " --heads 3 --license " + kept + " -o " + kept), 1);
   EXPECT_THAT(err_, HasSubstr("kept.xsr: is an input too"));
   fs::create_symlink("loop", folder_ / "loop");
   EXPECT_EQ(run(input_ + " --heads 3 --license " + (folder_ / "loop") + " -o " + kept), 1);

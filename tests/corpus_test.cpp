@@ -779,7 +779,11 @@ TEST(Progress, RareLinesInALogAndOneLineOnATerminal) {
 TEST(VectorMemo, RemembersExactTextsWithinItsMemory) {
   constexpr size_t kColumns = 8, kBytes = 16 << 10;
   xsr::VectorMemo memo(kColumns, kBytes);
-  const auto vector = [](int i) { return std::vector<float>(kColumns, static_cast<float>(i)); };
+  const auto vector = [](int i) {
+    std::vector<float> values(kColumns);
+    for (size_t c = 0; c < kColumns; ++c) values[c] = static_cast<float>(i) + 1 / (c + 2.0f);
+    return values;
+  };
   const auto result = [](int i) {
     xsr_text_result r = {};
     r.num_tokens = i;

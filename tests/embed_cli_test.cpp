@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "runtime/device/isa_choice.h"
+#include "runtime/format/xsr_file.h"
 #include "runtime/text/progress.h"
 #include "tests/support/packing.h"
 #include "tests/support/sanitizers.h"
@@ -378,7 +379,8 @@ TEST_F(EmbedCli, ABadLineEndsTheRunWhileThePipeIsOpen) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   const pid_t child = start("-m " + kModel + " --ids -i pipe -o v.npy");
   std::ofstream pipe(path("pipe"), std::ios::binary);
-  pipe << "x" << std::string(9000, '\n') << std::flush;  // more than a batch
+  // More than the first batch, which has 256 lines, and not all of the second.
+  pipe << "x" << std::string(300, '\n') << std::flush;
   const Outcome outcome = wait_for(child);
   EXPECT_EQ(outcome.exit_status, 1);
   EXPECT_THAT(outcome.err, HasSubstr("pipe:1: \"x\" is no token id"));
@@ -462,8 +464,15 @@ TEST_F(EmbedCli, PackedTextThatEndsEarlyKeepsItsRows) {
                                        "are kept in v.npy.partial.[)] --resume goes on behind row "
                                        "[1-9][0-9,]*.\n"));
     EXPECT_FALSE(fs::exists(path("v.npy")));
-    // Still not whole, now even before what is done.
-    const std::string note = read("v.npy.resume");
+    // Still not whole, until nothing is left to be done before the place where it ends.
+    std::string note, before;
+    do {
+      before = read("v.npy.resume");
+      const Outcome again = embed("-i cut -q --resume -o v.npy");
+      EXPECT_THAT(again.err, HasSubstr(" --resume goes on behind row "));
+      note = read("v.npy.resume");
+    } while (then == "in.txt" && note != before);
+    // Now even before what is done.
     write("cut", packed.substr(0, 50));
     const Outcome shorter = embed("-i cut -q --resume -o v.npy");
     EXPECT_EQ(shorter.exit_status, 1);
@@ -732,6 +741,70 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
   }
 }
 
+/// What the disk did not take is not noted as done: not as rows are written, nor as a run ends.
+TEST_F(EmbedCli, RowsAreNotedBehindTheirFlush) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text + "x\n");
+  fs::create_symlink("/dev/null", path("v.f32.partial"));  // which cannot be flushed
+  for (const std::string save : {"0", "86400"}) {
+    const Outcome outcome = embed("--ids -i in.txt -q -o v.f32 --save-seconds " + save);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(save == "0" ? "v.f32: cannot flush: invalid argument after "
+                                                   : "in.txt:601: \"x\" is no token id"));
+    EXPECT_THAT(outcome.err, Not(HasSubstr("--resume goes on")));
+    EXPECT_FALSE(fs::exists(path("v.f32.resume")));
+  }
+}
+
+TEST_F(EmbedCli, AResumedRunNamesTheLineOfTheWholeText) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text + "x\n");
+  for (const std::string resume : {"", " --resume"}) {
+    const Outcome outcome = embed("--ids -i in.txt -q -o v.f32" + resume);
+    EXPECT_EQ(outcome.exit_status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr("in.txt:601: \"x\" is no token id"));
+    EXPECT_THAT(outcome.err, HasSubstr(" --resume goes on behind row "));
+  }
+}
+
+/// A row's bits depend on the model, on the table and on what its line is taken for.
+TEST_F(EmbedCli, RowsOfAnotherKindAreNotGoneOnWith) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  write("in.txt", text);
+  write("cut.gz", gzip(text).substr(0, gzip(text).size() - 3));
+  const auto file = xsr::XsrFile::open(kModel);
+  std::vector<xsr::TensorSource> tensors;
+  for (const xsr::TensorView& t : file->tensors())
+    tensors.push_back({std::string(t.name), t.dtype, t.layout, t.dims, t.data, t.scales});
+  std::vector<float> changed;
+  for (xsr::TensorSource& t : tensors) {
+    if (t.name != "layer.0.up.bias") continue;
+    const auto* values = static_cast<const float*>(t.data);
+    changed.assign(values, values + t.dims[0]);
+    changed[0] += 1;
+    t.data = changed.data();
+  }
+  xsr::write_xsr_file(path("other.xsr"), file->config(), tensors, file->tokenizer(),
+                      file->provenance(), file->tokenizer_tables());
+  const std::string model = "-m " + kModel, other = "-m other.xsr";
+  std::vector<std::pair<std::string, std::string>> kinds = {
+      {model, other}, {model, model + " --qkv-table"}, {model, model + " --ids"}};
+  if (xsr::choose_isa("auto") != xsr::kernels::Isa::kRef)
+    kinds.emplace_back(model, model + " --isa ref");
+  for (const auto& [before, then] : kinds) {
+    ASSERT_EQ(run(before + " -i cut.gz -q -o v.f32").exit_status, 1);
+    ASSERT_TRUE(fs::exists(path("v.f32.resume")));
+    const Outcome outcome = run(then + " -i in.txt -q --resume -o v.f32");
+    EXPECT_EQ(outcome.exit_status, 1) << then;
+    EXPECT_THAT(outcome.err, HasSubstr("its rows would have other bits")) << then;
+    EXPECT_EQ(run(before + " -i in.txt -q --resume -o v.f32").exit_status, 0);
+    fs::remove(path("v.f32"));
+  }
+}
+
 TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   std::string text;
   for (int i = 0; i < 20000; ++i) text += std::to_string(i % 40) + '\n';
@@ -759,9 +832,11 @@ TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
   EXPECT_EQ(embed("-i in.txt --resume -o -").exit_status, 2);
   // A crash between the last two steps of a run leaves a note without rows.
   write("v.npy.resume", note);
+  write("v.npy.resume.partial", "begun");
   EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
   EXPECT_EQ(read("v.npy"), read("w.npy"));
   EXPECT_FALSE(fs::exists(path("v.npy.resume")));
+  EXPECT_FALSE(fs::exists(path("v.npy.resume.partial")));
   // Where no note can be made the rows are written all the same.
   fs::create_directories(path("n.npy.resume.partial/x"));
   const Outcome unnoted = embed("-i in.txt -q --save-seconds 0 -o n.npy");
@@ -807,24 +882,42 @@ TEST_F(EmbedCli, ASignalDoesNotWaitForThousandsOfLongLines) {
 /// The last step of hours of work: it is lost no more than any other.
 TEST_F(EmbedCli, ARunThatCannotNameItsOutputSaysHowItGoesOn) {
   write("in.txt", "one\ntwo\nthree\n");
-  ASSERT_EQ(embed("-i in.txt -q -o whole.npy").exit_status, 0);
+  const Outcome undisturbed = embed("-i in.txt -o whole.npy");
+  ASSERT_EQ(undisturbed.exit_status, 0);
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
-  const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
-  std::ofstream pipe(path("pipe"), std::ios::binary);
-  for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  fs::create_directories(path("v.npy/in the way"));
-  pipe << "one\ntwo\nthree\n";
-  pipe.close();
-  const Outcome outcome = wait_for(child);
-  EXPECT_EQ(outcome.exit_status, 1);
+  const auto embed_without_a_name = [&](const std::string& text) {
+    const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");
+    std::ofstream pipe(path("pipe"), std::ios::binary);
+    for (int i = 0; i < 600 && !fs::exists(path("v.npy.partial")); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    fs::create_directories(path("v.npy/in the way"));
+    pipe << text;
+    pipe.close();
+    Outcome ended = wait_for(child);
+    fs::remove_all(path("v.npy"));
+    EXPECT_EQ(ended.exit_status, 1);
+    return ended;
+  };
+  const Outcome outcome = embed_without_a_name("one\ntwo\nthree\n");
   EXPECT_THAT(outcome.err, HasSubstr("v.npy: cannot rename its partial file: "));
   EXPECT_THAT(outcome.err, HasSubstr(" after 3 rows. The rows written are kept in v.npy.partial. "
                                      "--resume goes on behind row 3.\n"));
-  fs::remove_all(path("v.npy"));
-  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  const Outcome resumed = embed("-i in.txt --resume -o v.npy");
+  EXPECT_EQ(resumed.exit_status, 0);
   EXPECT_EQ(read("v.npy"), read("whole.npy"));
   EXPECT_FALSE(fs::exists(path("v.npy.resume")));
+  // Words count the whole text, whoever embedded it.
+  const size_t begin = undisturbed.err.find("3 lines, ") + 9,
+               end = undisturbed.err.find(" replaced bytes");
+  ASSERT_LT(begin, end);
+  EXPECT_THAT(resumed.err, HasSubstr("3 lines (3 of them by an earlier run), " +
+                                     undisturbed.err.substr(begin, end - begin)));
+
+  // A last line that may have grown meanwhile is not done.
+  fs::remove(path("v.npy"));
+  EXPECT_THAT(embed_without_a_name("one\ntwo\nthr").err, HasSubstr("cannot rename its partial"));
+  EXPECT_EQ(embed("-i in.txt --resume -q -o v.npy").exit_status, 0);
+  EXPECT_TRUE(read("v.npy") == read("whole.npy"));
 }
 
 TEST_F(EmbedCli, AHangUpThatIsIgnoredStaysIgnored) {

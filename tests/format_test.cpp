@@ -1401,6 +1401,28 @@ TEST(Format, TheBytesAreFlushedBeforeTheNameAndTheNameAfterwards) {
   EXPECT_EQ(read_all(path), "new");
 }
 
+TEST(Format, ANameThatCannotBeFlushedIsToldUnlessTheFileSystemNeverDoesIt) {
+  const TempFolder folder;
+  const std::string path = folder / "file";
+  const auto written = [&](int folder_error, const char* bytes) {
+    test::folder_fsync_error = folder_error;
+    std::string message;
+    try {
+      write_whole_file(path, bytes);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.status(), XSR_STATUS_IO);
+      message = error.what();
+    }
+    test::folder_fsync_error = 0;
+    EXPECT_EQ(read_all(path), bytes);
+    EXPECT_FALSE(std::filesystem::exists(path + ".partial"));
+    return message;
+  };
+  EXPECT_THAT(written(EIO, "one"),
+              HasSubstr("file: written, but its folder cannot be flushed to disk: Input/output"));
+  for (const int none : {EINVAL, ENOTSUP, EROFS}) EXPECT_EQ(written(none, "other"), "") << none;
+}
+
 TEST(Format, APipeInTheWayOfAFileIsNotWaitedFor) {
   const TempFolder folder;
   const std::string path = folder / "file";

@@ -679,6 +679,8 @@ std::vector<Broken> zip_table() {
        "points to byte 18446744073709551615"},
       {"zip64 record too long", end("record64", 1000, true), kBad, "says it is 1000 bytes"},
       {"zip64 on two disks", end("disks64", 2, true), kUnsupported, "spans 2 disks"},
+      {"directory entry beyond the directory", say(2, "comment", 0xffff), kBad,
+       "zip directory entry 3 at byte "},
       {"encrypted", say(1, "flags", 0x801), kUnsupported, "archive/data/0 is encrypted"},
       {"strongly encrypted", say(0, "flags", 0x840), kUnsupported, "archive/data.pkl is encrypted"},
       {"patch data", say(1, "flags", 0x820), kUnsupported, "is patch data"},

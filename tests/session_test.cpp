@@ -308,6 +308,33 @@ INSTANTIATE_TEST_SUITE_P(Isa, InvarianceAt,
                                            XSR_ISA_AVX512, XSR_ISA_AMX),
                          [](const auto& info) { return xsr_isa_string(info.param); });
 
+/// More sentences than a session makes ready at a time, most of them without tokens.
+TEST(Invariance, ACallOfThousandsOfSentencesIsThatOfEach) {
+  const test::DenseLayer dense(24, 17, DType::kF32);
+  const test::TestModel model({1, 24, 3, 40, 53}, DType::kF32, dense);
+  const size_t E = model.columns();
+  const SessionPointer session = make_session(model.pointer(), options_for(XSR_ISA_AUTO, 2));
+  std::vector<std::vector<int32_t>> sentences(9000);
+  for (int32_t i = 0; i < 9000; i += 7) sentences[i].assign(1 + i % 3, i % 53);
+  sentences[8900].assign(300, 5);
+  std::vector<xsr_text_result> results;
+  const std::vector<float> found = embed(session.get(), sentences, E, &results);
+  std::vector<std::vector<float>> rows(3 * 53);
+  const std::vector<float> zeros(E);
+  for (int32_t i = 0; i < 9000; ++i) {
+    const int32_t tokens = i == 8900 ? 200 : i % 7 == 0 ? 1 + i % 3 : 0;
+    ASSERT_EQ(tokens, results[i].num_tokens) << i;
+    ASSERT_EQ(tokens == 0, results[i].empty) << i;
+    ASSERT_EQ(i == 8900, results[i].truncated) << i;
+    if (i == 8900) continue;
+    std::vector<float>& row = rows[i % 159];
+    if (tokens > 0 && row.empty()) row = embed(session.get(), {sentences[i]}, E);
+    ASSERT_EQ(
+        0, std::memcmp(tokens == 0 ? zeros.data() : row.data(), &found[i * E], E * sizeof(float)))
+        << i;
+  }
+}
+
 class SmallModel : public ::testing::Test {
  protected:
   SmallModel()
@@ -334,6 +361,41 @@ TEST_F(SmallModel, OneModelManyThreadsASessionEach) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(0, wrong);
+}
+
+/// What sessions share is of their own kind, whichever came first.
+TEST_F(SmallModel, SessionsOfSeveralKindsAtOnceGiveTheBitsOfEachAlone) {
+  const Sentences sentences(6, 30, 101);
+  std::vector<xsr_session_options> kinds;
+  for (const xsr_isa isa : {XSR_ISA_REF, XSR_ISA_AVX2, XSR_ISA_AVX512_VNNI}) {
+    for (const xsr_compute compute : {XSR_COMPUTE_F32, XSR_COMPUTE_INT8, XSR_COMPUTE_BF16X3}) {
+      kinds.push_back(options_for(isa, 1));
+      kinds.back().compute = compute;
+      kinds.back().qkv_table = XSR_QKV_TABLE_ON;
+    }
+  }
+  const auto session_of = [&](const xsr_session_options& kind) {
+    xsr_session* session = nullptr;
+    const xsr_status status = xsr_session_create(model_.get(), &kind, &session, nullptr, 0);
+    EXPECT_TRUE(status == XSR_STATUS_OK || status == XSR_STATUS_UNSUPPORTED) << status;
+    return SessionPointer(session);
+  };
+  std::vector<std::vector<float>> alone;
+  for (const auto& kind : kinds) {
+    const SessionPointer session = session_of(kind);
+    alone.push_back(session == nullptr ? std::vector<float>()
+                                       : embed(session.get(), sentences.all, C));
+  }
+  for (const bool backwards : {false, true}) {
+    std::vector<SessionPointer> living;
+    for (size_t k = 0; k < kinds.size(); ++k) {
+      const size_t i = backwards ? kinds.size() - 1 - k : k;
+      living.push_back(session_of(kinds[i]));
+      if (living.back() == nullptr) continue;
+      EXPECT_EQ(-1, first_difference(alone[i], embed(living.back().get(), sentences.all, C), C))
+          << xsr_isa_string(kinds[i].isa) << " compute " << kinds[i].compute;
+    }
+  }
 }
 
 TEST_F(SmallModel, SessionsGoOnWhenTheirModelIsClosed) {
@@ -521,6 +583,24 @@ TEST(Heads, TwoAtATimeGiveTheBitsOfAllAtOnce) {
   }
 }
 
+TEST(Model, WhatIsMadeOfItIsSharedByThoseWhoLive) {
+  const bench::RandomModel random({1, 32, 2, 48, 50}, DType::kF32, 3);
+  const Model model(XsrFile::open_memory(random.data(), random.size()));
+  ThreadPool pool(1);
+  const kernels::KernelTable kernels = kernels::resolve_kernels(kernels::best_isa());
+  std::shared_ptr<const DerivedWeights> derived = model.derived_weights(Compute::kInt8);
+  std::shared_ptr<const QkvTable> table = model.qkv_table(kernels, pool);
+  EXPECT_EQ(derived, model.derived_weights(Compute::kInt8));
+  EXPECT_NE(derived, model.derived_weights(Compute::kBf16x3));
+  EXPECT_EQ(table, model.qkv_table(kernels, pool));
+  const std::weak_ptr<const DerivedWeights> last_derived = derived;
+  const std::weak_ptr<const QkvTable> last_table = table;
+  derived.reset();
+  table.reset();
+  EXPECT_TRUE(last_derived.expired()) << "and released with the last of them";
+  EXPECT_TRUE(last_table.expired());
+}
+
 TEST(Compute, Bf16StaysCloseToF32AndWantsItsStorage) {
   const bench::RandomShape shape = {2, 256, 4, 512, 500};
   const bench::RandomModel narrow(shape, DType::kBF16, 3), wide(shape, DType::kF32, 3);
@@ -632,10 +712,12 @@ TEST(FirstToken, IsWhatPlainLoopsOverAllTokensGive) {
 TEST(DenseLayer, BehindPoolingIsWhatPlainLoopsGive) {
   Sentences sentences(8, 16, 301);
   sentences.all[2].clear();
-  for (const auto& [storage, pooling] : {std::pair(DType::kF32, Pooling::kMean),
-                                         {DType::kBF16, Pooling::kMax},
-                                         {DType::kI8, Pooling::kCls}}) {
-    const test::DenseLayer dense(48, 40, storage);
+  for (const auto& [storage, dense_storage, pooling] :
+       {std::tuple(DType::kF32, DType::kF32, Pooling::kMean),
+        {DType::kBF16, DType::kBF16, Pooling::kMax},
+        {DType::kF32, DType::kI8, Pooling::kMean},
+        {DType::kI8, DType::kI8, Pooling::kCls}}) {
+    const test::DenseLayer dense(48, 40, dense_storage);
     const test::TestModel model({2, 48, 3, 66, 301, Activation::kGeluErf, pooling}, storage, dense);
     const size_t E = model.columns();
     ASSERT_EQ(40u, E);
@@ -744,6 +826,23 @@ TEST(QkvTable, EqualsTheProductUpToRounding) {
       difference = std::max(difference, std::fabs(multiplied[i] - looked_up[i]));
     }
     EXPECT_LT(difference, 2e-6f * largest);  // a few ulps of the largest value
+  }
+}
+
+TEST(QkvTable, HoldsTheTokenTypeToo) {
+  for (const DType storage : {DType::kF32, DType::kI8}) {
+    const test::DenseLayer types(48, 40, storage);
+    const test::TestModel model({1, 48, 3, 66, 301}, storage, types);
+    const size_t E = model.columns();
+    const Sentences sentences(8, 10, 301);
+    xsr_session_options options = options_for(XSR_ISA_AUTO, 1);
+    const std::vector<float> multiplied =
+        embed(make_session(model.pointer(), options).get(), sentences.all, E);
+    options.qkv_table = XSR_QKV_TABLE_ON;
+    const std::vector<float> looked_up =
+        embed(make_session(model.pointer(), options).get(), sentences.all, E);
+    for (size_t i = 0; i < multiplied.size(); ++i)
+      ASSERT_NEAR(multiplied[i], looked_up[i], 1e-5f) << to_string(storage) << " " << i;
   }
 }
 
@@ -909,6 +1008,66 @@ TEST(Shipped, ATextWithoutBytesMayHaveNoData) {
   EXPECT_STREQ("texts[1].data is NULL but its size is 1", xsr_session_get_error(session.get()));
 }
 
+/// More texts than a session tokenises at a time.
+TEST(Shipped, ACallOfThousandsOfTextsIsThatOfEach) {
+  const ModelPointer model = open_file(kShipped);
+  ASSERT_NE(nullptr, model);
+  const SessionPointer session = make_session(model, options_for(XSR_ISA_AUTO, 2));
+  const auto C = static_cast<size_t>(XsrFile::open(kShipped)->config().embedding_size);
+  const std::string words[] = {"cat", "chat\xff", "", "Katze und Maus"};
+  std::vector<float> rows(4 * C);
+  xsr_text_result row_results[4];
+  for (size_t i = 0; i < 4; ++i) {
+    const xsr_text text = {words[i].data(), words[i].size()};
+    ASSERT_EQ(XSR_STATUS_OK,
+              xsr_session_embed_texts(session.get(), &text, 1, &rows[i * C], &row_results[i]));
+  }
+  // Words where one set of texts ends and the next begins.
+  constexpr size_t kCount = 8194;
+  const auto word_of = [](size_t i) { return i % 4096 < 20 || i % 4096 > 4080 ? i % 3 : 2; };
+  std::vector<xsr_text> texts;
+  for (size_t i = 0; i < kCount; ++i)
+    texts.push_back({words[word_of(i)].data(), words[word_of(i)].size()});
+  texts.back() = {words[3].data(), words[3].size()};
+  std::vector<float> found(kCount * C);
+  std::vector<xsr_text_result> results(kCount);
+  ASSERT_EQ(XSR_STATUS_OK, xsr_session_embed_texts(session.get(), texts.data(), kCount,
+                                                   found.data(), results.data()));
+  for (size_t i = 0; i < kCount; ++i) {
+    const size_t word = i + 1 == kCount ? 3 : word_of(i);
+    ASSERT_EQ(0, std::memcmp(&rows[word * C], &found[i * C], C * sizeof(float))) << i;
+    ASSERT_EQ(row_results[word].num_tokens, results[i].num_tokens) << i;
+    ASSERT_EQ(row_results[word].empty, results[i].empty) << i;
+    ASSERT_EQ(row_results[word].replaced_bytes, results[i].replaced_bytes) << i;
+  }
+}
+
+/// What is too long and what is empty, whether it is embedded or tokenised.
+TEST(Shipped, ResultsOfTextsSayTruncatedAndEmpty) {
+  const ModelPointer model = open_file(kShipped);
+  ASSERT_NE(nullptr, model);
+  const SessionPointer session = make_session(model, options_for(XSR_ISA_AUTO, 1));
+  const ModelConfig config = XsrFile::open(kShipped)->config();
+  std::string text;
+  for (int32_t i = 0; i <= config.max_seq_len; ++i) text += "cat ";
+  for (const std::string& words : {text, std::string(" "), std::string("cat")}) {
+    const xsr_text one = {words.data(), words.size()};
+    std::vector<float> row(config.embedding_size);
+    xsr_text_result embedded = {}, tokenized = {};
+    size_t count = 0;
+    ASSERT_EQ(XSR_STATUS_OK,
+              xsr_session_embed_texts(session.get(), &one, 1, row.data(), &embedded));
+    ASSERT_EQ(XSR_STATUS_OK,
+              xsr_session_tokenize(session.get(), one, nullptr, 0, &count, &tokenized));
+    for (const xsr_text_result& result : {embedded, tokenized}) {
+      EXPECT_EQ(words == text, result.truncated);
+      EXPECT_EQ(words == " ", result.empty);
+      EXPECT_EQ(static_cast<int32_t>(count), result.num_tokens);
+      EXPECT_EQ(words == text, config.max_seq_len == result.num_tokens);
+    }
+  }
+}
+
 TEST(Shipped, InfoIsWhatTheFileSays) {
   const ModelPointer model = open_file(kShipped);
   ASSERT_NE(nullptr, model);
@@ -977,15 +1136,23 @@ TEST_F(SmallModel, OptionsAreChecked) {
   options.size = sizeof options;
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   EXPECT_NE(nullptr, std::strstr(detail, "num_threads is -5")) << detail;
+  options.num_threads = 1025;
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   options.num_threads = 1;
   options.device = static_cast<xsr_device>(2);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   options.device = XSR_DEVICE_CPU;
   options.isa = static_cast<xsr_isa>(99);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.isa = static_cast<xsr_isa>(XSR_ISA_AMX + 1);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
   options.isa = XSR_ISA_REF;
   options.max_batch_tokens = -1;
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.max_batch_tokens = (1 << 20) + 1;
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
+  options.max_batch_tokens = 1 << 20;
+  EXPECT_EQ(XSR_STATUS_OK, status_of(options));
   options.max_batch_tokens = 0;
   options.normalize = static_cast<xsr_normalize>(9);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, status_of(options));
@@ -1001,6 +1168,50 @@ TEST_F(SmallModel, OptionsAreChecked) {
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
             xsr_session_create(nullptr, nullptr, &session, tiny, sizeof tiny));
   EXPECT_STREQ("mod", tiny) << "a message is cut to the buffer, with its NUL";
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_create(nullptr, nullptr, &session, nullptr, sizeof tiny));
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, xsr_session_create(nullptr, nullptr, &session, tiny, 0));
+  EXPECT_STREQ("mod", tiny) << "no room for a message";
+}
+
+TEST_F(SmallModel, WhatFailsLeavesItsResultsAsTheyWere) {
+  char there = 0;
+  xsr_model* const some_model = reinterpret_cast<xsr_model*>(&there);
+  xsr_session* const some_session = reinterpret_cast<xsr_session*>(&there);
+  xsr_model* model = some_model;
+  EXPECT_EQ(XSR_STATUS_IO, xsr_model_open("no/such/file.xsr", nullptr, &model, nullptr, 0));
+  EXPECT_EQ(some_model, model);
+  alignas(64) const char none[64] = {};
+  EXPECT_EQ(XSR_STATUS_BAD_FILE,
+            xsr_model_open_memory(none, sizeof none, nullptr, &model, nullptr, 0));
+  EXPECT_EQ(some_model, model);
+  xsr_session* created = some_session;
+  const xsr_session_options threads = options_for(XSR_ISA_AUTO, -1);
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_create(model_.get(), &threads, &created, nullptr, 0));
+  EXPECT_EQ(some_session, created);
+
+  const SessionPointer session = make_session(model_, options_for(XSR_ISA_AUTO, 1));
+  const int32_t ids[] = {1, 2, -1};
+  const size_t offsets[] = {0, 2, 3};
+  std::vector<float> out(2 * C, -1.0f);
+  xsr_text_result results[2] = {};
+  results[0].num_tokens = results[1].num_tokens = 77;
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,
+            xsr_session_embed_ids(session.get(), ids, offsets, 2, out.data(), results));
+  EXPECT_STREQ("token_ids[2] (sequence 1) is -1, expected 0 to 100",
+               xsr_session_get_error(session.get()));
+  EXPECT_EQ(std::vector<float>(2 * C, -1.0f), out);
+  EXPECT_EQ(77, results[0].num_tokens);
+  EXPECT_EQ(77, results[1].num_tokens);
+}
+
+TEST(Library, AModelOrSessionThatIsNoneIsTold) {
+  EXPECT_EQ(XSR_ISA_AUTO, xsr_session_get_isa(nullptr));
+  EXPECT_STREQ("", xsr_session_get_device_name(nullptr));
+  char detail[64] = "";
+  EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT, xsr_model_verify(nullptr, detail, sizeof detail));
+  EXPECT_STREQ("model is NULL", detail);
 }
 
 TEST_F(SmallModel, InfoIsFilledAsFarAsTheCallerKnows) {
@@ -1043,6 +1254,13 @@ TEST_F(SmallModel, ForcedIsaCapsTheChoiceAndCanBeQueried) {
     setenv("XSR_FORCE_ISA", cap, 1);
     const SessionPointer below = make_session(model_, options_for(XSR_ISA_REF, 1));
     EXPECT_NE(nullptr, below) << "a cap, or none, leaves what is asked for below it";
+  }
+  for (int isa = XSR_ISA_REF; isa <= XSR_ISA_AMX; ++isa) {
+    if (kernels::isa_supported(static_cast<kernels::Isa>(isa))) continue;
+    setenv("XSR_FORCE_ISA", xsr_isa_string(static_cast<xsr_isa>(isa)), 1);
+    EXPECT_EQ(XSR_STATUS_UNSUPPORTED,
+              xsr_session_create(model_.get(), nullptr, &session, detail, sizeof detail));
+    EXPECT_NE(nullptr, std::strstr(detail, "XSR_FORCE_ISA asks for ")) << detail;
   }
   setenv("XSR_FORCE_ISA", "sse9", 1);
   EXPECT_EQ(XSR_STATUS_INVALID_ARGUMENT,

@@ -144,7 +144,7 @@ struct ZipEntry {
   bool zip64 = false;
   // What the archive says where it lies; nothing = the truth.
   std::map<std::string, uint64_t>
-      say;  // "crc", "size", "compressed", "method", "flags", "offset", "local_method"
+      say;  // "crc", "size", "compressed", "method", "flags", "comment", "offset", "local_method"
   std::string local_name;  // empty = name
 };
 
@@ -199,8 +199,8 @@ inline std::string zip_file(const std::vector<ZipEntry>& entries, const ZipSay& 
     const uint64_t ones = 0xffffffff;
     directory += "PK\x01\x02" + u16(20) + u16(20) + u16(flags) + u16(method) + u32(0) + u32(crc) +
                  u32(e.zip64 ? ones : compressed) + u32(e.zip64 ? ones : size) +
-                 u16(e.name.size()) + u16(extra.size()) + u16(0) + u16(0) + u16(0) + u32(0) +
-                 u32(e.zip64 ? ones : offset) + e.name + extra;
+                 u16(e.name.size()) + u16(extra.size()) + u16(said(e.say, "comment", 0)) + u16(0) +
+                 u16(0) + u32(0) + u32(e.zip64 ? ones : offset) + e.name + extra;
   }
   const uint64_t at = said(say.end, "offset", file.size()),
                  size = said(say.end, "size", directory.size());

@@ -16,6 +16,8 @@ namespace xsr::test {
 
 /// Called with the name of a file or folder before it is flushed.
 inline std::function<void(const std::string& name)> before_fsync;
+/// errno of every fsync() of a folder; 0: none fails.
+inline int folder_fsync_error = 0;
 /// Called instead of flushing a file's data: 0, or errno.
 inline std::function<int()> instead_of_fdatasync;
 /// errno of every stat() of a name; 0: none fails.
@@ -34,9 +36,12 @@ inline ssize_t limited(size_t size) {
 }  // namespace xsr::test
 
 extern "C" int fsync(int fd) {
-  if (xsr::test::before_fsync) {
-    xsr::test::before_fsync(
-        std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)).string());
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  if (xsr::test::before_fsync)
+    xsr::test::before_fsync(std::filesystem::read_symlink(link).string());
+  if (xsr::test::folder_fsync_error != 0 && std::filesystem::is_directory(link)) {
+    errno = xsr::test::folder_fsync_error;
+    return -1;
   }
   return static_cast<int>(::syscall(SYS_fsync, fd));
 }
