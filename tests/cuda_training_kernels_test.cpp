@@ -1240,6 +1240,77 @@ TEST_F(CudaTraining, ContrastiveLoss) {
   }
 }
 
+/// What is not finite must show in the losses of its sentence, or of its row and column, wherever
+/// it stands, and in no other: the update goes by the losses.
+TEST_F(CudaTraining, LossesOfWhatIsNotFiniteAreNaN) {
+  Random random(26);
+  const auto expect_nan_at = [](const Doubles& parts, const std::vector<size_t>& where,
+                                const std::string& what) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const bool wanted = std::find(where.begin(), where.end(), i) != where.end();
+      EXPECT_EQ(wanted, std::isnan(parts[i])) << what << " part " << i;
+    }
+  };
+  const int32_t B = 5;
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const size_t at : {0, 3, 7, 12, 24}) {  // of a row and a column each; some are of a pair
+      const size_t row = at / B, column = at % B;
+      const std::string what = std::to_string(bad) + " at " + std::to_string(at);
+      Floats s = normal(random, B * B);
+      const Floats other = s;
+      s[at] = bad;
+      DeviceArray<float> contrasted(s), statistics(4 * B), similar(s), dissimilar(other);
+      DeviceArray<double> parts(B), sim_parts(B);
+      run([&] {
+        return contrastive_forward_backward_f32_cuda(contrasted.data(), B, 2, 0, 1, 1,
+                                                     statistics.data(), parts.data(), stream());
+      });
+      expect_nan_at(parts.host(), {row, column}, "contrastive " + what);
+      run([&] {
+        return sim_forward_backward_f32_cuda(similar.data(), dissimilar.data(), B, 1.5, 0, 1,
+                                             sim_parts.data(), stream());
+      });
+      expect_nan_at(sim_parts.host(), {row}, "SIM " + what);
+    }
+    // In the first and the last of the words that a thread has at once, and in what is behind them;
+    // in another tile than the target's word.
+    const int32_t S = 2, tile = 8208, V = tile + 5;
+    for (const int32_t v : {0, 3, 6147, tile - 1, tile, V - 1}) {
+      Floats z = normal(random, S * V);
+      z[V + v] = bad;
+      DeviceArray<int32_t> offsets(std::vector<int32_t>{0, 1, 2}), ids(std::vector<int32_t>{5, 5});
+      DeviceArray<float> masses(Floats{1, 1}), logits(2), bias(Floats(V, 0.0f)), max(2 * S),
+          sum(2 * S);
+      DeviceArray<double> lse(S), parts(S);
+      VocabularyWords words;
+      words.offsets = offsets.data();
+      words.token_ids = ids.data();
+      words.masses = masses.data();
+      words.mass_stride = 2;
+      words.num_targets = 1;
+      words.logits = logits.data();
+      for (int32_t k = 0; k < 2; ++k) {
+        const int32_t first = k * tile, R = std::min(tile, V - first);
+        DeviceArray<float> of_tile(S * tile);
+        for (int32_t b = 0; b < S; ++b)
+          std::copy_n(z.begin() + b * V + first, R, of_tile.begin() + b * tile);
+        upload({&of_tile});
+        run([&] {
+          return vocabulary_tile_forward_f32_cuda(of_tile.data(), tile, S, first, R, bias.data(),
+                                                  words, max.data() + k * S, sum.data() + k * S,
+                                                  stream());
+        });
+      }
+      run([&] {
+        return vocabulary_finish_cuda(max.data(), sum.data(), 2, S, 1, words, lse.data(),
+                                      parts.data(), stream());
+      });
+      expect_nan_at(parts.host(), {1},
+                    "vocabulary, " + std::to_string(bad) + " at " + std::to_string(v));
+    }
+  }
+}
+
 template <typename T>
 struct SimReference {
   std::vector<T> s1, s2;
