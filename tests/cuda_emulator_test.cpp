@@ -616,6 +616,24 @@ TEST_F(CudaEmulatorStreams, AWaitThatIsMissingChangesResults) {
   EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kJoin); }), Contains(0));
 }
 
+/// The host gives a stream work that another one must be through with: it waits, or does not.
+TEST_F(CudaEmulatorStreams, StreamsThatOnlyTheHostKeepsApart) {
+  for (const bool waits : {true, false}) {
+    const std::set<uint64_t> wrong = wrong_orders([&] {
+      copy_to_device(a_.data(), &host_[0], sizeof(int32_t), stream());
+      forked_.record(stream());
+      forked_.wait();
+      copy_to_host(&found_, a_.data(), sizeof(int32_t), stream());
+      forked_.record(stream());
+      if (waits) forked_.wait();
+      copy_to_device(a_.data(), &host_[1], sizeof(int32_t), other_.get());
+      forked_.wait();
+    });
+    EXPECT_EQ(0u, wrong.count(0));
+    EXPECT_EQ(waits ? 0u : 1u, wrong.count(1));
+  }
+}
+
 TEST_F(CudaEmulatorStreams, AGraphHasTheWorkOfStreamsThatWaitForIt) {
   const auto captured = [&](Missing missing) {
     return Graph::capture(stream(), [&] { enqueue(missing); });
