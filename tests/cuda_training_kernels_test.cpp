@@ -917,9 +917,17 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
   DeviceArray<Dropout> dropout(std::vector<Dropout>{Dropout()});
   const auto enlarge = [&](Floats qkv, float factor) {
     for (int64_t i = 0; i < N * 3 * C; ++i) {
-      if (i % (3 * C) < 2 * C) qkv[i] *= factor;
+      const int64_t column = i % (3 * C);
+      if (column / C == 1 && column % D == 0) qkv[i] = 1;
+      if (column < 2 * C) qkv[i] *= factor;
     }
     return qkv;
+  };
+  const auto expect_exact_sums = [&](const std::string& what, double key, const Floats& qkv,
+                                     const Floats& dout, const Floats& dqkv, double budget) {
+    test::expect_whole_probabilities(what, cu, C, dout, dqkv, budget);
+    const auto x = [&](int32_t i, int32_t column) { return qkv[int64_t{i} * 3 * C + column]; };
+    test::expect_score_gradients_cancel(what, cu, H, D, key, x, dout, dqkv, budget);
   };
   // Of the double reference, rounded: the forward pass on the device may happen to round as the
   // scores of its backward pass do.
@@ -936,7 +944,7 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                                          dropout.data(), 0, gradient.data(), dqkv.data(), nullptr,
                                          delta.data(), stream());
     });
-    test::expect_whole_probabilities("f32", cu, C, dout, dqkv.host(), 1e-6);
+    expect_exact_sums("f32", 60, qkv, dout, dqkv.host(), 1e-6);
   }
   // Larger still, since a probability is rounded to bf16, by up to 0.004 of it, before it meets dO.
   const Floats qkv = enlarge(bf16_values(random, N * 3 * C), 1024),
@@ -951,7 +959,7 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                                         chunks.data(), 2, lse.data(), dropout.data(), 0,
                                         gradient.data(), dqkv.data(), delta.data(), stream());
   });
-  test::expect_whole_probabilities("bf16", cu, C, dout, widened(dqkv.host()), 4e-3);
+  expect_exact_sums("bf16", 1024, qkv, dout, widened(dqkv.host()), 4e-3);
 }
 
 /// The loss over a vocabulary in T, from logits without their bias.
