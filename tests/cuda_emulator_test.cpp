@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <set>
 #include <vector>
@@ -340,6 +341,24 @@ TEST_F(CudaEmulatorDeathTest, MemoryEndsWhereItWasAskedTo) {
                out.device() + 1);
     download({&out});
     EXPECT_TRUE(std::isnan(out[0]) && std::isnan(out[1])) << at;
+  }
+}
+
+/// A number that was never set spoils what it is added to; an index that the host never set is one
+/// that ends the program.
+TEST_F(CudaEmulator, MemoryHoldsNaNAndIndicesFarOutsideAtFirst) {
+  for (const Place place : {Place::kDevice, Place::kPinned}) {
+    const Memory memory(place, 16);
+    const auto holds = [&](auto value) {
+      std::memcpy(&value, memory.data(), sizeof value);
+      return value;
+    };
+    EXPECT_TRUE(std::isnan(holds(0.0f)) && std::isnan(holds(0.0)));
+    for (size_t i = 0; i < 8; ++i)
+      EXPECT_TRUE(std::isnan(bf16_to_f32(static_cast<const uint16_t*>(memory.data())[i])));
+    if (place == Place::kPinned) {
+      EXPECT_EQ(std::numeric_limits<int32_t>::max(), holds(0));
+    }
   }
 }
 
