@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <set>
 #include <vector>
@@ -343,6 +344,24 @@ TEST_F(CudaEmulatorDeathTest, MemoryEndsWhereItWasAskedTo) {
   }
 }
 
+/// A number that was never set spoils what it is added to; an index that the host never set is one
+/// that ends the program.
+TEST_F(CudaEmulator, MemoryHoldsNaNAndIndicesFarOutsideAtFirst) {
+  for (const Place place : {Place::kDevice, Place::kPinned}) {
+    const Memory memory(place, 16);
+    const auto holds = [&](auto value) {
+      std::memcpy(&value, memory.data(), sizeof value);
+      return value;
+    };
+    EXPECT_TRUE(std::isnan(holds(0.0f)) && std::isnan(holds(0.0)));
+    for (size_t i = 0; i < 8; ++i)
+      EXPECT_TRUE(std::isnan(bf16_to_f32(static_cast<const uint16_t*>(memory.data())[i])));
+    if (place == Place::kPinned) {
+      EXPECT_EQ(std::numeric_limits<int32_t>::max(), holds(0));
+    }
+  }
+}
+
 TEST_F(CudaEmulatorDeathTest, CopiesAndClearingAreKeptToTheirMemory) {
   const std::vector<float> host(20, 1.0f);
   const auto use = [&](bool copies, size_t bytes) {
@@ -614,6 +633,24 @@ TEST_F(CudaEmulatorStreams, AWaitThatIsMissingChangesResults) {
   EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kFork); }), Contains(1));
   EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kRead); }), Contains(0));
   EXPECT_THAT(wrong_orders([&] { enqueue(Missing::kJoin); }), Contains(0));
+}
+
+/// The host gives a stream work that another one must be through with: it waits, or does not.
+TEST_F(CudaEmulatorStreams, StreamsThatOnlyTheHostKeepsApart) {
+  for (const bool waits : {true, false}) {
+    const std::set<uint64_t> wrong = wrong_orders([&] {
+      copy_to_device(a_.data(), &host_[0], sizeof(int32_t), stream());
+      forked_.record(stream());
+      forked_.wait();
+      copy_to_host(&found_, a_.data(), sizeof(int32_t), stream());
+      forked_.record(stream());
+      if (waits) forked_.wait();
+      copy_to_device(a_.data(), &host_[1], sizeof(int32_t), other_.get());
+      forked_.wait();
+    });
+    EXPECT_EQ(0u, wrong.count(0));
+    EXPECT_EQ(waits ? 0u : 1u, wrong.count(1));
+  }
 }
 
 TEST_F(CudaEmulatorStreams, AGraphHasTheWorkOfStreamsThatWaitForIt) {

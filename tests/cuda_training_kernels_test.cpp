@@ -917,9 +917,17 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
   DeviceArray<Dropout> dropout(std::vector<Dropout>{Dropout()});
   const auto enlarge = [&](Floats qkv, float factor) {
     for (int64_t i = 0; i < N * 3 * C; ++i) {
-      if (i % (3 * C) < 2 * C) qkv[i] *= factor;
+      const int64_t column = i % (3 * C);
+      if (column / C == 1 && column % D == 0) qkv[i] = 1;
+      if (column < 2 * C) qkv[i] *= factor;
     }
     return qkv;
+  };
+  const auto expect_exact_sums = [&](const std::string& what, double key, const Floats& qkv,
+                                     const Floats& dout, const Floats& dqkv, double budget) {
+    test::expect_whole_probabilities(what, cu, C, dout, dqkv, budget);
+    const auto x = [&](int32_t i, int32_t column) { return qkv[int64_t{i} * 3 * C + column]; };
+    test::expect_score_gradients_cancel(what, cu, H, D, key, x, dout, dqkv, budget);
   };
   // Of the double reference, rounded: the forward pass on the device may happen to round as the
   // scores of its backward pass do.
@@ -936,7 +944,7 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                                          dropout.data(), 0, gradient.data(), dqkv.data(), nullptr,
                                          delta.data(), stream());
     });
-    test::expect_whole_probabilities("f32", cu, C, dout, dqkv.host(), 1e-6);
+    expect_exact_sums("f32", 60, qkv, dout, dqkv.host(), 1e-6);
   }
   // Larger still, since a probability is rounded to bf16, by up to 0.004 of it, before it meets dO.
   const Floats qkv = enlarge(bf16_values(random, N * 3 * C), 1024),
@@ -951,7 +959,7 @@ TEST_F(CudaTraining, AttentionBackwardAtLargeScores) {
                                         chunks.data(), 2, lse.data(), dropout.data(), 0,
                                         gradient.data(), dqkv.data(), delta.data(), stream());
   });
-  test::expect_whole_probabilities("bf16", cu, C, dout, widened(dqkv.host()), 4e-3);
+  expect_exact_sums("bf16", 1024, qkv, dout, widened(dqkv.host()), 4e-3);
 }
 
 /// The loss over a vocabulary in T, from logits without their bias.
@@ -1237,6 +1245,77 @@ TEST_F(CudaTraining, ContrastiveLoss) {
     expect_close("contrastive gradient", kBackward, device.host(), plain.ds, exact.ds, B);
     expect_close("contrastive loss", kForward, {static_cast<float>(loss.host()[0])},
                  {static_cast<float>(plain.loss)}, {exact.loss}, 1);
+  }
+}
+
+/// What is not finite must show in the losses of its sentence, or of its row and column, wherever
+/// it stands, and in no other: the update goes by the losses.
+TEST_F(CudaTraining, LossesOfWhatIsNotFiniteAreNaN) {
+  Random random(26);
+  const auto expect_nan_at = [](const Doubles& parts, const std::vector<size_t>& where,
+                                const std::string& what) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const bool wanted = std::find(where.begin(), where.end(), i) != where.end();
+      EXPECT_EQ(wanted, std::isnan(parts[i])) << what << " part " << i;
+    }
+  };
+  const int32_t B = 5;
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const size_t at : {0, 3, 7, 12, 24}) {  // of a row and a column each; some are of a pair
+      const size_t row = at / B, column = at % B;
+      const std::string what = std::to_string(bad) + " at " + std::to_string(at);
+      Floats s = normal(random, B * B);
+      const Floats other = s;
+      s[at] = bad;
+      DeviceArray<float> contrasted(s), statistics(4 * B), similar(s), dissimilar(other);
+      DeviceArray<double> parts(B), sim_parts(B);
+      run([&] {
+        return contrastive_forward_backward_f32_cuda(contrasted.data(), B, 2, 0, 1, 1,
+                                                     statistics.data(), parts.data(), stream());
+      });
+      expect_nan_at(parts.host(), {row, column}, "contrastive " + what);
+      run([&] {
+        return sim_forward_backward_f32_cuda(similar.data(), dissimilar.data(), B, 1.5, 0, 1,
+                                             sim_parts.data(), stream());
+      });
+      expect_nan_at(sim_parts.host(), {row}, "SIM " + what);
+    }
+    // In the first and the last of the words that a thread has at once, and in what is behind them.
+    // The sentence has no word that a target asks for.
+    const int32_t S = 2, tile = 8208, V = tile + 5;
+    for (const int32_t v : {0, 3, 6147, tile - 1, tile, V - 1}) {
+      Floats z = normal(random, S * V);
+      z[V + v] = bad;
+      DeviceArray<int32_t> offsets(std::vector<int32_t>{0, 1, 1}), ids(std::vector<int32_t>{5});
+      DeviceArray<float> masses(Floats{1}), logits(1), bias(Floats(V, 0.0f)), max(2 * S),
+          sum(2 * S);
+      DeviceArray<double> lse(S), parts(S);
+      VocabularyWords words;
+      words.offsets = offsets.data();
+      words.token_ids = ids.data();
+      words.masses = masses.data();
+      words.mass_stride = 1;
+      words.num_targets = 1;
+      words.logits = logits.data();
+      for (int32_t k = 0; k < 2; ++k) {
+        const int32_t first = k * tile, R = std::min(tile, V - first);
+        DeviceArray<float> of_tile(S * tile);
+        for (int32_t b = 0; b < S; ++b)
+          std::copy_n(z.begin() + b * V + first, R, of_tile.begin() + b * tile);
+        upload({&of_tile});
+        run([&] {
+          return vocabulary_tile_forward_f32_cuda(of_tile.data(), tile, S, first, R, bias.data(),
+                                                  words, max.data() + k * S, sum.data() + k * S,
+                                                  stream());
+        });
+      }
+      run([&] {
+        return vocabulary_finish_cuda(max.data(), sum.data(), 2, S, 1, words, lse.data(),
+                                      parts.data(), stream());
+      });
+      expect_nan_at(parts.host(), {1},
+                    "vocabulary, " + std::to_string(bad) + " at " + std::to_string(v));
+    }
   }
 }
 

@@ -2143,7 +2143,8 @@ void check_attention_dropout(const KernelRow& row, const std::string& filter) {
 }
 
 /// At scores of thousands lse in f32 is off by a tenth of a thousandth: it must not reach P, whose
-/// rows sum to one. Without dropout Σ_j dV[j] = Σ_i dO[i] then, whatever the scores.
+/// rows sum to one. Without dropout Σ_j dV[j] = Σ_i dO[i] then, and Σ_j dS[i, j] = 0, whatever the
+/// scores.
 void check_large_scores(const KernelRow& row) {
   auto* kernel = reinterpret_cast<attention_backward_f32_t*>(row.function);
   Random random(25);
@@ -2151,6 +2152,7 @@ void check_large_scores(const KernelRow& row) {
   AttentionInputs in(random, c, 0);
   const int32_t H = c.H, D = c.D, C = H * D, N = in.N, B = in.B();
   for (int32_t i = 0; i < N; ++i) {
+    for (int32_t h = 0; h < H; ++h) in.qkv[i * in.stride + C + h * D] = 1;
     for (int32_t x = 0; x < 2 * C; ++x) in.qkv[i * in.stride + x] *= 60;
   }
   std::vector<double> wide = widen(in.qkv), out(N * C), lse(N * H), wide_scratch(3 * in.longest);
@@ -2161,7 +2163,10 @@ void check_large_scores(const KernelRow& row) {
           scratch(attention_backward_scratch_floats(in.longest, D));
   kernel(in.qkv.data(), in.stride, in.cu.data(), 0, B, 0, H, H, D, in.lse.data(), in.dropout,
          dout.data(), C, dqkv.data(), 3 * C, scratch.data());
-  expect_whole_probabilities(attention_text(row, c) + ", large scores", in.cu, C, dout, dqkv, 1e-6);
+  const std::string what = attention_text(row, c) + ", large scores";
+  expect_whole_probabilities(what, in.cu, C, dout, dqkv, 1e-6);
+  const auto x = [&](int32_t i, int32_t column) { return in.qkv[i * in.stride + column]; };
+  test::expect_score_gradients_cancel(what, in.cu, H, D, 60, x, dout, dqkv, 1e-6);
 }
 
 void check_attention_backward(const KernelRow& row, const std::string& filter) {

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <thread>
 #include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -381,7 +382,43 @@ void set_order(uint64_t seed) {
 
 uint64_t launches() { return launch_count; }
 
+namespace {
+
+/// Streams that have been given work, and the threads that gave it last.
+struct Given {
+  std::weak_ptr<CUstream_st> stream;
+  std::thread::id by;
+};
+std::mutex given_mutex;
+std::vector<Given> given;
+
+void note_given(const std::shared_ptr<CUstream_st>& stream) {
+  if (stream == nullptr) return;  // a branch of a graph
+  const std::lock_guard<std::mutex> lock(given_mutex);
+  std::erase_if(given, [](const Given& one) { return one.stream.expired(); });
+  const auto at = std::find_if(given.begin(), given.end(),
+                               [&](const Given& one) { return one.stream.lock() == stream; });
+  if (at != given.end()) {
+    at->by = std::this_thread::get_id();
+  } else {
+    given.push_back({stream, std::this_thread::get_id()});
+  }
+}
+
+/// Those that no other thread may be working with.
+std::vector<std::weak_ptr<CUstream_st>> streams_of_thread() {
+  const std::lock_guard<std::mutex> lock(given_mutex);
+  std::vector<std::weak_ptr<CUstream_st>> own;
+  for (const Given& one : given) {
+    if (one.by == std::this_thread::get_id()) own.push_back(one.stream);
+  }
+  return own;
+}
+
+}  // namespace
+
 Status submit(Stream stream, std::function<void()> body) {
+  note_given(stream->self);
   CUstream_st::Work work{std::move(body), nullptr, 0};
   if (stream->capture != nullptr) {
     stream->captured.push_back(std::move(work));
@@ -449,12 +486,16 @@ void wait_for(Stream stream, uint64_t count) {
     const std::lock_guard<std::mutex> lock(launch_mutex);
     return order_seed;
   }();
+  const std::vector<std::weak_ptr<CUstream_st>> own =
+      seed == 0 ? std::vector<std::weak_ptr<CUstream_st>>() : streams_of_thread();
   try {
     while (stream->done < count) {
       if (seed != 0) {
-        const std::vector<std::weak_ptr<CUstream_st>> related = stream->related;
-        for (const std::weak_ptr<CUstream_st>& one : related) {
-          if (const std::shared_ptr<CUstream_st> other = one.lock()) run_ahead(other.get(), seed);
+        std::vector<std::weak_ptr<CUstream_st>> others = stream->related;
+        others.insert(others.end(), own.begin(), own.end());
+        for (const std::weak_ptr<CUstream_st>& one : others) {
+          const std::shared_ptr<CUstream_st> other = one.lock();
+          if (other != nullptr && other.get() != stream) run_ahead(other.get(), seed);
         }
       }
       advance(stream);

@@ -9,8 +9,9 @@
 // as it can be here: cp.async copies late, at the wait, and leaves NaN until then; ldmatrix reads a
 // lane's row when that lane comes; dynamic shared memory holds NaN before a block starts, and lies
 // in NaN; a stream does nothing before it is waited for, by the host or by another stream; with a
-// seed, blocks and threads run in a random order, and streams that wait for each other as early as
-// they may, or at random, so that a missing barrier or wait changes results.
+// seed, blocks and threads run in a random order, and streams that wait for each other, or that one
+// thread gives work to, as early as they may, or at random, so that a missing barrier or wait
+// changes results.
 // tests/cuda_emulator_test.cpp shows all of it. Kernels are compiled so that products and sums are
 // fused, as nvcc does, where the CPU can.
 //

@@ -57,13 +57,6 @@ __global__ void __launch_bounds__(kThreads)
   for (int32_t c = lane_id(); c < C; c += kWarp) row[c] = (float)((double)row[c] * scale);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    clear_empty_kernel(const int32_t* cu_seqlens, int32_t C, float* x, int64_t stride) {
-  const int64_t b = blockIdx.x;
-  if (cu_seqlens[b] != cu_seqlens[b + 1]) return;
-  for (int32_t c = (int32_t)threadIdx.x; c < C; c += kThreads) x[b * stride + c] = 0.0f;
-}
-
 /// A thread a column.
 dim3 columns_of_sentences(int32_t B, int32_t C) {
   return dim3((unsigned)B, (unsigned)((C + kThreads - 1) / kThreads));
@@ -89,12 +82,6 @@ Status l2_normalize_forward_cuda(float* x, int64_t stride, int32_t B, int32_t C,
   constexpr int32_t kRows = kThreads / kWarp;
   return launch(l2_normalize_forward_kernel, dim3((unsigned)((B + kRows - 1) / kRows)),
                 dim3(kThreads), 0, stream, x, stride, B, C);
-}
-
-Status clear_empty_cuda(const int32_t* cu_seqlens, int32_t B, int32_t C, float* x, int64_t stride,
-                        Stream stream) {
-  return launch(clear_empty_kernel, dim3((unsigned)B), dim3(kThreads), 0, stream, cu_seqlens, C, x,
-                stride);
 }
 
 }  // namespace xsr::cuda

@@ -18,8 +18,4 @@ Status first_rows_bf16_cuda(const uint16_t* x, int64_t x_stride, const int32_t* 
 /// f64.
 Status l2_normalize_forward_cuda(float* x, int64_t stride, int32_t B, int32_t C, Stream stream);
 
-/// Zeros in the rows of x [B, C] whose sentence has no tokens.
-Status clear_empty_cuda(const int32_t* cu_seqlens, int32_t B, int32_t C, float* x, int64_t stride,
-                        Stream stream);
-
 }  // namespace xsr::cuda

@@ -146,4 +146,29 @@ void expect_whole_probabilities(const std::string& what, const std::vector<int32
   }
 }
 
+/// The gradients of a query's scores add up to 0, so that where all keys have the same in the first
+/// column of every head, `key`, that column of dQ, part 0 of dqkv [N, 3, C], is 0. Without dropout;
+/// x(row, column) is QKV.
+template <typename Values, typename Gradient, typename Result>
+void expect_score_gradients_cancel(const std::string& what, const std::vector<int32_t>& cu,
+                                   int32_t H, int32_t D, double key, Values&& x, Gradient&& dout,
+                                   Result&& dqkv, double budget) {
+  const int32_t C = H * D;
+  for (size_t b = 0; b + 1 < cu.size(); ++b) {
+    for (int32_t i = cu[b]; i < cu[b + 1]; ++i) {
+      for (int32_t h = 0; h < H; ++h) {
+        double size = 0;  // of dP
+        for (int32_t j = cu[b]; j < cu[b + 1]; ++j) {
+          double dp = 0;
+          for (int32_t d = h * D; d < (h + 1) * D; ++d)
+            dp += std::fabs(dout[int64_t{i} * C + d] * x(j, 2 * C + d));
+          size = std::max(size, dp);
+        }
+        EXPECT_NEAR(0, dqkv[int64_t{i} * 3 * C + h * D], budget * size * key / std::sqrt(D))
+            << what << ": row " << i << " head " << h;
+      }
+    }
+  }
+}
+
 }  // namespace xsr::test

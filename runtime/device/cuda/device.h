@@ -63,7 +63,8 @@ class StreamOwner {
 /// Where memory is: on the device, or on the host where the device copies from and to it directly.
 enum class Place { kDevice, kPinned };
 
-/// One allocation. Device memory holds NaN at first on the emulated device, anything on a real one.
+/// One allocation. At first it holds NaN on the emulated device, pinned memory also the largest
+/// integers, and anything on a real one.
 class Memory {
  public:
   Memory() = default;

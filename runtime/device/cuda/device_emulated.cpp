@@ -74,7 +74,9 @@ Memory::Memory(Place place, size_t bytes) : place_(place), bytes_(bytes) {
   for (size_t i = 0; i < kGuardBytes; ++i) memory[i] = guard_byte(i);
   for (size_t i = kGuardBytes + bytes; i < size; ++i) memory[i] = guard_byte(i);
   data_ = memory + kGuardBytes;
+  // NaN in f32, f64 and bf16; what the host fills, indices above all, is also one far outside.
   std::memset(data_, kNanByte, bytes);
+  for (size_t i = 3; place == Place::kPinned && i < bytes; i += 4) memory[kGuardBytes + i] = 0x7f;
 }
 
 Memory::~Memory() {
