@@ -401,7 +401,9 @@ TEST_F(TrainCli, LearnsAndWritesItsFiles) {
 
   // The terms stay with a model that is written again.
   fs::remove(path("r/model.xsr"));
-  ASSERT_EQ(run("--resume r").exit_status, 0);
+  const Outcome written = run("--resume r --tokenizer.model other.model");
+  ASSERT_EQ(written.exit_status, 0);
+  EXPECT_THAT(written.err, HasSubstr("--tokenizer.model has no effect: a run that goes on has"));
   EXPECT_THAT(read_file(path("r/model.xsr")), HasSubstr("Anybody may use them."));
 
   const Outcome again = train("--run r");

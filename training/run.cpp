@@ -244,7 +244,7 @@ class Run {
                             config.license));
   }
   std::string path(const std::string& name) const { return config_.run + "/" + name; }
-  std::string checkpoint_path() const { return path("checkpoint.safetensors"); }
+  std::string checkpoint_path() const { return run_checkpoint_path(config_.run); }
   std::string weights_path(int64_t step) const {
     return path("weights-" + std::to_string(step) + ".safetensors");
   }
@@ -767,5 +767,7 @@ RunEnd train(const TrainConfig& config, const RunOptions& options) {
 }
 
 std::string run_config_path(const std::string& run) { return run + "/config.toml"; }
+
+std::string run_checkpoint_path(const std::string& run) { return run + "/checkpoint.safetensors"; }
 
 }  // namespace xsr::training

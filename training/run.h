@@ -36,4 +36,7 @@ RunEnd train(const TrainConfig& config, const RunOptions& options);
 /// The config a run was started with. Throws Error(IO).
 std::string run_config_path(const std::string& run);
 
+/// Its last checkpoint; there is none before the first.
+std::string run_checkpoint_path(const std::string& run);
+
 }  // namespace xsr::training

@@ -83,6 +83,16 @@ int train_main(const Options& options) {
     xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
     return e.status() == XSR_STATUS_INVALID_ARGUMENT ? kUsage : kFailed;
   }
+  for (const char* key : {"model.init", "tokenizer.model"}) {
+    const auto flag = options.flags.find(key);
+    if (flag == options.flags.end() || flag->second.empty() || options.resume.empty() ||
+        !std::filesystem::exists(run_checkpoint_path(options.resume)))
+      continue;
+    xsr::tell(
+        fmt::format("xsr-train: --{} has no effect: a run that goes on has weights and a tokenizer "
+                    "of its own\n",
+                    key));
+  }
   xsr::install_stop_signals(&stop_requested);
   RunOptions run;
   run.resume = !options.resume.empty();

@@ -49,7 +49,7 @@ __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, con
     for (int32_t i = 0; i < kTileRows / kRows; ++i) {
       const int32_t row = first + i * kRows + lane_id() / kLanes;
       bits[i] = make_uint4(0, 0, 0, 0);
-      if (wanted(row)) bits[i] = *reinterpret_cast<const uint4*>(x + row * stride + d);
+      if (wanted(row)) bits[i] = vector_at<const uint4>(x + row * stride + d);
     }
   }
   float shift[kEight] = {};
@@ -60,7 +60,7 @@ __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, con
     uint16_t* const to = tile + row * TileShape<kD>::kStride + d;
     // As it stands: to widen it, add nothing and round it again was a quarter of a kernel's work.
     if (kWhole && bias == nullptr) {
-      *reinterpret_cast<uint4*>(to) = bits[i];
+      vector_at<uint4>(to) = bits[i];
       continue;
     }
     float values[kEight] = {};
@@ -177,7 +177,7 @@ __device__ __forceinline__ void put_row(const float (&sums)[kD / 8][4], int32_t 
     if (shift != nullptr && d < D) low += shift[d] * shift_factor;
     if (shift != nullptr && d + 1 < D) high += shift[d + 1] * shift_factor;
     if (kWhole) {
-      if (d < D) *reinterpret_cast<uint32_t*>(to + d) = f32_to_bf16_pair(low, high);
+      if (d < D) vector_at<uint32_t>(to + d) = f32_to_bf16_pair(low, high);
     } else {
       if (d < D) to[d] = f32_to_bf16(low);
       if (d + 1 < D) to[d + 1] = f32_to_bf16(high);

@@ -124,8 +124,7 @@ __device__ __forceinline__ void put_fragments(const uint32_t (&a)[4], uint16_t* 
                                               int32_t stride) {
   uint16_t* const mine = to + lane_id() / 4 * stride + 2 * (lane_id() % 4);
   XSR_UNROLL
-  for (int32_t i = 0; i < 4; ++i)
-    *reinterpret_cast<uint32_t*>(mine + i % 2 * 8 * stride + i / 2 * 8) = a[i];
+  for (int32_t i = 0; i < 4; ++i) vector_at<uint32_t>(mine + i % 2 * 8 * stride + i / 2 * 8) = a[i];
 }
 /// The transpose of 16×16 elements, rows `stride` apart, as the `a` of an mma.
 __device__ __forceinline__ void load_transposed(const uint16_t* from, int32_t stride,
@@ -265,7 +264,7 @@ __device__ __forceinline__ void put_rows(const float (&sums)[kD / 8][4], float f
       }
       const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? pair[0] : pair[1], 1);
       if (i < end && n * 8 < D) {
-        *reinterpret_cast<uint2*>(mine + n * 8) =
+        vector_at<uint2>(mine + n * 8) =
             odd ? make_uint2(other, pair[1]) : make_uint2(pair[0], other);
       }
     }
@@ -480,7 +479,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     const int32_t pieces = D / kEight;
     for (int32_t i = (int32_t)threadIdx.x; i < 3 * pieces; i += kThreads) {
       uint16_t* const to = dqkv + row * stride + i / pieces * C + h * D + i % pieces * kEight;
-      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      vector_at<uint4>(to) = make_uint4(0, 0, 0, 0);
     }
   }
   if (begin < end && end - begin <= whole)

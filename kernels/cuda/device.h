@@ -185,40 +185,30 @@ __device__ __forceinline__ float load(const uint16_t* p) { return bf16_to_f32(*p
 __device__ __forceinline__ void store(float* p, float value) { *p = value; }
 __device__ __forceinline__ void store(uint16_t* p, float value) { *p = f32_to_bf16(value); }
 
+/// What lies at p, loaded or stored at once: p is a multiple of its size.
+template <typename Vector, typename T>
+__device__ __forceinline__ Vector& vector_at(T* p) {
+#if !defined(__CUDACC__)
+  emulated::expect_aligned(p, sizeof(Vector));
+#endif
+  return *reinterpret_cast<Vector*>(p);
+}
+
 /// Four neighbours, moved between memory and registers at once: 16 bytes of f32, or 8 of bf16 that
 /// they are rounded to. The address is a multiple of that.
 struct Quad {
   float value[4];
 };
 __device__ __forceinline__ Quad load_quad(const float* p) {
-#if defined(__CUDACC__)
-  const float4 four = *reinterpret_cast<const float4*>(p);
+  const float4 four = vector_at<const float4>(p);
   return {{four.x, four.y, four.z, four.w}};
-#else
-  emulated::expect_aligned(p, 16);
-  Quad four;
-  memcpy(&four, p, 16);
-  return four;
-#endif
 }
 __device__ __forceinline__ void store_quad(float* p, const Quad& four) {
-#if defined(__CUDACC__)
-  *reinterpret_cast<float4*>(p) =
-      make_float4(four.value[0], four.value[1], four.value[2], four.value[3]);
-#else
-  emulated::expect_aligned(p, 16);
-  memcpy(p, &four, 16);
-#endif
+  vector_at<float4>(p) = make_float4(four.value[0], four.value[1], four.value[2], four.value[3]);
 }
 __device__ __forceinline__ void store_quad(uint16_t* p, const Quad& four) {
-  const uint2 pairs = {f32_to_bf16_pair(four.value[0], four.value[1]),
-                       f32_to_bf16_pair(four.value[2], four.value[3])};
-#if defined(__CUDACC__)
-  *reinterpret_cast<uint2*>(p) = pairs;
-#else
-  emulated::expect_aligned(p, 8);
-  memcpy(p, &pairs, 8);
-#endif
+  vector_at<uint2>(p) = make_uint2(f32_to_bf16_pair(four.value[0], four.value[1]),
+                                   f32_to_bf16_pair(four.value[2], four.value[3]));
 }
 
 /// Element i of a table in the given storage, as f32 (exact).
@@ -235,7 +225,7 @@ __device__ __forceinline__ Quad load_storage_quad(const void* data, int64_t i) {
   if constexpr (kStorage == kernels::Storage::kF32) {
     return load_quad((const float*)data + i);
   } else {
-    const uint2 pairs = *reinterpret_cast<const uint2*>((const uint16_t*)data + i);
+    const uint2 pairs = vector_at<const uint2>((const uint16_t*)data + i);
     const uint32_t words[4] = {pairs.x & 0xffffu, pairs.x >> 16, pairs.y & 0xffffu, pairs.y >> 16};
     Quad four;
     XSR_UNROLL

@@ -23,7 +23,7 @@ __device__ __forceinline__ void widen_eight(const uint4& bits, float (&to)[kEigh
 __device__ __forceinline__ void load_eight(const uint16_t* from, bool whole, int32_t count,
                                            float (&to)[kEight]) {
   if (whole) {
-    widen_eight(*reinterpret_cast<const uint4*>(from), to);
+    widen_eight(vector_at<const uint4>(from), to);
     return;
   }
   XSR_UNROLL
@@ -34,7 +34,7 @@ __device__ __forceinline__ void load_eight(const float* from, bool whole, int32_
   if (whole) {
     XSR_UNROLL
     for (int32_t i = 0; i < 2; ++i) {
-      const float4 four = *reinterpret_cast<const float4*>(from + 4 * i);
+      const float4 four = vector_at<const float4>(from + 4 * i);
       to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
     }
     return;
@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_eight(const float* from, bool whole, int32_
 __device__ __forceinline__ void store_eight(uint16_t* to, bool whole, int32_t count,
                                             const float (&values)[kEight]) {
   if (whole) {
-    *reinterpret_cast<uint4*>(to) =
+    vector_at<uint4>(to) =
         make_uint4(f32_to_bf16_pair(values[0], values[1]), f32_to_bf16_pair(values[2], values[3]),
                    f32_to_bf16_pair(values[4], values[5]), f32_to_bf16_pair(values[6], values[7]));
     return;

@@ -45,16 +45,17 @@ struct dim3 {
 struct alignas(8) float2 {
   float x, y;
 };
-struct alignas(16) float4 {
+// Kernels move arrays of smaller elements by these.
+struct alignas(16) [[gnu::may_alias]] float4 {
   float x, y, z, w;
 };
 struct alignas(8) int2 {
   int x, y;
 };
-struct alignas(8) uint2 {
+struct alignas(8) [[gnu::may_alias]] uint2 {
   unsigned x, y;
 };
-struct alignas(16) uint4 {
+struct alignas(16) [[gnu::may_alias]] uint4 {
   unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }

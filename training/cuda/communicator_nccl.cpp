@@ -75,13 +75,15 @@ class NcclCommunicator : public Communicator {
   void gather(float* x, const std::vector<int64_t>& starts, cuda::Stream stream) override {
     // The ranks' shares differ in size, which all-gather does not know.
     nccl_.check(nccl_.group_start(), "gathering");
-    for (int32_t r = 0; r + 1 < static_cast<int32_t>(starts.size()); ++r) {
-      nccl_.check(nccl_.broadcast(x + starts[r], x + starts[r],
-                                  static_cast<size_t>(starts[r + 1] - starts[r]), kFloat32, r,
-                                  comm_, stream),
-                  "gathering");
+    Result result = kSuccess;
+    for (int32_t r = 0; result == kSuccess && r + 1 < static_cast<int32_t>(starts.size()); ++r) {
+      const size_t count = static_cast<size_t>(starts[r + 1] - starts[r]);
+      if (count == 0) continue;  // the same for every rank
+      result = nccl_.broadcast(x + starts[r], x + starts[r], count, kFloat32, r, comm_, stream);
     }
-    nccl_.check(nccl_.group_end(), "gathering");
+    const Result end = nccl_.group_end();  // whatever came before, or the thread's group stays open
+    nccl_.check(result, "gathering");
+    nccl_.check(end, "gathering");
   }
   void sum(float* x, int64_t count, cuda::Stream stream) override {
     add_up(x, count, kFloat32, stream);
