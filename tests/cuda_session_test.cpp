@@ -373,6 +373,52 @@ TEST_F(CudaSession, SessionsOfSeveralThreadsAtOnce) {
   for (const auto& own : found) EXPECT_EQ(expected, own);
 }
 
+#ifdef XSR_EMULATED
+/// Whatever a device refuses, the call fails, and the next one gives the bits that it should have:
+/// the first call of a session, and one whose graphs are there.
+TEST_F(CudaSession, WorkThatADeviceRefusesEndsItsCallAndNothingElse) {
+  const TestModel model({1, 32, 2, 48, 101}, DType::kBF16);
+  const Sentences sentences = {{}, {5}, {7, 8, 9}, std::vector<int32_t>(20, 3), {1, 2}};
+  const Sentences alone = {{4, 5, 6}};
+  for (const xsr_compute compute : {XSR_COMPUTE_F32, XSR_COMPUTE_BF16}) {
+    for (const int devices : {1, 2}) {
+      setenv("XSR_EMULATED_DEVICES", devices == 1 ? "1" : "2", 1);
+      xsr_session_options options = cuda_options(compute, 16);
+      options.cuda_devices = (1u << devices) - 1;
+      const SessionPointer lasting = make_session(model, options);
+      const auto expected = embed(lasting.get(), sentences, 32);
+      const auto expected_alone = embed(lasting.get(), alone, 32);
+      for (const bool first : {true, false}) {
+        int refused = 0;
+        for (bool all = false; !all;) {
+          const SessionPointer made = first ? make_session(model, options) : nullptr;
+          xsr_session* const session = first ? made.get() : lasting.get();
+          const std::string text = std::to_string(refused + 1);
+          setenv("XSR_EMULATED_FAILURE", text.c_str(), 1);
+          std::vector<float> rows;
+          const xsr_status status = test::try_embed(session, sentences, 32, &rows);
+          const std::string error = xsr_session_get_error(session);
+          unsetenv("XSR_EMULATED_FAILURE");
+          all = status == XSR_STATUS_OK;
+          if (all) {
+            EXPECT_EQ(expected, rows);
+          } else {
+            EXPECT_EQ(XSR_STATUS_CUDA, status);
+            EXPECT_NE(std::string::npos, error.find("status 701")) << error;
+            ++refused;
+          }
+          EXPECT_EQ(expected_alone, embed(session, alone, 32)) << text;
+          EXPECT_EQ(expected, embed(session, sentences, 32)) << text;
+          EXPECT_EQ(expected_alone, embed(session, alone, 32)) << text;
+        }
+        EXPECT_GT(refused, 2);
+      }
+    }
+  }
+  unsetenv("XSR_EMULATED_DEVICES");
+}
+#endif
+
 TEST_F(CudaSession, SaysWhatItDoesNotTake) {
   SessionPointer session;
   std::string detail;

@@ -1,5 +1,7 @@
 // Whole steps of training on a device: golden losses and gradients, ten steps of AMSGrad, bits, and
 // what is not finite. Linked with the emulated device and, where nvcc is, with a real one.
+#include <gmock/gmock.h>
+
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -576,6 +578,80 @@ TEST_F(CudaTrainerTest, GoesOnAfterABatchThatMemoryDoesNotSufficeFor) {
   one.step(large, 1e-3);
   other.step(large, 1e-3);
   EXPECT_TRUE(same_bits(one.values(), other.values()));
+}
+#endif
+
+#ifdef XSR_EMULATED
+/// Whatever a device refuses, the step fails and can be taken again: a step of a new shape, one
+/// whose graph is made and one that launches it.
+TEST_F(CudaTrainerTest, WorkThatADeviceRefusesEndsItsStep) {
+  ModelConfig config = small_config(32, 2);
+  config.num_layers = 1;
+  config.vocab_size = 40;
+  const PairBatch batch = make_batch(config, 2), next = make_batch(config, 1);
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    StepConfig step = every_objective();
+    step.precision = precision;
+    for (const int before : {0, 1, 2}) {
+      if (precision == Precision::kBF16 && before > 0) continue;
+      CudaTrainer undisturbed(config, step, tiles_of(32));
+      initialize(undisturbed);
+      for (int i = 0; i <= before; ++i) undisturbed.step(batch, 1e-3);
+      undisturbed.step(next, 1e-3);
+      /// Whether the n-th piece of work was there to be refused.
+      const auto refused = [&](int n) {
+        CudaTrainer trainer(config, step, tiles_of(32));
+        initialize(trainer);
+        for (int i = 0; i < before; ++i) trainer.step(batch, 1e-3);
+        bool failed = false;
+        setenv("XSR_EMULATED_FAILURE", std::to_string(n).c_str(), 1);
+        try {
+          trainer.step(batch, 1e-3, &next);
+        } catch (const Error& e) {
+          EXPECT_EQ(XSR_STATUS_CUDA, e.status()) << e.what();
+          failed = true;
+        }
+        unsetenv("XSR_EMULATED_FAILURE");
+        if (failed) {
+          EXPECT_EQ(before, trainer.steps());
+          trainer.step(batch, 1e-3);
+        }
+        trainer.step(next, 1e-3);
+        EXPECT_TRUE(same_bits(undisturbed.values(), trainer.values()))
+            << "piece " << n << " of the step behind " << before;
+        return failed;
+      };
+      // Some of the pieces, and the last one.
+      const int stride = before == 2 ? 1 : test::kSlow ? 60 : 29;
+      int n = 1;
+      while (refused(n)) n += stride;
+      EXPECT_GT(n, before == 2 ? 2 : 50);
+      for (int last = n - stride; n - last > 1;) {
+        const int between = (last + n) / 2;
+        (refused(between) ? last : n) = between;
+      }
+    }
+  }
+}
+
+/// The others do not wait for it, and end with it.
+TEST_F(CudaTrainerTest, ADeviceThatRefusesWorkEndsTheStepOfAll) {
+  const EmulatedDevices devices("2");
+  ModelConfig config = small_config(32, 2);
+  config.num_layers = 1;
+  const PairBatch batch = make_batch(config, 2);
+  for (const int before : {0, 1, 2}) {
+    for (const int n : {1, 2, 30, 90}) {
+      if (before == 2 && n > 2) continue;
+      const auto two = on_devices(2, config, every_objective());
+      initialize(*two);
+      for (int i = 0; i < before; ++i) two->step(batch, 1e-3);
+      setenv("XSR_EMULATED_FAILURE", std::to_string(n).c_str(), 1);
+      EXPECT_THROW(two->step(batch, 1e-3), Error) << "piece " << n << " behind " << before;
+      unsetenv("XSR_EMULATED_FAILURE");
+      EXPECT_EQ(before, two->steps());
+    }
+  }
 }
 #endif
 

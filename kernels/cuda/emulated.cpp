@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -417,7 +418,28 @@ std::vector<std::weak_ptr<CUstream_st>> streams_of_thread() {
 
 }  // namespace
 
+Status refusal() {
+  static std::mutex mutex;
+  static std::string last;
+  static uint64_t count = 0;
+  const char* const set = std::getenv("XSR_EMULATED_FAILURE");
+  if (set == nullptr) return 0;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (last != set) {
+    last = set;
+    count = 0;
+  }
+  constexpr Status kLaunchOutOfResources = 701;  // as CUDA numbers it
+  return ++count == std::strtoull(set, nullptr, 10) ? kLaunchOutOfResources : 0;
+}
+
 Status submit(Stream stream, std::function<void()> body) {
+  const Status status = refusal();
+  if (status == 0) give(stream, std::move(body));
+  return status;
+}
+
+void give(Stream stream, std::function<void()> body) {
   note_given(stream->self);
   CUstream_st::Work work{std::move(body), nullptr, 0};
   if (stream->capture != nullptr) {
@@ -425,7 +447,6 @@ Status submit(Stream stream, std::function<void()> body) {
   } else {
     stream->pending.push_back(std::move(work));
   }
-  return 0;
 }
 
 void hold(const std::shared_ptr<CUstream_st>& stream, const std::shared_ptr<CUstream_st>& other,

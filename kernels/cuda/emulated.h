@@ -97,6 +97,12 @@ void set_order(uint64_t seed);
 /// Launches so far: lets tests see that kernels ran here.
 uint64_t launches();
 
+/// What CUDA would say to the next launch, copy or graph: 0, or once that there are too few
+/// resources, of the n-th since XSR_EMULATED_FAILURE was set to n.
+Status refusal();
+/// Gives the stream a piece of work, which the device does not refuse.
+void give(Stream stream, std::function<void()> body);
+/// give(), unless the device refuses it.
 Status submit(Stream stream, std::function<void()> body);
 /// What `stream` is given from now on waits until `other` has done so many pieces of work.
 void hold(const std::shared_ptr<CUstream_st>& stream, const std::shared_ptr<CUstream_st>& other,

@@ -38,20 +38,28 @@ inline ModelPointer open_memory(const void* data, size_t size) {
 }
 
 /// Token ids of several sentences to their vectors, C columns each.
-inline std::vector<float> embed(xsr_session* session,
-                                const std::vector<std::vector<int32_t>>& sentences, size_t C,
-                                std::vector<xsr_text_result>* results = nullptr) {
+inline xsr_status try_embed(xsr_session* session,
+                            const std::vector<std::vector<int32_t>>& sentences, size_t C,
+                            std::vector<float>* out,
+                            std::vector<xsr_text_result>* results = nullptr) {
   std::vector<int32_t> ids;
   std::vector<size_t> offsets = {0};
   for (const auto& sentence : sentences) {
     ids.insert(ids.end(), sentence.begin(), sentence.end());
     offsets.push_back(ids.size());
   }
-  std::vector<float> out(sentences.size() * C, NAN);
+  out->assign(sentences.size() * C, NAN);
   if (results != nullptr) results->resize(sentences.size());
-  EXPECT_EQ(XSR_STATUS_OK,
-            xsr_session_embed_ids(session, ids.data(), offsets.data(), sentences.size(), out.data(),
-                                  results == nullptr ? nullptr : results->data()))
+  return xsr_session_embed_ids(session, ids.data(), offsets.data(), sentences.size(), out->data(),
+                               results == nullptr ? nullptr : results->data());
+}
+
+/// The same where it must succeed.
+inline std::vector<float> embed(xsr_session* session,
+                                const std::vector<std::vector<int32_t>>& sentences, size_t C,
+                                std::vector<xsr_text_result>* results = nullptr) {
+  std::vector<float> out;
+  EXPECT_EQ(XSR_STATUS_OK, try_embed(session, sentences, C, &out, results))
       << xsr_session_get_error(session);
   return out;
 }

@@ -206,7 +206,6 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
     losses(true);
     backward();
     update();
-    cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
   };
   // The first step of a shape runs as it stands: kernels are loaded and algorithms chosen outside
   // a capture, and a shape that comes up once costs no graph. NCCL wants a call captured by all
@@ -891,6 +890,8 @@ void DeviceTrainer::update() {
                                  static_cast<int32_t>(names_.size()), norm_parts_, outcome_,
                                  stream()),
         "the gradient's norm");
+  cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
+  // The last, so that whatever the device refuses leaves the parameters as they were.
   check(cuda::adam_update_f32_cuda(
             values_.device, gradients_.device, first_moment_.device, second_moment_.device,
             max_second_moment_ ? max_second_moment_->device : nullptr, narrow_, table_.size(),

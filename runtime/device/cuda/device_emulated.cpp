@@ -221,6 +221,7 @@ Graph Graph::end(Stream stream) {
 }
 Graph::~Graph() { delete impl_; }
 void Graph::launch(Stream stream) const {
+  check(emulated::refusal(), "launching a graph");  // all of it or nothing
   std::vector<std::shared_ptr<CUstream_st>> streams = {stream->self};
   std::vector<uint64_t> given = {stream->given()};
   while (streams.size() < impl_->branches.size()) {
@@ -232,7 +233,7 @@ void Graph::launch(Stream stream) const {
       if (work.other) {
         emulated::hold(streams[k], streams[*work.other], given[*work.other] + work.position);
       } else {
-        check(emulated::submit(streams[k].get(), work.run), "launching a graph");
+        emulated::give(streams[k].get(), work.run);
       }
     }
   }
