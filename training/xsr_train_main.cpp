@@ -85,8 +85,8 @@ int train_main(const Options& options) {
   }
   for (const char* key : {"model.init", "tokenizer.model"}) {
     const auto flag = options.flags.find(key);
-    if (flag == options.flags.end() || flag->second.empty() || options.resume.empty() ||
-        !std::filesystem::exists(run_checkpoint_path(options.resume)))
+    if (options.quiet || options.resume.empty() || flag == options.flags.end() ||
+        flag->second.empty() || !std::filesystem::exists(run_checkpoint_path(options.resume)))
       continue;
     xsr::tell(
         fmt::format("xsr-train: --{} has no effect: a run that goes on has weights and a tokenizer "

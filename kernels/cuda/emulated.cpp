@@ -406,7 +406,8 @@ void note_given(const std::shared_ptr<CUstream_st>& stream) {
   }
 }
 
-/// Those that no other thread may be working with.
+/// Those that this thread was the last to work with. With a seed no other thread may begin to
+/// meanwhile: a thread keeps its streams.
 std::vector<std::weak_ptr<CUstream_st>> streams_of_thread() {
   const std::lock_guard<std::mutex> lock(given_mutex);
   std::vector<std::weak_ptr<CUstream_st>> own;
@@ -423,8 +424,11 @@ Status refusal() {
   static std::string last;
   static uint64_t count = 0;
   const char* const set = std::getenv("XSR_EMULATED_FAILURE");
-  if (set == nullptr) return 0;
   const std::lock_guard<std::mutex> lock(mutex);
+  if (set == nullptr) {
+    last.clear();
+    return 0;
+  }
   if (last != set) {
     last = set;
     count = 0;

@@ -97,8 +97,9 @@ void set_order(uint64_t seed);
 /// Launches so far: lets tests see that kernels ran here.
 uint64_t launches();
 
-/// What CUDA would say to the next launch, copy or graph: 0, or once that there are too few
-/// resources, of the n-th since XSR_EMULATED_FAILURE was set to n.
+/// What CUDA would say to the next launch, copy, event or graph: 0, or once that there are too few
+/// resources, of the n-th since XSR_EMULATED_FAILURE was set to n. Unset, something is to be given
+/// before it is set to the same n again.
 Status refusal();
 /// Gives the stream a piece of work, which the device does not refuse.
 void give(Stream stream, std::function<void()> body);

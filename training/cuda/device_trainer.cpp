@@ -163,9 +163,10 @@ void DeviceTrainer::upload(State state, const FlatBuffer& host) {
 bool DeviceTrainer::take(const PairBatch& batch, bool is_prepared, Dropout dropout,
                          const kernels::AdamStep& adam) {
   select_device();
-  if (is_forked_) {  // an error came before join()
+  if (is_under_way_) {  // an error came first: what was given by then reads the batch before
+    stream_->synchronize();
     beside_->synchronize();
-    is_forked_ = false;
+    is_forked_ = is_under_way_ = false;
   }
   first_ = share_of(batch.num_pairs, rank(), ranks());
   // No two devices share a mask; a model has far fewer streams.
@@ -196,6 +197,7 @@ void DeviceTrainer::prepare(const PairBatch& batch) {
 
 void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   select_device();
+  is_under_way_ = true;
   // Not in the graph: what was prepared lies elsewhere on the host.
   batch_.upload(stream());
   const auto enqueue = [&] {
@@ -222,6 +224,7 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
   }
   meanwhile();
   stream_->synchronize();
+  is_under_way_ = false;
   gradients_.newer = Mirror::kDevice;
   embeddings_current_ = false;
   if (host_outcome_->finite != 0) {
@@ -231,11 +234,13 @@ void DeviceTrainer::step(const std::function<void()>& meanwhile) {
 
 void DeviceTrainer::evaluate(bool with_losses) {
   select_device();
+  is_under_way_ = true;
   batch_.upload(stream());
   forward();
   if (with_losses) losses(false);
   cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
   stream_->synchronize();
+  is_under_way_ = false;
   embeddings_current_ = false;
 }
 
@@ -891,7 +896,7 @@ void DeviceTrainer::update() {
                                  stream()),
         "the gradient's norm");
   cuda::copy_to_host(host_outcome_, outcome_, sizeof(StepOutcome), stream());
-  // The last, so that whatever the device refuses leaves the parameters as they were.
+  // The last, so that whatever one device refuses leaves its parameters as they were.
   check(cuda::adam_update_f32_cuda(
             values_.device, gradients_.device, first_moment_.device, second_moment_.device,
             max_second_moment_ ? max_second_moment_->device : nullptr, narrow_, table_.size(),

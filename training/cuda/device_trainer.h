@@ -279,7 +279,8 @@ class DeviceTrainer {
   std::optional<cuda::StreamOwner> stream_, beside_;
   std::optional<cuda::Gemm> gemm_, gemm_beside_;
   std::optional<cuda::Event> forked_, joined_, tile_read_;
-  bool is_forked_ = false;  // beside_ has what the stream does not wait for
+  bool is_forked_ = false;     // beside_ has what the stream does not wait for
+  bool is_under_way_ = false;  // a step or an evaluation, or one ended by an error
 
   // The model
   Mirror values_, gradients_, first_moment_, second_moment_;
