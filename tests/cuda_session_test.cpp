@@ -14,6 +14,7 @@
 #include "runtime/device/cuda/token_bucket.h"
 #include "runtime/encoder/device_encoder.h"
 #include "runtime/error.h"
+#include "tests/support/environment.h"
 #include "tests/support/files.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/plain_encoder.h"
@@ -25,6 +26,7 @@ namespace xsr {
 namespace {
 
 using test::embed;
+using test::EnvironmentVariable;
 using test::ErrorBudget;
 using test::Random;
 using test::SessionPointer;
@@ -382,7 +384,7 @@ TEST_F(CudaSession, WorkThatADeviceRefusesEndsItsCallAndNothingElse) {
   const Sentences alone = {{4, 5, 6}};
   for (const xsr_compute compute : {XSR_COMPUTE_F32, XSR_COMPUTE_BF16}) {
     for (const int devices : {1, 2}) {
-      setenv("XSR_EMULATED_DEVICES", devices == 1 ? "1" : "2", 1);
+      const EnvironmentVariable emulated("XSR_EMULATED_DEVICES", std::to_string(devices));
       xsr_session_options options = cuda_options(compute, 16);
       options.cuda_devices = (1u << devices) - 1;
       const SessionPointer lasting = make_session(model, options);
@@ -394,11 +396,12 @@ TEST_F(CudaSession, WorkThatADeviceRefusesEndsItsCallAndNothingElse) {
           const SessionPointer made = first ? make_session(model, options) : nullptr;
           xsr_session* const session = first ? made.get() : lasting.get();
           const std::string text = std::to_string(refused + 1);
-          setenv("XSR_EMULATED_FAILURE", text.c_str(), 1);
           std::vector<float> rows;
-          const xsr_status status = test::try_embed(session, sentences, 32, &rows);
+          const xsr_status status = [&] {
+            const EnvironmentVariable failure("XSR_EMULATED_FAILURE", text);
+            return test::try_embed(session, sentences, 32, &rows);
+          }();
           const std::string error = xsr_session_get_error(session);
-          unsetenv("XSR_EMULATED_FAILURE");
           all = status == XSR_STATUS_OK;
           if (all) {
             EXPECT_EQ(expected, rows);
@@ -415,7 +418,6 @@ TEST_F(CudaSession, WorkThatADeviceRefusesEndsItsCallAndNothingElse) {
       }
     }
   }
-  unsetenv("XSR_EMULATED_DEVICES");
 }
 #endif
 
@@ -472,10 +474,9 @@ TEST(CudaLibrary, SaysWhatIsMissing) {
   options.device = XSR_DEVICE_CPU;
   EXPECT_EQ(XSR_STATUS_UNSUPPORTED, create(model, options, &session, &detail));
 #ifdef XSR_EMULATED
-  setenv("XSR_EMULATED_DEVICES", "0", 1);
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "0");
   EXPECT_EQ(XSR_STATUS_CUDA, create(model, cuda_options(), &session, &detail));
   EXPECT_NE(std::string::npos, detail.find("no CUDA device can be used")) << detail;
-  unsetenv("XSR_EMULATED_DEVICES");
 #endif
 }
 

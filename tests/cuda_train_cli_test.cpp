@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "runtime/device/cuda/device.h"
+#include "tests/support/environment.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/train_cli.h"
 
@@ -158,9 +159,7 @@ TEST_F(CudaTrainCli, WhatIsMissingIsToldBeforeTheDataIsMadeReady) {
 
 /// Negatives are those of the whole batch, whatever device has them.
 TEST_F(CudaTrainCli, TheBatchOfTwoDevicesIsOneBatch) {
-#ifdef XSR_EMULATED
-  setenv("XSR_EMULATED_DEVICES", "2", 1);
-#endif
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "2");
   std::string why;
   if (cuda::devices(&why).size() < 2) GTEST_SKIP() << "needs two CUDA devices";
   // InfoNCE, ALIGN and SIM compare sentences of the whole batch. Dropout draws other masks on two.
@@ -186,9 +185,6 @@ TEST_F(CudaTrainCli, TheBatchOfTwoDevicesIsOneBatch) {
   const Outcome fewer = run("--resume fewer --device cuda");
   ASSERT_EQ(0, fewer.exit_status) << fewer.err;
   expect_same_losses("one", "fewer");
-#ifdef XSR_EMULATED
-  unsetenv("XSR_EMULATED_DEVICES");
-#endif
 }
 
 }  // namespace

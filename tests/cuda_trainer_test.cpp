@@ -12,6 +12,7 @@
 
 #include "kernels/dispatch.h"
 #include "tests/support/device_buffer.h"
+#include "tests/support/environment.h"
 #include "tests/support/golden_model.h"
 #include "tests/support/kernel_harness.h"
 #include "tests/support/sanitizers.h"
@@ -27,6 +28,7 @@
 namespace xsr::training {
 namespace {
 
+using test::EnvironmentVariable;
 using test::same_bits;
 
 CudaTrainerOptions tiles_of(int32_t words) {
@@ -331,23 +333,6 @@ TEST_F(CudaTrainerTest, ManyWideLayersHaveRoomForTheirSums) {
   EXPECT_NO_THROW(trainer.step(make_batch(config, 1), 1e-3));
 }
 
-/// So many devices while it lives, where they are emulated.
-class EmulatedDevices {
- public:
-  explicit EmulatedDevices([[maybe_unused]] const char* count) {
-#ifdef XSR_EMULATED
-    setenv("XSR_EMULATED_DEVICES", count, 1);
-#endif
-  }
-  ~EmulatedDevices() {
-#ifdef XSR_EMULATED
-    unsetenv("XSR_EMULATED_DEVICES");
-#endif
-  }
-  EmulatedDevices(const EmulatedDevices&) = delete;
-  EmulatedDevices& operator=(const EmulatedDevices&) = delete;
-};
-
 /// On the first `count` devices; null where there are not so many, or NCCL is not installed.
 std::unique_ptr<CudaTrainer> on_devices(size_t count, const ModelConfig& config,
                                         const StepConfig& step) {
@@ -383,7 +368,7 @@ TEST_F(CudaTrainerTest, MakingTheNextBatchReadyChangesNothing) {
       {3, 0, true, false},  {2, -1, false, false},  // comes instead of 0, which stays ready
       {0, -1, true, false},
   };
-  const EmulatedDevices devices("2");
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "2");
   const size_t most = on_devices(2, config, step) != nullptr ? 2 : 1;
   for (size_t count = test::kSlow ? most : 1; count <= most; ++count) {
     const auto plain_trainer = on_devices(count, config, step),
@@ -563,14 +548,13 @@ TEST_F(CudaTrainerTest, GoesOnAfterABatchThatMemoryDoesNotSufficeFor) {
   initialize(other);
   for (const char* bytes : {"100", "100000"}) {
     for (int call = 0; call < 2; ++call) one.step(small, 1e-3), other.step(small, 1e-3);
-    setenv("XSR_EMULATED_BYTES", bytes, 1);
     try {
+      const EnvironmentVariable most("XSR_EMULATED_BYTES", bytes);
       other.step(large, 1e-3);
       ADD_FAILURE() << "a batch of more than " << bytes << " bytes";
     } catch (const Error& e) {
       EXPECT_EQ(XSR_STATUS_OUT_OF_MEMORY, e.status()) << e.what();
     }
-    unsetenv("XSR_EMULATED_BYTES");
     one.step(small, 1e-3);
     other.step(small, 1e-3);
     EXPECT_TRUE(same_bits(one.values(), other.values())) << bytes;
@@ -606,14 +590,13 @@ TEST_F(CudaTrainerTest, WorkThatADeviceRefusesEndsItsStep) {
         initialize(trainer);
         for (int i = 0; i < before; ++i) trainer.step(batch, 1e-3, before == 3 ? &batch : nullptr);
         bool failed = false;
-        setenv("XSR_EMULATED_FAILURE", std::to_string(n).c_str(), 1);
         try {
+          const EnvironmentVariable failure("XSR_EMULATED_FAILURE", std::to_string(n));
           trainer.step(batch, 1e-3, &next);
         } catch (const Error& e) {
           EXPECT_EQ(XSR_STATUS_CUDA, e.status()) << e.what();
           failed = true;
         }
-        unsetenv("XSR_EMULATED_FAILURE");
         if (failed) {
           EXPECT_EQ(before, trainer.steps());
           if (n % 2 == 1) trainer.evaluate(large);
@@ -639,7 +622,7 @@ TEST_F(CudaTrainerTest, WorkThatADeviceRefusesEndsItsStep) {
 
 /// The others do not wait for it, and end with it.
 TEST_F(CudaTrainerTest, ADeviceThatRefusesWorkEndsTheStepOfAll) {
-  const EmulatedDevices devices("2");
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "2");
   ModelConfig config = small_config(32, 2);
   config.num_layers = 1;
   const PairBatch batch = make_batch(config, 2);
@@ -649,9 +632,8 @@ TEST_F(CudaTrainerTest, ADeviceThatRefusesWorkEndsTheStepOfAll) {
       const auto two = on_devices(2, config, every_objective());
       initialize(*two);
       for (int i = 0; i < before; ++i) two->step(batch, 1e-3);
-      setenv("XSR_EMULATED_FAILURE", std::to_string(n).c_str(), 1);
+      const EnvironmentVariable failure("XSR_EMULATED_FAILURE", std::to_string(n));
       EXPECT_THROW(two->step(batch, 1e-3), Error) << "piece " << n << " behind " << before;
-      unsetenv("XSR_EMULATED_FAILURE");
       EXPECT_EQ(before, two->steps());
     }
   }
@@ -691,7 +673,7 @@ TEST_F(CudaTrainerTest, SeveralDevicesTakeTheStepOfOne) {
   const ModelConfig config = small_config();
   StepConfig step = every_objective();
   step.dropout = 0;
-  const EmulatedDevices devices("3");
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "3");
   std::string why;
   const int32_t most = static_cast<int32_t>(cuda::devices(&why).size());
   for (int32_t count = test::kSlow ? std::min(most, 3) : 1; count <= std::min(most, 3); ++count) {
@@ -764,7 +746,7 @@ TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
     Precision precision;
     std::vector<std::vector<int32_t>> batches;
   };
-  const EmulatedDevices devices("5");
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "5");
   bool any = false;
   // Of 3 pairs the third of five devices has none, of 2 it has one; in bf16 attention takes 65
   // tokens in chunks.
@@ -795,7 +777,7 @@ TEST_F(CudaTrainerTest, DevicesHaveTheirGraphsTogether) {
 /// The first batch has fewer pairs than there are devices: one has never had a sentence, and adds
 /// nothing.
 TEST_F(CudaTrainerTest, ADeviceMayHaveNoPairFromTheStart) {
-  const EmulatedDevices devices("2");
+  const EnvironmentVariable devices("XSR_EMULATED_DEVICES", "2");
   ModelConfig config = small_config(32, 2);
   config.num_layers = 1;
   const PairBatch batch = make_batch(config, 1);

@@ -18,6 +18,7 @@
 #include "runtime/text/progress.h"
 #include "tests/support/packing.h"
 #include "tests/support/sanitizers.h"
+#include "tests/support/tensor_sources.h"
 #include "tests/support/tool_test.h"
 #include "xsr/xsr.h"
 
@@ -403,6 +404,13 @@ TEST_F(EmbedCli, OtherArchivesAreRefused) {
   EXPECT_THAT(embed("-i in.zip -o v.npy").err, HasSubstr(": is a zip archive, expected text"));
 }
 
+/// A token id a line, which is text too.
+std::string id_lines(int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += std::to_string(i % 40) + '\n';
+  return text;
+}
+
 /// Sentences of which some come again, and blank lines.
 std::string sentences(int count) {
   std::string text;
@@ -743,9 +751,7 @@ TEST_F(EmbedCli, AKilledRunGoesOnToTheSameBytes) {
 
 /// What the disk did not take is not noted as done: not as rows are written, nor as a run ends.
 TEST_F(EmbedCli, RowsAreNotedBehindTheirFlush) {
-  std::string text;
-  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
-  write("in.txt", text + "x\n");
+  write("in.txt", id_lines(600) + "x\n");
   // It cannot be flushed. (Other tests lock /dev/null.)
   fs::create_symlink("/dev/zero", path("v.f32.partial"));
   for (const std::string save : {"0", "86400"}) {
@@ -759,9 +765,7 @@ TEST_F(EmbedCli, RowsAreNotedBehindTheirFlush) {
 }
 
 TEST_F(EmbedCli, AResumedRunNamesTheLineOfTheWholeText) {
-  std::string text;
-  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
-  write("in.txt", text + "x\n");
+  write("in.txt", id_lines(600) + "x\n");
   for (const std::string resume : {"", " --resume"}) {
     const Outcome outcome = embed("--ids -i in.txt -q -o v.f32" + resume);
     EXPECT_EQ(outcome.exit_status, 1);
@@ -772,14 +776,11 @@ TEST_F(EmbedCli, AResumedRunNamesTheLineOfTheWholeText) {
 
 /// A row's bits depend on the model, on the table and on what its line is taken for.
 TEST_F(EmbedCli, RowsOfAnotherKindAreNotGoneOnWith) {
-  std::string text;
-  for (int i = 0; i < 600; ++i) text += std::to_string(i % 40) + '\n';
+  const std::string text = id_lines(600);
   write("in.txt", text);
   write("cut.gz", gzip(text).substr(0, gzip(text).size() - 3));
   const auto file = xsr::XsrFile::open(kModel);
-  std::vector<xsr::TensorSource> tensors;
-  for (const xsr::TensorView& t : file->tensors())
-    tensors.push_back({std::string(t.name), t.dtype, t.layout, t.dims, t.data, t.scales});
+  std::vector<xsr::TensorSource> tensors = xsr::test::tensor_sources(*file);
   std::vector<float> changed;
   for (xsr::TensorSource& t : tensors) {
     if (t.name != "layer.0.up.bias") continue;
@@ -807,8 +808,7 @@ TEST_F(EmbedCli, RowsOfAnotherKindAreNotGoneOnWith) {
 }
 
 TEST_F(EmbedCli, AnInterruptedRunSaysHowItGoesOn) {
-  std::string text;
-  for (int i = 0; i < 20000; ++i) text += std::to_string(i % 40) + '\n';
+  const std::string text = id_lines(20000);
   write("in.txt", text);
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   const pid_t child = start("-m " + kModel + " -i pipe -o v.npy");

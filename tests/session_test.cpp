@@ -30,6 +30,7 @@
 #include "tests/support/sanitizers.h"
 #include "tests/support/session.h"
 #include "tests/support/temp_folder.h"
+#include "tests/support/tensor_sources.h"
 #include "tests/support/test_model.h"
 #include "xsr/xsr.h"
 
@@ -864,9 +865,7 @@ std::shared_ptr<unsigned char[]> edited(const bench::RandomModel& model, const E
                                         size_t* size) {
   const auto file = XsrFile::open_memory(model.data(), model.size());
   ModelConfig config = file->config();
-  std::vector<TensorSource> sources;
-  for (const TensorView& t : file->tensors())
-    sources.push_back({std::string(t.name), t.dtype, t.layout, t.dims, t.data, t.scales});
+  std::vector<TensorSource> sources = test::tensor_sources(*file);
   edit(config, sources);
   return write_xsr_memory(config, sources, "", "{}", size);
 }

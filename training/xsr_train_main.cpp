@@ -83,15 +83,15 @@ int train_main(const Options& options) {
     xsr::tell(fmt::format("xsr-train: {}\n", e.what()));
     return e.status() == XSR_STATUS_INVALID_ARGUMENT ? kUsage : kFailed;
   }
-  for (const char* key : {"model.init", "tokenizer.model"}) {
-    const auto flag = options.flags.find(key);
-    if (options.quiet || options.resume.empty() || flag == options.flags.end() ||
-        flag->second.empty() || !std::filesystem::exists(run_checkpoint_path(options.resume)))
-      continue;
-    xsr::tell(
-        fmt::format("xsr-train: --{} has no effect: a run that goes on has weights and a tokenizer "
-                    "of its own\n",
-                    key));
+  if (!options.quiet && !options.resume.empty() &&
+      std::filesystem::exists(run_checkpoint_path(options.resume))) {
+    for (const auto& [key, values] : flags) {
+      if (key != "model.init" && key != "tokenizer.model") continue;
+      xsr::tell(
+          fmt::format("xsr-train: --{} has no effect: a run that goes on has weights and a "
+                      "tokenizer of its own\n",
+                      key));
+    }
   }
   xsr::install_stop_signals(&stop_requested);
   RunOptions run;
