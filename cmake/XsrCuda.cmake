@@ -87,4 +87,14 @@ if(XSR_CUDA STREQUAL "ON")
   target_link_libraries(xsr_cuda_parts PUBLIC xsr_runtime CUDA::cudart_static CUDA::cublasLt)
   xsr_add_cuda_module(xsr_cuda ${xsr_cuda_entry} xsr_cuda_parts)
   set_target_properties(xsr_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:xsr>")  # where libxsr looks first
+
+  # The emulated device with nvcc's kernels, whose PTX is carried out instruction by instruction.
+  if(XSR_BUILD_TESTS)
+    add_library(xsr_cuda_ptx STATIC "${PROJECT_SOURCE_DIR}/kernels/cuda/emulated.cpp" ${xsr_cuda_plain}
+      "${PROJECT_SOURCE_DIR}/tests/ptx/launch.cpp" $<TARGET_OBJECTS:xsr_cuda_kernels>)
+    set_target_properties(xsr_cuda_ptx PROPERTIES LINKER_LANGUAGE CXX)
+    target_link_libraries(xsr_cuda_ptx PUBLIC xsr_runtime PRIVATE xsr_ptx xsr_zstd)
+    xsr_add_cuda_module(xsr_cuda_ptx_module ${xsr_cuda_entry} xsr_cuda_ptx)
+    set_target_properties(xsr_cuda_ptx_module PROPERTIES OUTPUT_NAME xsr_cuda_ptx)
+  endif()
 endif()

@@ -14,6 +14,8 @@
 #include <thread>
 #include <utility>
 
+#include "kernels/cuda/shared_accesses.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #define XSR_ASAN_FIBERS 1
 #elif defined(__has_feature)
@@ -127,7 +129,6 @@ thread_local Fiber* current = nullptr;
 const std::function<void()>* body = nullptr;
 std::unique_ptr<uint32_t[]> shared_words;
 size_t shared_count = 0;
-uint64_t now = 0;  // the times between two __syncthreads, counted over all blocks
 #ifdef XSR_ASAN_FIBERS
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_bottom = nullptr;
@@ -241,76 +242,37 @@ void close_meeting(Fiber& fiber) {
 
 // ---- Accesses to shared memory
 
-/// Who has used two bytes of shared memory since the last __syncthreads.
-struct Cell {
-  enum class Readers : uint8_t { kNone, kOne, kOfAWarp, kOfTheBlock };
-  uint64_t time = 0;
-  bool written = false;
-  Readers readers = Readers::kNone;
-  uint16_t writer = 0, reader = 0;              // threads; the last reader, where there are more
-  uint32_t writer_syncs = 0, reader_syncs = 0;  // the syncs of their warps at that time
-};
-
-/// Memory of which accesses are followed; in the order of addresses a cell every two bytes.
+/// Memory of which accesses are followed.
 struct Followed {
   uintptr_t begin = 0, size = 0;
-  std::vector<Cell> cells;
+  SharedAccesses accesses;
 
   void set(const void* data, size_t bytes) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(data);
-    begin = at - at % 2;  // or neighbours would share a cell: __bss_start may be odd
+    begin = at - at % 2;  // or neighbours would share a place: __bss_start may be odd
     size = at - begin + bytes;
-    if (cells.size() < size / 2 + 1) cells.resize(size / 2 + 1);  // others are of a time before
+    accesses.resize(size);
   }
 };
 Followed dynamic_shared, static_shared;
 
-void access_cell(Cell& cell, const Fiber& fiber, bool write) {
-  const unsigned me = fiber.index;
-  const uint32_t syncs = warps[me / 32].syncs;
-  if (cell.time != now) {
-    cell = Cell();
-    cell.time = now;
-  }
-  const bool same_warp = cell.reader / 32u == me / 32;
-  if (cell.written && cell.writer != me &&
-      (cell.writer / 32u != me / 32 || cell.writer_syncs == syncs))
-    fail("thread %u %s shared memory that thread %u wrote, without a barrier between", me,
-         write ? "writes" : "reads", cell.writer);
-  using Readers = Cell::Readers;
-  const bool read_before_me =  // by nobody that a barrier does not keep from this access
-      cell.readers == Readers::kNone || (cell.readers == Readers::kOne && cell.reader == me) ||
-      (cell.readers != Readers::kOfTheBlock && same_warp && cell.reader_syncs != syncs);
-  if (write) {
-    if (!read_before_me)
-      fail("thread %u writes shared memory that thread %u read, without a barrier between", me,
-           cell.reader);
-    cell.written = true;
-    cell.writer = static_cast<uint16_t>(me);
-    cell.writer_syncs = syncs;
-    cell.readers = Readers::kNone;
-    return;
-  }
-  if (read_before_me) {
-    cell.readers = Readers::kOne;
-  } else if (cell.readers != Readers::kOfTheBlock) {
-    cell.readers = same_warp ? Readers::kOfAWarp : Readers::kOfTheBlock;
-  } else if (cell.reader == me) {
-    return;  // keeps another in mind for the message
-  }
-  cell.reader = static_cast<uint16_t>(me);
-  cell.reader_syncs = syncs;
-}
-
 void follow(const void* address, size_t bytes, bool write) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(address);
   for (Followed* memory : {&dynamic_shared, &static_shared}) {
-    if (at - memory->begin >= memory->size) continue;
+    const uintptr_t offset = at - memory->begin;
+    if (offset >= memory->size) continue;
     if (current == nullptr) return;  // host code
-    const size_t end = std::min(at - memory->begin + bytes, memory->size);
-    for (size_t i = (at - memory->begin) / 2; 2 * i < end; ++i)
-      access_cell(memory->cells[i], *current, write);
+    const unsigned me = current->index;
+    if (const auto conflict = memory->accesses.access(
+            offset, std::min(bytes, memory->size - offset), me, warps[me / 32].syncs, write))
+      fail("thread %u %s shared memory that thread %u %s, without a barrier between", me,
+           write ? "writes" : "reads", conflict->other, conflict->wrote ? "wrote" : "read");
   }
+}
+
+void pass_barrier() {
+  dynamic_shared.accesses.pass_barrier();
+  static_shared.accesses.pass_barrier();
 }
 
 void run_block(dim3 block) {
@@ -318,7 +280,7 @@ void run_block(dim3 block) {
   fibers.resize(count);
   warps.resize((count + 31) / 32);
   for (Warp& warp : warps) warp.lanes = warp.waiting = warp.ended = warp.syncs = 0;
-  ++now;
+  pass_barrier();
   ready.clear();
   for (unsigned i = 0; i < count; ++i) {
     prepare(fibers[i], i, block);
@@ -335,7 +297,7 @@ void run_block(dim3 block) {
     if (head == ready.size()) {
       if (at_barrier == count) {
         at_barrier = 0;
-        ++now;
+        pass_barrier();
         ready.clear();
         head = 0;
         for (Fiber& fiber : fibers) make_ready(fiber);
@@ -382,6 +344,11 @@ void set_order(uint64_t seed) {
 }
 
 uint64_t launches() { return launch_count; }
+uint64_t count_launch() {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  ++launch_count;
+  return order_seed;
+}
 
 namespace {
 

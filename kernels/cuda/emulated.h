@@ -96,6 +96,8 @@ namespace xsr::cuda::emulated {
 void set_order(uint64_t seed);
 /// Launches so far: lets tests see that kernels ran here.
 uint64_t launches();
+/// For kernels that run by another way: counts a launch, gives set_order()'s seed.
+uint64_t count_launch();
 
 /// What CUDA would say to the next launch, copy, event or graph: 0, or once that there are too few
 /// resources, of the n-th since XSR_EMULATED_FAILURE was set to n. Unset, something is to be given
