@@ -88,6 +88,24 @@ static constexpr int32_t kColumns = 32;
 static constexpr int32_t kLanes = 8;
 static constexpr int32_t kManyLanes = 32;
 
+/// The sums of this thread's four values over the lanes, in lane 0. Once in a kernel.
+template <int32_t kOfLanes>
+__device__ inline Quad sums_of_lanes(const Quad& values) {
+  __shared__ alignas(16) float parts[kOfLanes][kColumns][4];
+  store_quad(parts[threadIdx.y][threadIdx.x], values);
+  __syncthreads();
+  Quad sums = {};
+  if (threadIdx.y == 0) {
+    XSR_UNROLL
+    for (int32_t y = 0; y < kOfLanes; ++y) {
+      const Quad more = load_quad(parts[y][threadIdx.x]);
+      XSR_UNROLL
+      for (int32_t e = 0; e < 4; ++e) sums.value[e] += more.value[e];
+    }
+  }
+  return sums;
+}
+
 /// The sum of this thread's `value` over the lanes, in lane 0.
 template <int32_t kOfLanes = kLanes>
 __device__ inline float sum_of_lanes(float value) {
@@ -110,16 +128,23 @@ static constexpr int32_t kWarpColumns = kEight * kWarp;
 /// Lane l of `warp` has those of columns 8 · l to 8 · l + 7. Once in a kernel, by all threads.
 __device__ inline void add_columns_of_warps(const float (&sums)[kEight], int32_t warp,
                                             int32_t count, float* to) {
-  __shared__ float of_warps[kRowWarps][kWarpColumns];
+  // The first four columns of all lanes, then the others: neighbours write, and later read, what
+  // lies in different banks, for which the second half is half a round of banks further on.
+  constexpr int32_t kHalf = 4 * kWarp + kWarp / 2;
+  __shared__ alignas(16) float of_warps[kRowWarps][2 * kHalf];
   XSR_UNROLL
-  for (int32_t e = 0; e < kEight; ++e) of_warps[warp][kEight * lane_id() + e] = sums[e];
+  for (int32_t h = 0; h < 2; ++h) {
+    store_quad(&of_warps[warp][h * kHalf + 4 * lane_id()],
+               Quad{{sums[4 * h], sums[4 * h + 1], sums[4 * h + 2], sums[4 * h + 3]}});
+  }
   __syncthreads();
   static_assert(kWarpColumns == kRowWarps * kWarp);  // a thread a column
   const int32_t mine = warp * kWarp + lane_id();
   if (mine >= count) return;
+  const int32_t place = mine % kEight / 4 * kHalf + mine / kEight * 4 + mine % 4;
   float sum = 0;
   XSR_UNROLL
-  for (int32_t w = 0; w < kRowWarps; ++w) sum += of_warps[w][mine];
+  for (int32_t w = 0; w < kRowWarps; ++w) sum += of_warps[w][place];
   to[mine] = sum;
 }
 

@@ -33,8 +33,7 @@ __global__ void __launch_bounds__(kColumns* kOfLanes)
       for (int32_t e = 0; e < 4; ++e) sum.value[e] += four[k].value[e];
     }
   }
-  XSR_UNROLL
-  for (int32_t e = 0; e < 4; ++e) sum.value[e] = sum_of_lanes<kOfLanes>(sum.value[e]);
+  sum = sums_of_lanes<kOfLanes>(sum);
   if (threadIdx.y != 0 || c >= C) return;
   float* to = dtable + (int64_t)ids[u] * C + c;
   Quad four = load_quad(to);

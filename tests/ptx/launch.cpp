@@ -149,8 +149,8 @@ int cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, 
   return xsr::cuda::emulated::submit(stream, [=] {
     const std::lock_guard<std::mutex> launch(loaded().launch);
     const uint64_t seed = xsr::cuda::emulated::count_launch();
-    static const bool counts = std::getenv("XSR_PTX_COUNTS") != nullptr;
-    if (counts) xsr::ptx::count();
+    static const char* const counts = std::getenv("XSR_PTX_COUNTS");
+    if (counts != nullptr) xsr::ptx::count(std::strcmp(counts, "opcodes") == 0);
     xsr::ptx::run(*kernel, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
                   parameters, seed);
   });

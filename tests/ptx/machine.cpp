@@ -21,7 +21,7 @@ constexpr uint64_t kUnset = 0xffdeffdeffdeffde;
 constexpr unsigned char kUnsetByte = 0xff;
 constexpr size_t kMostShared = 163 * 1024;  // what a block of an sm_80 can have
 
-bool counting = false;
+bool counting = false, counting_opcodes = false;
 std::map<std::string, Counts> counted;
 
 /// The kernel's own name, and what it was made for, of the compiler's: a function in a namespace
@@ -60,11 +60,23 @@ void print_counts() {
         static_cast<unsigned long long>(c.global_sectors), ratio(c.global_sectors, c.global_least),
         static_cast<unsigned long long>(c.shared_rounds), ratio(c.shared_rounds, c.shared_least));
   }
+  for (const auto& [name, c] : counted) {
+    if (c.opcodes.empty()) continue;
+    std::vector<std::pair<uint64_t, std::string>> most;
+    for (const auto& [opcode, count] : c.opcodes) most.emplace_back(count, opcode);
+    std::sort(most.rbegin(), most.rend());
+    std::printf("\n%s\n", plain_name(name).c_str());
+    for (const auto& [count, opcode] : most)
+      std::printf("  %5.1f %%  %s\n",
+                  100.0 * static_cast<double>(count) / static_cast<double>(c.instructions),
+                  opcode.c_str());
+  }
   std::fflush(stdout);
 }
 }  // namespace
 
-void count() {
+void count(bool with_opcodes) {
+  counting_opcodes = with_opcodes;
   if (!counting) std::atexit(print_counts);
   counting = true;
 }
@@ -285,6 +297,9 @@ uint64_t rounds_over_banks(const std::array<uint64_t, 32>& address, uint32_t lan
 void Warp::count(const Instruction& i, uint32_t lanes) {
   Counts& counts = *block_->counts;
   ++counts.instructions;
+  if (counting_opcodes)
+    ++counts
+          .opcodes[block_->kernel->opcodes[static_cast<size_t>(&i - block_->kernel->code.data())]];
   counts.lanes += static_cast<uint64_t>(std::popcount(lanes));
   counts.barriers += i.kind == Kind::kBarrier;
   counts.products += i.execute == &mma_m16n8k16_bf16;

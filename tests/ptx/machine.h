@@ -6,6 +6,8 @@
 // cut off as theirs are.
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/shared_accesses.h"
@@ -36,9 +38,11 @@ struct Counts {
   uint64_t global_accesses = 0, global_sectors = 0, global_least = 0;
   // Likewise the rounds over the banks of shared memory that they take.
   uint64_t shared_accesses = 0, shared_rounds = 0, shared_least = 0;
+  std::map<std::string, uint64_t> opcodes;  // of a warp
 };
-/// Counts from now on, and prints a table of it when the program ends; a run takes longer.
-void count();
+/// Counts from now on, and prints a table of it when the program ends, with each kernel's opcodes
+/// where they are wanted; a run takes longer.
+void count(bool with_opcodes);
 
 /// What a block shares.
 struct Block {

@@ -139,7 +139,7 @@ class Reader {
       kernel_.code[instruction].target = at->second;
     }
     guard_ = Instruction::kNone;
-    emit();
+    emit("ret");
     kernel_.code.back().kind = Kind::kExit;
     kernel_.registers = next_register_;
   }
@@ -328,7 +328,8 @@ class Reader {
     unknown(name);
   }
 
-  Instruction& emit() {
+  Instruction& emit(std::string_view opcode) {
+    kernel_.opcodes.emplace_back(opcode);
     Instruction& instruction = kernel_.code.emplace_back();
     std::fill(std::begin(instruction.from), std::end(instruction.from), none_);
     instruction.line = line_;
@@ -390,7 +391,7 @@ class Reader {
     const auto expect = [&](size_t count) {
       if (given.size() != count) unknown(statement);
     };
-    Instruction& i = emit();
+    Instruction& i = emit(opcode);
     if (head == "bra") {
       expect(1);
       i.kind = Kind::kBranch;

@@ -101,6 +101,7 @@ enum class Special : uint8_t {
 struct Kernel {
   std::string name;
   std::vector<Instruction> code;
+  std::vector<std::string> opcodes;  // of each, as written
   uint32_t registers = 0;
   std::vector<Constant> constants;                     // registers that hold one from the start on
   std::vector<std::pair<uint32_t, Special>> specials;  // likewise, of a thread
