@@ -11,8 +11,8 @@ cuobjdump or libraries.
 - No kernel of the first library touches local memory (LDL, STL): nothing spills. (In training cos takes some; ptxas
   warns where registers spill, and a warning ends the build.)
 
-Both tools are looked for on the PATH and in the bin folder of $CUDA_PATH, $CUDA_HOME and /usr/local/cuda; without one the
-exit status is 77.
+Both tools are looked for on the PATH, in the bin folder of $CUDA_PATH, $CUDA_HOME and /usr/local/cuda, and where
+install-deps.sh puts them; without one the exit status is 77.
 """
 import collections
 import concurrent.futures
@@ -41,7 +41,8 @@ ENTRY = re.compile(r"\.entry (\w+)")
 
 def find_tool(name):
     folders = [os.path.join(os.environ[variable], "bin") for variable in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(variable)]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
+    folders += ["/usr/local/cuda/bin", str(ROOT / ".deps" / "cuda-tools")]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
 
 
 def run(*command):

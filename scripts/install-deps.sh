@@ -72,4 +72,32 @@ if [ ! -e "$sp/lib/libsentencepiece.a" ] || [ ! -e "$sp/lib/libsentencepiece_tra
 else
   say "SentencePiece is built"
 fi
+
+# Beside nvcc, what shows the machine code that it made (check.cuda_code); NVIDIA's packages of nvcc alone lack it. The
+# check is left out where it cannot be had.
+tools="$PWD/.deps/cuda-tools"
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
+if [ "${1:-all}" != demo ] && [ -n "$nvcc" ] && [ ! -x "$tools/cuobjdump" ] &&
+  [ ! -x "$(dirname "$nvcc")/cuobjdump" ] && ! command -v cuobjdump >/dev/null; then
+  wheels=$(mktemp -d)
+  if python3 -m pip download -q --no-deps -d "$wheels" 'nvidia-cuda-cuobjdump>=13' 'nvidia-cuda-nvdisasm>=13' >"$wheels/log" 2>&1 &&
+    python3 - "$wheels" "$tools" <<'END'
+import pathlib, sys, zipfile
+tools = pathlib.Path(sys.argv[2])
+tools.mkdir(parents=True, exist_ok=True)
+for wheel in pathlib.Path(sys.argv[1]).glob("*.whl"):
+    archive = zipfile.ZipFile(wheel)
+    for name in archive.namelist():
+        if name.endswith(("/bin/cuobjdump", "/bin/nvdisasm")):
+            tool = tools / pathlib.Path(name).name
+            tool.write_bytes(archive.read(name))
+            tool.chmod(0o755)
+END
+  then
+    say "cuobjdump and nvdisasm are in .deps/cuda-tools/"
+  else
+    say "no cuobjdump from PyPI: check.cuda_code will be skipped"
+  fi
+  rm -rf "$wheels"
+fi
 say "done"
