@@ -21,6 +21,8 @@ __global__ void __launch_bounds__(256)
 
 constexpr int32_t kThreads = 128;
 
+/// kSwish: the activation, whatever is given, so that no element asks which it is.
+template <bool kSwish>
 __global__ void __launch_bounds__(kThreads)
     activation_forward_bf16_kernel(const uint16_t* x, int64_t x_stride, const float* bias,
                                    int32_t F, Activation activation, uint16_t* out,
@@ -28,6 +30,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t i = blockIdx.x;
   const int32_t c = (int32_t)(blockIdx.y * kThreads + threadIdx.x) * kEight;
   if (c >= F) return;
+  if constexpr (kSwish) activation = Activation::kSwish;
   const bool whole = c + kEight <= F && x_stride % kEight == 0 && out_stride % kEight == 0;
   float values[kEight], shift[kEight];
   load_eight(x + i * x_stride + c, whole, F - c, values);
@@ -50,7 +53,8 @@ Status activation_forward_bf16_cuda(const uint16_t* x, int64_t x_stride, const f
                                     int32_t N, int32_t F, Activation activation, uint16_t* out,
                                     int64_t out_stride, Stream stream) {
   constexpr int32_t kColumns = kThreads * kEight;
-  return launch(activation_forward_bf16_kernel,
+  return launch(activation == Activation::kSwish ? activation_forward_bf16_kernel<true>
+                                                 : activation_forward_bf16_kernel<false>,
                 dim3((unsigned)N, (unsigned)((F + kColumns - 1) / kColumns)), dim3(kThreads), 0,
                 stream, x, x_stride, bias, F, activation, out, out_stride);
 }

@@ -35,12 +35,14 @@ __global__ void activation_backward_kernel(const float* x, int64_t n, Activation
 }
 
 /// A warp two rows at a time, a lane eight of their columns, whose sums it keeps. kWhole: 8 divides
-/// F, and all four loads are under way at once. parts [gridDim.y, F]
-template <bool kWhole>
+/// F, and all four loads are under way at once. kSwish: the activation, whatever is given, so that
+/// no element asks which it is. parts [gridDim.y, F]
+template <bool kWhole, bool kSwish>
 __global__ void __launch_bounds__(kRowWarps* kWarp)
     activation_backward_bf16_kernel(const uint16_t* x, const float* bias, int32_t N, int32_t F,
                                     Activation activation, uint16_t* d, float* parts) {
   constexpr int32_t kAtOnce = 2;
+  if constexpr (kSwish) activation = Activation::kSwish;
   const int32_t first = (int32_t)blockIdx.x * kWarpColumns, c = first + kEight * lane_id();
   const int32_t warp = (int32_t)threadIdx.x / kWarp;
   float sums[kEight] = {};
@@ -90,10 +92,12 @@ Status activation_backward_bf16_cuda(const uint16_t* x, const float* bias, int32
                                      PartSums* later, Stream stream) {
   const int32_t rows = blocks_of(N, kRowWarps);
   const int32_t blocks = rows < kMostActivationBlocks ? rows : kMostActivationBlocks;
-  const Status status = launch(F % kEight == 0 ? activation_backward_bf16_kernel<true>
-                                               : activation_backward_bf16_kernel<false>,
-                               dim3(blocks_of(F, kWarpColumns), blocks), kRowWarps * kWarp, 0,
-                               stream, x, bias, N, F, activation, d, parts);
+  const auto kernel = F % kEight != 0 ? activation_backward_bf16_kernel<false, false>
+                      : activation == Activation::kSwish
+                          ? activation_backward_bf16_kernel<true, true>
+                          : activation_backward_bf16_kernel<true, false>;
+  const Status status = launch(kernel, dim3(blocks_of(F, kWarpColumns), blocks), kRowWarps * kWarp,
+                               0, stream, x, bias, N, F, activation, d, parts);
   return status != 0 ? status : add_blocks_cuda(parts, blocks, F, dbias, later, stream);
 }
 
