@@ -186,6 +186,12 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
     EXPECT_THAT(help.out, testing::AnyOf(HasSubstr("--" + key.full_name() + " "),
                                          HasSubstr("--" + key.full_name() + "\n")));
   }
+  for (const char* command : {"plot", "score"}) {  // which read none
+    const Outcome its = run(std::string(command) + " --help");
+    EXPECT_EQ(its.exit_status, 0);
+    EXPECT_THAT(its.out, HasSubstr("Exit status: 0 done, 1 failed, 2 wrong usage.")) << command;
+    EXPECT_THAT(its.out, testing::Not(HasSubstr("key"))) << command;
+  }
   const Outcome o = train("--print-config --optimizer.beta1 0.5 --data.train a.tsv b.tsv");
   ASSERT_EQ(o.exit_status, 0) << o.err;
   EXPECT_THAT(o.out, HasSubstr("\nbeta1 = 0.5\n"));
