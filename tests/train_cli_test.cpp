@@ -1429,6 +1429,7 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   // Not one pair: the tokenizer's training is the first to see it.
   const std::pair<std::string, const char*> useless[] = {
       {"one\none\n", "toy.tsv:1: has 1 column, expected 2"},
+      {"one\none\n", "become one by `paste FILE FILE > PAIRS.tsv`"},
       {"a\tb\tc\n", "toy.tsv:1: has 3 columns, expected 2"},
       {"\xff\tb\n", "toy.tsv:1: byte 1 is 0xFF, which is not UTF-8 there"},
       {"\ta\n", "toy.tsv:1: column 1 is empty"},
