@@ -186,6 +186,12 @@ TEST_F(TrainCli, EveryKeyIsAFlagAndFlagsWin) {
     EXPECT_THAT(help.out, testing::AnyOf(HasSubstr("--" + key.full_name() + " "),
                                          HasSubstr("--" + key.full_name() + "\n")));
   }
+  for (const char* command : {"plot", "score"}) {  // which read none
+    const Outcome its = run(std::string(command) + " --help");
+    EXPECT_EQ(its.exit_status, 0);
+    EXPECT_THAT(its.out, HasSubstr("Exit status: 0 done, 1 failed, 2 wrong usage.")) << command;
+    EXPECT_THAT(its.out, testing::Not(HasSubstr("key"))) << command;
+  }
   const Outcome o = train("--print-config --optimizer.beta1 0.5 --data.train a.tsv b.tsv");
   ASSERT_EQ(o.exit_status, 0) << o.err;
   EXPECT_THAT(o.out, HasSubstr("\nbeta1 = 0.5\n"));
@@ -1423,6 +1429,7 @@ TEST_F(TrainCli, BadDataNamesFileAndLine) {
   // Not one pair: the tokenizer's training is the first to see it.
   const std::pair<std::string, const char*> useless[] = {
       {"one\none\n", "toy.tsv:1: has 1 column, expected 2"},
+      {"one\none\n", "become one by `paste FILE FILE > PAIRS.tsv`"},
       {"a\tb\tc\n", "toy.tsv:1: has 3 columns, expected 2"},
       {"\xff\tb\n", "toy.tsv:1: byte 1 is 0xFF, which is not UTF-8 there"},
       {"\ta\n", "toy.tsv:1: column 1 is empty"},

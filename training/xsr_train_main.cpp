@@ -206,6 +206,8 @@ int tool_main(int argc, char** argv) {
       ->add_option("--threads", options.score_threads,
                    "Threads; 0: the processors this process may use")
       ->check(CLI::Range(0, 1024));
+  for (CLI::App* command : {plot, score})
+    command->footer("Exit status: 0 done, 1 failed, 2 wrong usage.");
   try {
     app.parse(argc, argv);
     require_no_options_of_a_run(app);

@@ -113,7 +113,8 @@ typedef enum xsr_normalize XSR_ENUM_TYPE {
 
 /* The first layer's Q, K and V of every token of the vocabulary, computed once (vocab_size · 3 ·
  * hidden_size f32 in memory, shared by a model's sessions of one ISA) and looked up instead of
- * multiplied. Equal to the product up to f32 rounding, so the bits differ from those without it. */
+ * multiplied. Equal to the product up to f32 rounding, so the bits differ from those without it.
+ * UNSUPPORTED of a model without layers. */
 typedef enum xsr_qkv_table XSR_ENUM_TYPE {
   XSR_QKV_TABLE_AUTO = 0, /* off, so that a session opens at once; may become cleverer */
   XSR_QKV_TABLE_ON = 1,   /* built when the session is created */
@@ -161,7 +162,8 @@ typedef struct xsr_model_info {
   int32_t has_tokenizer;  /* 0: the model takes token ids only */
   int32_t lowercase;      /* 1: text is lower-cased before it is tokenised */
   int32_t normalize;      /* 1: the model's embeddings are L2-normalised */
-  const char* provenance; /* JSON: source file, its SHA-256, licence; lives as long as the model */
+  const char* provenance; /* JSON: licence, and what the weights were made from (docs/FORMAT.md);
+                             lives as long as the model */
   uint64_t file_size;     /* bytes */
 } xsr_model_info;
 
@@ -210,7 +212,7 @@ XSR_API void xsr_model_close(xsr_model* model);
  * INVALID_ARGUMENT. */
 XSR_API xsr_status xsr_model_get_info(const xsr_model* model, xsr_model_info* info);
 /* Checks the XXH3 checksum of every tensor and makes the tokenizer's tables again; reads the whole
- * file. Errors: BAD_FILE naming the tensor or the table. */
+ * file. Errors: BAD_FILE naming the tensor or the table, OUT_OF_MEMORY, INVALID_ARGUMENT. */
 XSR_API xsr_status xsr_model_verify(const xsr_model* model, char* detail, size_t detail_size);
 
 /* ---- Sessions

@@ -215,12 +215,19 @@ std::string describe_drop(DropReason reason, std::string_view line, const TextFi
 }
 
 void throw_no_pair(const std::string& language, const DropReport& report) {
+  const bool few_columns =
+      report.lines > 0 &&
+      report.counts[static_cast<size_t>(DropReason::kFewColumns)] == report.lines;
   throw Error(
       XSR_STATUS_BAD_FILE,
       fmt::format("{}: not one pair is left of {} lines; is it the right file, with columns "
-                  "separated by TAB as data.columns and data.num_columns say?{}{}",
-                  language, with_separators(report.lines), report.dropped() > 0 ? "\n" : "",
-                  report.text()));
+                  "separated by TAB as data.columns and data.num_columns say?{}{}{}",
+                  language, with_separators(report.lines),
+                  few_columns
+                      ? " Two files of one sentence a line become one by `paste FILE FILE > "
+                        "PAIRS.tsv`."
+                      : "",
+                  report.dropped() > 0 ? "\n" : "", report.text()));
 }
 
 ContentHash hash_file(const std::string& path, const std::atomic<bool>* stop) {
