@@ -64,7 +64,8 @@ std::atomic<bool> stop_requested{false};
 
 struct Options {
   std::string model, input = "-", output, device = "cpu", isa = "auto", compute = "f32";
-  bool ids = false, quiet = false, dedup = true, qkv_table = false, resume = false;
+  bool ids = false, quiet = false, dedup = true, qkv_table = false, normalize = false,
+       resume = false;
   int threads = 0;
   double save_seconds = 30;
 };
@@ -126,6 +127,7 @@ class Embedder {
     session_options.compute = xsr::compute_named(options.compute);
     session_options.num_threads = options.threads;
     session_options.qkv_table = options.qkv_table ? XSR_QKV_TABLE_ON : XSR_QKV_TABLE_OFF;
+    if (options.normalize) session_options.normalize = XSR_NORMALIZE_ON;
     xsr::choose_device(options.device, &session_options);
     xsr_session* session = nullptr;
     status = xsr_session_create(model, &session_options, &session, detail, sizeof detail);
@@ -152,10 +154,11 @@ class Embedder {
           kernels::isa_of_bits(static_cast<kernels::Isa>(xsr_session_get_isa(session_.get())));
       if (on_cpu && products != isa) device += fmt::format(" and {}", kernels::isa_name(products));
     }
-    return fmt::format("xsr {}, model {:016x}, {}, {}{}{}", xsr_version_string(),
+    const bool unit_length = options_.normalize && info_.normalize == 0;  // by this option alone
+    return fmt::format("xsr {}, model {:016x}, {}, {}{}{}{}", xsr_version_string(),
                        xsr::XsrFile::open(options_.model)->header_checksum(), device,
                        options_.compute, options_.qkv_table ? ", QKV table" : "",
-                       options_.ids ? ", token ids" : "");
+                       unit_length ? ", unit length" : "", options_.ids ? ", token ids" : "");
   }
 
   /// vectors [batch.size(), columns()]. file: for messages. A row's bits depend on its line alone,
@@ -558,6 +561,9 @@ int tool_main(int argc, char** argv) {
          "f32, tf32 or bf16")
       ->check(CLI::IsMember(xsr::compute_names()))
       ->capture_default_str();
+  app.add_flag("--normalize", options.normalize,
+               "Divide every vector by its length, so that dot products are cosines; that of an "
+               "empty line stays zero");
   app.add_flag(
       "--qkv-table", options.qkv_table,
       "Compute the first layer's Q, K and V of every token of the vocabulary once, and look "

@@ -184,6 +184,18 @@ TEST_F(EmbedCli, TheQkvTableIsThatOfASession) {
   EXPECT_NE(read("v.f32"), Reference().row(text)) << "the sum is taken in another order";
 }
 
+TEST_F(EmbedCli, NormalizeIsThatOfASession) {
+  const std::string text = "The cat sleeps.";
+  write("in.txt", text + "\n\n" + text);
+  const Outcome outcome = embed("-i in.txt -o v.f32 --normalize");
+  ASSERT_EQ(outcome.exit_status, 0) << outcome.err;
+  xsr_session_options options = {};
+  options.normalize = XSR_NORMALIZE_ON;
+  const std::string row = Reference(options).row(text);
+  EXPECT_EQ(read("v.f32"), row + std::string(row.size(), '\0') + row);
+  EXPECT_NE(row, Reference().row(text));
+}
+
 TEST_F(EmbedCli, IsaAndComputeAreThoseOfASession) {
   const std::string text = "The cat sleeps.";
   write("in.txt", text);
@@ -792,8 +804,10 @@ TEST_F(EmbedCli, RowsOfAnotherKindAreNotGoneOnWith) {
   xsr::write_xsr_file(path("other.xsr"), file->config(), tensors, file->tokenizer(),
                       file->provenance(), file->tokenizer_tables());
   const std::string model = "-m " + kModel, other = "-m other.xsr";
-  std::vector<std::pair<std::string, std::string>> kinds = {
-      {model, other}, {model, model + " --qkv-table"}, {model, model + " --ids"}};
+  std::vector<std::pair<std::string, std::string>> kinds = {{model, other},
+                                                            {model, model + " --qkv-table"},
+                                                            {model, model + " --ids"},
+                                                            {model, model + " --normalize"}};
   if (xsr::choose_isa("auto") != xsr::kernels::Isa::kRef)
     kinds.emplace_back(model, model + " --isa ref");
   for (const auto& [before, then] : kinds) {

@@ -91,7 +91,7 @@ static constexpr int32_t kManyLanes = 32;
 /// The sums of this thread's four values over the lanes, in lane 0. Once in a kernel.
 template <int32_t kOfLanes>
 __device__ inline Quad sums_of_lanes(const Quad& values) {
-  __shared__ alignas(16) float parts[kOfLanes][kColumns][4];
+  alignas(16) __shared__ float parts[kOfLanes][kColumns][4];
   store_quad(parts[threadIdx.y][threadIdx.x], values);
   __syncthreads();
   Quad sums = {};
@@ -131,7 +131,7 @@ __device__ inline void add_columns_of_warps(const float (&sums)[kEight], int32_t
   // The first four columns of all lanes, then the others: neighbours write, and later read, what
   // lies in different banks, for which the second half is half a round of banks further on.
   constexpr int32_t kHalf = 4 * kWarp + kWarp / 2;
-  __shared__ alignas(16) float of_warps[kRowWarps][2 * kHalf];
+  alignas(16) __shared__ float of_warps[kRowWarps][2 * kHalf];
   XSR_UNROLL
   for (int32_t h = 0; h < 2; ++h) {
     store_quad(&of_warps[warp][h * kHalf + 4 * lane_id()],
