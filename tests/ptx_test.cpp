@@ -470,6 +470,75 @@ TEST(Ptx, WarpsAndBlocksByTheSeed) {
             2);
 }
 
+/// What one warp's accesses come to, with these addresses in %rd2 (global) or %r2 (shared).
+Counts counted(const std::string& body) {
+  count(true);
+  const Counts before = [] {
+    const auto at = counts().find("k");
+    return at == counts().end() ? Counts() : at->second;
+  }();
+  run_threads<uint32_t>(body, std::vector<uint32_t>(32 * 64), 32, 64, 8192);
+  Counts found = counts().at("k");
+  found.launches -= before.launches;
+  found.instructions -= before.instructions;
+  found.lanes -= before.lanes;
+  found.barriers -= before.barriers;
+  found.global_accesses -= before.global_accesses;
+  found.global_sectors -= before.global_sectors;
+  found.global_least -= before.global_least;
+  found.shared_accesses -= before.shared_accesses;
+  found.shared_rounds -= before.shared_rounds;
+  found.shared_least -= before.shared_least;
+  return found;
+}
+
+TEST(Ptx, CountsWhatAWarpDoes) {
+  const Counts nothing = counted("");
+  EXPECT_EQ(1u, nothing.launches);
+  EXPECT_EQ(6u, nothing.instructions);  // of module()
+  EXPECT_EQ(6u * 32, nothing.lanes);
+  const Counts half =
+      counted("\tsetp.lt.u32 %p1, %r0, 16;\n\t@%p1 add.s32 %r1, %r0, 1;\n\tbar.sync 0;");
+  EXPECT_EQ(9u, half.instructions);
+  EXPECT_EQ(8u * 32 + 16, half.lanes);
+  EXPECT_EQ(1u, half.barriers);
+  EXPECT_GE(counts().at("k").opcodes.at("bar.sync"), 1u);
+  // Global: neighbours of 4 and 16 bytes; one word in every 256 bytes, and of the same place.
+  const auto global = [](const std::string& bytes, const std::string& load) {
+    const Counts found = counted(
+        "\tmul.wide.u32 %rd2, %r0, 256;\n\tsub.s64 %rd3, %rd0, %rd2;\n"
+        "\tmad.wide.u32 %rd2, %r0, " +
+        bytes + ", %rd3;\n" + load);
+    EXPECT_EQ(1u, found.global_accesses);
+    return std::pair(found.global_sectors, found.global_least);
+  };
+  const std::string one = "\tld.global.u32 %r1, [%rd2];",
+                    four = "\tld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd2];";
+  const uint64_t crossing = 1;  // the inputs may begin within a sector
+  EXPECT_LE(global("4", one).first, 4 + crossing);
+  EXPECT_EQ(4u, global("4", one).second);
+  EXPECT_LE(global("16", four).first, 16 + crossing);
+  EXPECT_EQ(16u, global("16", four).second);
+  EXPECT_EQ(32u, global("256", one).first);
+  EXPECT_EQ(1u, global("0", one).first);
+  // Shared: words side by side, two words apart, 32 apart; one word for all; 16 bytes a lane side
+  // by side, and 32 bytes apart.
+  const auto shared = [](const std::string& bytes, const std::string& load) {
+    const Counts found = counted("\tmul.lo.u32 %r2, %r0, " + bytes + ";\n" + load);
+    EXPECT_EQ(1u, found.shared_accesses);
+    return std::pair(found.shared_rounds, found.shared_least);
+  };
+  using Rounds = std::pair<uint64_t, uint64_t>;
+  const std::string word = "\tld.shared.u32 %r1, [%r2];",
+                    words = "\tld.shared.v4.u32 {%r3, %r4, %r5, %r6}, [%r2];";
+  EXPECT_EQ(Rounds(1, 1), shared("4", word));
+  EXPECT_EQ(Rounds(2, 1), shared("8", word));
+  EXPECT_EQ(Rounds(32, 1), shared("128", word));
+  EXPECT_EQ(Rounds(1, 1), shared("0", word));
+  EXPECT_EQ(Rounds(4, 4), shared("16", words));
+  EXPECT_EQ(Rounds(8, 4), shared("32", words));
+}
+
 // ---- What ends the program
 
 using PtxDeathTest = ::testing::Test;

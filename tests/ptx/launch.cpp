@@ -149,8 +149,14 @@ int cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, 
   return xsr::cuda::emulated::submit(stream, [=] {
     const std::lock_guard<std::mutex> launch(loaded().launch);
     const uint64_t seed = xsr::cuda::emulated::count_launch();
-    static const char* const counts = std::getenv("XSR_PTX_COUNTS");
-    if (counts != nullptr) xsr::ptx::count(std::strcmp(counts, "opcodes") == 0);
+    static const bool counts = [] {
+      const char* const wanted = std::getenv("XSR_PTX_COUNTS");
+      if (wanted == nullptr) return false;
+      xsr::ptx::count(std::strcmp(wanted, "opcodes") == 0);
+      std::atexit(xsr::ptx::print_counts);
+      return true;
+    }();
+    (void)counts;
     xsr::ptx::run(*kernel, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes,
                   parameters, seed);
   });

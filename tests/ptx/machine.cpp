@@ -44,6 +44,8 @@ std::string plain_name(const std::string& mangled) {
   return name;
 }
 
+}  // namespace
+
 void print_counts() {
   std::printf("%-60s %8s %9s %12s %6s %9s %9s %11s %6s %11s %6s\n", "kernel", "launches", "blocks",
               "warp instr.", "lanes", "mma", "barriers", "sectors", "x", "rounds", "x");
@@ -73,13 +75,12 @@ void print_counts() {
   }
   std::fflush(stdout);
 }
-}  // namespace
 
 void count(bool with_opcodes) {
   counting_opcodes = with_opcodes;
-  if (!counting) std::atexit(print_counts);
   counting = true;
 }
+const std::map<std::string, Counts>& counts() { return counted; }
 
 void Warp::fail_at(const Instruction& instruction, const char* format, ...) const {
   std::fprintf(stderr, "ptx: %s, line %u, block (%u, %u, %u), threads from %u: ",

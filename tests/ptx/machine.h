@@ -40,9 +40,12 @@ struct Counts {
   uint64_t shared_accesses = 0, shared_rounds = 0, shared_least = 0;
   std::map<std::string, uint64_t> opcodes;  // of a warp
 };
-/// Counts from now on, and prints a table of it when the program ends, with each kernel's opcodes
-/// where they are wanted; a run takes longer.
+/// Counts from now on, with each kernel's opcodes where they are wanted; a run takes longer.
 void count(bool with_opcodes);
+/// By the kernels' names, since count().
+const std::map<std::string, Counts>& counts();
+/// A table of it to stdout.
+void print_counts();
 
 /// What a block shares.
 struct Block {
