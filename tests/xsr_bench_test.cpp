@@ -22,6 +22,7 @@
 #include "runtime/device/machine.h"
 #include "runtime/format/xsr_file.h"
 #include "tests/support/packing.h"
+#include "tests/support/sanitizers.h"
 
 namespace xsr::bench {
 namespace {
@@ -160,6 +161,16 @@ TEST_F(XsrBench, MoreThreadsThanProcessorsHaveNoMorePeak) {
   const json one = roofline("1"), eight = roofline("8");
   for (const char* rate : {"peak_gflop_per_s", "read_gb_per_s"})
     EXPECT_LT(eight[rate], 3 * one[rate].get<double>()) << rate;
+}
+
+/// Some of those that measure the roofline start, and wait for the others.
+TEST_F(XsrBench, FewerThreadsThanTheRooflineNeedsAreAFailure) {
+  if (test::kSlow) GTEST_SKIP() << "sanitizers take more addresses";
+  // Stacks of 500 MB: seven are the session's.
+  const Result done = run_to(quick_ + "--no-corpus --threads 8", path("out"),
+                             "ulimit -s 500000 && ulimit -v 6000000 && ");
+  EXPECT_EQ(done.status, 1);
+  EXPECT_THAT(done.err, HasSubstr("xsr-bench: cannot start a thread: "));
 }
 
 TEST_F(XsrBench, TimesEveryIsaAndStorage) {
