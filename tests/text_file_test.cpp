@@ -308,6 +308,7 @@ TEST(TextFile, AStopIsNoEarlyEnd) {
   EXPECT_GT(source->read(block.data(), block.size()), 0u);
   stop = true;
   EXPECT_EQ(source->read(block.data(), block.size()), 0u);
+  EXPECT_EQ(open_text_file(blank, &stop)->read(block.data(), block.size()), 0u) << "no early end";
 }
 
 TEST(TextFile, AllLinesOfAFile) {
