@@ -442,6 +442,11 @@ TEST_F(XsrBench, UsageErrorsExitWithTwo) {
        {"--corpus a --corpus-ids a", "--corpus a --no-corpus", "--corpus-ids a --no-corpus"}) {
     EXPECT_EQ(run(quick_ + two).status, 2) << two;
   }
+  for (const std::string option : {"--corpus", "--corpus-ids", "--json"}) {
+    const Result unset = run(quick_ + option + " ''");
+    EXPECT_EQ(unset.status, 2) << option;
+    EXPECT_THAT(unset.err, HasSubstr(option + ": names no file; leave it out, or give one"));
+  }
   EXPECT_EQ(run("--help").status, 0);
   EXPECT_THAT(run("--version").out, HasSubstr("xsr-bench "));
   EXPECT_EQ(run(quick_ + "--device gpu").status, 2);
@@ -516,6 +521,9 @@ TEST_F(XsrTrainBench, SaysWhatIsWrongWithStepsOfTraining) {
   EXPECT_THAT(done.err, HasSubstr("--vocabulary-tile is for CUDA devices alone"));
   done = run(kSteps + "--device gpu");
   EXPECT_EQ(done.status, 2);
+  done = run("--random 1,32,2,48,300 --json ''");
+  EXPECT_EQ(done.status, 2);
+  EXPECT_THAT(done.err, HasSubstr("--json: names no file"));
   done = run("--random 0,32,2,48,300");
   EXPECT_EQ(done.status, 2);
   EXPECT_THAT(done.err, HasSubstr("--random: Value 0 not in range 1 to 2147483647"));
