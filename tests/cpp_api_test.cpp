@@ -14,6 +14,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "tests/support/temp_folder.h"
+
 namespace {
 
 const std::string kModelPath = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
@@ -124,7 +126,7 @@ TEST(CppApi, OptionsReachTheSession) {
   EXPECT_EQ(session.num_threads(), 3);
 }
 
-TEST(CppApi, OpensFromMemory) {
+TEST(CppApi, OpensFromMemoryAndVerifiesWhereItIsTo) {
   std::ifstream file(kModelPath, std::ios::binary | std::ios::ate);
   const auto size = static_cast<size_t>(file.tellg());
   const std::unique_ptr<std::byte[], void (*)(std::byte*)> data(
@@ -143,6 +145,13 @@ TEST(CppApi, OpensFromMemory) {
   EXPECT_EQ(failure([&] {
               xsr::Model({data.get(), size}, /*verify_checksums=*/true);
             }).first,
+            XSR_STATUS_BAD_FILE);
+  const xsr::test::TempFolder folder;
+  const std::string path = folder / "damaged.xsr";
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(data.get()), static_cast<std::streamsize>(size));
+  EXPECT_EQ(failure([&] { const xsr::Model as_it_stands(path); }).first, XSR_STATUS_OK);
+  EXPECT_EQ(failure([&] { const xsr::Model verified(path, /*verify_checksums=*/true); }).first,
             XSR_STATUS_BAD_FILE);
 }
 
