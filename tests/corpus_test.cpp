@@ -165,6 +165,8 @@ TEST_F(Corpus, PackedDataAndUtf16AreNoLines) {
        "is xz data"},
       {"\xFF\xFE\x61\0\n\0"s, "is UTF-16, expected text in UTF-8; convert it (iconv -f UTF-16"},
       {"\xFE\xFF\0a\0\n"s, "is UTF-16"},
+      {"BZh91AY&SY\n", "is bzip2 data"},
+      {"PK\x03\x04\n", "is a zip archive"},
   };
   for (const auto& [bytes, message] : cases) {
     try {
@@ -177,6 +179,31 @@ TEST_F(Corpus, PackedDataAndUtf16AreNoLines) {
     EXPECT_EQ(lines_of(write("\n" + bytes)).text.size(), 2 + (bytes.back() == '\0'))
         << "malformed lines are lines";
   }
+}
+
+/// Only the first block says what a text is, however long its first line.
+TEST_F(Corpus, PackedDataWithinALineIsText) {
+  const std::string line = "four" + std::string("PK\x03\x04");
+  xsr::LineReader reader(write(line + "\n"), 1000, nullptr, /*block_bytes=*/4);
+  xsr::LineBatch batch;
+  ASSERT_TRUE(reader.read(10, 1000, batch));
+  EXPECT_EQ(batch.line(0), line);
+}
+
+/// A training run reads many, xsr-embed's output may be standard input's neighbour.
+TEST_F(Corpus, AFileIsClosedAgainAndStandardInputIsNot) {
+  const auto open_files = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  const std::string file = write("one\n");
+  const auto before = open_files();
+  {
+    const xsr::FileSource source(file);
+    EXPECT_EQ(open_files(), before + 1);
+  }
+  EXPECT_EQ(open_files(), before);
+  { const xsr::FileSource source("-"); }
+  EXPECT_EQ(open_files(), before);
 }
 
 TEST_F(Corpus, AReaderGoesOnBehindWhatIsDone) {

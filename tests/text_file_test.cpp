@@ -124,6 +124,19 @@ TEST(TextFile, AStopAtTheEndOfWhatIsDoneHidesNoOtherText) {
   EXPECT_TRUE(stop);
 }
 
+/// The source of a reader that is stopped ends early.
+TEST(TextFile, AStopWithinWhatIsDoneIsNoShorterText) {
+  const std::string text = numbered_lines(100), begin = text.substr(0, text.size() / 2);
+  std::atomic<bool> stop = false;
+  const auto skip = [&] {
+    LineReader(std::make_unique<MemorySource>(begin, 50, "text"), 1000, &stop)
+        .skip(text.size(), 100, 1);
+  };
+  EXPECT_THAT(error_of(skip), HasSubstr("text: is shorter than the text whose first 100 lines"));
+  stop = true;
+  EXPECT_EQ(error_of(skip), "no error");
+}
+
 /// Text that begins as packed data does, for a while.
 TEST(TextFile, WhatOnlyBeginsAlikeIsText) {
   for (const std::string& text :
