@@ -1,15 +1,19 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 
 #include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -304,6 +308,37 @@ TEST_F(Corpus, StopsWhileWaitingForInput) {
   EXPECT_EQ(batch.line(1), "two");
   EXPECT_FALSE(reader.read(100, 1000, batch));
   writer.join();
+}
+
+std::atomic<bool> signalled{false};
+
+/// Ctrl-C of what reads a terminal: after the signal nothing more may come.
+TEST_F(Corpus, ASignalEndsTheWaitForInput) {
+  const std::string pipe = path("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int writer = ::open(pipe.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(writer, 0);
+  struct sigaction action = {}, before;
+  action.sa_handler = [](int) { signalled = true; };
+  ASSERT_EQ(sigaction(SIGUSR1, &action, &before), 0);
+  signalled = false;
+  std::atomic<bool> ended = false;
+  const pthread_t reading = pthread_self();
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    pthread_kill(reading, SIGUSR1);
+    for (int i = 0; i < 200 && !ended; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_TRUE(ended) << "it waits for more input";
+    EXPECT_EQ(::write(writer, "x", 1), 1);
+  });
+  xsr::FileSource source(pipe, &signalled);
+  char byte;
+  EXPECT_EQ(source.read(&byte, 1), 0u);
+  ended = true;
+  other.join();
+  sigaction(SIGUSR1, &before, nullptr);
+  ::close(writer);
 }
 
 // ---- Writers ----
