@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -47,13 +48,20 @@ class Team {
       body(0);
     } else {
       std::vector<std::thread> helpers;
-      for (int32_t t = 0; t < threads_; ++t) {
-        helpers.emplace_back([&, t] {
-          const PinToCpu pin(cpus_[t % cpus_.size()]);
-          body(t);
-        });
+      std::exception_ptr error;
+      try {
+        for (int32_t t = 0; t < threads_; ++t) {
+          helpers.emplace_back([&, t] {
+            const PinToCpu pin(cpus_[t % cpus_.size()]);
+            body(t);
+          });
+        }
+      } catch (...) {
+        error = std::current_exception();
+        ready = threads_;  // the others wait for those that cannot be had
       }
       for (std::thread& helper : helpers) helper.join();
+      if (error) std::rethrow_exception(error);
     }
     return std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) -
                                          *std::min_element(starts.begin(), starts.end()))

@@ -324,6 +324,7 @@ int main(int argc, char** argv) {
       "throughput on this file, a sentence a line, plain, gzip or zstd, text to vector");
   auto* ids = app.add_option("--corpus-ids", options.corpus_ids,
                              "the same from token ids, space-separated, a sentence a line");
+  for (CLI::Option* corpus : {text, ids}) corpus->check(xsr::names_one());
   auto* none = app.add_flag("--no-corpus", options.no_corpus, "latency only");
   text->excludes(ids);
   none->excludes(text)->excludes(ids);
@@ -341,7 +342,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--json", options.json,
                  "write the figures to this file, - for stdout (the table then goes to stderr); an "
-                 "array when --threads has several values");
+                 "array when --threads has several values")
+      ->check(xsr::names_one());
   return xsr::bench::run_program("xsr-bench", app, argc, argv, options.device,
                                  [&] { return xsr::bench::run(options); });
 }

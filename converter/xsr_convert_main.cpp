@@ -114,8 +114,8 @@ int run(int argc, char** argv) {
   Arguments a;
   auto* in = app.add_option("IN", a.in, "the checkpoint, or a .xsr file");
   auto* out = app.add_option("-o,--output", a.out, "the .xsr file to write");
-  auto* spm = app.add_option("--spm", a.spm,
-                             "SentencePiece model; without it the file takes token ids only");
+  app.add_option("--spm", a.spm, "SentencePiece model; without it the file takes token ids only")
+      ->check(xsr::names_one());
   app.add_option("--family", a.family, "model family (default xsr)")
       ->transform(xsr::one_of(std::map<std::string, xsr::Family>{{"xsr", xsr::Family::kXsr}}));
   auto* heads = app.add_option("--heads", a.heads, "attention heads (default hidden_size / 64)")
@@ -138,13 +138,13 @@ int run(int argc, char** argv) {
       "--calibrate", a.calibrate,
       "with --dtype int8: take the ranges of activations from the sentences of CORPUS (as for "
       "--quality) once and for all, instead of from each row at run time");
-  calibrate->type_name("CORPUS");
+  calibrate->type_name("CORPUS")->check(xsr::names_one());
   auto* quality = app.add_option(
       "--quality", a.quality,
       "measure what --dtype costs on CORPUS, [NAME=]PAIRS.tsv or [NAME=]FILE,FILE of sentence "
       "pairs, plain, gzip or zstd: cosine to f32 and retrieval P@1, printed and kept in the "
       "model's provenance");
-  quality->type_name("CORPUS");
+  quality->type_name("CORPUS")->check(xsr::names_one());
   app.add_option("--license", a.license,
                  "terms of the weights, a text or a file with it; kept in the model's provenance");
   app.add_option("--prefix", a.prefix,
@@ -165,11 +165,6 @@ int run(int argc, char** argv) {
         if (*alone && *option && option != alone)
           throw CLI::ExcludesError(alone->get_name(), option->get_name());
       }
-    }
-    // An empty name is a variable that was not set.
-    for (const CLI::Option* option : {spm, calibrate, quality}) {
-      if (*option && option->results()[0].empty())
-        throw CLI::ValidationError(option->get_name(), "names no file; leave it out, or give one");
     }
     if (!*inspect && !*check && (a.in.empty() || a.out.empty())) {
       throw CLI::RequiredError("IN and -o OUT.xsr, or --inspect FILE, or --check FILE");

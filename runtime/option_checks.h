@@ -21,6 +21,15 @@ inline CLI::Validator number_within(double low, double high) {
       range.str());
 }
 
+/// Of a file (or what it is) that may be left out: an empty name is a variable that was not set.
+inline CLI::Validator names_one(const std::string& what = "file") {
+  return CLI::Validator(
+      [what](std::string& input) -> std::string {
+        return input.empty() ? "names no " + what + "; leave it out, or give one" : "";
+      },
+      "");
+}
+
 /// As CLI::CheckedTransformer of these names, without the numbers behind them, which that takes as
 /// well and shows.
 template <typename Enum>

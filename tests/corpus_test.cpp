@@ -1,15 +1,19 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 
 #include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -165,6 +169,8 @@ TEST_F(Corpus, PackedDataAndUtf16AreNoLines) {
        "is xz data"},
       {"\xFF\xFE\x61\0\n\0"s, "is UTF-16, expected text in UTF-8; convert it (iconv -f UTF-16"},
       {"\xFE\xFF\0a\0\n"s, "is UTF-16"},
+      {"BZh91AY&SY\n", "is bzip2 data"},
+      {"PK\x03\x04\n", "is a zip archive"},
   };
   for (const auto& [bytes, message] : cases) {
     try {
@@ -177,6 +183,31 @@ TEST_F(Corpus, PackedDataAndUtf16AreNoLines) {
     EXPECT_EQ(lines_of(write("\n" + bytes)).text.size(), 2 + (bytes.back() == '\0'))
         << "malformed lines are lines";
   }
+}
+
+/// Only the first block says what a text is, however long its first line.
+TEST_F(Corpus, PackedDataWithinALineIsText) {
+  const std::string line = "four" + std::string("PK\x03\x04");
+  xsr::LineReader reader(write(line + "\n"), 1000, nullptr, /*block_bytes=*/4);
+  xsr::LineBatch batch;
+  ASSERT_TRUE(reader.read(10, 1000, batch));
+  EXPECT_EQ(batch.line(0), line);
+}
+
+/// A training run reads many, xsr-embed's output may be standard input's neighbour.
+TEST_F(Corpus, AFileIsClosedAgainAndStandardInputIsNot) {
+  const auto open_files = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  const std::string file = write("one\n");
+  const auto before = open_files();
+  {
+    const xsr::FileSource source(file);
+    EXPECT_EQ(open_files(), before + 1);
+  }
+  EXPECT_EQ(open_files(), before);
+  { const xsr::FileSource source("-"); }
+  EXPECT_EQ(open_files(), before);
 }
 
 TEST_F(Corpus, AReaderGoesOnBehindWhatIsDone) {
@@ -277,6 +308,37 @@ TEST_F(Corpus, StopsWhileWaitingForInput) {
   EXPECT_EQ(batch.line(1), "two");
   EXPECT_FALSE(reader.read(100, 1000, batch));
   writer.join();
+}
+
+std::atomic<bool> signalled{false};
+
+/// Ctrl-C of what reads a terminal: after the signal nothing more may come.
+TEST_F(Corpus, ASignalEndsTheWaitForInput) {
+  const std::string pipe = path("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int writer = ::open(pipe.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(writer, 0);
+  struct sigaction action = {}, before;
+  action.sa_handler = [](int) { signalled = true; };
+  ASSERT_EQ(sigaction(SIGUSR1, &action, &before), 0);
+  signalled = false;
+  std::atomic<bool> ended = false;
+  const pthread_t reading = pthread_self();
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    pthread_kill(reading, SIGUSR1);
+    for (int i = 0; i < 200 && !ended; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_TRUE(ended) << "it waits for more input";
+    EXPECT_EQ(::write(writer, "x", 1), 1);
+  });
+  xsr::FileSource source(pipe, &signalled);
+  char byte;
+  EXPECT_EQ(source.read(&byte, 1), 0u);
+  ended = true;
+  other.join();
+  sigaction(SIGUSR1, &before, nullptr);
+  ::close(writer);
 }
 
 // ---- Writers ----

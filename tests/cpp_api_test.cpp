@@ -14,6 +14,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "tests/support/temp_folder.h"
+
 namespace {
 
 const std::string kModelPath = XSR_SOURCE_DIR "/models/xsr-multi.xsr";
@@ -96,8 +98,10 @@ TEST(CppApi, ATextMayHaveMoreTokensThanBytes) {
   const xsr::Model model(kModelPath);
   xsr::Session session(model);
   const std::string_view text = "\uFDFA\uFDFA\uFDFA";  // NFKC: four words of Arabic each
-  const std::vector<int32_t> ids = session.tokenize(text);
+  xsr_text_result result = {};
+  const std::vector<int32_t> ids = session.tokenize(text, &result);
   ASSERT_GT(ids.size(), text.size() + 2) << "or this says nothing";
+  EXPECT_EQ(result.num_tokens, static_cast<int32_t>(ids.size()));
   std::vector<float> by_ids(session.embedding_size());
   session.embed_ids(ids, std::vector<size_t>{0, ids.size()}, by_ids);
   EXPECT_EQ(by_ids, session.embed(text));
@@ -122,7 +126,7 @@ TEST(CppApi, OptionsReachTheSession) {
   EXPECT_EQ(session.num_threads(), 3);
 }
 
-TEST(CppApi, OpensFromMemory) {
+TEST(CppApi, OpensFromMemoryAndVerifiesWhereItIsTo) {
   std::ifstream file(kModelPath, std::ios::binary | std::ios::ate);
   const auto size = static_cast<size_t>(file.tellg());
   const std::unique_ptr<std::byte[], void (*)(std::byte*)> data(
@@ -142,9 +146,32 @@ TEST(CppApi, OpensFromMemory) {
               xsr::Model({data.get(), size}, /*verify_checksums=*/true);
             }).first,
             XSR_STATUS_BAD_FILE);
+  const xsr::test::TempFolder folder;
+  const std::string path = folder / "damaged.xsr";
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(data.get()), static_cast<std::streamsize>(size));
+  EXPECT_EQ(failure([&] { const xsr::Model as_it_stands(path); }).first, XSR_STATUS_OK);
+  EXPECT_EQ(failure([&] { const xsr::Model verified(path, /*verify_checksums=*/true); }).first,
+            XSR_STATUS_BAD_FILE);
+}
+
+TEST(CppApi, TokenizeTellsWhatBecameOfTheText) {
+  const xsr::Model model(kModelPath);
+  xsr::Session session(model);
+  std::string longer;
+  for (int32_t i = 0; i <= model.info().max_seq_len; ++i) longer += "cat ";
+  xsr_text_result result = {};
+  EXPECT_EQ(session.tokenize(longer, &result).size(),
+            static_cast<size_t>(model.info().max_seq_len));
+  EXPECT_EQ(result.truncated, 1);
+  EXPECT_GT(session.tokenize("\xff cat", &result).size(), 0u);
+  EXPECT_EQ(result.truncated, 0);
+  EXPECT_EQ(result.replaced_bytes, 1u);
 }
 
 TEST(CppApi, FailuresCarryStatusAndMessage) {
+  // Where the library has no message the status speaks.
+  EXPECT_STREQ(xsr::Exception(XSR_STATUS_IO, "").what(), xsr_status_string(XSR_STATUS_IO));
   const auto [status, message] = failure([] { xsr::Model("/no/such/model.xsr"); });
   EXPECT_EQ(status, XSR_STATUS_IO);
   EXPECT_NE(message.find("/no/such/model.xsr"), std::string::npos) << message;

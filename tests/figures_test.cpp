@@ -319,6 +319,11 @@ TEST(Workload, LogNormalLengthsEndAtTheModelsMost) {
   EXPECT_EQ(longest, 30u);
 }
 
+TEST(Workload, TheIdsOfASmallVocabularyAreInIt) {
+  EXPECT_THAT(RandomIds(1, 5).take(20), Each(0));
+  EXPECT_THAT(RandomIds(3, 5).take(20), Each(2));
+}
+
 TEST(Workload, LogNormalSentencesAreAFunctionOfTheSeed) {
   const auto ids = [](uint32_t seed) { return log_normal_sentences(50, 900, 200, seed).token_ids; };
   EXPECT_EQ(ids(1), ids(1));

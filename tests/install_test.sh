@@ -49,6 +49,22 @@ if [ -e "$prefix/share/xsr/models/xsr-multi.xsr" ]; then
   ! "$work/embed-c" "$model" >/dev/full || fail "embed-c does not notice a full disk"
   ! "$work/embed-cpp" "$model" "A cat." >/dev/full || fail "embed-cpp does not notice a full disk"
   ! "${demo[@]}" >/dev/full || fail "xsr-demo does not notice a full disk"
+  # What is asked for is what is done, or refused with 2 (usage) or 1.
+  fails_with() {
+    local wanted=$1 status=0
+    shift
+    "$@" >/dev/null 2>"$work/error" || status=$?
+    [ "$status" = "$wanted" ] || fail "ended with $status, expected $wanted: ${*##*/}: $(cat "$work/error")"
+  }
+  "${demo[@]}" --threads 1 | grep -q ", ISA [a-z0-9_]*, 1 thread$" || fail "xsr-demo --threads 1 has other threads"
+  for usage in "--threads 1x" "--threads" "--pair x" "--model"; do fails_with 2 "${demo[0]}" $usage; done
+  fails_with 2 "$work/embed-cpp" "$model"
+  : >"$work/pairs.tsv"
+  fails_with 1 "${demo[0]}" --model "$model" --pairs "$work/pairs.tsv"
+  grep -q "pairs.tsv: holds no pairs" "$work/error" || fail "xsr-demo says of no pairs: $(cat "$work/error")"
+  printf 'A cat.\tUn chat.\nA dog.\n' >"$work/pairs.tsv"
+  fails_with 1 "${demo[0]}" --model "$model" --pairs "$work/pairs.tsv"
+  grep -q "pairs.tsv:2: found no tab" "$work/error" || fail "xsr-demo says of a line without tab: $(cat "$work/error")"
   # What the demo finds is what scoring a model finds.
   found=$(awk '/P@1/ { print $5 }' "$work/demo" | xargs)
   scored=$("$prefix/bin/xsr-train" score "$model" "$source/examples/data/tatoeba.en-fr.tsv" | awk 'END { print $6, $8 }')

@@ -87,6 +87,7 @@ TEST(TextFile, TheTextIsTheSameHoweverItIsPacked) {
       zstd(text),
       zstd(half) + zstd("") + zstd(rest),
       kSkippedFrame + zstd(half) + kSkippedFrame + zstd(rest) + kSkippedFrame,
+      "\x5F" + kSkippedFrame.substr(1) + zstd(text),  // the last of sixteen magic numbers
   };
   for (const std::string& bytes : forms) {
     for (const size_t most : {1, 2, 3, 1000, 1 << 20}) {
@@ -121,6 +122,19 @@ TEST(TextFile, AStopAtTheEndOfWhatIsDoneHidesNoOtherText) {
   EXPECT_THAT(error_of([&] { reader.skip(text.size() / 2, 50, 1); }),
               HasSubstr("text: differs in the first "));
   EXPECT_TRUE(stop);
+}
+
+/// The source of a reader that is stopped ends early.
+TEST(TextFile, AStopWithinWhatIsDoneIsNoShorterText) {
+  const std::string text = numbered_lines(100), begin = text.substr(0, text.size() / 2);
+  std::atomic<bool> stop = false;
+  const auto skip = [&] {
+    LineReader(std::make_unique<MemorySource>(begin, 50, "text"), 1000, &stop)
+        .skip(text.size(), 100, 1);
+  };
+  EXPECT_THAT(error_of(skip), HasSubstr("text: is shorter than the text whose first 100 lines"));
+  stop = true;
+  EXPECT_EQ(error_of(skip), "no error");
 }
 
 /// Text that begins as packed data does, for a while.
@@ -190,6 +204,7 @@ TEST(TextFile, DamagedPackedDataIsAnError) {
                 "; copy it again, or pack the text again");
   EXPECT_THAT(error_of([&] { unpacked(zstd(text, 28)); }),
               HasSubstr("a window beyond --long=27, behind byte 0 of "));
+  EXPECT_TRUE(unpacked(zstd(text, 27)) == text);
 }
 
 TEST(TextFile, WhatComesBeforeAnEarlyEndIsGiven) {
@@ -270,22 +285,33 @@ TEST(TextFile, ABatchSaysHowMuchOfTheFileItTook) {
 /// Neither that it cannot go on, nor much text of little packed data, keeps a signal waiting.
 TEST(TextFile, AStopIsNoEarlyEnd) {
   const test::TempFolder folder;
-  const std::string pipe = folder / "pipe", packed = gzip(numbered_lines(30000));
+  const std::string pipe = folder / "pipe", text = numbered_lines(30000);
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
   std::atomic<bool> stop = false;
-  std::thread writer([&] {
-    std::ofstream out(pipe, std::ios::binary);
-    out << packed.substr(0, packed.size() / 2) << std::flush;
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    stop = true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the pipe stays open
-  });
-  LineReader reader(open_text_file(pipe, &stop), 1000, &stop);
-  LineBatch batch;
-  uint64_t lines = 0;
-  while (reader.read(1000, 1 << 20, batch)) lines += batch.size();
-  writer.join();
-  EXPECT_GT(lines, 10000u);
+  for (const std::string& packed : {gzip(text), zstd(text)}) {
+    stop = false;
+    std::atomic<bool> read = false;
+    std::thread writer([&] {
+      std::ofstream out(pipe, std::ios::binary);
+      out << packed.substr(0, packed.size() / 2) << std::flush;
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      stop = true;
+      // The pipe stays open, for a while at least.
+      for (int i = 0; i < 300 && !read; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      EXPECT_TRUE(read) << "it waits for the writer";
+    });
+    LineReader reader(open_text_file(pipe, &stop), 1000, &stop);
+    LineBatch batch;
+    uint64_t lines = 0;
+    const std::string error = error_of([&] {
+      while (reader.read(1000, 1 << 20, batch)) lines += batch.size();
+    });
+    read = true;
+    writer.join();
+    EXPECT_EQ(error, "no error");
+    EXPECT_GT(lines, 5000u);
+  }
 
   const std::string blank = folder / "blank.gz";
   std::ofstream(blank, std::ios::binary) << gzip(std::string(40 << 20, '\n'));
@@ -295,6 +321,7 @@ TEST(TextFile, AStopIsNoEarlyEnd) {
   EXPECT_GT(source->read(block.data(), block.size()), 0u);
   stop = true;
   EXPECT_EQ(source->read(block.data(), block.size()), 0u);
+  EXPECT_EQ(open_text_file(blank, &stop)->read(block.data(), block.size()), 0u) << "no early end";
 }
 
 TEST(TextFile, AllLinesOfAFile) {

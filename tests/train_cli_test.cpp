@@ -1319,6 +1319,21 @@ TEST_F(TrainCli, PlotAndScoreRefuseTheOptionsOfARun) {
   }
 }
 
+/// A variable that was not set is neither the config's defaults nor figures for nobody.
+TEST_F(TrainCli, AnEmptyNameIsRefused) {
+  const std::pair<std::string, std::string> cases[] = {
+      {"--config '' --run r --data.train toy.tsv", "--config: names no file; leave it out"},
+      {"--resume '' --run r --data.train toy.tsv", "--resume: names no folder; leave it out"},
+      {"score none.xsr toy.tsv --json ''", "--json: names no file; leave it out"},
+  };
+  for (const auto& [options, message] : cases) {
+    const Outcome o = run(options);
+    EXPECT_EQ(o.exit_status, 2) << options;
+    EXPECT_THAT(o.err, HasSubstr(message)) << options;
+  }
+  EXPECT_FALSE(fs::exists(path("r")));
+}
+
 TEST_F(TrainCli, ScoreIsUsedWronglyWithThreadsThatNoSessionTakes) {
   for (const char* threads : {"-1", "1025"}) {
     const Outcome o = run(std::string("score none.xsr toy.tsv --threads ") + threads);

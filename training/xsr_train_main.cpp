@@ -11,6 +11,7 @@
 
 #include "runtime/error.h"
 #include "runtime/format/partial_file.h"
+#include "runtime/option_checks.h"
 #include "runtime/text/standard_streams.h"
 #include "runtime/text/stop_signals.h"
 #include "training/config.h"
@@ -170,8 +171,9 @@ int tool_main(int argc, char** argv) {
       "Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 stopped by a signal; --resume "
       "goes "
       "on.");
-  app.add_option("--config", options.config, "The run's config (TOML)");
-  app.add_option("--resume", options.resume, "Folder of a run to go on with, to the bit");
+  app.add_option("--config", options.config, "The run's config (TOML)")->check(xsr::names_one());
+  app.add_option("--resume", options.resume, "Folder of a run to go on with, to the bit")
+      ->check(xsr::names_one("folder"));
   app.add_flag("--print-config", options.print_config, "Print the config in full and end");
   app.add_flag("--help-markdown", options.help_markdown, "Print the table of all keys and end");
   app.add_flag("-q,--quiet", options.quiet, "No progress and no summary");
@@ -199,9 +201,11 @@ int tool_main(int argc, char** argv) {
           "FILES", options.score_files,
           "[NAME=]FILE.tsv, or [NAME=]FILE,FILE of one sentence a line; plain, gzip or zstd")
       ->required();
-  score->add_option(
-      "--json", options.score_json,
-      "Also write the scores to this file, - for stdout (the table then goes to stderr)");
+  score
+      ->add_option(
+          "--json", options.score_json,
+          "Also write the scores to this file, - for stdout (the table then goes to stderr)")
+      ->check(xsr::names_one());
   score
       ->add_option("--threads", options.score_threads,
                    "Threads; 0: the processors this process may use")

@@ -336,7 +336,8 @@ int main(int argc, char** argv) {
       ->check(xsr::number_within(0.001, 3600))
       ->capture_default_str();
   app.add_option("--json", options.json,
-                 "write the figures to this file, - for stdout (the table then goes to stderr)");
+                 "write the figures to this file, - for stdout (the table then goes to stderr)")
+      ->check(xsr::names_one());
   return xsr::bench::run_program("xsr-train-bench", app, argc, argv, options.device, [&] {
     xsr::bench::run(options);
     return 0;
