@@ -27,6 +27,17 @@ cmake -S "$work" -B "$work/build" "${tools[@]}" -DCMAKE_BUILD_TYPE=Release -DCMA
 ! cmake -S "$work" -B "$work/bare" "${tools[@]}" -DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF \
   -DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF >"$work/log" 2>&1 || fail "cmake does without the system's headers"
 grep -q "xxHash is not found.*scripts/install-deps.sh" <(tr -s "\n " " " <"$work/log") || { cat "$work/log" >&2; fail "no word of what installs xxHash"; }
+# Unpacked among what another project builds: no commit of that project's.
+mkdir -p "$work/app/build/xsr/cmake"
+cp "$source/CMakeLists.txt" "$work/app/build/xsr"
+cp "$source/cmake/XsrCommit.cmake" "$work/app/build/xsr/cmake"
+git -C "$work/app" init -q && git -C "$work/app" -c user.name=a -c user.email=a@b commit -q --allow-empty -m app
+echo "set(PROJECT_SOURCE_DIR \"$work/app/build/xsr\")
+include(\"$work/app/build/xsr/cmake/XsrCommit.cmake\")
+message(STATUS \"commit \${xsr_commit}\")" >"$work/commit.cmake"
+commit=$(cmake -P "$work/commit.cmake")
+[ "$commit" = "-- commit unknown" ] || fail "xsr takes another project's commit for its own: $commit"
+
 cd "$work/build"
 commands=$(ninja -t commands all)
 ! grep -qE "xsr-embed|xsr-train|_test|embed-c" <<<"$commands" || fail "another project builds more than the library"
