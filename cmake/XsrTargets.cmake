@@ -2,7 +2,8 @@
 add_library(xsr_options INTERFACE)
 target_include_directories(xsr_options INTERFACE "${PROJECT_SOURCE_DIR}" "${PROJECT_SOURCE_DIR}/include")
 # Whoever builds it, with whatever flags, gets the same bits: a product and a sum are two roundings, and what -ffast-math or a part
-# of it loosens is taken back, with the start-up code by which it sets a process's denormals to 0.
+# of it loosens is taken back, with the start-up code by which it sets a process's denormals to 0. gcc 12 takes no byte's sign
+# for a mask where char has none: _mm256_blendv_epi8.
 string(TOUPPER "${CMAKE_BUILD_TYPE};${CMAKE_CONFIGURATION_TYPES}" xsr_build_types)
 foreach(language C CXX)
   string(REPLACE "-Ofast" "-O3" CMAKE_${language}_FLAGS "${CMAKE_${language}_FLAGS}")  # its start-up code has no other switch
@@ -10,7 +11,7 @@ foreach(language C CXX)
     string(REPLACE "-Ofast" "-O3" CMAKE_${language}_FLAGS_${type} "${CMAKE_${language}_FLAGS_${type}}")
   endforeach()
 endforeach()
-target_compile_options(xsr_options INTERFACE -fno-fast-math -ffp-contract=off -Wall -Wextra
+target_compile_options(xsr_options INTERFACE -fno-fast-math -ffp-contract=off -fsigned-char -Wall -Wextra
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # GCC bug 105651: false alarms in std::string's operator+
   $<$<BOOL:${XSR_WERROR}>:-Werror>)
 target_link_options(xsr_options INTERFACE -fno-fast-math -fno-unsafe-math-optimizations)
