@@ -2,6 +2,11 @@
 set(xsr_commit "")
 find_package(Git QUIET)
 if(Git_FOUND)
+  # Unpacked among what another project builds (FetchContent), the commit would be that project's.
+  execute_process(COMMAND "${GIT_EXECUTABLE}" ls-files --error-unmatch CMakeLists.txt
+    WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}" RESULT_VARIABLE xsr_untracked OUTPUT_QUIET ERROR_QUIET)
+endif()
+if(Git_FOUND AND NOT xsr_untracked)
   execute_process(COMMAND "${GIT_EXECUTABLE}" describe --always --dirty --abbrev=12
     WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}" OUTPUT_VARIABLE xsr_commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 endif()

@@ -1,9 +1,20 @@
 # xsr_options carries what every target of the project is compiled with.
 add_library(xsr_options INTERFACE)
 target_include_directories(xsr_options INTERFACE "${PROJECT_SOURCE_DIR}" "${PROJECT_SOURCE_DIR}/include")
-target_compile_options(xsr_options INTERFACE -Wall -Wextra -ffp-contract=off
+# Whoever builds it, with whatever flags, gets the same bits: a product and a sum are two roundings, and what -ffast-math or a part
+# of it loosens is taken back, with the start-up code by which it sets a process's denormals to 0. gcc 12 takes no byte's sign
+# for a mask where char has none: _mm256_blendv_epi8.
+string(TOUPPER "${CMAKE_BUILD_TYPE};${CMAKE_CONFIGURATION_TYPES}" xsr_build_types)
+foreach(language C CXX)
+  string(REPLACE "-Ofast" "-O3" CMAKE_${language}_FLAGS "${CMAKE_${language}_FLAGS}")  # its start-up code has no other switch
+  foreach(type ${xsr_build_types})
+    string(REPLACE "-Ofast" "-O3" CMAKE_${language}_FLAGS_${type} "${CMAKE_${language}_FLAGS_${type}}")
+  endforeach()
+endforeach()
+target_compile_options(xsr_options INTERFACE -fno-fast-math -ffp-contract=off -fsigned-char -Wall -Wextra
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # GCC bug 105651: false alarms in std::string's operator+
   $<$<BOOL:${XSR_WERROR}>:-Werror>)
+target_link_options(xsr_options INTERFACE -fno-fast-math -fno-unsafe-math-optimizations)
 if(XSR_SANITIZE)
   target_compile_options(xsr_options INTERFACE -fsanitize=${XSR_SANITIZE} -fno-omit-frame-pointer
     -fno-sanitize-recover=all)
@@ -25,7 +36,8 @@ set(XSR_FEWER_CHECKS -fno-sanitize=null,alignment,pointer-overflow)
 # The flags of the files that are written for one instruction set, by their names. To be called where the files' target is.
 function(xsr_set_isa_flags)
   set(avx2 ${XSR_KERNEL_OPTIMISATION} -mavx2 -mfma -mf16c)
-  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  # Without BF16's instructions, which round subnormals otherwise, also where -march=native brings them.
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mno-avx512bf16)
   # GCC's own AVX-512 headers read the "undefined" vectors they declare (GCC bug 105593).
   list(APPEND avx512 $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
   # As the AVX2 tiles, which keep them.
