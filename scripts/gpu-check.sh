@@ -56,7 +56,7 @@ if [ "${stages[*]}" = pack ]; then
     packed+=("build/cuda/runtime/${library##*/}")
   done
   printf '%s\n' "$PWD" "$commit" >$packed_for && packed+=($packed_for)
-  tar -cJf build/gpu-check.tar.xz --exclude '*_emulated_test' "${packed[@]}" || die "it cannot be packed"
+  tar -cJf build/gpu-check.tar.xz --exclude '*_emulated*' --exclude '*_ptx*' "${packed[@]}" || die "it cannot be packed"
   say "$(du -h build/gpu-check.tar.xz | cut -f 1) in build/gpu-check.tar.xz, for a checkout at $PWD"
   exit 0
 fi
@@ -96,7 +96,7 @@ trap stop HUP INT TERM
   die "the preset cuda does not build here; '$0 pack' elsewhere, unpack that here, and name the other stages"
 tests=()
 for program in build/cuda/tests/cuda_*_test; do
-  [ -x "$program" ] && [[ $program != *_emulated_test ]] && tests+=("$program")
+  [ -x "$program" ] && [[ $program != *_@(emulated|ptx)_test ]] && tests+=("$program")
 done
 [ ${#tests[@]} -gt 0 ] || die "build/cuda/tests holds no CUDA tests"
 

@@ -31,7 +31,7 @@ exit $2
 PROGRAM
 }
 for name in cuda_kernels_test cuda_session_test; do program "$tree/build/cuda/tests/$name" "$(test_program COMPLETED 0)"; done
-program "$tree/build/cuda/tests/cuda_kernels_emulated_test" 'exit 1'  # not to be run
+for without in emulated ptx; do program "$tree/build/cuda/tests/cuda_kernels_${without}_test" 'exit 1'; done  # not to be run
 bench='echo "$*" >>"$0.asked"; while [ "$1" != --json ]; do shift; done; echo "{}" >"$2"'
 program "$tree/build/cuda/bench/xsr-bench" "$bench"
 program "$tree/build/cuda/bench/xsr-train-bench" "$bench"
@@ -115,7 +115,7 @@ program "$tree/build/cuda/bench/xsr-bench" "$bench"
 
 # To pack needs no GPU.
 mkdir -p "$tree"/build/cuda/{training,runtime}
-touch "$tree"/build/cuda/{training/xsr-train,training/libxsr_train_cuda.so,runtime/libxsr_cuda.so}
+touch "$tree"/build/cuda/{training/xsr-train,training/libxsr_train_cuda{,_ptx}.so,runtime/libxsr_cuda.so}
 program "$fakes/nvidia-smi" 'exit 9'
 program "$fakes/cmake" 'exit 0'
 run pack || fail "it did not pack"
@@ -123,7 +123,7 @@ tar -tJf "$tree/build/gpu-check.tar.xz" >"$work/packed"
 for what in tests/cuda_session_test bench/xsr-train-bench runtime/libxsr_cuda.so; do
   grep -qx "build/cuda/$what" "$work/packed" || fail "it did not pack $what"
 done
-! grep -q emulated "$work/packed" || fail "it packed what needs no GPU"
+! grep -qE 'emulated|_ptx' "$work/packed" || fail "it packed what needs no GPU"
 program "$fakes/cmake" 'exit 1'
 ! run pack || fail "it packed what does not build"
 program "$fakes/nvidia-smi" 'echo "A Device, 1.2"'
