@@ -10,7 +10,7 @@ constexpr int kQueryRows = 6, kMostVectors = 4;
 inline __m512bh broadcast_pair(const void* pair) {
   int32_t bits;
   __builtin_memcpy(&bits, pair, 4);
-  return (__m512bh)_mm512_set1_epi32(bits);
+  return (__m512bh)pair_lanes(_mm512_set1_epi32(bits));
 }
 
 /// scores[m][0 … 16·NV) = q_m · k_j for MR rows.

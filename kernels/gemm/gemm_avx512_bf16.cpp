@@ -37,7 +37,7 @@ struct CoreBf16 : FloatSums {
     for (int m = 0; m < R; ++m) {
       int32_t pair;
       __builtin_memcpy(&pair, a + m * stride, 4);
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      const __m512bh x = (__m512bh)pair_lanes(_mm512_set1_epi32(pair));
       sums[m][0] = _mm512_dpbf16_ps(sums[m][0], x, w0);
       sums[m][1] = _mm512_dpbf16_ps(sums[m][1], x, w1);
     }

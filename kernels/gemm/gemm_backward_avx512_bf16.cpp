@@ -12,7 +12,7 @@ struct CoreBf16 {
     return load_row_pair(row, stride, rows, mask);
   }
   static inline __m512 multiply_add(__m512 sum, __m512 a, __m512 b) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+    return _mm512_dpbf16_ps(sum, (__m512bh)pair_lanes(_mm512_castps_si512(a)), (__m512bh)b);
   }
 };
 

@@ -197,6 +197,15 @@ static inline __m256i narrowed(__m512 x) {
 #endif
 }
 
+/// A pair of bf16 in every lane, for a product in bf16. clang 16 comes to no end over such lanes
+/// where it sees that they are all the same.
+static inline __m512i pair_lanes(__m512i pair) {
+#if defined(__clang__) && __clang_major__ == 16 && !defined(XSR_EMULATE_ISA)
+  asm("" : "+v"(pair));
+#endif
+  return pair;
+}
+
 static inline void store_narrow(uint16_t* out, __mmask16 mask, __m512 value) {
   _mm256_mask_storeu_epi16(out, mask, narrowed(value));
 }
