@@ -1,5 +1,6 @@
 #include "kernels/activation/activation_training_cuda.h"
 
+#include "kernels/activation/activation_bf16_cuda.h"
 #include "kernels/activation/activation_ref.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/eight.h"
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
         if (i + k * step >= N) break;
         XSR_UNROLL
         for (int32_t e = 0; e < kEight; ++e) {
-          gradient[k][e] *= kernels::activation_slope_ref(values[k][e] + shift[e], activation);
+          gradient[k][e] *= slope_for_bf16(values[k][e] + shift[e], activation);
           sums[e] += gradient[k][e];
         }
         store_eight(d + (int64_t)(i + k * step) * F + c, kWhole, F - c, gradient[k]);

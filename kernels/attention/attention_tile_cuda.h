@@ -201,7 +201,7 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
   const int32_t g = lane_id() / 4, t = lane_id() % 4;
   uint16_t* const queries = warp_tiles<kD>(kForwardTiles);
   uint16_t* const rows = queries + TileShape<kD>::kSize;
-  const float scale = 1.0f / sqrtf((float)head.D);
+  const float scale = kLog2E / sqrtf((float)head.D);  // scores as exponents of 2
   head.fill<kD, kWhole>(0, tile.row, tile.end, queries);
 
   float o[kD / 8][4];
@@ -238,14 +238,16 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
     for (int32_t r = 0; r < 2; ++r) {
       const float before = largest[r];
       largest[r] = fmaxf(before, quad_max(most[r]));
-      shrink[r] = expf(before - largest[r]);
-      sum[r] *= shrink[r];
-      kept[r] *= shrink[r];
+      shrink[r] = exp2_approximate(before - largest[r]);
     }
-    XSR_UNROLL
-    for (int32_t n = 0; n < kD / 8; ++n) {
+    if (key != tile.begin) {  // else all are 0
       XSR_UNROLL
-      for (int32_t i = 0; i < 4; ++i) o[n][i] *= shrink[i / 2];
+      for (int32_t r = 0; r < 2; ++r) sum[r] *= shrink[r], kept[r] *= shrink[r];
+      XSR_UNROLL
+      for (int32_t n = 0; n < kD / 8; ++n) {
+        XSR_UNROLL
+        for (int32_t i = 0; i < 4; ++i) o[n][i] *= shrink[i / 2];
+      }
     }
     XSR_UNROLL
     for (int32_t s = 0; s < kKeys / 16; ++s) {
@@ -254,7 +256,7 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
       for (int32_t n = 0; n < 2; ++n) {
         XSR_UNROLL
         for (int32_t i = 0; i < 4; ++i) {
-          p[s][n][i] = expf(p[s][n][i] - largest[i / 2]);
+          p[s][n][i] = exp2_approximate(p[s][n][i] - largest[i / 2]);
           sum[i / 2] += p[s][n][i];
         }
       }
@@ -274,7 +276,7 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
     if (row >= tile.end) continue;
     put_row<kD, kWhole>(o, r, factor / total, head.value_bias(), share * factor, head.D,
                         out + row * out_stride);
-    if (lse != nullptr && t == 0) lse[row * lse_stride] = largest[r] + logf(total);
+    if (lse != nullptr && t == 0) lse[row * lse_stride] = largest[r] * kLn2 + logf(total);
   }
 }
 

@@ -180,18 +180,23 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       out + h * D, C, lse + h, H);
 }
 
+/// e^(dot / sqrt(D) − lse) of scale = log2(e) / sqrt(D) and lse · log2(e)
+__device__ __forceinline__ float exp_of_score(float dot, float scale, float lse2) {
+  return exp2_approximate(__fmul_rn(dot, scale) - lse2);
+}
+
 /// What 16 queries have to do with 16 keys at a time: rows of a fragment are queries, columns keys.
 ///
 /// Σ_j P ∘ dP is taken over the terms that it is taken from later, and not as dO · O: where one key
-/// has all of a row, they cancel to the bit; __fmul_rn, here and where lse is taken from a score,
+/// has all of a row, they cancel to the bit; __fmul_rn, here and in exp_of_score,
 /// since a product that is not rounded before its difference would not.
 template <int32_t kD>
 struct QueryTile {
   const uint16_t *q, *gradient;
-  float scale, factor;
-  // Of rows g and g + 8. shift is dO · V's bias, which all dP of a query have, and which cancels in
-  // dP - delta if none is dropped.
-  float lse[2] = {0, 0}, shift[2] = {0, 0};
+  float scale, factor;  // scale: log2(e) / sqrt(D), which makes exponents of 2 of scores
+  // Of rows g and g + 8. lse2 is log2(e) times what the forward pass wrote. shift is dO · V's bias,
+  // which all dP of a query have, and which cancels in dP - delta if none is dropped.
+  float lse2[2] = {0, 0}, shift[2] = {0, 0};
   float row_factor[2] = {0, 0}, row_delta[2] = {0, 0};  // 1 / Σ_j E and Σ_j P ∘ dP, after divide()
 
   __device__ __forceinline__ void load_lse(const float* of_head, int32_t H, int32_t row,
@@ -199,22 +204,27 @@ struct QueryTile {
     XSR_UNROLL
     for (int32_t r = 0; r < 2; ++r) {
       const int64_t i = row + lane_id() / 4 + r * 8;
-      if (i < end) lse[r] = of_head[i * H];
+      if (i < end) lse2[r] = __fmul_rn(of_head[i * H], kLog2E);
     }
   }
   /// E and dP of tiles of keys and values, of which the sentence has `count` rows from here on.
   __device__ __forceinline__ void take(const uint16_t* k, const uint16_t* v, int32_t count,
                                        uint32_t keep, float (&p)[2][4], float (&dp)[2][4]) {
+    const auto there = [&](int32_t e) { return e / 4 * 8 + 2 * (lane_id() % 4) + e % 2 < count; };
     clear_sums(p);
-    clear_sums(dp);
     add_dots<kD>(q, k, p);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 8; ++e) {
+      float& score = p[e / 4][e % 4];
+      score = there(e) ? exp_of_score(score, scale, lse2[e % 4 / 2]) : 0.0f;
+    }
+    clear_sums(dp);
     add_dots<kD>(gradient, v, dp);
     XSR_UNROLL
     for (int32_t e = 0; e < 8; ++e) {
-      const int32_t n = e / 4, i = e % 4;
-      const bool there = n * 8 + 2 * (lane_id() % 4) + i % 2 < count;
-      p[n][i] = there ? expf(__fmul_rn(p[n][i], scale) - lse[i / 2]) : 0.0f;
-      dp[n][i] = there && (keep >> e & 1u) != 0 ? __fmul_rn(dp[n][i] + shift[i / 2], factor) : 0.0f;
+      float& product = dp[e / 4][e % 4];
+      product =
+          there(e) && (keep >> e & 1u) != 0 ? __fmul_rn(product + shift[e % 4 / 2], factor) : 0.0f;
     }
   }
   /// Adds this lane's share to the sums.
@@ -289,7 +299,7 @@ __device__ __forceinline__ void backward_queries(const HeadRows& head, const Att
   head.fill<kD, true>(0, tile.row, tile.end, q);
   copy_wait<0>();
   const bool drops = dropout.threshold != 0;
-  QueryTile<kD> queries = {q, gradient, 1.0f / sqrtf((float)D), drops ? dropout.scale : 1.0f};
+  QueryTile<kD> queries = {q, gradient, kLog2E / sqrtf((float)D), drops ? dropout.scale : 1.0f};
   queries.load_lse(lse + h, H, tile.row, tile.end);
   if (drops) {
     __syncwarp();
@@ -318,7 +328,7 @@ __device__ __forceinline__ void backward_queries(const HeadRows& head, const Att
     queries.finish(p, dp);
     add_rows<kD>(dp, k, dq);
   }
-  put_rows<kD>(dq, queries.scale, tile.row, tile.end, D, dqkv + h * D, head.stride);
+  put_rows<kD>(dq, queries.scale * kLn2, tile.row, tile.end, D, dqkv + h * D, head.stride);
   XSR_UNROLL
   for (int32_t r = 0; r < 2; ++r) {
     const int64_t row = tile.row + lane_id() / 4 + r * 8;
@@ -372,7 +382,7 @@ __device__ __forceinline__ void backward_whole(const uint16_t* qkv, const float*
   const bool drops = dropout.threshold != 0;
   const uint32_t stream = first_stream + (uint32_t)h;
   const int32_t own = mine * kTileRows;
-  QueryTile<kD> queries = {q + own * kStride, gradient + own * kStride, 1.0f / sqrtf((float)D),
+  QueryTile<kD> queries = {q + own * kStride, gradient + own * kStride, kLog2E / sqrtf((float)D),
                            drops ? dropout.scale : 1.0f};
   uint32_t kept[kWarps][4], ds[kWarps][4];  // P without what is dropped
   if (works) {
@@ -420,7 +430,7 @@ __device__ __forceinline__ void backward_whole(const uint16_t* qkv, const float*
       if (j >= tiles) break;
       add_rows<kD>(ds[j], k + j * kTileRows * kStride, dq);
     }
-    put_rows<kD>(dq, queries.scale, row, end, D, dqkv + h * D, stride);
+    put_rows<kD>(dq, queries.scale * kLn2, row, end, D, dqkv + h * D, stride);
   }
   __syncthreads();  // K and V have been read
   if (works) {
@@ -445,7 +455,7 @@ __device__ __forceinline__ void backward_whole(const uint16_t* qkv, const float*
   };
   float sums[kD / 8][4];
   add_queries(scores, q, sums);
-  put_rows<kD>(sums, queries.scale, row, end, D, dqkv + h * D + C, stride);
+  put_rows<kD>(sums, queries.scale * kLn2, row, end, D, dqkv + h * D + C, stride);
   add_queries(weights, gradient, sums);
   put_rows<kD>(sums, queries.factor, row, end, D, dqkv + h * D + 2 * C, stride);
 }
@@ -507,7 +517,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
   copy_tile_async<kD>(head.x + C, stride, tile.row, tile.end, D, k);
   copy_tile_async<kD>(head.x + 2 * C, stride, tile.row, tile.end, D, v);
   copy_commit();
-  const float scale = 1.0f / sqrtf((float)D);
+  const float scale = kLog2E / sqrtf((float)D);
   const bool drops = dropout->threshold != 0;
   const float factor = drops ? dropout->scale : 1.0f;
   const uint32_t stream = dropout->stream + place + (uint32_t)h;
@@ -535,7 +545,9 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
       const int64_t row = query + n * 8 + 2 * t + i % 2;  // of the query
       const bool there = row < tile.end, kept = (keep >> e & 1u) != 0;
       const float probability =
-          there ? expf(__fmul_rn(p[n][i], scale) - lse[row * H + h]) * factors[row * H + h] : 0.0f;
+          there ? exp_of_score(p[n][i], scale, __fmul_rn(lse[row * H + h], kLog2E)) *
+                      factors[row * H + h]
+                : 0.0f;
       const float2 of_row = there ? delta[row * H + h] : make_float2(0, 0);
       const float dp = kept ? __fmul_rn(ds[n][i] + of_row.y, factor) : 0.0f;
       ds[n][i] = probability * (dp - of_row.x);
@@ -544,7 +556,7 @@ __global__ void __launch_bounds__(kThreads, TileShape<kD>::kBlocks)
     add_rows<kD>(ds, q, dk);
     add_rows<kD>(p, gradient, dv);
   }
-  put_rows<kD>(dk, scale, tile.row, tile.end, D, dqkv + h * D + C, stride);
+  put_rows<kD>(dk, scale * kLn2, tile.row, tile.end, D, dqkv + h * D + C, stride);
   put_rows<kD>(dv, factor, tile.row, tile.end, D, dqkv + h * D + 2 * C, stride);
 }
 

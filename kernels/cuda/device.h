@@ -124,6 +124,32 @@ __device__ __forceinline__ float sum_ahead(int32_t first, int32_t last, int32_t 
   return sum;
 }
 
+// ---- In one instruction each, for results that are rounded to bf16. Below 2^-126 they are 0.
+
+/// 2^x, off by up to 2^-22 of itself.
+__device__ __forceinline__ float exp2_approximate(float x) {
+#if defined(__CUDACC__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
+}
+
+/// 1 / x, off by up to a unit in the last place.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+#if defined(__CUDACC__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1 / x;
+#endif
+}
+
+constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
+
 // ---- bf16, as its 16 bits
 
 __device__ __forceinline__ float bits_to_f32(uint32_t bits) {

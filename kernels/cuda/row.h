@@ -7,16 +7,9 @@ namespace xsr::cuda {
 
 constexpr int32_t kMostRowColumns = 1024;
 
-/// Calls body(Constant) with the least number of columns a lane must hold for rows of C;
-/// body returns a Status. Rows beyond kMostRowColumns: 1 (cudaErrorInvalidValue).
-template <typename Body>
-static inline Status with_columns(int32_t C, Body&& body) {
-  if (C <= 128) return body(Constant<4>());
-  if (C <= 256) return body(Constant<8>());
-  if (C <= 512) return body(Constant<16>());
-  if (C <= kMostRowColumns) return body(Constant<32>());
-  return 1;
-}
+/// How a row's C columns lie in the lanes: all lanes have all their columns, and C is a multiple of
+/// 128; C is one of 4; or neither. In the first two cases columns are moved four at a time.
+enum class Fit { kExact, kQuads, kAny };
 
 /// Whether pointers and strides let a row be moved four elements at a time, where 4 divides C.
 static inline bool starts_whole(const float* p, int64_t stride) {
@@ -32,54 +25,56 @@ static inline dim3 row_blocks(int32_t rows) {
   return dim3((unsigned)((rows + kRowThreads / kWarp - 1) / (kRowThreads / kWarp)));
 }
 
-template <int32_t kColumns>
+template <int32_t kColumns, Fit kFit>
 struct Row {
+  static constexpr bool kWhole = kFit != Fit::kAny;
   float value[kColumns];
 
   /// Element i's column.
   static __device__ __forceinline__ int32_t column(int32_t i) {
     return 4 * (i / 4 * kWarp + lane_id()) + i % 4;
   }
-  /// get(c) for the columns c < C, 0 beyond. kWhole: 4 divides C, and get(c) gives a Quad of the
-  /// columns from c on.
-  template <bool kWhole, typename Get>
+  static __device__ __forceinline__ bool exists(int32_t i, int32_t C) {
+    return kFit == Fit::kExact || column(i) < C;
+  }
+  /// get(c) for the columns c < C, 0 beyond. kWhole: get(c) gives a Quad of the columns from c on.
+  template <typename Get>
   __device__ __forceinline__ void fill(int32_t C, Get&& get) {
     if constexpr (kWhole) {
       XSR_UNROLL
       for (int32_t i = 0; i < kColumns; i += 4) {
-        const Quad four = column(i) < C ? get(column(i)) : Quad{};
+        const Quad four = exists(i, C) ? get(column(i)) : Quad{};
         XSR_UNROLL
         for (int32_t e = 0; e < 4; ++e) value[i + e] = four.value[e];
       }
     } else {
       XSR_UNROLL
-      for (int32_t i = 0; i < kColumns; ++i) value[i] = column(i) < C ? get(column(i)) : 0.0f;
+      for (int32_t i = 0; i < kColumns; ++i) value[i] = exists(i, C) ? get(column(i)) : 0.0f;
     }
   }
   /// use(c, value) for the columns c < C; kWhole: use(c, Quad).
-  template <bool kWhole, typename Use>
+  template <typename Use>
   __device__ __forceinline__ void each(int32_t C, Use&& use) const {
     if constexpr (kWhole) {
       XSR_UNROLL
       for (int32_t i = 0; i < kColumns; i += 4) {
-        if (column(i) < C)
+        if (exists(i, C))
           use(column(i), Quad{{value[i], value[i + 1], value[i + 2], value[i + 3]}});
       }
     } else {
       XSR_UNROLL
       for (int32_t i = 0; i < kColumns; ++i) {
-        if (column(i) < C) use(column(i), value[i]);
+        if (exists(i, C)) use(column(i), value[i]);
       }
     }
   }
 
   /// out, narrow ← (value − mean) · rstd · gamma + beta; out and narrow may be null, and so may
-  /// gamma, with beta, for 1 and 0. kWhole: where they start and end is a multiple of 4 elements.
-  template <bool kWhole>
+  /// gamma, with beta, for 1 and 0.
   __device__ __forceinline__ void put(int32_t C, float mean, float rstd, const float* gamma,
                                       const float* beta, float* out, uint16_t* narrow) const {
     if constexpr (kWhole) {
-      each<true>(C, [&](int32_t c, Quad four) {
+      each(C, [&](int32_t c, Quad four) {
         if (gamma != nullptr) {
           const Quad scale = load_quad(gamma + c), shift = load_quad(beta + c);
           XSR_UNROLL
@@ -90,7 +85,7 @@ struct Row {
         if (narrow != nullptr) store_quad(narrow + c, four);
       });
     } else {
-      each<false>(C, [&](int32_t c, float x) {
+      each(C, [&](int32_t c, float x) {
         const float y = gamma == nullptr ? x : (x - mean) * rstd * gamma[c] + beta[c];
         if (out != nullptr) out[c] = y;
         if (narrow != nullptr) narrow[c] = f32_to_bf16(y);
@@ -105,9 +100,50 @@ struct Row {
     for (int32_t i = 0; i < kColumns; ++i) sum += value[i];
     *mean = warp_sum(sum) / (float)C;
     float squares = 0;
-    each<false>(C, [&](int32_t, float v) { squares += (v - *mean) * (v - *mean); });
+    constexpr int32_t kStep = kWhole ? 4 : 1;
+    XSR_UNROLL
+    for (int32_t i = 0; i < kColumns; i += kStep) {
+      if (!exists(i, C)) continue;
+      XSR_UNROLL
+      for (int32_t e = 0; e < kStep; ++e)
+        squares += (value[i + e] - *mean) * (value[i + e] - *mean);
+    }
     return 1.0f / sqrtf(warp_sum(squares) / (float)C + eps);
   }
 };
+
+/// Calls body(Row()) with a row that takes C columns; body returns a Status. quads: whether 4
+/// divides C and all places where rows start (starts_whole). Rows beyond kMostRowColumns: 1
+/// (cudaErrorInvalidValue).
+template <typename Body>
+static inline Status with_row(int32_t C, bool quads, Body&& body) {
+  if (quads) {
+    switch (C) {
+      case 128:
+        return body(Row<4, Fit::kExact>());
+      case 256:
+        return body(Row<8, Fit::kExact>());
+      case 384:
+        return body(Row<12, Fit::kExact>());
+      case 512:
+        return body(Row<16, Fit::kExact>());
+      case 768:
+        return body(Row<24, Fit::kExact>());
+      case 1024:
+        return body(Row<32, Fit::kExact>());
+      default:
+        break;
+    }
+  }
+  const auto holds = [&](auto columns) {
+    constexpr int32_t kColumns = decltype(columns)::value;
+    return quads ? body(Row<kColumns, Fit::kQuads>()) : body(Row<kColumns, Fit::kAny>());
+  };
+  if (C <= 128) return holds(Constant<4>());
+  if (C <= 256) return holds(Constant<8>());
+  if (C <= 512) return holds(Constant<16>());
+  if (C <= kMostRowColumns) return holds(Constant<32>());
+  return 1;
+}
 
 }  // namespace xsr::cuda

@@ -12,10 +12,8 @@ __global__ void dropout_forward_kernel(float* x, int32_t N, int32_t C,
   if (i >= N) return;
   for_quads(C, [&](int32_t first) {
     float* at = x + (int64_t)i * C + first;
-    float factor[4];
-    dropout_multipliers(dropout, place, i, first, factor);
     Quad four = load_quad(at);
-    drop(four, factor);
+    drop(dropout, place, i, first, four);
     store_quad(at, four);
   });
 }

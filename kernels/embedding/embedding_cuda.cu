@@ -7,18 +7,19 @@ namespace {
 
 using kernels::Storage;
 
-template <int32_t kColumns, bool kWhole, Storage kStorage>
-__device__ __forceinline__ void fill_row(Row<kColumns>& row, int32_t C, const void* token,
-                                         int64_t token_id, const void* position,
-                                         int64_t position_id, const float* token_type) {
-  row.template fill<kWhole>(C, [&](int32_t c) {
-    if constexpr (kWhole) {
+template <Storage kStorage, typename OfRow>
+__device__ __forceinline__ void fill_row(OfRow& row, int32_t C, const void* token, int64_t token_id,
+                                         const void* position, int64_t position_id,
+                                         const float* token_type) {
+  row.fill(C, [&](int32_t c) {
+    if constexpr (OfRow::kWhole) {
       Quad sum = load_storage_quad<kStorage>(token, token_id * C + c);
       const Quad other = load_storage_quad<kStorage>(position, position_id * C + c);
+      const Quad third = token_type == nullptr ? Quad{} : load_quad(token_type + c);
       XSR_UNROLL
       for (int32_t e = 0; e < 4; ++e) {
         sum.value[e] += other.value[e];
-        if (token_type != nullptr) sum.value[e] += token_type[c + e];
+        if (token_type != nullptr) sum.value[e] += third.value[e];
       }
       return sum;
     } else {
@@ -30,7 +31,7 @@ __device__ __forceinline__ void fill_row(Row<kColumns>& row, int32_t C, const vo
 }
 
 // Without the 4, blocks of a multiprocessor, ptxas aims at more and spills.
-template <int32_t kColumns, bool kWhole>
+template <typename OfRow>
 __global__ void __launch_bounds__(kRowThreads, 4)
     embedding_forward_kernel(const int32_t* token_ids, const int32_t* positions, int32_t N,
                              const void* token, const void* position, Storage storage,
@@ -39,23 +40,22 @@ __global__ void __launch_bounds__(kRowThreads, 4)
                              int64_t narrow_stride, float* rstd) {
   const int32_t i = global_warp_id();
   if (i >= N) return;
-  Row<kColumns> row;
+  OfRow row;
   const int64_t id = token_ids[i], place = positions[i];
   if (storage == Storage::kF32) {
-    fill_row<kColumns, kWhole, Storage::kF32>(row, C, token, id, position, place, token_type);
+    fill_row<Storage::kF32>(row, C, token, id, position, place, token_type);
   } else if (storage == Storage::kBF16) {
-    fill_row<kColumns, kWhole, Storage::kBF16>(row, C, token, id, position, place, token_type);
+    fill_row<Storage::kBF16>(row, C, token, id, position, place, token_type);
   } else {
-    fill_row<kColumns, kWhole, Storage::kF16>(row, C, token, id, position, place, token_type);
+    fill_row<Storage::kF16>(row, C, token, id, position, place, token_type);
   }
   float mean = 0, scale = 1;
   if (gamma != nullptr) {
     scale = row.statistics(C, eps, &mean);
     if (rstd != nullptr && lane_id() == 0) rstd[i] = scale;
   }
-  row.template put<kWhole>(C, mean, scale, gamma, beta,
-                           out == nullptr ? nullptr : out + i * out_stride,
-                           narrow == nullptr ? nullptr : narrow + i * narrow_stride);
+  row.put(C, mean, scale, gamma, beta, out == nullptr ? nullptr : out + i * out_stride,
+          narrow == nullptr ? nullptr : narrow + i * narrow_stride);
 }
 
 constexpr int32_t kTableThreads = 128;
@@ -98,16 +98,13 @@ Status embedding_forward_cuda(const int32_t* token_ids, const int32_t* positions
                               float eps, int32_t C, float* out, int64_t out_stride,
                               uint16_t* narrow, int64_t narrow_stride, float* rstd, Stream stream) {
   const bool whole = C % 4 == 0 && starts_whole((const float*)token, 0) &&
-                     starts_whole((const float*)position, 0) && starts_whole(gamma, 0) &&
-                     starts_whole(beta, 0) && starts_whole(out, out_stride) &&
-                     starts_whole(narrow, narrow_stride);
-  return with_columns(C, [&](auto columns) {
-    constexpr int32_t kColumns = decltype(columns)::value;
-    const auto kernel = whole ? embedding_forward_kernel<kColumns, true>
-                              : embedding_forward_kernel<kColumns, false>;
-    return launch(kernel, row_blocks(N), dim3(kRowThreads), 0, stream, token_ids, positions, N,
-                  token, position, storage, token_type, gamma, beta, eps, C, out, out_stride,
-                  narrow, narrow_stride, rstd);
+                     starts_whole((const float*)position, 0) && starts_whole(token_type, 0) &&
+                     starts_whole(gamma, 0) && starts_whole(beta, 0) &&
+                     starts_whole(out, out_stride) && starts_whole(narrow, narrow_stride);
+  return with_row(C, whole, [&](auto row) {
+    return launch(embedding_forward_kernel<decltype(row)>, row_blocks(N), dim3(kRowThreads), 0,
+                  stream, token_ids, positions, N, token, position, storage, token_type, gamma,
+                  beta, eps, C, out, out_stride, narrow, narrow_stride, rstd);
   });
 }
 

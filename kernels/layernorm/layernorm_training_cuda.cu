@@ -61,11 +61,9 @@ __global__ void embedding_layernorm_dropout_forward_kernel(
   });
   row_statistics(row, C, total, eps, &mean, &rstd);
   for_quads(C, [&](int32_t first) {
-    float factor[4];
-    dropout_multipliers(dropout, place, i, first, factor);
     Quad four = normalize(load_quad(row + first), mean, rstd, load_quad(gamma + first),
                           load_quad(beta + first));
-    drop(four, factor);
+    drop(dropout, place, i, first, four);
     store_quad(out + (int64_t)i * C + first, four);
     if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
@@ -86,10 +84,8 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   float* row = sum + (int64_t)i * C;
   float total = 0, mean, rstd;
   for_quads(C, [&](int32_t first) {
-    float factor[4];
-    dropout_multipliers(dropout, place, i, first, factor);
     Quad four = load_quad(row + first);
-    drop(four, factor);
+    drop(dropout, place, i, first, four);
     if (residual != nullptr) {
       const Quad other = load_quad(residual + (int64_t)i * C + first);
       XSR_UNROLL
@@ -112,23 +108,41 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   }
 }
 
-/// Four columns of a row of NormRows.
+/// Four columns of a row of NormRows, which has statistics where kNormalized.
+template <bool kNormalized>
 __device__ __forceinline__ Quad load_rows(const NormRows& rows, int32_t i, int32_t C,
                                           int32_t first) {
   const Quad x = load_quad(rows.x + (int64_t)i * C + first);
-  if (rows.statistics == nullptr) return x;
+  if constexpr (!kNormalized) return x;
   return normalize(x, rows.statistics[2 * (int64_t)i], rows.statistics[2 * (int64_t)i + 1],
                    load_quad(rows.gamma + first), load_quad(rows.beta + first));
 }
 
-/// C up to 128 · kQuads, with the row in registers; kQuads 0: any C, and sum is read again.
-template <int32_t kQuads>
+/// The quads of this lane of a row in registers, of up to 128 · kQuads columns, or where kExact of
+/// just so many.
+template <int32_t kOfLane, bool kExact>
+struct Quads {
+  static constexpr int32_t kQuads = kOfLane;
+  /// body(q, first) for those that exist: columns [first, first + 4).
+  template <typename Body>
+  static __device__ __forceinline__ void each(int32_t C, Body&& body) {
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (kExact || first < C) body(q, first);
+    }
+  }
+};
+
+/// kQuads 0: any C; sum is read again.
+template <typename OfRow, bool kNormalized>
 __global__ void __launch_bounds__(kRowWarps* kWarp)
     dropout_add_layernorm_forward_bf16_kernel(const uint16_t* branch, const float* bias,
                                               NormRows residual, int32_t N, int32_t C,
                                               const float* gamma, const float* beta, float eps,
                                               const Dropout* dropout, uint32_t place, float* sum,
                                               float* out, uint16_t* narrow, float* statistics) {
+  constexpr int32_t kQuads = OfRow::kQuads;
   const int32_t i = warp_row();
   if (i >= N) return;
   const Dropout masks = *dropout;  // once, and not behind every store
@@ -136,11 +150,9 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
   float total = 0, mean, rstd;
   const auto add = [&](int32_t first, Quad four, const Quad& other) {
     const Quad shift = load_quad(bias + first);
-    float factor[4];
-    dropout_multipliers(&masks, place, i, first, factor);
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) four.value[e] += shift.value[e];
-    drop(four, factor);
+    drop(&masks, place, i, first, four);
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) {
       four.value[e] += other.value[e];
@@ -159,39 +171,27 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
   };
   if constexpr (kQuads == 0) {
     for_quads(C, [&](int32_t first) {
-      add(first, load_branch(first), load_rows(residual, i, C, first));
+      add(first, load_branch(first), load_rows<kNormalized>(residual, i, C, first));
     });
     row_statistics(row, C, total, eps, &mean, &rstd);
     for_quads(C, [&](int32_t first) { put(first, load_quad(row + first)); });
   } else {
     Quad x[kQuads] = {}, other[kQuads] = {};
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first < C) x[q] = load_branch(first), other[q] = load_rows(residual, i, C, first);
-    }
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first < C) x[q] = add(first, x[q], other[q]);
-    }
+    OfRow::each(C, [&](int32_t q, int32_t first) {
+      x[q] = load_branch(first), other[q] = load_rows<kNormalized>(residual, i, C, first);
+    });
+    OfRow::each(C, [&](int32_t q, int32_t first) { x[q] = add(first, x[q], other[q]); });
     mean = warp_sum(total) / (float)C;
     float squares = 0;
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      if (4 * (q * kWarp + lane_id()) >= C) continue;
+    OfRow::each(C, [&](int32_t q, int32_t) {
       XSR_UNROLL
       for (int32_t e = 0; e < 4; ++e) {
         const float deviation = x[q].value[e] - mean;
         squares += deviation * deviation;
       }
-    }
+    });
     rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first < C) put(first, x[q]);
-    }
+    OfRow::each(C, [&](int32_t q, int32_t first) { put(first, x[q]); });
   }
   if (lane_id() == 0) {
     statistics[2 * (int64_t)i] = mean;
@@ -199,26 +199,40 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
   }
 }
 
-/// body(Constant) with the quads of a lane that rows of C ≤ kMostRegisterColumns take.
+/// body(Quads()) for rows of C ≤ kMostRegisterColumns.
 template <typename Body>
 Status with_quads(int32_t C, Body&& body) {
-  return C <= 256   ? body(Constant<2>())
-         : C <= 512 ? body(Constant<4>())
-         : C <= 768 ? body(Constant<6>())
-                    : body(Constant<8>());
+  switch (C) {
+    case 128:
+      return body(Quads<1, true>());
+    case 256:
+      return body(Quads<2, true>());
+    case 384:
+      return body(Quads<3, true>());
+    case 512:
+      return body(Quads<4, true>());
+    case 768:
+      return body(Quads<6, true>());
+    case 1024:
+      return body(Quads<8, true>());
+    default:
+      return C <= 256 ? body(Quads<2, false>()) : body(Quads<8, false>());
+  }
 }
 
 /// What the gradient of a LayerNorm's output is read from.
 enum class Source { kRows, kRowsAndMore, kPooled };
 
-/// C up to 128 · kQuads, in one pass: a warp has a row in registers, and the sums over its rows of
-/// its lanes' columns. parts [blocks, 3, C]: dgamma, dbeta and dbias of a block's rows.
-template <int32_t kQuads, Source kSource>
-__global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMostNormBlocks at once
+/// In one pass: a warp has a row in registers, and the sums over its rows of its lanes' columns.
+/// parts [blocks, 3, C]: dgamma, dbeta and dbias of a block's rows.
+template <typename OfRow, Source kSource>
+__global__ void __launch_bounds__(kRowWarps* kWarp,
+                                  OfRow::kQuads <= 4 ? 2 : 1)  // kMostNormBlocks at once
     layernorm_backward_kernel(const float* sum, const float* statistics, NormGradient of_out,
                               int32_t N, int32_t C, const float* gamma, const Dropout* dropout,
                               uint32_t place, bool behind, float* dbranch, uint16_t* narrow,
                               float* parts) {
+  constexpr int32_t kQuads = OfRow::kQuads;
   float dgamma[kQuads][4] = {}, dbeta[kQuads][4] = {}, dbias[kQuads][4] = {};
   float* const of_warps = shared_memory<float>();  // [kRowWarps, C]
   // In front of the loop, and not for every quad behind a store that might have changed them; not
@@ -226,7 +240,6 @@ __global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMo
   Dropout* const masks = reinterpret_cast<Dropout*>(of_warps + kRowWarps * C);
   if (threadIdx.x == 0) *masks = dropout == nullptr ? Dropout() : *dropout;
   __syncthreads();
-  const bool drops = masks->threshold != 0;
   for (int32_t i = warp_row(); i < N; i += (int32_t)gridDim.x * kRowWarps) {
     const float* row = sum + (int64_t)i * C;
     float* gradient = of_out.dx + (int64_t)i * C;
@@ -241,13 +254,10 @@ __global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMo
       if (has && of_out.mean) share = 1 / (float)(of_out.cu_seqlens[b + 1] - begin);
     }
     Quad x[kQuads] = {}, g[kQuads] = {};
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first >= C) continue;
+    OfRow::each(C, [&](int32_t q, int32_t first) {
       x[q] = load_quad(row + first);
       if (kSource != Source::kPooled || from != nullptr) g[q] = load_quad(from + first);
-      if constexpr (kSource == Source::kRows) continue;
+      if constexpr (kSource == Source::kRows) return;
       Quad more = {};
       if constexpr (kSource == Source::kRowsAndMore)
         more = load_storage_quad<kernels::Storage::kBF16>(of_out.more, (int64_t)i * C + first);
@@ -259,17 +269,10 @@ __global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMo
           g[q].value[e] += more.value[e];
         }
       }
-    }
+    });
     float total = 0, total_normalized = 0;  // of g, which is dy · gamma, and of g · x̂
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first >= C) continue;
-      if (drops && behind) {
-        float factor[4];
-        dropout_multipliers(masks, place, i, first, factor);
-        drop(g[q], factor);
-      }
+    OfRow::each(C, [&](int32_t q, int32_t first) {
+      if (behind) drop(masks, place, i, first, g[q]);
       const Quad scale = load_quad(gamma + first);
       XSR_UNROLL
       for (int32_t e = 0; e < 4; ++e) {
@@ -281,38 +284,28 @@ __global__ void __launch_bounds__(kRowWarps* kWarp, kQuads <= 4 ? 2 : 1)  // kMo
         total += g[q].value[e];
         total_normalized += g[q].value[e] * normalized;
       }
-    }
+    });
     const float mean_g = warp_sum(total) / (float)C;
     const float mean_normalized = warp_sum(total_normalized) / (float)C;
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first >= C) continue;
+    OfRow::each(C, [&](int32_t q, int32_t first) {
       Quad four;
       XSR_UNROLL
       for (int32_t e = 0; e < 4; ++e)
         four.value[e] = rstd * (g[q].value[e] - mean_g - x[q].value[e] * mean_normalized);
       store_quad(gradient + first, four);
-      if (drops && !behind) {
-        float factor[4];
-        dropout_multipliers(masks, place, i, first, factor);
-        drop(four, factor);
-      }
+      if (!behind) drop(masks, place, i, first, four);
       XSR_UNROLL
       for (int32_t e = 0; e < 4; ++e) dbias[q][e] += four.value[e];
       if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
       if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
-    }
+    });
   }
   const auto put = [&](const float(&mine)[kQuads][4], int32_t which) {
     __syncthreads();
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (first >= C) continue;
+    OfRow::each(C, [&](int32_t q, int32_t first) {
       store_quad(of_warps + (int32_t)threadIdx.x / kWarp * C + first,
                  {{mine[q][0], mine[q][1], mine[q][2], mine[q][3]}});
-    }
+    });
     __syncthreads();
     for (int32_t c = (int32_t)threadIdx.x; c < C; c += kRowWarps * kWarp) {
       float of_block = 0;
@@ -395,9 +388,7 @@ __global__ void layernorm_backward_rows_kernel(const float* sum, const float* st
     }
     store_quad(gradient + first, four);
     if (dbranch == nullptr && narrow == nullptr) return;
-    float factor[4];
-    dropout_multipliers(dropout, place, i, first, factor);
-    drop(four, factor);
+    drop(dropout, place, i, first, four);
     if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
     if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
@@ -430,11 +421,14 @@ Status dropout_add_layernorm_forward_bf16_cuda(const uint16_t* branch, const flo
                                                float* out, uint16_t* narrow, float* statistics,
                                                Stream stream) {
   const auto rows = [&](auto quads) {
-    return launch(dropout_add_layernorm_forward_bf16_kernel<decltype(quads)::value>,
-                  blocks_of(N, kRowWarps), kRowWarps * kWarp, 0, stream, branch, bias, residual, N,
-                  C, gamma, beta, eps, dropout, place, sum, out, narrow, statistics);
+    using OfRow = decltype(quads);
+    const auto kernel = residual.statistics != nullptr
+                            ? dropout_add_layernorm_forward_bf16_kernel<OfRow, true>
+                            : dropout_add_layernorm_forward_bf16_kernel<OfRow, false>;
+    return launch(kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0, stream, branch, bias,
+                  residual, N, C, gamma, beta, eps, dropout, place, sum, out, narrow, statistics);
   };
-  return C <= kMostRegisterColumns ? with_quads(C, rows) : rows(Constant<0>());
+  return C <= kMostRegisterColumns ? with_quads(C, rows) : rows(Quads<0, false>());
 }
 
 Status layernorm_backward_cuda(const float* sum, const float* statistics,
@@ -458,11 +452,11 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
     const int32_t rows = blocks_of(N, kRowWarps);
     const int32_t blocks = rows < kMostNormBlocks ? rows : kMostNormBlocks;
     const Status status = with_quads(C, [&](auto quads) {
-      constexpr int32_t kQuads = decltype(quads)::value;
+      using OfRow = decltype(quads);
       const auto kernel =
-          of_out.sentence_of != nullptr ? layernorm_backward_kernel<kQuads, Source::kPooled>
-          : of_out.more != nullptr      ? layernorm_backward_kernel<kQuads, Source::kRowsAndMore>
-                                        : layernorm_backward_kernel<kQuads, Source::kRows>;
+          of_out.sentence_of != nullptr ? layernorm_backward_kernel<OfRow, Source::kPooled>
+          : of_out.more != nullptr      ? layernorm_backward_kernel<OfRow, Source::kRowsAndMore>
+                                        : layernorm_backward_kernel<OfRow, Source::kRows>;
       const size_t bytes = sizeof(float) * (size_t)(kRowWarps * C) + sizeof(Dropout);
       return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N, C,
                     gamma, dropout, place, behind, dbranch, narrow, parts);

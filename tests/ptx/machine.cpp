@@ -440,7 +440,7 @@ void run(const Kernel& kernel, Size grid, Size block_size, size_t dynamic_shared
     const uint64_t b = seed % 2 != 0 ? blocks - 1 - k : k;  // backwards is as good an order as any
     block.index = {static_cast<uint32_t>(b % grid.x), static_cast<uint32_t>(b / grid.x % grid.y),
                    static_cast<uint32_t>(b / grid.x / grid.y)};
-    std::memset(block.shared.data(), kUnsetByte, block.shared.size());
+    std::ranges::fill(block.shared, kUnsetByte);
     for (Warp& warp : warps) warp.begin_block();
     while (true) {
       block.accesses.pass_barrier();
