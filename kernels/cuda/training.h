@@ -49,17 +49,20 @@ __device__ inline void store_quad(T* x, int64_t i, int64_t n, const Quad& four) 
 }
 
 /// Drops some of columns [first, first + 4) of a row, first a multiple of 4, and multiplies the
-/// others by the scale. A dropped element counts as 0 even where it is NaN. null: nothing drops.
-__device__ __forceinline__ void drop(const kernels::Dropout* dropout, uint32_t place, int32_t row,
+/// others by the scale. A dropped element counts as 0 even where it is NaN.
+__device__ __forceinline__ void drop(const kernels::Dropout& dropout, uint32_t place, int32_t row,
                                      int32_t first, Quad& x) {
-  if (dropout == nullptr || dropout->threshold == 0) return;
-  const uint32_t counter[4] = {(uint32_t)first / 4, (uint32_t)row, dropout->stream + place,
-                               dropout->step};
+  const uint32_t counter[4] = {(uint32_t)first / 4, (uint32_t)row, dropout.stream + place,
+                               dropout.step};
   uint32_t words[4];
-  kernels::philox4x32(counter, dropout->key, words);
+  kernels::philox4x32(counter, dropout.key, words);
   XSR_UNROLL
   for (int32_t e = 0; e < 4; ++e)
-    x.value[e] = words[e] >= dropout->threshold ? x.value[e] * dropout->scale : 0.0f;
+    x.value[e] = words[e] >= dropout.threshold ? x.value[e] * dropout.scale : 0.0f;
+}
+/// Whether it drops anything; null does not.
+__device__ __forceinline__ bool drops(const kernels::Dropout* dropout) {
+  return dropout != nullptr && dropout->threshold != 0;
 }
 
 /// As block_sum, the largest; NaNs are passed over.

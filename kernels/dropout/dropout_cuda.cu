@@ -9,11 +9,11 @@ namespace {
 __global__ void dropout_forward_kernel(float* x, int32_t N, int32_t C,
                                        const kernels::Dropout* dropout, uint32_t place) {
   const int32_t i = warp_row();
-  if (i >= N) return;
+  if (i >= N || !drops(dropout)) return;
   for_quads(C, [&](int32_t first) {
     float* at = x + (int64_t)i * C + first;
     Quad four = load_quad(at);
-    drop(dropout, place, i, first, four);
+    drop(*dropout, place, i, first, four);
     store_quad(at, four);
   });
 }

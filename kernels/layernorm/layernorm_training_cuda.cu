@@ -29,6 +29,61 @@ __device__ inline void row_statistics(const float* row, int32_t C, float sum, fl
   *rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
 }
 
+/// The quads of this lane of a row in registers, of up to 128 · kQuads columns, or where kExact of
+/// just so many.
+template <int32_t kOfLane, bool kExact>
+struct Quads {
+  static constexpr int32_t kQuads = kOfLane;
+  /// body(q, first) for those that exist: columns [first, first + 4).
+  template <typename Body>
+  static __device__ __forceinline__ void each(int32_t C, Body&& body) {
+    XSR_UNROLL
+    for (int32_t q = 0; q < kQuads; ++q) {
+      const int32_t first = 4 * (q * kWarp + lane_id());
+      if (kExact || first < C) body(q, first);
+    }
+  }
+};
+
+/// body(Quads()); of rows beyond kMostRegisterColumns none are in registers, kQuads 0.
+template <typename Body>
+Status with_quads(int32_t C, Body&& body) {
+  switch (C) {
+    case 128:
+      return body(Quads<1, true>());
+    case 256:
+      return body(Quads<2, true>());
+    case 384:
+      return body(Quads<3, true>());
+    case 512:
+      return body(Quads<4, true>());
+    case 768:
+      return body(Quads<6, true>());
+    case 1024:
+      return body(Quads<8, true>());
+    default:
+      return C <= 256                    ? body(Quads<2, false>())
+             : C <= kMostRegisterColumns ? body(Quads<8, false>())
+                                         : body(Quads<0, false>());
+  }
+}
+
+/// The same of a row in registers.
+template <typename OfRow>
+__device__ __forceinline__ void row_statistics(const Quad* x, int32_t C, float sum, float eps,
+                                               float* mean, float* rstd) {
+  *mean = warp_sum(sum) / (float)C;
+  float squares = 0;
+  OfRow::each(C, [&](int32_t q, int32_t) {
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) {
+      const float deviation = x[q].value[e] - *mean;
+      squares += deviation * deviation;
+    }
+  });
+  *rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
+}
+
 /// (x − mean) · rstd · gamma + beta, of four columns.
 __device__ inline Quad normalize(const Quad& x, float mean, float rstd, const Quad& gamma,
                                  const Quad& beta) {
@@ -39,34 +94,62 @@ __device__ inline Quad normalize(const Quad& x, float mean, float rstd, const Qu
   return out;
 }
 
-__global__ void embedding_layernorm_dropout_forward_kernel(
-    const int32_t* token_ids, const int32_t* positions, int32_t N, int32_t C, const float* token,
-    const float* position, const float* gamma, const float* beta, float eps, const Dropout* dropout,
-    uint32_t place, float* sum, float* out, uint16_t* narrow, float* statistics) {
+template <typename OfRow>
+__global__ void __launch_bounds__(kRowWarps* kWarp, OfRow::kQuads <= 4 ? 3 : 2)
+    embedding_layernorm_dropout_forward_kernel(const int32_t* token_ids, const int32_t* positions,
+                                               int32_t N, int32_t C, const float* token,
+                                               const float* position, const float* gamma,
+                                               const float* beta, float eps, const Dropout* dropout,
+                                               uint32_t place, float* sum, float* out,
+                                               uint16_t* narrow, float* statistics) {
+  constexpr int32_t kQuads = OfRow::kQuads;
   const int32_t i = warp_row();
   if (i >= N) return;
+  const bool dropping = drops(dropout);
+  const Dropout masks = dropping ? *dropout : Dropout();
   const float* token_row = token + (int64_t)token_ids[i] * C;
   const float* position_row = position + (int64_t)positions[i] * C;
   float* row = sum + (int64_t)i * C;
   float total = 0, mean, rstd;
-  for_quads(C, [&](int32_t first) {
-    Quad four = load_quad(token_row + first);
-    const Quad other = load_quad(position_row + first);
+  const auto add = [&](int32_t first, Quad four, const Quad& other) {
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) {
       four.value[e] += other.value[e];
       total += four.value[e];
     }
     store_quad(row + first, four);
-  });
-  row_statistics(row, C, total, eps, &mean, &rstd);
-  for_quads(C, [&](int32_t first) {
-    Quad four = normalize(load_quad(row + first), mean, rstd, load_quad(gamma + first),
-                          load_quad(beta + first));
-    drop(dropout, place, i, first, four);
+    return four;
+  };
+  const auto normalized = [&](int32_t first, const Quad& x) {
+    return normalize(x, mean, rstd, load_quad(gamma + first), load_quad(beta + first));
+  };
+  const auto put = [&](int32_t first, const Quad& four) {
     store_quad(out + (int64_t)i * C + first, four);
     if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
-  });
+  };
+  if constexpr (kQuads == 0) {
+    for_quads(C, [&](int32_t first) {
+      add(first, load_quad(token_row + first), load_quad(position_row + first));
+    });
+    row_statistics(row, C, total, eps, &mean, &rstd);
+    for_quads(C, [&](int32_t first) {
+      Quad four = normalized(first, load_quad(row + first));
+      if (dropping) drop(masks, place, i, first, four);
+      put(first, four);
+    });
+  } else {
+    Quad x[kQuads] = {}, other[kQuads] = {};
+    OfRow::each(C, [&](int32_t q, int32_t first) {
+      x[q] = load_quad(token_row + first), other[q] = load_quad(position_row + first);
+    });
+    OfRow::each(C, [&](int32_t q, int32_t first) { x[q] = add(first, x[q], other[q]); });
+    row_statistics<OfRow>(x, C, total, eps, &mean, &rstd);
+    OfRow::each(C, [&](int32_t q, int32_t first) { x[q] = normalized(first, x[q]); });
+    if (dropping) {
+      OfRow::each(C, [&](int32_t q, int32_t first) { drop(masks, place, i, first, x[q]); });
+    }
+    OfRow::each(C, [&](int32_t q, int32_t first) { put(first, x[q]); });
+  }
   if (lane_id() == 0) {
     statistics[2 * (int64_t)i] = mean;
     statistics[2 * (int64_t)i + 1] = rstd;
@@ -85,7 +168,7 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   float total = 0, mean, rstd;
   for_quads(C, [&](int32_t first) {
     Quad four = load_quad(row + first);
-    drop(dropout, place, i, first, four);
+    if (drops(dropout)) drop(*dropout, place, i, first, four);
     if (residual != nullptr) {
       const Quad other = load_quad(residual + (int64_t)i * C + first);
       XSR_UNROLL
@@ -108,35 +191,18 @@ __global__ void dropout_add_layernorm_forward_kernel(float* sum, const float* re
   }
 }
 
-/// Four columns of a row of NormRows, which has statistics where kNormalized.
+/// Four columns of a row of NormRows, of those of its x.
 template <bool kNormalized>
-__device__ __forceinline__ Quad load_rows(const NormRows& rows, int32_t i, int32_t C,
-                                          int32_t first) {
-  const Quad x = load_quad(rows.x + (int64_t)i * C + first);
+__device__ __forceinline__ Quad of_rows(const NormRows& rows, int32_t i, int32_t first,
+                                        const Quad& x) {
   if constexpr (!kNormalized) return x;
   return normalize(x, rows.statistics[2 * (int64_t)i], rows.statistics[2 * (int64_t)i + 1],
                    load_quad(rows.gamma + first), load_quad(rows.beta + first));
 }
 
-/// The quads of this lane of a row in registers, of up to 128 · kQuads columns, or where kExact of
-/// just so many.
-template <int32_t kOfLane, bool kExact>
-struct Quads {
-  static constexpr int32_t kQuads = kOfLane;
-  /// body(q, first) for those that exist: columns [first, first + 4).
-  template <typename Body>
-  static __device__ __forceinline__ void each(int32_t C, Body&& body) {
-    XSR_UNROLL
-    for (int32_t q = 0; q < kQuads; ++q) {
-      const int32_t first = 4 * (q * kWarp + lane_id());
-      if (kExact || first < C) body(q, first);
-    }
-  }
-};
-
-/// kQuads 0: any C; sum is read again.
+/// kQuads 0: any C; sum is read again. Without the 4 or 2 blocks ptxas aims at more, and spills.
 template <typename OfRow, bool kNormalized>
-__global__ void __launch_bounds__(kRowWarps* kWarp)
+__global__ void __launch_bounds__(kRowWarps* kWarp, OfRow::kQuads <= 4 ? 4 : 2)
     dropout_add_layernorm_forward_bf16_kernel(const uint16_t* branch, const float* bias,
                                               NormRows residual, int32_t N, int32_t C,
                                               const float* gamma, const float* beta, float eps,
@@ -148,11 +214,19 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
   const Dropout masks = *dropout;  // once, and not behind every store
   float* const row = sum + (int64_t)i * C;
   float total = 0, mean, rstd;
-  const auto add = [&](int32_t first, Quad four, const Quad& other) {
+  // What is to be dropped, then the rest: all of a row's masks are made in one place.
+  const auto load_branch = [&](int32_t first) {
+    Quad four = load_storage_quad<kernels::Storage::kBF16>(branch, (int64_t)i * C + first);
     const Quad shift = load_quad(bias + first);
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) four.value[e] += shift.value[e];
-    drop(&masks, place, i, first, four);
+    return four;
+  };
+  const auto load_other = [&](int32_t first) {
+    return load_quad(residual.x + (int64_t)i * C + first);
+  };
+  const auto add = [&](int32_t first, Quad four, const Quad& of_other) {
+    const Quad other = of_rows<kNormalized>(residual, i, first, of_other);
     XSR_UNROLL
     for (int32_t e = 0; e < 4; ++e) {
       four.value[e] += other.value[e];
@@ -166,57 +240,29 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
     if (out != nullptr) store_quad(out + (int64_t)i * C + first, four);
     if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   };
-  const auto load_branch = [&](int32_t first) {
-    return load_storage_quad<kernels::Storage::kBF16>(branch, (int64_t)i * C + first);
-  };
   if constexpr (kQuads == 0) {
     for_quads(C, [&](int32_t first) {
-      add(first, load_branch(first), load_rows<kNormalized>(residual, i, C, first));
+      Quad four = load_branch(first);
+      if (drops(&masks)) drop(masks, place, i, first, four);
+      add(first, four, load_other(first));
     });
     row_statistics(row, C, total, eps, &mean, &rstd);
     for_quads(C, [&](int32_t first) { put(first, load_quad(row + first)); });
   } else {
     Quad x[kQuads] = {}, other[kQuads] = {};
     OfRow::each(C, [&](int32_t q, int32_t first) {
-      x[q] = load_branch(first), other[q] = load_rows<kNormalized>(residual, i, C, first);
+      x[q] = load_branch(first), other[q] = load_other(first);
     });
+    if (drops(&masks)) {
+      OfRow::each(C, [&](int32_t q, int32_t first) { drop(masks, place, i, first, x[q]); });
+    }
     OfRow::each(C, [&](int32_t q, int32_t first) { x[q] = add(first, x[q], other[q]); });
-    mean = warp_sum(total) / (float)C;
-    float squares = 0;
-    OfRow::each(C, [&](int32_t q, int32_t) {
-      XSR_UNROLL
-      for (int32_t e = 0; e < 4; ++e) {
-        const float deviation = x[q].value[e] - mean;
-        squares += deviation * deviation;
-      }
-    });
-    rstd = 1 / sqrtf(warp_sum(squares) / (float)C + eps);
+    row_statistics<OfRow>(x, C, total, eps, &mean, &rstd);
     OfRow::each(C, [&](int32_t q, int32_t first) { put(first, x[q]); });
   }
   if (lane_id() == 0) {
     statistics[2 * (int64_t)i] = mean;
     statistics[2 * (int64_t)i + 1] = rstd;
-  }
-}
-
-/// body(Quads()) for rows of C ≤ kMostRegisterColumns.
-template <typename Body>
-Status with_quads(int32_t C, Body&& body) {
-  switch (C) {
-    case 128:
-      return body(Quads<1, true>());
-    case 256:
-      return body(Quads<2, true>());
-    case 384:
-      return body(Quads<3, true>());
-    case 512:
-      return body(Quads<4, true>());
-    case 768:
-      return body(Quads<6, true>());
-    case 1024:
-      return body(Quads<8, true>());
-    default:
-      return C <= 256 ? body(Quads<2, false>()) : body(Quads<8, false>());
   }
 }
 
@@ -270,9 +316,12 @@ __global__ void __launch_bounds__(kRowWarps* kWarp,
         }
       }
     });
+    if (behind && drops(masks)) {
+      const Dropout of_row = *masks;
+      OfRow::each(C, [&](int32_t q, int32_t first) { drop(of_row, place, i, first, g[q]); });
+    }
     float total = 0, total_normalized = 0;  // of g, which is dy · gamma, and of g · x̂
     OfRow::each(C, [&](int32_t q, int32_t first) {
-      if (behind) drop(masks, place, i, first, g[q]);
       const Quad scale = load_quad(gamma + first);
       XSR_UNROLL
       for (int32_t e = 0; e < 4; ++e) {
@@ -288,16 +337,21 @@ __global__ void __launch_bounds__(kRowWarps* kWarp,
     const float mean_g = warp_sum(total) / (float)C;
     const float mean_normalized = warp_sum(total_normalized) / (float)C;
     OfRow::each(C, [&](int32_t q, int32_t first) {
-      Quad four;
       XSR_UNROLL
-      for (int32_t e = 0; e < 4; ++e)
-        four.value[e] = rstd * (g[q].value[e] - mean_g - x[q].value[e] * mean_normalized);
-      store_quad(gradient + first, four);
-      if (!behind) drop(masks, place, i, first, four);
+      for (int32_t e = 0; e < 4; ++e) {
+        g[q].value[e] = rstd * (g[q].value[e] - mean_g - x[q].value[e] * mean_normalized);
+      }
+      store_quad(gradient + first, g[q]);
+    });
+    if (!behind && drops(masks)) {
+      const Dropout of_row = *masks;
+      OfRow::each(C, [&](int32_t q, int32_t first) { drop(of_row, place, i, first, g[q]); });
+    }
+    OfRow::each(C, [&](int32_t q, int32_t first) {
       XSR_UNROLL
-      for (int32_t e = 0; e < 4; ++e) dbias[q][e] += four.value[e];
-      if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
-      if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
+      for (int32_t e = 0; e < 4; ++e) dbias[q][e] += g[q].value[e];
+      if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, g[q]);
+      if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, g[q]);
     });
   }
   const auto put = [&](const float(&mine)[kQuads][4], int32_t which) {
@@ -388,7 +442,7 @@ __global__ void layernorm_backward_rows_kernel(const float* sum, const float* st
     }
     store_quad(gradient + first, four);
     if (dbranch == nullptr && narrow == nullptr) return;
-    drop(dropout, place, i, first, four);
+    if (drops(dropout)) drop(*dropout, place, i, first, four);
     if (dbranch != nullptr) store_quad(dbranch + (int64_t)i * C + first, four);
     if (narrow != nullptr) store_quad(narrow + (int64_t)i * C + first, four);
   });
@@ -400,9 +454,11 @@ Status embedding_layernorm_dropout_forward_cuda(
     const int32_t* token_ids, const int32_t* positions, int32_t N, int32_t C, const float* token,
     const float* position, const float* gamma, const float* beta, float eps, const Dropout* dropout,
     uint32_t place, float* sum, float* out, uint16_t* narrow, float* statistics, Stream stream) {
-  return launch(embedding_layernorm_dropout_forward_kernel, blocks_of(N, kRowWarps),
-                kRowWarps * kWarp, 0, stream, token_ids, positions, N, C, token, position, gamma,
-                beta, eps, dropout, place, sum, out, narrow, statistics);
+  return with_quads(C, [&](auto quads) {
+    return launch(embedding_layernorm_dropout_forward_kernel<decltype(quads)>,
+                  blocks_of(N, kRowWarps), kRowWarps * kWarp, 0, stream, token_ids, positions, N, C,
+                  token, position, gamma, beta, eps, dropout, place, sum, out, narrow, statistics);
+  });
 }
 
 Status dropout_add_layernorm_forward_cuda(float* sum, const float* residual, int32_t N, int32_t C,
@@ -420,15 +476,14 @@ Status dropout_add_layernorm_forward_bf16_cuda(const uint16_t* branch, const flo
                                                const Dropout* dropout, uint32_t place, float* sum,
                                                float* out, uint16_t* narrow, float* statistics,
                                                Stream stream) {
-  const auto rows = [&](auto quads) {
+  return with_quads(C, [&](auto quads) {
     using OfRow = decltype(quads);
     const auto kernel = residual.statistics != nullptr
                             ? dropout_add_layernorm_forward_bf16_kernel<OfRow, true>
                             : dropout_add_layernorm_forward_bf16_kernel<OfRow, false>;
     return launch(kernel, blocks_of(N, kRowWarps), kRowWarps * kWarp, 0, stream, branch, bias,
                   residual, N, C, gamma, beta, eps, dropout, place, sum, out, narrow, statistics);
-  };
-  return C <= kMostRegisterColumns ? with_quads(C, rows) : rows(Quads<0, false>());
+  });
 }
 
 Status layernorm_backward_cuda(const float* sum, const float* statistics,
@@ -451,15 +506,19 @@ Status layernorm_backward_cuda(const float* sum, const float* statistics,
   if (C <= kMostRegisterColumns) {
     const int32_t rows = blocks_of(N, kRowWarps);
     const int32_t blocks = rows < kMostNormBlocks ? rows : kMostNormBlocks;
-    const Status status = with_quads(C, [&](auto quads) {
+    const Status status = with_quads(C, [&](auto quads) -> Status {
       using OfRow = decltype(quads);
-      const auto kernel =
-          of_out.sentence_of != nullptr ? layernorm_backward_kernel<OfRow, Source::kPooled>
-          : of_out.more != nullptr      ? layernorm_backward_kernel<OfRow, Source::kRowsAndMore>
-                                        : layernorm_backward_kernel<OfRow, Source::kRows>;
-      const size_t bytes = sizeof(float) * (size_t)(kRowWarps * C) + sizeof(Dropout);
-      return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N, C,
-                    gamma, dropout, place, behind, dbranch, narrow, parts);
+      if constexpr (OfRow::kQuads == 0) {
+        return 1;
+      } else {
+        const auto kernel =
+            of_out.sentence_of != nullptr ? layernorm_backward_kernel<OfRow, Source::kPooled>
+            : of_out.more != nullptr      ? layernorm_backward_kernel<OfRow, Source::kRowsAndMore>
+                                          : layernorm_backward_kernel<OfRow, Source::kRows>;
+        const size_t bytes = sizeof(float) * (size_t)(kRowWarps * C) + sizeof(Dropout);
+        return launch(kernel, blocks, kRowWarps * kWarp, bytes, stream, sum, statistics, of_out, N,
+                      C, gamma, dropout, place, behind, dbranch, narrow, parts);
+      }
     });
     return status != 0 ? status : add_up(blocks, dbias != nullptr, later);
   }
