@@ -33,9 +33,16 @@ using test::Random;
 
 using CudaKernels = test::DeviceTest;
 
-const std::vector<int32_t>& widths() {
-  static const std::vector<int32_t> result = {1,  2,  7,   20,  31,  32,  33,  60,   63,  64,
-                                              65, 96, 128, 192, 257, 512, 768, 1000, 1024};
+/// Widths of rows, and how far behind each other they may end: together the ways in which a warp
+/// has a row.
+struct RowShape {
+  int32_t C, gap;
+};
+const std::vector<RowShape>& row_shapes() {
+  static const std::vector<RowShape> result = {
+      {1, 0},   {2, 1},   {7, 2},   {20, 0},  {20, 1},  {31, 1},  {32, 0},   {33, 1},   {60, 4},
+      {63, 0},  {64, 2},  {65, 0},  {96, 0},  {128, 0}, {128, 1}, {128, 4},  {192, 8},  {256, 0},
+      {257, 2}, {384, 4}, {512, 0}, {512, 1}, {512, 4}, {768, 0}, {1000, 4}, {1024, 0}, {1024, 1}};
   return result;
 }
 
@@ -50,9 +57,9 @@ TEST_F(CudaKernels, LayerNorm) {
   Random random(101);
   ErrorBudget budget, narrow_budget;
   int variant = 0;
-  for (const int32_t C : widths()) {
-    const int32_t N = 1 + variant % 6;
-    const int64_t stride = C + variant++ % 3;
+  for (const auto& [C, gap] : row_shapes()) {
+    const int32_t N = 1 + variant++ % 6;
+    const int64_t stride = C + gap;
     DeviceBuffer<float> x(N * stride), gamma(C), beta(C), out(N * stride);
     DeviceBuffer<uint16_t> narrow(N * stride);
     for (int32_t i = 0; i < N; ++i) {
@@ -117,11 +124,11 @@ TEST_F(CudaKernels, Embedding) {
   Random random(102);
   ErrorBudget budget;
   int variant = 0;
-  for (const int32_t C : widths()) {
+  for (const auto& row_shape : row_shapes()) {
+    const int32_t C = row_shape.C;
     const Storage storage = static_cast<Storage>(variant % 3);
     const bool typed = variant % 2 != 0, normed = variant % 5 != 0;
-    // Rows that are moved four columns at once where 4 divides C, and rows that are not.
-    const int64_t stride = C + (variant % 4 < 2 ? variant % 3 * 4 : 1);
+    const int64_t stride = C + row_shape.gap;
     const int32_t N = 1 + variant++ % 6, V = 11, P = 9;
     const int64_t width = kernels::storage_size(storage);
     DeviceBuffer<uint8_t> token(V * C * width), position(P * C * width);

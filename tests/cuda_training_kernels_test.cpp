@@ -184,9 +184,13 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
   for (const auto& shape : {std::pair{1, 4},
                             {65, 20},
                             {2300, 60},
+                            {12, 128},
+                            {6, 256},
+                            {9, 384},
                             {9, 512},
                             {3, 132},
                             {11, 640},
+                            {5, 768},
                             {10, 1024},
                             {70, 1028}}) {
     const int32_t N = shape.first, C = shape.second;
@@ -235,7 +239,7 @@ TEST_F(CudaTraining, LayerNormForwardAndBackward) {
 /// The gradient is dropped first, and there is no branch.
 TEST_F(CudaTraining, LayerNormBackwardBehindDropout) {
   Random random(26);
-  for (const auto& shape : {std::pair{7, 20}, {70, 260}, {5, 1032}}) {
+  for (const auto& shape : {std::pair{7, 20}, {70, 260}, {18, 512}, {5, 1032}}) {
     const int32_t N = shape.first, C = shape.second;
     const Floats x = normal(random, N * C), none(N * C), gamma = normal(random, C),
                  beta = normal(random, C);
@@ -269,8 +273,17 @@ TEST_F(CudaTraining, LayerNormBackwardBehindDropout) {
 /// that is made of its sum.
 TEST_F(CudaTraining, LayerNormOfABranchInBf16) {
   Random random(27);
-  for (const auto& shape :
-       {std::pair{1, 4}, {65, 20}, {9, 512}, {3, 132}, {11, 640}, {10, 1024}, {7, 1028}}) {
+  for (const auto& shape : {std::pair{1, 4},
+                            {65, 20},
+                            {9, 128},
+                            {3, 132},
+                            {10, 256},
+                            {4, 384},
+                            {9, 512},
+                            {11, 640},
+                            {3, 768},
+                            {10, 1024},
+                            {7, 1028}}) {
     const int32_t N = shape.first, C = shape.second;
     const std::string what =
         "layer norm of a branch, " + std::to_string(N) + " × " + std::to_string(C);
@@ -410,36 +423,38 @@ TEST_F(CudaTraining, LayerNormBackwardOfPartsAndOfPooling) {
 
 TEST_F(CudaTraining, EmbeddingForwardIsTheSumThenNormThenDropout) {
   Random random(3);
-  const int32_t N = 37, C = 60, V = 11, P = 5;
-  const Floats token = normal(random, V * C), position = normal(random, P * C),
-               gamma = normal(random, C), beta = normal(random, C);
-  std::vector<int32_t> ids(N), positions(N);
-  for (int32_t i = 0; i < N; ++i) ids[i] = random.range(0, V - 1), positions[i] = i % P;
-  Floats plain(N * C), sums(N * C);
-  Doubles exact(N * C);
-  for (int32_t i = 0; i < N * C; ++i)
-    sums[i] = token[ids[i / C] * C + i % C] + position[positions[i / C] * C + i % C];
-  const Doubles wide_sums = wide(sums);  // a sum of two is rounded once, in every precision
-  kernels::layernorm_forward_ref<float, float>(sums.data(), C, 0, N, C, gamma.data(), beta.data(),
-                                               1e-5f, plain.data(), C);
-  kernels::layernorm_forward_ref<double, float>(wide_sums.data(), C, 0, N, C, gamma.data(),
-                                                beta.data(), 1e-5, exact.data(), C);
-  plain_dropout(plain, N, C, half(), 0);
-  plain_dropout(exact, N, C, half(), 0);
-  DeviceArray<int32_t> device_ids(ids), device_positions(positions);
-  DeviceArray<float> t(token), p(position), g(gamma), b(beta), sum(N * C), out(N * C),
-      statistics(2 * N);
-  DeviceArray<uint16_t> narrow(N * C);
-  DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
-  run([&] {
-    return embedding_layernorm_dropout_forward_cuda(
-        device_ids.data(), device_positions.data(), N, C, t.data(), p.data(), g.data(), b.data(),
-        1e-5f, dropout.data(), 0, sum.data(), out.data(), narrow.data(), statistics.data(),
-        stream());
-  });
-  EXPECT_EQ(sums, sum.host());
-  expect_close("embedding", kForward, out.host(), plain, exact, C);
-  expect_narrow("embedding", narrow.host(), out.host());
+  const int32_t N = 37, V = 11, P = 5;
+  for (const int32_t C : {60, 128, 384, 500, 512, 1024, 1028}) {
+    const Floats token = normal(random, V * C), position = normal(random, P * C),
+                 gamma = normal(random, C), beta = normal(random, C);
+    std::vector<int32_t> ids(N), positions(N);
+    for (int32_t i = 0; i < N; ++i) ids[i] = random.range(0, V - 1), positions[i] = i % P;
+    Floats plain(N * C), sums(N * C);
+    Doubles exact(N * C);
+    for (int32_t i = 0; i < N * C; ++i)
+      sums[i] = token[ids[i / C] * C + i % C] + position[positions[i / C] * C + i % C];
+    const Doubles wide_sums = wide(sums);  // a sum of two is rounded once, in every precision
+    kernels::layernorm_forward_ref<float, float>(sums.data(), C, 0, N, C, gamma.data(), beta.data(),
+                                                 1e-5f, plain.data(), C);
+    kernels::layernorm_forward_ref<double, float>(wide_sums.data(), C, 0, N, C, gamma.data(),
+                                                  beta.data(), 1e-5, exact.data(), C);
+    plain_dropout(plain, N, C, half(), 0);
+    plain_dropout(exact, N, C, half(), 0);
+    DeviceArray<int32_t> device_ids(ids), device_positions(positions);
+    DeviceArray<float> t(token), p(position), g(gamma), b(beta), sum(N * C), out(N * C),
+        statistics(2 * N);
+    DeviceArray<uint16_t> narrow(N * C);
+    DeviceArray<Dropout> dropout(std::vector<Dropout>{half()});
+    run([&] {
+      return embedding_layernorm_dropout_forward_cuda(
+          device_ids.data(), device_positions.data(), N, C, t.data(), p.data(), g.data(), b.data(),
+          1e-5f, dropout.data(), 0, sum.data(), out.data(), narrow.data(), statistics.data(),
+          stream());
+    });
+    EXPECT_EQ(sums, sum.host());
+    expect_close("embedding", kForward, out.host(), plain, exact, C);
+    expect_narrow("embedding", narrow.host(), out.host());
+  }
 }
 
 TEST_F(CudaTraining, EmbeddingBackwardAddsBuckets) {

@@ -105,8 +105,10 @@ struct Row {
     for (int32_t i = 0; i < kColumns; i += kStep) {
       if (!exists(i, C)) continue;
       XSR_UNROLL
-      for (int32_t e = 0; e < kStep; ++e)
-        squares += (value[i + e] - *mean) * (value[i + e] - *mean);
+      for (int32_t e = 0; e < kStep; ++e) {  // fmaf: the same bits however columns are moved
+        const float deviation = value[i + e] - *mean;
+        squares = fmaf(deviation, deviation, squares);
+      }
     }
     return 1.0f / sqrtf(warp_sum(squares) / (float)C + eps);
   }
