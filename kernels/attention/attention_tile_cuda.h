@@ -42,14 +42,16 @@ __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, con
                                           int32_t first, int32_t end, int32_t D, uint16_t* tile) {
   constexpr int32_t kLanes = kD / kEight, kRows = kWarp / kLanes;  // that share a row; at a time
   const int32_t d = lane_id() % kLanes * kEight;
-  const auto wanted = [&](int32_t row) { return row < end && d < D; };
+  const int32_t rows = d < D ? end - first : 0;
+  const auto wanted = [&](int32_t row) { return row < rows; };
   uint4 bits[kTileRows / kRows];
   if (kWhole) {  // all loads are under way before one is waited for
+    const uint16_t* from = x + (first + lane_id() / kLanes) * stride + d;
     XSR_UNROLL
     for (int32_t i = 0; i < kTileRows / kRows; ++i) {
-      const int32_t row = first + i * kRows + lane_id() / kLanes;
       bits[i] = make_uint4(0, 0, 0, 0);
-      if (wanted(row)) bits[i] = vector_at<const uint4>(x + row * stride + d);
+      if (wanted(i * kRows + lane_id() / kLanes)) bits[i] = vector_at<const uint4>(from);
+      from += kRows * stride;
     }
   }
   float shift[kEight] = {};
@@ -64,7 +66,7 @@ __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, con
       continue;
     }
     float values[kEight] = {};
-    if (wanted(first + row)) {
+    if (wanted(row)) {
       if (kWhole) {
         widen_eight(bits[i], values);
       } else {
@@ -74,6 +76,23 @@ __device__ __forceinline__ void fill_tile(const uint16_t* x, int64_t stride, con
       for (int32_t e = 0; e < kEight; ++e) values[e] += shift[e];
     }
     store_eight(to, true, kEight, values);
+  }
+}
+
+/// fill_tile, of whole rows without a bias, by copies that run beside other work.
+template <int32_t kD>
+__device__ __forceinline__ void copy_tile_async(const uint16_t* x, int64_t stride, int32_t first,
+                                                int32_t end, int32_t D, uint16_t* tile) {
+  constexpr int32_t kLanes = kD / kEight, kRows = kWarp / kLanes;  // that share a row; at a time
+  const int32_t d = lane_id() % kLanes * kEight, row = lane_id() / kLanes;
+  const int32_t rows = d < D ? end - first : 0;
+  const uint16_t* from = x + (first + row) * stride + d;
+  uint16_t* const to = tile + row * TileShape<kD>::kStride + d;
+  XSR_UNROLL
+  for (int32_t r = 0; r < kTileRows; r += kRows) {
+    const bool wanted = row + r < rows;
+    copy_16_async(to + r * TileShape<kD>::kStride, wanted ? from : x, wanted);
+    from += kRows * stride;
   }
 }
 
@@ -164,28 +183,37 @@ __device__ __forceinline__ HeadRows head_rows(const uint16_t* qkv, int64_t strid
   return {qkv + h * D, stride, bias == nullptr ? nullptr : bias + h * D, H * D, D};
 }
 
-/// to[0 .. D) ← this lane's columns of row g (half 0) or g + 8 (half 1) of sums, times factor, plus
-/// those of shift times shift_factor; shift may be null. kWhole: to is 4-byte aligned.
-template <int32_t kD, bool kWhole>
-__device__ __forceinline__ void put_row(const float (&sums)[kD / 8][4], int32_t half, float factor,
-                                        const float* shift, float shift_factor, int32_t D,
-                                        uint16_t* to) {
+/// to[row .. end) ← a tile's sums, times factor: columns of this head, of which 8 divides D and the
+/// stride. Neighbours exchange what they have, so that a row's four lanes write 32 bytes at once,
+/// which are a whole piece of memory.
+template <int32_t kD>
+__device__ __forceinline__ void put_rows(const float (&sums)[kD / 8][4], float factor, int32_t row,
+                                         int32_t end, int32_t D, uint16_t* to, int64_t stride) {
+  const int32_t t = lane_id() % 4;
+  const bool odd = t % 2 != 0;
   XSR_UNROLL
-  for (int32_t n = 0; n < kD / 8; ++n) {
-    const int32_t d = n * 8 + 2 * (lane_id() % 4);
-    float low = sums[n][2 * half] * factor, high = sums[n][2 * half + 1] * factor;
-    if (shift != nullptr && d < D) low += shift[d] * shift_factor;
-    if (shift != nullptr && d + 1 < D) high += shift[d + 1] * shift_factor;
-    if (kWhole) {
-      if (d < D) vector_at<uint32_t>(to + d) = f32_to_bf16_pair(low, high);
-    } else {
-      if (d < D) to[d] = f32_to_bf16(low);
-      if (d + 1 < D) to[d + 1] = f32_to_bf16(high);
+  for (int32_t r = 0; r < 2; ++r) {
+    const int64_t i = row + lane_id() / 4 + r * 8;
+    uint16_t* const mine = to + i * stride + (odd ? 6 + 2 * t : 2 * t);
+    XSR_UNROLL
+    for (int32_t n = 0; n < kD / 8; n += 2) {
+      uint32_t pair[2];
+      XSR_UNROLL
+      for (int32_t k = 0; k < 2; ++k) {
+        const float* const two = sums[n + k] + 2 * r;
+        pair[k] = f32_to_bf16_pair(two[0] * factor, two[1] * factor);
+      }
+      const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? pair[0] : pair[1], 1);
+      if (i < end && (odd ? n * 8 + 8 : n * 8) < D) {
+        vector_at<uint2>(mine + n * 8) =
+            odd ? make_uint2(other, pair[1]) : make_uint2(pair[0], other);
+      }
     }
   }
 }
 
-constexpr int32_t kForwardTiles = 2;  // that attend() takes of the shared memory
+constexpr int32_t kKeyTiles = 2;                      // that attend() takes at a time
+constexpr int32_t kForwardTiles = 1 + 2 * kKeyTiles;  // that it has of the shared memory
 
 /// The attention of a tile's rows to all rows of their sentence, 32 keys at a time; one warp.
 ///
@@ -197,12 +225,27 @@ template <int32_t kD, bool kWhole, typename Drop>
 __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile& tile,
                                        float factor, Drop&& drop, uint16_t* out, int64_t out_stride,
                                        float* lse, int64_t lse_stride) {
-  constexpr int32_t kKeys = 32;
+  constexpr int32_t kSize = TileShape<kD>::kSize;
   const int32_t g = lane_id() / 4, t = lane_id() % 4;
   uint16_t* const queries = warp_tiles<kD>(kForwardTiles);
-  uint16_t* const rows = queries + TileShape<kD>::kSize;
+  uint16_t* const keys = queries + kSize;
+  uint16_t* const values = keys + kKeyTiles * kSize;
   const float scale = kLog2E / sqrtf((float)head.D);  // scores as exponents of 2
-  head.fill<kD, kWhole>(0, tile.row, tile.end, queries);
+  // K and V, and at first Q, are under way together; V is waited for when the scores are there.
+  const auto load = [&](int32_t which, int32_t key, uint16_t* to) {
+    XSR_UNROLL
+    for (int32_t s = 0; s < kKeyTiles; ++s) {
+      const int32_t first = key + s * kTileRows;
+      if (first >= tile.end) break;  // the same for the whole warp
+      if constexpr (kWhole) {
+        copy_tile_async<kD>(head.x + which * head.C, head.stride, first, tile.end, head.D,
+                            to + s * kSize);
+      } else {
+        head.fill<kD, false>(which, first, tile.end, to + s * kSize);
+      }
+    }
+    copy_commit();
+  };
 
   float o[kD / 8][4];
   XSR_UNROLL
@@ -210,27 +253,27 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
   float largest[2] = {-INFINITY, -INFINITY};  // of rows g and g + 8
   float sum[2] = {0, 0};                      // this lane's share, as the next
   float kept[2] = {0, 0};                     // the sum of what drop() left
-  for (int32_t key = tile.begin; key < tile.end; key += kKeys) {
-    float p[kKeys / 16][2][4];  // scores, then probabilities
+  for (int32_t key = tile.begin; key < tile.end; key += kKeyTiles * kTileRows) {
+    __syncwarp();  // the keys before have been read
+    load(1, key, keys);
+    load(2, key, values);
+    if (key == tile.begin) head.fill<kD, kWhole>(0, tile.row, tile.end, queries);
+    copy_wait<1>();
+    __syncwarp();
+    float p[kKeyTiles][2][4];  // scores, then probabilities
     float most[2] = {-INFINITY, -INFINITY};
     XSR_UNROLL
-    for (int32_t s = 0; s < kKeys / 16; ++s) {
+    for (int32_t s = 0; s < kKeyTiles; ++s) {
+      const int32_t rest = tile.end - key - s * kTileRows;  // keys from here on
+      if (rest <= 0) break;                                 // the same for the whole warp
       XSR_UNROLL
       for (int32_t n = 0; n < 2; ++n) p[s][n][0] = p[s][n][1] = p[s][n][2] = p[s][n][3] = 0;
-      if (key + s * 16 < tile.end) {  // the same for the whole warp
-        __syncwarp();
-        head.fill<kD, kWhole>(1, key + s * 16, tile.end, rows);
-        __syncwarp();
-        add_dots<kD>(queries, rows, p[s]);
-      }
+      add_dots<kD>(queries, keys + s * kSize, p[s]);
       XSR_UNROLL
-      for (int32_t n = 0; n < 2; ++n) {
-        XSR_UNROLL
-        for (int32_t i = 0; i < 4; ++i) {
-          const bool there = key + s * 16 + n * 8 + 2 * t + i % 2 < tile.end;
-          p[s][n][i] = there ? p[s][n][i] * scale : -INFINITY;
-          most[i / 2] = fmaxf(most[i / 2], p[s][n][i]);
-        }
+      for (int32_t e = 0; e < 8; ++e) {
+        float& score = p[s][e / 4][e % 4];
+        score = e / 4 * 8 + 2 * t + e % 2 < rest ? score * scale : -INFINITY;
+        most[e % 4 / 2] = fmaxf(most[e % 4 / 2], score);
       }
     }
     float shrink[2];
@@ -249,34 +292,55 @@ __device__ __forceinline__ void attend(const HeadRows& head, const AttentionTile
         for (int32_t i = 0; i < 4; ++i) o[n][i] *= shrink[i / 2];
       }
     }
+    copy_wait<0>();
+    __syncwarp();
     XSR_UNROLL
-    for (int32_t s = 0; s < kKeys / 16; ++s) {
-      if (key + s * 16 >= tile.end) continue;  // the same for the whole warp
+    for (int32_t s = 0; s < kKeyTiles; ++s) {
+      if (key + s * kTileRows >= tile.end) break;
       XSR_UNROLL
-      for (int32_t n = 0; n < 2; ++n) {
-        XSR_UNROLL
-        for (int32_t i = 0; i < 4; ++i) {
-          p[s][n][i] = exp2_approximate(p[s][n][i] - largest[i / 2]);
-          sum[i / 2] += p[s][n][i];
-        }
+      for (int32_t e = 0; e < 8; ++e) {
+        float& probability = p[s][e / 4][e % 4];
+        probability = exp2_approximate(probability - largest[e % 4 / 2]);
+        sum[e % 4 / 2] += probability;
       }
-      drop(p[s], key + s * 16 - tile.begin);
+      drop(p[s], key + s * kTileRows - tile.begin);
       XSR_UNROLL
       for (int32_t e = 0; e < 8; ++e) kept[e % 4 / 2] += p[s][e / 4][e % 4];
-      __syncwarp();
-      head.fill<kD, kWhole>(2, key + s * 16, tile.end, rows);
-      __syncwarp();
-      add_rows<kD>(p[s], rows, o);
+      add_rows<kD>(p[s], values + s * kSize, o);
     }
   }
+  float factors[2], of_bias[2];  // the latter is `factor` without drop()
   XSR_UNROLL
   for (int32_t r = 0; r < 2; ++r) {
-    const float total = quad_sum(sum[r]), share = quad_sum(kept[r]) / total;  // 1 without drop()
+    const float total = quad_sum(sum[r]);
     const int64_t row = tile.row + g + r * 8;
-    if (row >= tile.end) continue;
-    put_row<kD, kWhole>(o, r, factor / total, head.value_bias(), share * factor, head.D,
-                        out + row * out_stride);
-    if (lse != nullptr && t == 0) lse[row * lse_stride] = largest[r] * kLn2 + logf(total);
+    factors[r] = factor / total;
+    of_bias[r] = quad_sum(kept[r]) / total * factor;
+    if (lse != nullptr && t == 0 && row < tile.end)
+      lse[row * lse_stride] = largest[r] * kLn2 + logf(total);
+  }
+  const float* const bias = head.value_bias();
+  XSR_UNROLL
+  for (int32_t n = 0; n < kD / 8; ++n) {
+    const int32_t d = n * 8 + 2 * t;
+    float shift[2] = {0, 0};
+    if (bias != nullptr) {
+      XSR_UNROLL
+      for (int32_t i = 0; i < 2; ++i) shift[i] = d + i < head.D ? bias[d + i] : 0;
+    }
+    XSR_UNROLL
+    for (int32_t i = 0; i < 4; ++i)
+      o[n][i] = o[n][i] * factors[i / 2] + shift[i % 2] * of_bias[i / 2];
+  }
+  if constexpr (kWhole) {
+    put_rows<kD>(o, 1, tile.row, tile.end, head.D, out, out_stride);
+  } else {
+    XSR_UNROLL
+    for (int32_t e = 0; e < kD / 2; ++e) {
+      const int32_t d = e / 4 * 8 + 2 * t + e % 2;
+      const int64_t row = tile.row + g + e % 4 / 2 * 8;
+      if (row < tile.end && d < head.D) out[row * out_stride + d] = f32_to_bf16(o[e / 4][e % 4]);
+    }
   }
 }
 

@@ -104,21 +104,6 @@ __device__ __forceinline__ AttentionTile warp_tile(const AttentionTile& chunk) {
   return {chunk.begin, chunk.end, chunk.row + (int32_t)threadIdx.x / kWarp * kTileRows};
 }
 
-/// fill_tile, of whole rows without a bias, by copies that run beside other work.
-template <int32_t kD>
-__device__ __forceinline__ void copy_tile_async(const uint16_t* x, int64_t stride, int32_t first,
-                                                int32_t end, int32_t D, uint16_t* tile) {
-  constexpr int32_t kLanes = kD / kEight;  // that share a row
-  const int32_t d = lane_id() % kLanes * kEight;
-  XSR_UNROLL
-  for (int32_t r = 0; r < kTileRows; r += kWarp / kLanes) {
-    const int32_t row = r + lane_id() / kLanes;
-    const bool wanted = first + row < end && d < D;
-    copy_16_async(tile + row * TileShape<kD>::kStride + d,
-                  wanted ? x + (first + row) * stride + d : x, wanted);
-  }
-}
-
 /// to [16, 16] ← what round_fragments() gave.
 __device__ __forceinline__ void put_fragments(const uint32_t (&a)[4], uint16_t* to,
                                               int32_t stride) {
@@ -252,34 +237,6 @@ struct QueryTile {
     }
   }
 };
-
-/// to[row .. end) ← a tile's sums, times factor: columns of this head. Neighbours exchange what
-/// they have, so that a row's four lanes write 32 bytes at once, which are a whole piece of memory.
-template <int32_t kD>
-__device__ __forceinline__ void put_rows(const float (&sums)[kD / 8][4], float factor, int32_t row,
-                                         int32_t end, int32_t D, uint16_t* to, int64_t stride) {
-  const int32_t t = lane_id() % 4;
-  const bool odd = t % 2 != 0;
-  XSR_UNROLL
-  for (int32_t r = 0; r < 2; ++r) {
-    const int64_t i = row + lane_id() / 4 + r * 8;
-    uint16_t* const mine = to + i * stride + (odd ? 6 + 2 * t : 2 * t);
-    XSR_UNROLL
-    for (int32_t n = 0; n < kD / 8; n += 2) {
-      uint32_t pair[2];
-      XSR_UNROLL
-      for (int32_t k = 0; k < 2; ++k) {
-        const float* const two = sums[n + k] + 2 * r;
-        pair[k] = f32_to_bf16_pair(two[0] * factor, two[1] * factor);
-      }
-      const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? pair[0] : pair[1], 1);
-      if (i < end && n * 8 < D) {
-        vector_at<uint2>(mine + n * 8) =
-            odd ? make_uint2(other, pair[1]) : make_uint2(pair[0], other);
-      }
-    }
-  }
-}
 
 /// dQ of a warp's rows of a sentence, and for the next kernel delta and shift, and the factors that
 /// make P of E. The keys pass by twice, for the sums and for dQ.
