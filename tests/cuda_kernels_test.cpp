@@ -364,9 +364,11 @@ TEST_F(CudaKernels, PoolingAndNormalize) {
   Random random(105);
   const std::vector<int32_t> bounds = ragged({3, 0, 1, 17, 0, 40});
   const int32_t B = static_cast<int32_t>(bounds.size()) - 1, N = bounds.back();
-  for (const int32_t C : {1, 33, 127, 128, 129, 512}) {
+  for (const RowShape& row :
+       {RowShape{1, 1}, {33, 1}, {127, 1}, {128, 1}, {128, 4}, {129, 3}, {512, 4}, {516, 4}}) {
     for (const Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kCls}) {
-      const int64_t stride = C + 1;
+      const int32_t C = row.C;
+      const int64_t stride = C + row.gap;
       DeviceBuffer<float> x(N * stride), out(B * stride);
       DeviceBuffer<int32_t> cu_seqlens(bounds);
       for (int32_t i = 0; i < N; ++i) {

@@ -107,21 +107,32 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return value;
 }
 
-/// Σ get(i) over i = first, first + step, … < last, in that order. get is a load: kAtOnce of them
-/// are under way, for a thread that waits for each before it asks for the next is idle most of the
-/// time.
+/// sums += Σ get(i, values) over i = first, first + step, … < last, in that order, of which get
+/// sets the values. It is a load: kAtOnce of them are under way, for a thread that waits for each
+/// before it asks for the next is idle most of the time.
+template <int32_t kAtOnce, int32_t kValues, typename Get>
+__device__ __forceinline__ void add_ahead(int32_t first, int32_t last, int32_t step,
+                                          float (&sums)[kValues], Get&& get) {
+  for (int32_t i = first; i < last; i += kAtOnce * step) {
+    float values[kAtOnce][kValues] = {};
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) {
+      if (i + k * step < last) get(i + k * step, values[k]);
+    }
+    XSR_UNROLL
+    for (int32_t k = 0; k < kAtOnce; ++k) {
+      XSR_UNROLL
+      for (int32_t e = 0; e < kValues; ++e) sums[e] += values[k][e];
+    }
+  }
+}
+/// Σ get(i), likewise.
 template <int32_t kAtOnce, typename Get>
 __device__ __forceinline__ float sum_ahead(int32_t first, int32_t last, int32_t step, Get&& get) {
-  float sum = 0;
-  for (int32_t i = first; i < last; i += kAtOnce * step) {
-    float values[kAtOnce];
-    XSR_UNROLL
-    for (int32_t k = 0; k < kAtOnce; ++k)
-      values[k] = i + k * step < last ? get(i + k * step) : 0.0f;
-    XSR_UNROLL
-    for (int32_t k = 0; k < kAtOnce; ++k) sum += values[k];
-  }
-  return sum;
+  float sums[1] = {};
+  add_ahead<kAtOnce>(first, last, step, sums,
+                     [&](int32_t i, float(&value)[1]) { value[0] = get(i); });
+  return sums[0];
 }
 
 // ---- In one instruction each, for results that are rounded to bf16. Below 2^-126 they are 0.
@@ -235,6 +246,28 @@ __device__ __forceinline__ void store_quad(float* p, const Quad& four) {
 __device__ __forceinline__ void store_quad(uint16_t* p, const Quad& four) {
   vector_at<uint2>(p) = make_uint2(f32_to_bf16_pair(four.value[0], four.value[1]),
                                    f32_to_bf16_pair(four.value[2], four.value[3]));
+}
+
+/// x[0 .. kValues) at once, of 1 value or 4 of them.
+template <int32_t kValues>
+__device__ __forceinline__ void load_values(const float* x, float (&values)[kValues]) {
+  static_assert(kValues == 1 || kValues == 4);
+  if constexpr (kValues == 1) {
+    values[0] = *x;
+  } else {
+    const Quad four = load_quad(x);
+    XSR_UNROLL
+    for (int32_t e = 0; e < 4; ++e) values[e] = four.value[e];
+  }
+}
+template <int32_t kValues>
+__device__ __forceinline__ void store_values(float* x, const float (&values)[kValues]) {
+  static_assert(kValues == 1 || kValues == 4);
+  if constexpr (kValues == 1) {
+    *x = values[0];
+  } else {
+    store_quad(x, {{values[0], values[1], values[2], values[3]}});
+  }
 }
 
 /// Element i of a table in the given storage, as f32 (exact).

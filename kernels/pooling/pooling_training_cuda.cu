@@ -11,28 +11,37 @@ namespace {
 
 constexpr int32_t kThreads = 128;
 
-/// Block b: a sentence; block B: the rows behind the last one, which have none.
+/// Block b: a sentence; block B: the rows behind the last one, which have none. A thread has four
+/// columns.
 __global__ void __launch_bounds__(kThreads)
     norm_pooling_forward_kernel(const float* x, const float* statistics, const float* gamma,
                                 const float* beta, const int32_t* cu_seqlens, int32_t B, int32_t N,
                                 int32_t C, bool mean, float* out, int32_t* sentence_of) {
   constexpr int32_t kAtOnce = 8;
-  const int32_t b = (int32_t)blockIdx.x, c = (int32_t)(blockIdx.y * kThreads + threadIdx.x);
+  const int32_t b = (int32_t)blockIdx.x, c = 4 * (int32_t)(blockIdx.y * kThreads + threadIdx.x);
   const int32_t begin = cu_seqlens[b], end = b < B ? cu_seqlens[b + 1] : N;
   if (blockIdx.y == 0) {
     for (int32_t i = begin + (int32_t)threadIdx.x; i < end; i += kThreads)
       sentence_of[i] = b < B ? b : -1;
   }
   if (c >= C || b == B) return;
-  const float scale = gamma[c], shift = beta[c];
-  float value =
-      sum_ahead<kAtOnce>(begin, mean || begin == end ? end : begin + 1, 1, [&](int32_t i) {
-        return (x[(int64_t)i * C + c] - statistics[2 * (int64_t)i]) *
-                   statistics[2 * (int64_t)i + 1] * scale +
-               shift;
-      });
-  if (mean && begin < end) value /= (float)(end - begin);
-  out[(int64_t)b * C + c] = value;
+  const Quad scale = load_quad(gamma + c), shift = load_quad(beta + c);
+  float pooled[4] = {};
+  add_ahead<kAtOnce>(begin, mean || begin == end ? end : begin + 1, 1, pooled,
+                     [&](int32_t i, float(&values)[4]) {
+                       load_values(x + (int64_t)i * C + c, values);
+                       XSR_UNROLL
+                       for (int32_t e = 0; e < 4; ++e) {
+                         values[e] = (values[e] - statistics[2 * (int64_t)i]) *
+                                         statistics[2 * (int64_t)i + 1] * scale.value[e] +
+                                     shift.value[e];
+                       }
+                     });
+  XSR_UNROLL
+  for (int32_t e = 0; e < 4; ++e) {
+    if (mean && begin < end) pooled[e] /= (float)(end - begin);
+  }
+  store_values(out + (int64_t)b * C + c, pooled);
 }
 
 /// Block b: a sentence; block B: the rows behind the last one.
@@ -90,7 +99,7 @@ Status norm_pooling_forward_cuda(const float* x, const float* statistics, const 
                                  int32_t C, Pooling pooling, float* out, int32_t* sentence_of,
                                  Stream stream) {
   if (pooling == Pooling::kMax) return 1;
-  return launch(norm_pooling_forward_kernel, dim3(B + 1, blocks_of(C, kThreads)), kThreads, 0,
+  return launch(norm_pooling_forward_kernel, dim3(B + 1, blocks_of(C, 4 * kThreads)), kThreads, 0,
                 stream, x, statistics, gamma, beta, cu_seqlens, B, N, C, pooling == Pooling::kMean,
                 out, sentence_of);
 }

@@ -10,6 +10,7 @@ namespace xsr::cuda {
 /// or of the first rows, as pooling_forward_cuda; status 1 for the largest.
 ///
 /// x [N, C]   statistics [N, 2] mean and rstd   gamma, beta [C]   out [B, C]
+/// C is a multiple of 4, x, gamma, beta and out are 16-byte aligned
 /// sentence_of [N]  =, a row's sentence, -1 from cu_seqlens[B] on; for layernorm_backward_cuda
 Status norm_pooling_forward_cuda(const float* x, const float* statistics, const float* gamma,
                                  const float* beta, const int32_t* cu_seqlens, int32_t B, int32_t N,
