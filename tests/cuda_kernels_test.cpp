@@ -57,9 +57,9 @@ TEST_F(CudaKernels, LayerNorm) {
   Random random(101);
   ErrorBudget budget, narrow_budget;
   int variant = 0;
-  for (const auto& [C, gap] : row_shapes()) {
-    const int32_t N = 1 + variant++ % 6;
-    const int64_t stride = C + gap;
+  for (const RowShape& row : row_shapes()) {
+    const int32_t C = row.C, N = 1 + variant++ % 6;
+    const int64_t stride = C + row.gap;
     DeviceBuffer<float> x(N * stride), gamma(C), beta(C), out(N * stride);
     DeviceBuffer<uint16_t> narrow(N * stride);
     for (int32_t i = 0; i < N; ++i) {
@@ -124,11 +124,11 @@ TEST_F(CudaKernels, Embedding) {
   Random random(102);
   ErrorBudget budget;
   int variant = 0;
-  for (const auto& row_shape : row_shapes()) {
-    const int32_t C = row_shape.C;
+  for (const RowShape& row : row_shapes()) {
+    const int32_t C = row.C;
     const Storage storage = static_cast<Storage>(variant % 3);
     const bool typed = variant % 2 != 0, normed = variant % 5 != 0;
-    const int64_t stride = C + row_shape.gap;
+    const int64_t stride = C + row.gap;
     const int32_t N = 1 + variant++ % 6, V = 11, P = 9;
     const int64_t width = kernels::storage_size(storage);
     DeviceBuffer<uint8_t> token(V * C * width), position(P * C * width);
