@@ -83,15 +83,14 @@ void count(bool with_opcodes) {
 const std::map<std::string, Counts>& counts() { return counted; }
 
 void Warp::fail_at(const Instruction& instruction, const char* format, ...) const {
-  std::fprintf(stderr, "ptx: %s, line %u, block (%u, %u, %u), threads from %u: ",
-               block_->kernel->name.c_str(), instruction.line, block_->index.x, block_->index.y,
-               block_->index.z, first_thread_);
+  std::array<char, 500> what;
   va_list arguments;
   va_start(arguments, format);
-  std::vfprintf(stderr, format, arguments);
+  std::vsnprintf(what.data(), what.size(), format, arguments);
   va_end(arguments);
-  std::fputc('\n', stderr);
-  std::abort();
+  fail("%s, line %u, block (%u, %u, %u), threads from %u: %s", block_->kernel->name.c_str(),
+       instruction.line, block_->index.x, block_->index.y, block_->index.z, first_thread_,
+       what.data());
 }
 
 void Warp::prepare(Block& block, uint32_t index, uint32_t threads, Size block_size, Size grid) {
