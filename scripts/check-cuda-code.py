@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """check-cuda-code.py LIBRARY...: what nvcc made of the kernels, as cuobjdump disassembles it.
-check-cuda-code.py --ptx: the second to fourth of the following of the PTX that nvcc makes of kernels/, for machines without
+check-cuda-code.py --ptx: the second to fifth of the following of the PTX that nvcc makes of kernels/, for machines without
 cuobjdump or libraries.
 
 - Each library holds machine code for sm_80 and sm_90a, and PTX for devices to come.
 - Every attention_*bf16_kernel multiplies on the tensor cores (HMMA); each library must have some.
-- The attention's backward pass in bf16 copies past the registers (cp.async, LDGSTS), so that its loads are under way together.
+- The attention in bf16 copies past the registers (cp.async, LDGSTS), so that its loads are under way together.
+- Swish in bf16 divides by one instruction and not by ten (div, FCHK).
 - What training moves four floats at a time (the update, activations, dropout, LayerNorm, logits, the embedding's
   gradient) is loaded by 128 bits; the second library, that of training, must have some.
 - No kernel of the first library touches local memory (LDL, STL): nothing spills. (In training cos takes some; ptxas
@@ -25,7 +26,8 @@ import sys
 
 ARCHITECTURES = {"sm_80", "sm_90a"}
 ON_TENSOR_CORES = re.compile(r"attention_\w*bf16_kernel")
-PAST_REGISTERS = re.compile(r"attention_backward_\w*bf16_kernel")
+PAST_REGISTERS = re.compile(r"attention_(backward_\w*|training_forward_)bf16_kernel|attention_forward_bf16_kernelILi\d+ELb1E")
+WITHOUT_DIVISION = re.compile(r"activation_(forward|backward)_bf16_kernelI(Lb1E)+E")  # of swish, eight columns at a time
 FOUR_AT_ONCE = re.compile(  # with the file in front, for sessions have kernels of the same names
     r"(optimizer|dropout|training|loss|embedding_backward)_cuda_cu_\w*(adam_update|sum_of_squares|narrow_forward|dropout_forward"
     r"|activation_forward|activation_backward|layernorm_forward|layernorm_backward|layernorm_backward_rows|vocabulary_tile_forward"
@@ -73,7 +75,7 @@ def check_ptx():
     sources = sorted(ROOT.glob("kernels/*/*_cuda.cu"))
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         texts = list(pool.map(lambda source: run(nvcc, *options, str(source)), sources))
-    wrong, tensor, past, four = [], 0, 0, 0
+    wrong, tensor, past, without, four = [], 0, 0, 0, 0
     for text in texts:
         pieces = ENTRY.split(text)  # what is in front of the first kernel, then names and bodies by turns
         for function, body in zip(pieces[1::2], pieces[2::2]):
@@ -85,12 +87,16 @@ def check_ptx():
                 past += 1
                 if "cp.async" not in body:
                     wrong.append(f"{function}: no cp.async, so it waits for each load")
+            if WITHOUT_DIVISION.search(function):
+                without += 1
+                if "\tdiv." in body:
+                    wrong.append(f"{function}: a division of ten instructions")
             if FOUR_AT_ONCE.search(function):
                 four += 1
                 if not re.search(r"ld\.global(\.\w+)*\.v4", body):
                     wrong.append(f"{function}: loads nothing by 128 bits")
-    if tensor == 0 or past == 0 or four == 0:
-        wrong.append("no kernel is on the tensor cores, none copies past the registers, or none moves four floats at a time")
+    if 0 in (tensor, past, without, four):
+        wrong.append("no kernel is on the tensor cores, copies past the registers, is swish in bf16, or moves four floats at a time")
     print(f"check-cuda-code: PTX of {len(sources)} files: {tensor} kernels of attention on the tensor cores, {four} by four floats")
     return report(wrong)
 
@@ -117,7 +123,7 @@ def main(libraries):
             wrong.append(f"{name} has no code for {', '.join(sorted(missing))}")
         if not run(cuobjdump, "-lptx", library).strip():
             wrong.append(f"{name} has no PTX")
-        tensor = past = four = 0
+        tensor = past = without = four = 0
         for (architecture, function), opcodes in found.items():
             if sum(opcodes.values()) < 2:
                 wrong.append(f"{name}: {function} for {architecture}: not understood")
@@ -132,14 +138,18 @@ def main(libraries):
                 past += 1
                 if not opcodes["LDGSTS"]:
                     wrong.append(f"{name}: {function} for {architecture}: no LDGSTS, so it waits for each load")
+            if WITHOUT_DIVISION.search(function):
+                without += 1
+                if opcodes["FCHK"]:
+                    wrong.append(f"{name}: {function} for {architecture}: {opcodes['FCHK']} FCHK: divisions of ten instructions")
             if FOUR_AT_ONCE.search(function):
                 four += 1
                 if not opcodes["128 bits"]:
                     wrong.append(f"{name}: {function} for {architecture}: loads nothing by 128 bits")
-        if tensor == 0:
-            wrong.append(f"{name} has no kernel of attention on the tensor cores")
-        if number == 1 and (past == 0 or four == 0):
-            wrong.append(f"{name} has none of the kernels that copy past the registers, or that move four floats at a time")
+        if 0 in (tensor, past, without):
+            wrong.append(f"{name} has no kernel on the tensor cores, that copies past the registers, or of swish in bf16")
+        if number == 1 and four == 0:
+            wrong.append(f"{name} has none of the kernels that move four floats at a time")
         print(
             f"check-cuda-code: {name}: {len(found)} kernels, {tensor} of attention on the tensor cores, "
             f"{four} by four floats at a time"
