@@ -68,7 +68,7 @@ Status with_quads(int32_t C, Body&& body) {
   }
 }
 
-/// The same of a row in registers.
+/// The mean and 1 / sqrt(var + eps) of a row in registers.
 template <typename OfRow>
 __device__ __forceinline__ void row_statistics(const Quad* x, int32_t C, float sum, float eps,
                                                float* mean, float* rstd) {
@@ -94,6 +94,7 @@ __device__ inline Quad normalize(const Quad& x, float mean, float rstd, const Qu
   return out;
 }
 
+/// kQuads 0: any C; sum is read again. Blocks as below.
 template <typename OfRow>
 __global__ void __launch_bounds__(kRowWarps* kWarp, OfRow::kQuads <= 4 ? 3 : 2)
     embedding_layernorm_dropout_forward_kernel(const int32_t* token_ids, const int32_t* positions,
